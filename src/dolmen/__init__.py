@@ -1,0 +1,3 @@
+"""dolmen: a simple, robust object store."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""What a Python program imports to talk to an API server."""

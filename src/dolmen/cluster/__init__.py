@@ -1,0 +1,1 @@
+"""A cluster of blob stores: placement, uploads, downloads, large objects."""

@@ -1,0 +1,81 @@
+"""Every error a caller of dolmen may catch, in one place.
+
+A store raises only these. Each message is a sentence for a person: what was
+found, and where it helps, what to do next. Two of them decide what may be
+retried: after `Unavailable` nothing has happened, so trying again is safe;
+after `OutcomeUnknown` the write may have happened, so only an operation that
+may happen twice (a put of the same content under the same name) is repeated.
+"""
+
+from __future__ import annotations
+
+
+class DolmenError(Exception):
+    """Base of every error dolmen raises on purpose."""
+
+
+class InvalidName(DolmenError):  # noqa: N818 - the contract's word
+    """A blob name, object id, stamp or metadata entry that is not of the allowed form."""
+
+
+class NotFound(DolmenError):  # noqa: N818
+    """Nothing live stands under this name on this store.
+
+    `stamp` is the stamp of the tombstone that says so, or 0 where the name was
+    never heard of: a reader that asks several stores needs it, because a newer
+    tombstone on one overrules an older copy on another.
+    """
+
+    def __init__(self, message: str, *, stamp: int = 0) -> None:
+        super().__init__(message)
+        self.stamp = stamp
+
+
+class Conflict(DolmenError):  # noqa: N818
+    """A put without a stamp met other content that is live under the name."""
+
+
+class Corrupt(DolmenError):  # noqa: N818
+    """The bytes that were stored are not the bytes that are there now.
+
+    It is never the same as `NotFound`: another copy may well be good.
+    """
+
+
+class TooLarge(DolmenError):  # noqa: N818
+    """The blob, its metadata or a request is beyond what this store can keep."""
+
+
+class Full(DolmenError):  # noqa: N818
+    """The store has no room for this put; reads and deletes go on."""
+
+
+class ReadOnly(DolmenError):  # noqa: N818
+    """The store refuses every write, for example after its disk failed to flush."""
+
+
+class Unavailable(DolmenError):  # noqa: N818
+    """The store could not be asked. Nothing happened, so a retry is safe."""
+
+
+class OutcomeUnknown(DolmenError):  # noqa: N818
+    """The store was asked to write and did not say how it went. It may have happened."""
+
+
+class Unauthorized(DolmenError):  # noqa: N818
+    """The store refuses who is asking."""
+
+
+class BadContent(DolmenError):  # noqa: N818
+    """The bytes that arrived are not those that were announced (length or digest)."""
+
+
+class BadSetting(DolmenError):  # noqa: N818
+    """A flag, environment variable, file entry or store URL that can't be used.
+
+    The message is one line: where it was found, what was found, what is allowed.
+    """
+
+
+class BadVolume(DolmenError):  # noqa: N818
+    """A data folder that can't be opened: foreign, newer, in use or unreadable."""

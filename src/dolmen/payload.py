@@ -1,0 +1,98 @@
+"""Payloads: the bytes of a blob, as something that can be read again.
+
+A put may have to send its bytes to a second server after the first failed, so
+whoever gives a payload promises that it can be read from the start more than
+once, where `rereadable` says so. Every payload knows its size beforehand.
+
+Pieces are buffers (`bytes` or `memoryview`) of any length but zero; a piece is
+valid until the next one is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Protocol, runtime_checkable
+
+from dolmen.errors import BadContent
+
+Piece = bytes | bytearray | memoryview
+
+
+@runtime_checkable
+class Payload(Protocol):
+    """The bytes of one blob. `size` is in bytes."""
+
+    size: int
+    whole: bytes | memoryview | None
+    """All the bytes, where they are in memory anyway; otherwise None."""
+    rereadable: bool
+
+    def __aiter__(self) -> AsyncIterator[Piece]:
+        """Read from the start, piece by piece."""
+        ...
+
+
+class Bytes:
+    """A payload in memory."""
+
+    __slots__ = ("rereadable", "size", "whole")
+
+    def __init__(self, data: bytes | bytearray | memoryview) -> None:
+        self.whole: bytes | memoryview | None = (
+            memoryview(data) if isinstance(data, bytearray) else data
+        )
+        self.size = len(data)
+        self.rereadable = True
+
+    async def __aiter__(self) -> AsyncIterator[Piece]:
+        if self.size:
+            assert self.whole is not None
+            yield self.whole
+
+
+class Stream:
+    """A payload that is read from elsewhere: a file, a socket, another store.
+
+    `opened` is called for every reading and returns the pieces from the start.
+    With `rereadable=False` a second reading raises `BadContent`. Pieces that
+    add up to less or more than `size` raise `BadContent`, never pass silently.
+    """
+
+    __slots__ = ("_opened", "_read", "rereadable", "size", "whole")
+
+    def __init__(
+        self, size: int, opened: Callable[[], AsyncIterator[Piece]], *, rereadable: bool = True
+    ) -> None:
+        self.size = size
+        self.whole: bytes | memoryview | None = None
+        self.rereadable = rereadable
+        self._opened = opened
+        self._read = False
+
+    async def __aiter__(self) -> AsyncIterator[Piece]:
+        if self._read and not self.rereadable:
+            raise BadContent("this payload can be read only once, and was read before")
+        self._read = True
+        got = 0
+        async for piece in self._opened():
+            got += len(piece)
+            if got > self.size:
+                break
+            if piece:
+                yield piece
+        if got != self.size:
+            raise BadContent(
+                f"{self.size} bytes were announced, but {got} or more came"
+                if got > self.size
+                else f"{self.size} bytes were announced, but only {got} came"
+            )
+
+
+async def read_whole(payload: Payload) -> bytes | memoryview:
+    """All bytes of a payload in memory. For payloads known to be small."""
+    if payload.whole is not None:
+        return payload.whole
+    data = bytearray()
+    async for piece in payload:
+        data += piece
+    return memoryview(data)

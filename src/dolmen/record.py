@@ -1,0 +1,179 @@
+"""The record: the one framing of a blob, on disk, on the wire and in an export.
+
+Little-endian. A header of 72 bytes, the name, the metadata, the data, and then
+one CRC-32C (Castagnoli, RFC 3720 appendix B.4) for every 64 KiB of data, so a
+range is checked without reading the rest:
+
+    offset size  field
+         0    4  magic, b"dlmn"
+         4    1  version, 1
+         5    1  kind
+         6    1  length of the name, 0 to 128
+         7    1  zero
+         8    2  length of the metadata, 0 to 16,384
+        10    2  zero
+        12    8  length of the data
+        20    8  stamp
+        28    8  sequence: the order of a volume's writes; zero on the wire
+        36   16  checksum: the first half of BLAKE3 over the data
+        52   16  owner: the segment the record was written to; zero on the wire
+        68    4  CRC-32C of bytes 0 to 67, the name and the metadata
+
+The owner keeps an old block of a reused file from being believed. The header is
+enough to skip a record without reading its data. `docs/disk-format.md` gives
+the reasons. Everything here is pure: bytes in, bytes out.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from dataclasses import dataclass
+
+from crc32c import crc32c
+
+from dolmen.errors import Corrupt
+from dolmen.metadata import METADATA_MAX
+from dolmen.names import NAME_MAX
+
+MAGIC = b"dlmn"
+VERSION = 1
+BLOCK = 65_536
+HEADER_SIZE = 72
+HEAD_MAX = HEADER_SIZE + NAME_MAX + METADATA_MAX
+NOBODY = bytes(16)
+
+_HEADER = struct.Struct("<4sBBBxHxxQQQ16s16s")
+_CRC = struct.Struct("<I")
+
+
+class Kind(enum.IntEnum):
+    """What a record says. Of two writes with equal stamps the higher kind wins."""
+
+    BLOB = 1
+    MANIFEST = 2
+    TOMBSTONE = 3
+    REVISION = 4
+    """Only on disk: a new stamp and metadata for a record that lies elsewhere."""
+    REMOVAL = 5
+    """Only on disk: nothing stands under this name here any more, and nothing was deleted."""
+    EXTENT = 6
+    """Only on disk: room for one record that is being streamed into it."""
+
+
+@dataclass(slots=True)
+class Head:
+    """A decoded header with its name and metadata. Lengths in bytes."""
+
+    kind: int
+    name: bytes
+    metadata: bytes
+    length: int
+    stamp: int
+    sequence: int
+    checksum: bytes
+    owner: bytes
+
+    @property
+    def data_offset(self) -> int:
+        """Where the data begins, counted from the record's start."""
+        return HEADER_SIZE + len(self.name) + len(self.metadata)
+
+    @property
+    def size(self) -> int:
+        """The whole record's length."""
+        return record_size(len(self.name), len(self.metadata), self.length)
+
+
+def sums_size(length: int) -> int:
+    """How many bytes of block checksums follow `length` bytes of data."""
+    return 4 * ((length + BLOCK - 1) // BLOCK)
+
+
+def record_size(name: int, metadata: int, length: int) -> int:
+    """The length of a record whose name, metadata and data have these lengths."""
+    return HEADER_SIZE + name + metadata + length + sums_size(length)
+
+
+def encode_head(
+    kind: int,
+    name: bytes,
+    metadata: bytes,
+    length: int,
+    stamp: int,
+    checksum: bytes,
+    *,
+    sequence: int = 0,
+    owner: bytes = NOBODY,
+) -> bytes:
+    """Everything of a record that stands before its data."""
+    header = _HEADER.pack(
+        MAGIC, VERSION, kind, len(name), len(metadata), length, stamp, sequence, checksum, owner
+    )
+    rest = name + metadata
+    return header + _CRC.pack(crc32c(rest, crc32c(header))) + rest
+
+
+def decode_head(buffer: bytes | memoryview, offset: int = 0) -> Head:
+    """The head of the record at `offset`; raises `Corrupt` when none stands there.
+
+    The buffer must reach to the end of the metadata (`HEAD_MAX` bytes are always
+    enough); a shorter one counts as damage.
+    """
+    if len(buffer) - offset < HEADER_SIZE:
+        raise Corrupt("a record's header is cut short")
+    magic, version, kind, name_length, metadata_length, length, stamp, sequence, checksum, owner = (
+        _HEADER.unpack_from(buffer, offset)
+    )
+    if magic != MAGIC:
+        raise Corrupt("no record begins here")
+    if version != VERSION:
+        raise Corrupt(f"a record of version {version}; this dolmen reads version {VERSION}")
+    end = offset + HEADER_SIZE + name_length + metadata_length
+    if end > len(buffer):
+        raise Corrupt("a record's name or metadata is cut short")
+    rest = bytes(buffer[offset + HEADER_SIZE : end])
+    (crc,) = _CRC.unpack_from(buffer, offset + HEADER_SIZE - 4)
+    if crc32c(rest, crc32c(buffer[offset : offset + HEADER_SIZE - 4])) != crc:
+        raise Corrupt("a record's header fails its checksum")
+    return Head(
+        kind, rest[:name_length], rest[name_length:], length, stamp, sequence, checksum, owner
+    )
+
+
+def block_sums(data: bytes | bytearray | memoryview) -> bytes:
+    """The checksums that follow this data: four bytes for every 64 KiB begun."""
+    if len(data) <= BLOCK:
+        return _CRC.pack(crc32c(data)) if data else b""
+    view = memoryview(data)
+    return b"".join(_CRC.pack(crc32c(view[at : at + BLOCK])) for at in range(0, len(view), BLOCK))
+
+
+def blocks_match(data: bytes | memoryview, sums: bytes | memoryview) -> bool:
+    """Whether data that begins at a block's start has these block checksums."""
+    return block_sums(data) == sums
+
+
+class BlockSums:
+    """Block checksums of data that arrives in pieces of any length."""
+
+    def __init__(self) -> None:
+        self._sums = bytearray()
+        self._crc = 0
+        self._filled = 0
+
+    def update(self, piece: bytes | bytearray | memoryview) -> None:
+        """Take the next piece."""
+        view = memoryview(piece)
+        while len(view):
+            part = view[: BLOCK - self._filled]
+            self._crc = crc32c(part, self._crc)
+            self._filled += len(part)
+            if self._filled == BLOCK:
+                self._sums += _CRC.pack(self._crc)
+                self._crc = self._filled = 0
+            view = view[len(part) :]
+
+    def digest(self) -> bytes:
+        """The checksums of all pieces so far."""
+        return bytes(self._sums) + (_CRC.pack(self._crc) if self._filled else b"")

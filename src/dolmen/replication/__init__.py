@@ -1,0 +1,1 @@
+"""Replication: copying what is missing from one store to another."""

@@ -1,0 +1,1 @@
+"""The two servers: routes and status codes over a store."""

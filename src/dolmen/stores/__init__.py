@@ -1,0 +1,40 @@
+"""Blob stores, one module or package an engine, opened by URL.
+
+`open_store` maps a URL's scheme to its engine and imports only that one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from importlib import import_module
+from urllib.parse import urlsplit
+
+from dolmen.errors import BadSetting
+from dolmen.store import BlobStore
+
+SCHEMES = {
+    "memory": "dolmen.stores.memory",
+    "volume": "dolmen.stores.volume",
+    "http": "dolmen.stores.remote",
+    "https": "dolmen.stores.remote",
+}
+
+Opener = Callable[[str], Awaitable[BlobStore]]
+
+
+async def open_store(url: str) -> BlobStore:
+    """Open the store a URL names; the engine's module has an `open_url(url)`.
+
+    Raises `BadSetting` for a scheme that no engine has, and whatever the engine
+    raises where it can't be opened.
+    """
+    scheme = urlsplit(url).scheme
+    module = SCHEMES.get(scheme)
+    if module is None:
+        known = ", ".join(f"{name}:" for name in SCHEMES)
+        raise BadSetting(
+            f"{url!r} names no store dolmen knows: a store URL begins with one of {known}"
+            " (for example volume:/var/lib/dolmen or http://127.0.0.1:3001)"
+        )
+    opener: Opener = import_module(module).open_url
+    return await opener(url)

@@ -1,0 +1,130 @@
+"""What a write does to what stands: the rules of the contract, as pure functions.
+
+Every engine that decides in Python asks here, inside whatever makes its own
+decision atomic (a lock, a transaction), and then carries the verdict out.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import NamedTuple
+
+from dolmen.errors import Conflict, NotFound
+from dolmen.record import Kind
+from dolmen.stamps import Clock
+from dolmen.store import BlobInfo, Outcome, Put, rank
+
+NO_CHECKSUM = bytes(16)
+
+
+class Action(enum.Enum):
+    """What the engine has to do."""
+
+    KEEP = enum.auto()
+    """Nothing."""
+    WRITE = enum.auto()
+    """Store the write whole, in place of what stands."""
+    REVISE = enum.auto()
+    """Keep the data that stands and give it this stamp and metadata."""
+
+
+class Verdict(NamedTuple):
+    """What to do, and the answer to give once it is done."""
+
+    action: Action
+    answer: Put
+
+
+def judge_put(
+    name: str,
+    standing: BlobInfo | None,
+    *,
+    damaged: bool,
+    kind: int,
+    checksum: bytes,
+    metadata: bytes,
+    stamp: int | None,
+    clock: Clock,
+) -> Verdict:
+    """Decide a put. `damaged` says that the copy that stands is quarantined.
+
+    Raises `Conflict` for a put without a stamp onto other live content.
+    """
+    if standing is None:
+        return _write(clock.next() if stamp is None else stamp)
+    same = standing.kind == kind and standing.checksum == checksum
+    if stamp is None:
+        deleted = standing.kind == Kind.TOMBSTONE
+        if not (deleted or same):
+            raise Conflict(
+                f"{name} already holds other content ({standing.size} bytes); "
+                "a name keeps one content: delete it first, or choose another name"
+            )
+        fresh = clock.next(above=standing.stamp)
+        return _write(fresh) if deleted or damaged else _revise(fresh)
+    if damaged:
+        return _write(stamp)
+    order = _compare(standing, stamp, kind, checksum, metadata)
+    if order <= 0:
+        return _keep(standing, order)
+    return _revise(stamp) if same else _write(stamp)
+
+
+def judge_delete(standing: BlobInfo | None, *, stamp: int | None, clock: Clock) -> Verdict:
+    """Decide a delete."""
+    if stamp is None:
+        return _write(clock.next(above=standing.stamp if standing else 0))
+    if standing is None:
+        return _write(stamp)
+    order = _compare(standing, stamp, Kind.TOMBSTONE, NO_CHECKSUM, b"")
+    return _write(stamp) if order > 0 else _keep(standing, order)
+
+
+def judge_touch(
+    name: str,
+    standing: BlobInfo | None,
+    *,
+    damaged: bool,
+    checksum: bytes,
+    metadata: bytes,
+    stamp: int,
+) -> Verdict:
+    """Decide a touch; raises `NotFound` where there is nothing to touch."""
+    if (
+        standing is None
+        or damaged
+        or standing.kind == Kind.TOMBSTONE
+        or standing.checksum != checksum
+    ):
+        raise NotFound(
+            f"{name} is not here with that checksum",
+            stamp=standing.stamp if standing and standing.kind == Kind.TOMBSTONE else 0,
+        )
+    order = _compare(standing, stamp, standing.kind, checksum, metadata)
+    return _revise(stamp) if order > 0 else _keep(standing, order)
+
+
+def may_remove(standing: BlobInfo | None, *, if_stamp: int, min_age: float, now: float) -> bool:
+    """Whether this store's own copy may be dropped. `now` is in seconds since 1970."""
+    return standing is not None and standing.stamp == if_stamp and now - standing.arrived >= min_age
+
+
+def _compare(standing: BlobInfo, stamp: int, kind: int, checksum: bytes, metadata: bytes) -> int:
+    """Above zero when the write outranks what stands, zero when it is the same write."""
+    if stamp != standing.stamp:
+        return 1 if stamp > standing.stamp else -1
+    new, old = rank(stamp, kind, checksum, metadata), standing.rank
+    return (new > old) - (new < old)
+
+
+def _write(stamp: int) -> Verdict:
+    return Verdict(Action.WRITE, Put(Outcome.CREATED, stamp))
+
+
+def _revise(stamp: int) -> Verdict:
+    return Verdict(Action.REVISE, Put(Outcome.UNCHANGED, stamp))
+
+
+def _keep(standing: BlobInfo, order: int) -> Verdict:
+    outcome = Outcome.SUPERSEDED if order else Outcome.UNCHANGED
+    return Verdict(Action.KEEP, Put(outcome, standing.stamp))

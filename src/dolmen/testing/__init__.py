@@ -1,0 +1,1 @@
+"""Shipped test tools: the conformance suite, a faulty store, a crash simulator."""
