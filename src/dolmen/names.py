@@ -15,16 +15,12 @@ from __future__ import annotations
 import hashlib
 import re
 import zlib
-from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
 from dolmen.errors import InvalidName
 
-if TYPE_CHECKING:
-    from collections.abc import Buffer
-else:  # Python 3.12 has it in collections.abc; until then any object will do
-    Buffer = object
+Buffer = bytes | bytearray | memoryview
 
 PARTITIONS = 65_536
 CHECKSUM_SIZE = 16
