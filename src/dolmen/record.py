@@ -1,6 +1,6 @@
 """The record: the one framing of a blob, on disk, on the wire and in an export.
 
-Little-endian. A header of 72 bytes, the name, the metadata, the data, and then
+Little-endian. A header of 76 bytes, the name, the metadata, the data, and then
 one CRC-32C (Castagnoli, RFC 3720 appendix B.4) for every 64 KiB of data, so a
 range is checked without reading the rest:
 
@@ -17,10 +17,13 @@ range is checked without reading the rest:
         28    8  sequence: the order of a volume's writes; zero on the wire
         36   16  checksum: the first half of BLAKE3 over the data
         52   16  owner: the segment the record was written to; zero on the wire
-        68    4  CRC-32C of bytes 0 to 67, the name and the metadata
+        68    4  flushed: how much of the segment was known to be on disk when this
+                 record was written; zero on the wire
+        72    4  CRC-32C of bytes 0 to 71, the name and the metadata
 
-The owner keeps an old block of a reused file from being believed. The header is
-enough to skip a record without reading its data. `docs/disk-format.md` gives
+The owner keeps an old block of a reused file from being believed; `flushed` tells
+a record that was torn by a power cut (nothing behind it was written after it had
+been flushed) from one that was damaged later (something was). The header is enough to skip a record without reading its data. `docs/disk-format.md` gives
 the reasons. Everything here is pure: bytes in, bytes out.
 """
 
@@ -39,11 +42,11 @@ from dolmen.names import NAME_MAX
 MAGIC = b"dlmn"
 VERSION = 1
 BLOCK = 65_536
-HEADER_SIZE = 72
+HEADER_SIZE = 76
 HEAD_MAX = HEADER_SIZE + NAME_MAX + METADATA_MAX
 NOBODY = bytes(16)
 
-_HEADER = struct.Struct("<4sBBBxHxxQQQ16s16s")
+_HEADER = struct.Struct("<4sBBBxHxxQQQ16s16sI")
 _CRC = struct.Struct("<I")
 
 
@@ -73,6 +76,7 @@ class Head:
     sequence: int
     checksum: bytes
     owner: bytes
+    flushed: int
 
     @property
     def data_offset(self) -> int:
@@ -105,10 +109,21 @@ def encode_head(
     *,
     sequence: int = 0,
     owner: bytes = NOBODY,
+    flushed: int = 0,
 ) -> bytes:
     """Everything of a record that stands before its data."""
     header = _HEADER.pack(
-        MAGIC, VERSION, kind, len(name), len(metadata), length, stamp, sequence, checksum, owner
+        MAGIC,
+        VERSION,
+        kind,
+        len(name),
+        len(metadata),
+        length,
+        stamp,
+        sequence,
+        checksum,
+        owner,
+        flushed,
     )
     rest = name + metadata
     return header + _CRC.pack(crc32c(rest, crc32c(header))) + rest
@@ -122,9 +137,7 @@ def decode_head(buffer: bytes | memoryview, offset: int = 0) -> Head:
     """
     if len(buffer) - offset < HEADER_SIZE:
         raise Corrupt("a record's header is cut short")
-    magic, version, kind, name_length, metadata_length, length, stamp, sequence, checksum, owner = (
-        _HEADER.unpack_from(buffer, offset)
-    )
+    magic, version, kind, name_length, metadata_length, *fixed = _HEADER.unpack_from(buffer, offset)
     if magic != MAGIC:
         raise Corrupt("no record begins here")
     if version != VERSION:
@@ -136,9 +149,9 @@ def decode_head(buffer: bytes | memoryview, offset: int = 0) -> Head:
     (crc,) = _CRC.unpack_from(buffer, offset + HEADER_SIZE - 4)
     if crc32c(rest, crc32c(buffer[offset : offset + HEADER_SIZE - 4])) != crc:
         raise Corrupt("a record's header fails its checksum")
-    return Head(
-        kind, rest[:name_length], rest[name_length:], length, stamp, sequence, checksum, owner
-    )
+    length, stamp, sequence, checksum, owner, flushed = fixed
+    name, metadata = rest[:name_length], rest[name_length:]
+    return Head(kind, name, metadata, length, stamp, sequence, checksum, owner, flushed)
 
 
 def block_sums(data: bytes | bytearray | memoryview) -> bytes:
