@@ -1,0 +1,218 @@
+"""The durable index of a volume: an LMDB environment beside the segments.
+
+Its tables: `blobs` (entries, see `entry`), `digests` (per partition), `segments`
+(how far each segment is reflected here: its watermark), `removals` (sequences of
+removals that a scan from a watermark held back might otherwise undo), `notes`,
+and `facts` (the highest sequence seen). It is changed only in slices, each one transaction
+that moves entries and watermarks together, so after any crash it shows a state
+that was; whatever lies in the segments beyond the watermarks is read again at
+the next opening. It can always be rebuilt (`reindex`).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Self
+
+import lmdb
+
+from dolmen.digests import Digests, Slot, entry_hash
+from dolmen.record import Kind
+from dolmen.stores.volume.disk import Disk
+from dolmen.stores.volume.entry import Entry, unpack
+
+_SLOT = struct.Struct("<QQ16s")
+_NUMBER = struct.Struct("<Q")
+_SEQUENCE = b"sequence"
+
+
+class Index:
+    """The durable index at a path. Opening one twice in a process is an error of LMDB's."""
+
+    def __init__(self, disk: Disk, path: str) -> None:
+        self.env = disk.open_index(path, durable=True)
+        self.env.reader_check()  # a reader that died would keep pages from being used again
+        self.blobs = self.env.open_db(b"blobs")
+        self._digests = self.env.open_db(b"digests")
+        self._segments = self.env.open_db(b"segments")
+        self._removals = self.env.open_db(b"removals")
+        self._notes = self.env.open_db(b"notes")
+        self._facts = self.env.open_db(b"facts")
+        self._digested: tuple[int, Digests] | None = None
+
+    def get(self, key: bytes) -> bytes | None:
+        """The packed entry under a key."""
+        value: bytes | None = self.env.begin(db=self.blobs).get(key)
+        return value
+
+    def sequence_of(self, key: bytes) -> int:
+        """The sequence of the last write of a name that is reflected here; 0 for none."""
+        with self.env.begin() as transaction:
+            value = transaction.get(key, db=self.blobs)
+            if value is not None:
+                return unpack(value).sequence
+            value = transaction.get(key, db=self._removals)
+            return _NUMBER.unpack(value)[0] if value is not None else 0
+
+    def page(self, start: bytes, stop: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        """Up to `limit` keys and values from `start` on and before `stop`, in order."""
+        found: list[tuple[bytes, bytes]] = []
+        with self.env.begin(db=self.blobs) as transaction, transaction.cursor() as cursor:
+            if cursor.set_range(start):
+                for key, value in cursor.iternext():
+                    if key >= stop:
+                        break
+                    found.append((key, value))
+                    if len(found) == limit:
+                        break
+        return found
+
+    def digests(self) -> Digests:
+        """The digests of what the index holds; kept until the index changes."""
+        with self.env.begin(db=self._digests) as transaction:
+            state = transaction.id()
+            if self._digested is not None and self._digested[0] == state:
+                return self._digested[1]
+            slots = {
+                int.from_bytes(key, "big"): _slot(value) for key, value in transaction.cursor()
+            }
+        digests = Digests(slots)
+        self._digested = (state, digests)
+        return digests
+
+    def watermark(self, number: int) -> int:
+        """How far a segment is reflected in the index, in bytes."""
+        with self.env.begin(db=self._segments) as transaction:
+            value = transaction.get(number.to_bytes(4, "big"))
+        return _NUMBER.unpack(value)[0] if value is not None else 0
+
+    def last_number(self) -> int:
+        """The highest number of any segment ever merged."""
+        with self.env.begin(db=self._segments) as transaction, transaction.cursor() as cursor:
+            return int.from_bytes(cursor.key(), "big") if cursor.last() else 0
+
+    def last_sequence(self) -> int:
+        """The highest sequence of any record ever merged."""
+        with self.env.begin(db=self._facts) as transaction:
+            value = transaction.get(_SEQUENCE)
+        return _NUMBER.unpack(value)[0] if value is not None else 0
+
+    def notes(self) -> dict[str, bytes]:
+        """Every note."""
+        with self.env.begin(db=self._notes) as transaction:
+            return {key.decode(): value for key, value in transaction.cursor()}
+
+    def note(self, key: str, value: bytes) -> None:
+        """Keep a note, on disk when this returns."""
+        with self.env.begin(write=True, db=self._notes) as transaction:
+            transaction.put(key.encode(), value)
+        self.settle()
+
+    def settle(self) -> None:
+        """Return when every commit so far survives a power cut (its root included)."""
+        self.env.sync(True)
+
+    def slice(self) -> Slice:
+        """Begin to change the index; see `Slice`."""
+        return Slice(
+            self.env, self.blobs, self._digests, self._segments, self._removals, self._facts
+        )
+
+    def close(self) -> None:
+        """Close the environment."""
+        self.env.close()
+
+
+class Slice:
+    """One transaction on the index, a context manager: entries, digests and watermarks together."""
+
+    def __init__(
+        self,
+        env: lmdb.Environment,
+        blobs: Any,
+        digests: Any,
+        segments: Any,
+        removals: Any,
+        facts: Any,
+    ) -> None:
+        self._transaction = env.begin(write=True)
+        self._blobs, self._digests, self._segments = blobs, digests, segments
+        self._removals, self._facts = removals, facts
+        self._slots: dict[bytes, Slot] = {}
+        self._sequence = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            self._transaction.abort()
+            return
+        put = self._transaction.put
+        for key, slot in self._slots.items():
+            put(key, _packed(slot), db=self._digests)
+        if self._sequence:
+            found = self._transaction.get(_SEQUENCE, db=self._facts)
+            if found is None or _NUMBER.unpack(found)[0] < self._sequence:
+                put(_SEQUENCE, _NUMBER.pack(self._sequence), db=self._facts)
+        self._transaction.commit()
+
+    def apply(self, key: bytes, value: bytes) -> None:
+        """Make `value` the entry under `key`; a REMOVAL takes the entry away."""
+        new = unpack(value)
+        found = self._transaction.get(key, db=self._blobs)
+        if found is not None:
+            old = unpack(found)
+            if old.sequence > new.sequence:
+                return
+            if not old.damaged:
+                self._slot(key).drop(old.length, _hash(key, old))
+        self._sequence = max(self._sequence, new.sequence)
+        if new.kind == Kind.REMOVAL:
+            if found is not None:
+                self._transaction.delete(key, db=self._blobs)
+            self._transaction.put(key, _NUMBER.pack(new.sequence), db=self._removals)
+            return
+        self._transaction.put(key, value, db=self._blobs)
+        if not new.damaged:
+            self._slot(key).add(new.length, _hash(key, new))
+
+    def mark(self, number: int, watermark: int) -> None:
+        """Say how far a segment is reflected, once everything below has been applied."""
+        self._transaction.put(number.to_bytes(4, "big"), _NUMBER.pack(watermark), db=self._segments)
+
+    def forget_removals(self) -> None:
+        """No scan will begin before any removal so far; they have done their work."""
+        self._transaction.drop(self._removals, delete=False)
+
+    def entries(self) -> Iterator[tuple[bytes, bytes]]:
+        """Every key and value, as this transaction sees them."""
+        with self._transaction.cursor(db=self._blobs) as cursor:
+            yield from cursor
+
+    def _slot(self, key: bytes) -> Slot:
+        slot = self._slots.get(key[:2])
+        if slot is None:
+            value = self._transaction.get(key[:2], db=self._digests)
+            slot = self._slots[key[:2]] = Slot() if value is None else _slot(value)
+        return slot
+
+
+def _hash(key: bytes, entry: Entry) -> int:
+    return entry_hash(key[2:], entry.stamp, entry.kind, entry.checksum, entry.metadata)
+
+
+def _slot(value: bytes) -> Slot:
+    count, size, xor = _SLOT.unpack(value)
+    return Slot(count, size, int.from_bytes(xor, "little"))
+
+
+def _packed(slot: Slot) -> bytes:
+    return _SLOT.pack(slot.count, slot.size, slot.xor.to_bytes(16, "little"))

@@ -1,0 +1,122 @@
+"""The folder of a volume: what lies in it, and how one is recognised.
+
+dolmen-volume    one line: the format's version; made last, so a folder with it is whole
+holder           the machine that has the volume open
+opening.lock     held while a process opens the volume, one at a time
+users.lock       held (shared) by every process that has it open
+merge.lock       held by the process that merges
+index/           LMDB, durable: where every blob lies
+recent/          LMDB, a view of the segments' tails; emptied by whoever opens first
+active/          segments being written or not yet wholly in the index
+sealed/NNNNNN/   all others, 4,096 to a folder
+"""
+
+from __future__ import annotations
+
+import os
+
+from dolmen.errors import BadVolume
+from dolmen.stores.volume.disk import Disk
+
+FORMAT = 1
+MARKER = "dolmen-volume"
+_SUFFIX = ".seg"
+UNFINISHED = ".part"
+
+
+class Layout:
+    """The paths in one volume's folder."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.index = os.path.join(root, "index")
+        self.recent = os.path.join(root, "recent")
+        self.active = os.path.join(root, "active")
+        self.sealed = os.path.join(root, "sealed")
+        self.marker = os.path.join(root, MARKER)
+        self.holder = os.path.join(root, "holder")
+
+    def lock(self, name: str) -> str:
+        """The path of one of the locks."""
+        return os.path.join(self.root, name + ".lock")
+
+    def active_segment(self, number: int) -> str:
+        """The path of a segment that is not sealed."""
+        return os.path.join(self.active, f"{number:08x}{_SUFFIX}")
+
+    def unfinished(self, number: int) -> str:
+        """The path of a segment that nobody may read yet."""
+        return os.path.join(self.active, f"{number:08x}{UNFINISHED}")
+
+    def sealed_folder(self, number: int) -> str:
+        """The folder of a sealed segment."""
+        return os.path.join(self.sealed, f"{number >> 12:06x}")
+
+    def sealed_segment(self, number: int) -> str:
+        """The path of a sealed segment."""
+        return os.path.join(self.sealed_folder(number), f"{number:08x}{_SUFFIX}")
+
+
+def segment_number(name: str) -> int | None:
+    """The number in a segment's file name, None for any other name."""
+    stem, suffix = os.path.splitext(name)
+    if suffix != _SUFFIX or len(stem) != 8:
+        return None
+    try:
+        return int(stem, 16)
+    except ValueError:
+        return None
+
+
+def prepare(disk: Disk, root: str) -> Layout:
+    """Make the folder of a volume, or check the one that is there.
+
+    Raises `BadVolume` for a folder that holds something else, is of a newer
+    format, or can't be read or written.
+    """
+    layout = Layout(root)
+    try:
+        if not disk.exists(layout.marker):
+            _make(disk, layout)
+        fd = disk.open(layout.marker)
+        try:
+            found = disk.read(fd, 100, 0)
+        finally:
+            disk.close(fd)
+    except OSError as error:
+        raise BadVolume(
+            f"{root} can't be used as a volume: {error.strerror}; choose another folder, "
+            "or give the user dolmen runs as the right to read and write it"
+        ) from error
+    words = found.decode("ascii", "replace").split()
+    if words[:2] != ["dolmen", "volume"] or len(words) < 3 or not words[2].isdigit():
+        raise BadVolume(f"{layout.marker} is not the mark of a volume: it holds {found[:40]!r}")
+    if int(words[2]) > FORMAT:
+        raise BadVolume(
+            f"{root} is a volume of format {words[2]}; this dolmen knows formats up to {FORMAT}: "
+            "use the newer dolmen that wrote it"
+        )
+    return layout
+
+
+def _make(disk: Disk, layout: Layout) -> None:
+    if not disk.exists(layout.root):
+        disk.make_directory(layout.root)
+    ours = {"index", "recent", "active", "sealed", "opening.lock", "users.lock", "merge.lock"}
+    foreign = [name for name in disk.names(layout.root) if name not in ours | {MARKER + ".part"}]
+    if foreign:
+        raise BadVolume(
+            f"{layout.root} is not a volume and not empty (it holds {foreign[0]!r}); nothing was "
+            "changed: choose an empty or a new folder"
+        )
+    for folder in (layout.index, layout.recent, layout.active, layout.sealed):
+        disk.make_directory(folder)
+    part = layout.marker + ".part"
+    fd = disk.open(part, write=True) if disk.exists(part) else disk.create(part)
+    try:
+        disk.write(fd, [b"dolmen volume %d\n" % FORMAT], 0)
+        disk.flush(fd)
+    finally:
+        disk.close(fd)
+    disk.rename(part, layout.marker)
+    disk.flush_directory(layout.root)

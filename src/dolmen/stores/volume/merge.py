@@ -1,0 +1,131 @@
+"""The merge: entries move from recent to the durable index, and segments are sealed.
+
+A pass takes everything that was visible when it began, in slices of sorted
+entries, each slice one transaction on the index. Only the last transaction of a
+pass moves the watermarks, to where the segments reached when the pass began: by
+then every entry below is in the index, or a newer one of its name is. One process
+of a volume merges at a time (`merge.lock`).
+
+A segment that is finished and reflected to its end moves from `active/` to
+`sealed/`, once that state of the index is certain to survive a power cut.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from dolmen.stores.volume.disk import Disk
+from dolmen.stores.volume.index import Index
+from dolmen.stores.volume.layout import Layout
+from dolmen.stores.volume.recent import Reach, Recent
+
+SLICE = 2048
+
+
+class Merge:
+    """Merges for one process. `merge` blocks; one thread at a time."""
+
+    def __init__(self, disk: Disk, layout: Layout, index: Index, recent: Recent) -> None:
+        self._disk, self._layout, self._index, self._recent = disk, layout, index, recent
+        self._lock = disk.open_lock(layout.lock("merge"))
+        self._mutex = threading.Lock()
+
+    def close(self) -> None:
+        """Let go of the lock's file."""
+        self._disk.close(self._lock)
+
+    def merge(self, *, wait: bool = True) -> bool:
+        """One whole pass; False when another process is at it and `wait` is not asked."""
+        with self._mutex:
+            if not self._disk.lock(self._lock, wait=wait):
+                return False
+            try:
+                self._pass()
+            finally:
+                self._disk.unlock(self._lock)
+        return True
+
+    def _pass(self) -> None:
+        reached = self._recent.segments()
+        start = b""
+        while True:
+            entries = self._recent.page(start, SLICE)
+            last = len(entries) < SLICE
+            moved = last and self._moved(reached)
+            if entries or moved:
+                with self._index.slice() as change:
+                    for key, value in entries:
+                        change.apply(key, value)
+                    if last:
+                        for number, reach in reached.items():
+                            change.mark(number, reach.settled)
+                        if all(reach.settled == reach.end for reach in reached.values()):
+                            change.forget_removals()
+                self._recent.drop(entries)
+            if last:
+                break
+            start = entries[-1][0] + b"\0"
+        self._seal([number for number, reach in reached.items() if reach.finished])
+
+    def _moved(self, reached: dict[int, Reach]) -> bool:
+        return any(
+            self._index.watermark(number) != reach.settled for number, reach in reached.items()
+        )
+
+    def _seal(self, numbers: list[int]) -> None:
+        if not numbers:
+            return
+        self._index.settle()
+        folders = set()
+        for number in numbers:
+            folder = self._layout.sealed_folder(number)
+            self._disk.make_directory(folder)
+            self._disk.rename(
+                self._layout.active_segment(number), self._layout.sealed_segment(number)
+            )
+            folders.add(folder)
+        for folder in folders:
+            self._disk.flush_directory(folder)
+        self._disk.flush_directory(self._layout.active)
+        for number in numbers:
+            self._recent.forget_segment(number)
+
+
+class Keeper:
+    """A thread that merges what was written, at most once in `pause` seconds.
+
+    `failed` is told what went wrong when a merge could not be carried out; the
+    keeper then stops, since its index can't be trusted to take more.
+    """
+
+    def __init__(
+        self, merge: Merge, *, failed: Callable[[BaseException], None], pause: float = 0.5
+    ) -> None:
+        self._merge, self._failed, self._pause = merge, failed, pause
+        self._written = threading.Event()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="dolmen-merge", daemon=True)
+        self._thread.start()
+
+    def written(self) -> None:
+        """Say that something was committed."""
+        self._written.set()
+
+    def close(self) -> None:
+        """End the thread after the pass it is at. Blocks."""
+        self._stop.set()
+        self._written.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            self._written.wait()
+            if self._stop.wait(self._pause):
+                return
+            self._written.clear()
+            try:
+                self._merge.merge(wait=False)
+            except BaseException as error:  # noqa: BLE001 - reported, and ends the thread
+                self._failed(error)
+                return

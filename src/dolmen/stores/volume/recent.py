@@ -1,0 +1,177 @@
+"""*Recent*: what is on disk in the segments and not yet in the durable index.
+
+A second LMDB environment, shared by the processes of a volume and opened without
+sync, because it is only a view of the segments' tails: whoever opens the volume
+first empties it and fills it again by scanning. Four tables: `blobs` (entries,
+visible to readers), `claims` (names a commit under way has decided about, and the
+segment of who decided), `segments` (how far each active segment is visible, and
+whether its writer is through with it), `facts` (the next sequence and number).
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, NamedTuple
+
+from dolmen.stores.volume.disk import Disk
+from dolmen.stores.volume.entry import Entry
+
+_REACH = struct.Struct("<QQ?")
+_NUMBER = struct.Struct("<Q")
+_SEQUENCE = b"sequence"
+_SEGMENT = b"segment"
+
+
+class Reach(NamedTuple):
+    """How far a segment is visible: below `settled` everything is, or never will be.
+
+    Up to `end` it has been handed out; extents in between are still being filled.
+    `finished` when its writer will add nothing more.
+    """
+
+    settled: int
+    end: int
+    finished: bool
+
+
+class Recent:
+    """The environment at a path."""
+
+    def __init__(self, disk: Disk, path: str) -> None:
+        self.env = disk.open_index(path, durable=False)
+        self.env.reader_check()
+        self.blobs = self.env.open_db(b"blobs")
+        self._claims = self.env.open_db(b"claims")
+        self._segments = self.env.open_db(b"segments")
+        self._facts = self.env.open_db(b"facts")
+
+    def get(self, key: bytes) -> bytes | None:
+        """The packed entry under a key."""
+        value: bytes | None = self.env.begin(db=self.blobs).get(key)
+        return value
+
+    def empty(self, *, sequence: int, number: int) -> None:
+        """Forget everything; the next sequence and the next segment's number are given."""
+        with self.env.begin(write=True) as transaction:
+            for table in (self.blobs, self._claims, self._segments):
+                transaction.drop(table, delete=False)
+            transaction.put(_SEQUENCE, _NUMBER.pack(sequence), db=self._facts)
+            transaction.put(_SEGMENT, _NUMBER.pack(number), db=self._facts)
+
+    def take_number(self) -> int:
+        """A number no other segment of this volume has."""
+        with self.env.begin(write=True, db=self._facts) as transaction:
+            number: int = _NUMBER.unpack(transaction.get(_SEGMENT, b""))[0]
+            transaction.put(_SEGMENT, _NUMBER.pack(number + 1))
+        return number
+
+    def change(self) -> Change:
+        """Begin to change recent; see `Change`."""
+        return Change(
+            self.env.begin(write=True), self.blobs, self._claims, self._segments, self._facts
+        )
+
+    def count(self) -> int:
+        """How many entries await the merge."""
+        with self.env.begin() as transaction:
+            entries: int = transaction.stat(self.blobs)["entries"]
+        return entries
+
+    def page(self, start: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        """Up to `limit` keys and values from `start` on, in order."""
+        found: list[tuple[bytes, bytes]] = []
+        with self.env.begin(db=self.blobs) as transaction, transaction.cursor() as cursor:
+            if cursor.set_range(start):
+                for pair in cursor.iternext():
+                    found.append(pair)
+                    if len(found) == limit:
+                        break
+        return found
+
+    def drop(self, merged: list[tuple[bytes, bytes]]) -> None:
+        """Forget entries that are in the durable index now, unless they changed since."""
+        with self.env.begin(write=True, db=self.blobs) as transaction:
+            for key, value in merged:
+                if transaction.get(key) == value:
+                    transaction.delete(key)
+
+    def segments(self) -> dict[int, Reach]:
+        """How far each active segment is visible."""
+        with self.env.begin(db=self._segments) as transaction:
+            return {
+                int.from_bytes(key, "big"): Reach(*_REACH.unpack(value))
+                for key, value in transaction.cursor()
+            }
+
+    def forget_segment(self, number: int) -> None:
+        """A segment is sealed."""
+        with self.env.begin(write=True, db=self._segments) as transaction:
+            transaction.delete(number.to_bytes(4, "big"))
+
+    def close(self) -> None:
+        """Close the environment."""
+        self.env.close()
+
+
+class Change:
+    """One transaction on recent. Nothing is seen by others before `commit`."""
+
+    def __init__(
+        self, transaction: Any, blobs: Any, claims: Any, segments: Any, facts: Any
+    ) -> None:
+        self._transaction = transaction
+        self._blobs, self._claims, self._segments, self._facts = blobs, claims, segments, facts
+
+    def commit(self) -> None:
+        """Make the changes visible to every process."""
+        self._transaction.commit()
+
+    def abort(self) -> None:
+        """Forget them."""
+        self._transaction.abort()
+
+    def get(self, key: bytes) -> bytes | None:
+        """The entry awaiting the merge under a key."""
+        value: bytes | None = self._transaction.get(key, db=self._blobs)
+        return value
+
+    def put(self, key: bytes, entry: Entry) -> None:
+        """Let an entry be seen."""
+        self._transaction.put(key, entry.pack(), db=self._blobs)
+
+    def claimant(self, key: bytes) -> int | None:
+        """The segment of the commit under way that has decided about this name."""
+        value = self._transaction.get(key, db=self._claims)
+        return int.from_bytes(value, "big") if value is not None else None
+
+    def claim(self, key: bytes, number: int) -> None:
+        """Keep others from deciding about a name."""
+        self._transaction.put(key, number.to_bytes(4, "big"), db=self._claims)
+
+    def release(self, key: bytes) -> None:
+        """Let others decide again."""
+        self._transaction.delete(key, db=self._claims)
+
+    def release_all(self, number: int) -> None:
+        """Drop every claim of a commit that will never end."""
+        claimant = number.to_bytes(4, "big")
+        with self._transaction.cursor(db=self._claims) as cursor:
+            held = [key for key, value in cursor if value == claimant]
+        for key in held:
+            self.release(key)
+
+    def take_sequences(self, count: int) -> int:
+        """The first of `count` sequences that nobody else gets."""
+        first: int = _NUMBER.unpack(self._transaction.get(_SEQUENCE, db=self._facts))[0]
+        self._transaction.put(_SEQUENCE, _NUMBER.pack(first + count), db=self._facts)
+        return first
+
+    def raise_sequence(self, above: int) -> None:
+        """Let the next sequence be above one that was found in a segment."""
+        found: int = _NUMBER.unpack(self._transaction.get(_SEQUENCE, db=self._facts))[0]
+        if found <= above:
+            self._transaction.put(_SEQUENCE, _NUMBER.pack(above + 1), db=self._facts)
+
+    def set_segment(self, number: int, reach: Reach) -> None:
+        """Say how far an active segment is visible."""
+        self._transaction.put(number.to_bytes(4, "big"), _REACH.pack(*reach), db=self._segments)

@@ -1,0 +1,213 @@
+"""Opening: what lies in the segments beyond the watermarks becomes visible again.
+
+For every segment in `active/` whose lock is free (its writer is gone):
+
+1. flush it, then drop its cached pages. A writer that was killed may have left
+   bytes in the page cache that never reached the disk; showing them before they
+   are flushed would show what a power cut could still take away.
+2. scan from the watermark. Records the index or recent already has (sequence at
+   least as high) are passed over without reading their data.
+3. what can't be read and was never flushed is sealed off: a torn tail is cut off,
+   a torn record before others is covered by an empty extent. What was flushed and
+   fails its checksum becomes a quarantined entry: damaged, not absent.
+4. flush again, then let the entries be seen, and drop the writer's claims.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import TypeGuard
+
+from dolmen.errors import BadVolume, Corrupt
+from dolmen.record import HEADER_SIZE, Head
+from dolmen.stores.volume.disk import Disk
+from dolmen.stores.volume.entry import Entry, key_of, unpack
+from dolmen.stores.volume.index import Index
+from dolmen.stores.volume.layout import UNFINISHED, Layout, segment_number
+from dolmen.stores.volume.recent import Reach, Recent
+from dolmen.stores.volume.scan import Found, Gap, Scanner
+from dolmen.stores.volume.segment import SEGMENT_HEADER, decode_header, extent_head
+
+_log = logging.getLogger("dolmen.volume")
+
+
+@dataclass(slots=True)
+class Recovered:
+    """What scanning one segment brought up."""
+
+    number: int
+    end: int
+    entries: list[tuple[bytes, Entry]] = field(default_factory=list)
+    damaged: list[Gap] = field(default_factory=list)
+    """Flushed bytes that can't be read any more and whose names are lost."""
+    sealed_off: bool = False
+    """The file was changed to cut off what was torn."""
+
+
+def leftover_segments(disk: Disk, layout: Layout) -> list[int]:
+    """Numbers of the segments in `active/`, ascending."""
+    numbers = (segment_number(name) for name in disk.names(layout.active))
+    return sorted(number for number in numbers if number is not None)
+
+
+def recover(disk: Disk, layout: Layout, index: Index, recent: Recent) -> int:
+    """Recover every segment whose writer is gone; returns how many entries came up.
+
+    The caller holds the opening lock. Raises `BadVolume` for a segment that is none.
+    """
+    reached = recent.segments()
+    entries = 0
+    for name in disk.names(layout.active):
+        if name.endswith(UNFINISHED):
+            _drop_unfinished(disk, f"{layout.active}/{name}")
+    for number in leftover_segments(disk, layout):
+        reach = reached.get(number)
+        if reach is not None and reach.finished:
+            continue
+        fd = disk.open(layout.active_segment(number), write=True)
+        try:
+            if not disk.lock(fd):
+                continue  # its writer lives
+            start = max(index.watermark(number), reach.settled if reach else 0)
+            recovered = _recover_segment(disk, fd, number, start, index, recent)
+        finally:
+            disk.close(fd)
+        entries += len(recovered.entries)
+        _let_be_seen(recent, recovered)
+        for gap in recovered.damaged:
+            _log.error(
+                "segment %08x is damaged from byte %d to %d; what lay there is lost here: "
+                "run `dolmen replicate` to bring it back from another copy",
+                number,
+                gap.start,
+                gap.stop,
+            )
+    return entries
+
+
+def _drop_unfinished(disk: Disk, path: str) -> None:
+    """Remove a segment that was never published, unless its writer lives."""
+    try:
+        fd = disk.open(path, write=True)
+    except FileNotFoundError:  # published or dropped in between
+        return
+    try:
+        if disk.lock(fd) and disk.exists(path):
+            disk.unlink(path)
+    finally:
+        disk.close(fd)
+
+
+def _recover_segment(
+    disk: Disk, fd: int, number: int, start: int, index: Index, recent: Recent
+) -> Recovered:
+    disk.flush(fd)
+    disk.forget(fd, start)
+    owner = owner_of(disk, fd, number)
+
+    def unknown(head: Head) -> bool:
+        key = key_of(head.name.decode())
+        value = recent.get(key)
+        known = unpack(value).sequence if value is not None else index.sequence_of(key)
+        return known < head.sequence
+
+    scanner = Scanner(disk, fd, owner, verify=unknown)
+    found = list(scanner.records(max(start, SEGMENT_HEADER)))
+    recovered = sort_out(disk, fd, number, owner, found, scanner.size)
+    if recovered.sealed_off:
+        disk.flush(fd)
+    return recovered
+
+
+def owner_of(disk: Disk, fd: int, number: int) -> bytes:
+    """The owner in a segment's header; `BadVolume` when the file is not that segment."""
+    try:
+        found, owner = decode_header(disk.read(fd, SEGMENT_HEADER, 0))
+    except Corrupt as error:
+        raise BadVolume(
+            f"segment {number:08x} can't be opened: {error}; move the file out of the volume's "
+            "folder, then run `dolmen replicate` to bring back what it held"
+        ) from error
+    if found != number:
+        raise BadVolume(f"segment {number:08x} says it is {found:08x}; was the file renamed?")
+    return owner
+
+
+def sort_out(
+    disk: Disk, fd: int, number: int, owner: bytes, found: list[Found | Gap], size: int
+) -> Recovered:
+    """Tell sound from damaged and torn, and seal off what was torn."""
+    recovered = Recovered(number, size)
+    arrived = disk.modified(fd)
+    flushed = max((item.head.flushed for item in found if _kept(item)), default=0)
+    end_of_kept = SEGMENT_HEADER
+    torn: list[Found | Gap] = []
+    for item in found:
+        if isinstance(item, Gap):
+            if item.start >= flushed:
+                torn.append(item)
+                continue
+            recovered.damaged.append(item)
+        elif item.sound is False:
+            # An extent is handed out, and passed by flushes, before its record is whole.
+            if item.in_extent or item.offset >= flushed:
+                torn.append(item)
+                continue
+            recovered.entries.append(entry_of(item, number, arrived, damaged=True))
+        elif item.sound:
+            recovered.entries.append(entry_of(item, number, arrived))
+        end_of_kept = max(end_of_kept, item.stop)
+    for item in torn:
+        recovered.sealed_off = True
+        if item.start >= end_of_kept:
+            recovered.end = item.start
+            disk.truncate(fd, item.start)
+            break
+        if isinstance(item, Found):
+            cover = extent_head(owner, item.head.size - HEADER_SIZE)
+            disk.write(fd, [cover], item.offset)
+    return recovered
+
+
+def _kept(item: Found | Gap) -> TypeGuard[Found]:
+    return isinstance(item, Found) and item.sound is not False
+
+
+def entry_of(
+    found: Found, number: int, arrived: int, *, damaged: bool = False
+) -> tuple[bytes, Entry]:
+    """Key and entry of a record that lies in segment `number`."""
+    head = found.head
+    if found.base is not None:
+        segment, offset, inner, kind, length = found.base
+    else:
+        segment, offset, inner = number, found.offset, len(head.metadata)
+        kind, length = head.kind, head.length
+    entry = Entry(
+        segment,
+        offset,
+        inner,
+        length,
+        head.stamp,
+        head.sequence,
+        kind,
+        head.checksum,
+        arrived,
+        head.metadata,
+        damaged,
+    )
+    return key_of(head.name.decode()), entry
+
+
+def _let_be_seen(recent: Recent, recovered: Recovered) -> None:
+    change = recent.change()
+    for key, entry in recovered.entries:
+        value = change.get(key)
+        if value is None or unpack(value).sequence < entry.sequence:
+            change.put(key, entry)
+        change.raise_sequence(entry.sequence)
+    change.release_all(recovered.number)
+    end = recovered.end
+    change.set_segment(recovered.number, Reach(end, end, finished=True))
+    change.commit()

@@ -1,0 +1,382 @@
+"""`volume:/path` a blob store in a folder: segments of records with an index beside them.
+
+Durable: a put has been answered when its record has been flushed to disk, and is
+then visible to every process that has the volume open. Blobs up to 16 TiB; lists
+and digests come from the index. Any number of processes of one machine may have
+it open. `docs/disk-format.md` describes the folder, `docs/durability.md` why no
+order of crash, refusal, restart and reindex loses or invents anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+from dolmen import metadata
+from dolmen.digests import Digests
+from dolmen.errors import BadContent, Corrupt, NotFound, TooLarge, Unavailable
+from dolmen.names import PARTITIONS, check_name, checksum_of
+from dolmen.payload import Payload, read_whole
+from dolmen.record import Kind, block_sums
+from dolmen.stamps import Clock
+from dolmen.store import ALL_PARTITIONS, Blob, BlobInfo, Capabilities, Outcome, Put, Range
+from dolmen.stores.bulk import OneByOne
+from dolmen.stores.volume.commit import Log
+from dolmen.stores.volume.disk import Disk
+from dolmen.stores.volume.entry import Entry, key_of, unpack
+from dolmen.stores.volume.group import Group
+from dolmen.stores.volume.layout import prepare
+from dolmen.stores.volume.merge import Keeper, Merge
+from dolmen.stores.volume.opening import Membership
+from dolmen.stores.volume.reads import Files, Reader
+from dolmen.stores.volume.write import Op, Write
+
+_log = logging.getLogger("dolmen.volume")
+CHUNK = 4 << 20
+"""Streamed blobs up to this size go to the active segment, larger ones to their own."""
+SMALL = 65_536
+"""Blobs up to this size are gathered in memory even when they are streamed."""
+LARGEST = 1 << 44
+_PAGE = 512
+
+
+class VolumeStore(OneByOne):
+    """A volume that this process has open. Made by `open_volume`, on a running event loop."""
+
+    capabilities = Capabilities(
+        durable=True, largest=LARGEST, digests=True, ordered=True, conflicts=True
+    )
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        disk: Disk,
+        clock: Clock,
+        now: Callable[[], float],
+        segment_size: int | None,
+    ) -> None:
+        """Open the volume. Blocks while it recovers; see `open_volume`."""
+        self._clock = clock
+        layout = prepare(disk, path)
+        self.path = path
+        self._layout, self._disk = layout, disk
+        self._membership = Membership(disk, layout)
+        self._index, self._recent = self._membership.join()
+        self._merge = Merge(disk, layout, self._index, self._recent)
+        self._log = Log(
+            disk,
+            layout,
+            self._index,
+            self._recent,
+            clock=clock,
+            now=now,
+            segment_size=segment_size,
+        )
+        self._executor = ThreadPoolExecutor(4, thread_name_prefix="dolmen-volume")
+        self._files = Files(disk, layout)
+        self._reader = Reader(disk, self._files, self._executor, self._quarantine)
+        self._closed = False
+
+    def start(self, *, pause: float) -> None:
+        """Start the threads that commit and merge. On the event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._keeper = Keeper(self._merge, failed=self._merge_failed, pause=pause)
+        self._group = Group(
+            self._log,
+            recover=lambda: self._membership.recover_dead(self._index, self._recent),
+            after=self._keeper.written,
+        )
+
+    # Writing
+
+    async def put(
+        self,
+        name: str,
+        payload: Payload,
+        *,
+        meta: bytes = b"",
+        stamp: int | None = None,
+        kind: Kind = Kind.BLOB,
+        checksum: bytes | None = None,
+    ) -> Put:
+        """See `BlobStore.put`."""
+        check_name(name)
+        metadata.check(meta)
+        size = payload.size
+        if payload.whole is None and size > SMALL:
+            return await self._put_streamed(name, payload, meta, stamp, kind, checksum)
+        data = await read_whole(payload)
+        if size > SMALL:
+            found, sums = await self._loop.run_in_executor(self._executor, _sums, data)
+        else:
+            found, sums = checksum_of(data), block_sums(data)
+        _compare(name, found, checksum)
+        return await self._group.submit(
+            Write(
+                Op.PUT,
+                name,
+                stamp=stamp,
+                kind=kind,
+                checksum=found,
+                metadata=meta,
+                data=data,
+                sums=sums,
+                length=size,
+            )
+        )
+
+    async def _put_streamed(
+        self,
+        name: str,
+        payload: Payload,
+        meta: bytes,
+        stamp: int | None,
+        kind: Kind,
+        checksum: bytes | None,
+    ) -> Put:
+        size = payload.size
+        if size > LARGEST:
+            raise TooLarge(f"{name} is {size} bytes; a volume keeps up to {LARGEST}")
+        run = self._loop.run_in_executor
+        place = await run(
+            self._executor,
+            lambda: self._log.place(len(name) + len(meta), size, alone=size > CHUNK),
+        )
+        write = Write(Op.PUT, name, stamp=stamp, kind=kind, metadata=meta, length=size, place=place)
+        taking: asyncio.Future[None] | None = None
+        try:
+            async for piece in payload:
+                if taking is not None:
+                    await taking
+                # The next piece is received while this one is written.
+                taking = run(self._executor, place.take, bytes(piece))
+            if taking is not None:
+                await taking
+            await run(self._executor, place.finish)
+            _compare(name, place.checksum, checksum)
+            write.checksum = place.checksum
+            return await asyncio.shield(self._group.submit(write))
+        finally:
+            await self._done_with(write, taking)
+
+    async def _done_with(self, write: Write, taking: asyncio.Future[None] | None) -> None:
+        """Give back the place of a write that did not come to stand in it."""
+        if write.done is not None and not write.done.done():
+            # The caller gave up while the commit was under way: it decides first.
+            write.done.add_done_callback(lambda _: self._abandon(write))
+        elif taking is not None and not taking.done():
+            taking.add_done_callback(lambda _: self._abandon(write))
+        else:
+            self._abandon(write)
+
+    def _abandon(self, write: Write) -> None:
+        if write.done is not None and not write.done.cancelled():
+            write.done.exception()  # seen
+        if write.place is not None:
+            write.place.abandon()
+            write.place = None
+
+    async def touch(self, name: str, *, stamp: int, checksum: bytes, meta: bytes) -> Put:
+        """See `BlobStore.touch`."""
+        check_name(name)
+        metadata.check(meta)
+        return await self._group.submit(
+            Write(Op.TOUCH, name, stamp=stamp, checksum=checksum, metadata=meta)
+        )
+
+    async def delete(self, name: str, *, stamp: int | None = None) -> Put:
+        """See `BlobStore.delete`."""
+        check_name(name)
+        return await self._group.submit(Write(Op.DELETE, name, stamp=stamp))
+
+    async def remove(self, name: str, *, if_stamp: int, min_age: float = 0) -> bool:
+        """See `BlobStore.remove`."""
+        check_name(name)
+        put = await self._group.submit(Write(Op.REMOVE, name, stamp=if_stamp, min_age=min_age))
+        return put.outcome is Outcome.CREATED
+
+    # Reading
+
+    async def get(self, name: str, *, byte_range: Range | None = None) -> Blob:
+        """See `BlobStore.get`."""
+        entry = self._live(name)
+        try:
+            payload = await self._reader.read(name, entry, byte_range)
+        except FileNotFoundError:
+            # The segment went while we looked: the entry says by now where the blob lies.
+            entry = self._live(name)
+            try:
+                payload = await self._reader.read(name, entry, byte_range)
+            except FileNotFoundError as error:
+                raise Corrupt(
+                    f"segment {entry.segment:08x}, which holds {name}, is missing from "
+                    f"{self.path}; replication brings the copy back"
+                ) from error
+        return Blob(entry.info(name), payload)
+
+    async def stat(self, name: str, *, tombstones: bool = False) -> BlobInfo:
+        """See `BlobStore.stat`."""
+        return self._live(name, tombstones=tombstones).info(name)
+
+    def _live(self, name: str, *, tombstones: bool = False) -> Entry:
+        check_name(name)
+        if self._closed:
+            raise Unavailable(f"the volume {self.path} is closed")
+        key = key_of(name)
+        value = self._recent.get(key) or self._index.get(key)
+        entry = unpack(value) if value is not None else None
+        if entry is None or entry.kind == Kind.REMOVAL:
+            raise NotFound(f"{name} is not here")
+        if entry.damaged:
+            raise Corrupt(f"this copy of {name} is damaged and quarantined")
+        if entry.kind == Kind.TOMBSTONE and not tombstones:
+            raise NotFound(f"{name} was deleted", stamp=entry.stamp)
+        return entry
+
+    async def list(
+        self,
+        *,
+        partitions: Iterable[int] = ALL_PARTITIONS,
+        after: str | None = None,
+        prefix: str = "",
+        tombstones: bool = False,
+    ) -> AsyncIterator[BlobInfo]:
+        """See `BlobStore.list`."""
+        await self._merged()
+        beyond = key_of(after) + b"\0" if after is not None else b""
+        for first, stop in _runs(partitions):
+            start = max(first.to_bytes(2, "big"), beyond)
+            end = stop.to_bytes(2, "big") if stop < PARTITIONS else b"\xff\xff\xff"
+            while True:
+                page = await self._loop.run_in_executor(
+                    self._executor, self._index.page, start, end, _PAGE
+                )
+                for key, value in page:
+                    name = key[2:].decode()
+                    entry = unpack(value)
+                    if entry.damaged or not name.startswith(prefix):
+                        continue
+                    if tombstones or entry.kind != Kind.TOMBSTONE:
+                        yield entry.info(name)
+                if len(page) < _PAGE:
+                    break
+                start = page[-1][0] + b"\0"
+
+    async def digests(self) -> Digests:
+        """See `BlobStore.digests`."""
+        await self._merged()
+        return await self._loop.run_in_executor(self._executor, self._index.digests)
+
+    async def _merged(self) -> None:
+        if self._closed:
+            raise Unavailable(f"the volume {self.path} is closed")
+        if self._recent.count():
+            await self._loop.run_in_executor(self._executor, self._merge.merge)
+
+    def _quarantine(self, name: str, entry: Entry) -> None:
+        _log.error(
+            "the copy of %s in segment %08x at byte %d fails its check; it is quarantined",
+            name,
+            entry.segment,
+            entry.offset,
+        )
+        self._loop.run_in_executor(self._executor, self._log.quarantine, key_of(name), entry)
+        self._keeper.written()
+
+    # The store itself
+
+    async def note(self, key: str, value: bytes) -> None:
+        """See `BlobStore.note`."""
+        await self._loop.run_in_executor(self._executor, self._index.note, key, value)
+
+    async def notes(self) -> dict[str, bytes]:
+        """See `BlobStore.notes`."""
+        return self._index.notes()
+
+    @property
+    def broken(self) -> str | None:
+        """Why the volume takes no writes, or None."""
+        return self._log.broken
+
+    def space(self) -> tuple[int, int]:
+        """Bytes free and in all of the file system the volume lies on."""
+        return self._disk.space(self.path)
+
+    def _merge_failed(self, error: BaseException) -> None:
+        _log.error("the index could not be written: %r", error)
+        self._log.broken = f"its index could not be written: {error}"
+
+    async def aclose(self) -> None:
+        """Finish what is queued, merge it, and let go."""
+        if self._closed:
+            return
+        self._closed = True
+        await self._group.close()
+        await self._loop.run_in_executor(None, self._close)
+
+    def _close(self) -> None:
+        self._keeper.close()
+        self._executor.shutdown(wait=True)
+        self._log.close()
+        if self._log.broken is None:
+            self._merge.merge()
+        self._files.close()
+        self._merge.close()
+        self._recent.close()
+        self._index.close()
+        self._membership.leave()
+
+
+async def open_volume(
+    path: str,
+    *,
+    disk: Disk | None = None,
+    clock: Clock | None = None,
+    now: Callable[[], float] = time.time,
+    segment_size: int | None = None,
+    pause: float = 0.5,
+) -> VolumeStore:
+    """Open the volume in a folder, making one where there is none or an empty one.
+
+    `pause` is the least time in seconds between two merges. Raises `BadVolume`
+    when the folder can't be used.
+    """
+    loop = asyncio.get_running_loop()
+    store = await loop.run_in_executor(
+        None,
+        lambda: VolumeStore(
+            path, disk=disk or Disk(), clock=clock or Clock(), now=now, segment_size=segment_size
+        ),
+    )
+    store.start(pause=pause)
+    return store
+
+
+def _sums(data: bytes | memoryview) -> tuple[bytes, bytes]:
+    return checksum_of(data), block_sums(data)
+
+
+def _compare(name: str, found: bytes, announced: bytes | None) -> None:
+    if announced is not None and announced != found:
+        raise BadContent(f"the data of {name} does not have the checksum announced")
+
+
+def _runs(partitions: Iterable[int]) -> Iterable[tuple[int, int]]:
+    """Ascending partitions as ranges: first, and the one after the last."""
+    if isinstance(partitions, range) and partitions.step == 1:
+        if partitions:
+            yield partitions.start, partitions.stop
+        return
+    first = stop = -1
+    for partition in partitions:
+        if partition != stop:
+            if first >= 0:
+                yield first, stop
+            first = partition
+        stop = partition + 1
+    if first >= 0:
+        yield first, stop

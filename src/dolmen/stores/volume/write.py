@@ -1,0 +1,140 @@
+"""One write on its way through a commit: what is asked, what was decided, what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import Sequence
+
+from dolmen.errors import DolmenError
+from dolmen.record import Kind, sums_size
+from dolmen.stamps import Clock
+from dolmen.store import Outcome, Put
+from dolmen.stores.verdict import (
+    NO_CHECKSUM,
+    Action,
+    Verdict,
+    judge_delete,
+    judge_put,
+    judge_touch,
+    may_remove,
+)
+from dolmen.stores.volume.entry import Entry, key_of
+from dolmen.stores.volume.place import Place
+
+Buffer = bytes | memoryview
+
+
+class Op(enum.Enum):
+    """What is asked."""
+
+    PUT = enum.auto()
+    DELETE = enum.auto()
+    TOUCH = enum.auto()
+    REMOVE = enum.auto()
+
+
+class Write:
+    """A put, delete, touch or remove of one name.
+
+    A put carries its data (`data` and its block checksums `sums`), or the `place`
+    it was streamed to. A remove carries in `stamp` the stamp that must stand.
+    """
+
+    __slots__ = (
+        "action",
+        "answer",
+        "checksum",
+        "data",
+        "done",
+        "entry",
+        "error",
+        "key",
+        "kind",
+        "length",
+        "metadata",
+        "min_age",
+        "name",
+        "op",
+        "place",
+        "stamp",
+        "sums",
+    )
+
+    def __init__(
+        self,
+        op: Op,
+        name: str,
+        *,
+        stamp: int | None,
+        kind: int = Kind.TOMBSTONE,
+        checksum: bytes = NO_CHECKSUM,
+        metadata: bytes = b"",
+        data: Buffer = b"",
+        sums: bytes = b"",
+        length: int = 0,
+        place: Place | None = None,
+        min_age: float = 0,
+    ) -> None:
+        self.op, self.name, self.key = op, name, key_of(name)
+        self.stamp, self.kind, self.checksum, self.metadata = stamp, kind, checksum, metadata
+        self.data, self.sums, self.length, self.place = data, sums, length, place
+        self.min_age = min_age
+        self.action = Action.KEEP
+        self.answer = Put(Outcome.UNCHANGED, 0)
+        self.error: DolmenError | None = None
+        self.entry: Entry | None = None
+        self.done: asyncio.Future[Put] | None = None
+
+    def judge(self, standing: Entry | None, clock: Clock, now: float) -> Verdict:
+        """Decide by the rules of the contract; raises what they raise."""
+        info = standing.info(self.name) if standing is not None else None
+        damaged = standing is not None and standing.damaged
+        if self.op is Op.PUT:
+            return judge_put(
+                self.name,
+                info,
+                damaged=damaged,
+                kind=self.kind,
+                checksum=self.checksum,
+                metadata=self.metadata,
+                stamp=self.stamp,
+                clock=clock,
+            )
+        if self.op is Op.DELETE:
+            return judge_delete(info, stamp=self.stamp, clock=clock)
+        assert self.stamp is not None
+        if self.op is Op.TOUCH:
+            return judge_touch(
+                self.name,
+                info,
+                damaged=damaged,
+                checksum=self.checksum,
+                metadata=self.metadata,
+                stamp=self.stamp,
+            )
+        if may_remove(info, if_stamp=self.stamp, min_age=self.min_age, now=now):
+            return Verdict(Action.WRITE, Put(Outcome.CREATED, self.stamp))
+        return Verdict(Action.KEEP, Put(Outcome.SUPERSEDED, info.stamp if info else 0))
+
+    @property
+    def needs_room(self) -> bool:
+        """Whether a full disk refuses it: new data does, what makes room or keeps data does not."""
+        return self.op is Op.PUT
+
+    @property
+    def room(self) -> int:
+        """About how many bytes it still has to write."""
+        return 0 if self.place else self.length + sums_size(self.length)
+
+
+def settle(writes: Sequence[Write]) -> None:
+    """Give every caller its answer. On the event loop's thread."""
+    for write in writes:
+        done = write.done
+        if done is None or done.done():
+            continue
+        if write.error is not None:
+            done.set_exception(write.error)
+        else:
+            done.set_result(write.answer)
