@@ -165,6 +165,13 @@ class Disk:
             return
         self.flush_directory(os.path.dirname(path) or ".")
 
+    def remove_folder(self, path: str) -> None:
+        """Remove an index's folder and the files in it, if it is there."""
+        if os.path.isdir(path):
+            for name in os.listdir(path):
+                os.unlink(os.path.join(path, name))
+            os.rmdir(path)
+
     def names(self, path: str) -> list[str]:
         """What lies in a directory, sorted."""
         return sorted(os.listdir(path))
@@ -195,3 +202,7 @@ class Disk:
             readahead=False,
             mode=0o640,
         )
+
+    def settle_index(self, env: lmdb.Environment) -> None:
+        """Return when every commit so far survives a power cut, the last one's root included."""
+        env.sync(True)

@@ -32,6 +32,7 @@ class Index:
     """The durable index at a path. Opening one twice in a process is an error of LMDB's."""
 
     def __init__(self, disk: Disk, path: str) -> None:
+        self._disk = disk
         self.env = disk.open_index(path, durable=True)
         self.env.reader_check()  # a reader that died would keep pages from being used again
         self.blobs = self.env.open_db(b"blobs")
@@ -68,6 +69,11 @@ class Index:
                     if len(found) == limit:
                         break
         return found
+
+    def entries(self) -> Iterator[tuple[bytes, bytes]]:
+        """Every key and value. One long read: not while others write."""
+        with self.env.begin(db=self.blobs) as transaction, transaction.cursor() as cursor:
+            yield from cursor
 
     def digests(self) -> Digests:
         """The digests of what the index holds; kept until the index changes."""
@@ -112,7 +118,7 @@ class Index:
 
     def settle(self) -> None:
         """Return when every commit so far survives a power cut (its root included)."""
-        self.env.sync(True)
+        self._disk.settle_index(self.env)
 
     def slice(self) -> Slice:
         """Begin to change the index; see `Slice`."""
@@ -142,6 +148,7 @@ class Slice:
         self._removals, self._facts = removals, facts
         self._slots: dict[bytes, Slot] = {}
         self._sequence = 0
+        self._any_removed = self._transaction.stat(removals)["entries"] > 0
 
     def __enter__(self) -> Self:
         return self
@@ -174,11 +181,14 @@ class Slice:
                 return
             if not old.damaged:
                 self._slot(key).drop(old.length, _hash(key, old))
+        elif self._removed_after(key, new.sequence):
+            return
         self._sequence = max(self._sequence, new.sequence)
         if new.kind == Kind.REMOVAL:
             if found is not None:
                 self._transaction.delete(key, db=self._blobs)
             self._transaction.put(key, _NUMBER.pack(new.sequence), db=self._removals)
+            self._any_removed = True
             return
         self._transaction.put(key, value, db=self._blobs)
         if not new.damaged:
@@ -192,10 +202,11 @@ class Slice:
         """No scan will begin before any removal so far; they have done their work."""
         self._transaction.drop(self._removals, delete=False)
 
-    def entries(self) -> Iterator[tuple[bytes, bytes]]:
-        """Every key and value, as this transaction sees them."""
-        with self._transaction.cursor(db=self._blobs) as cursor:
-            yield from cursor
+    def _removed_after(self, key: bytes, sequence: int) -> bool:
+        if not self._any_removed:
+            return False
+        value = self._transaction.get(key, db=self._removals)
+        return value is not None and _NUMBER.unpack(value)[0] > sequence
 
     def _slot(self, key: bytes) -> Slot:
         slot = self._slots.get(key[:2])

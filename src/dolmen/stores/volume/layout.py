@@ -30,6 +30,7 @@ class Layout:
     def __init__(self, root: str) -> None:
         self.root = root
         self.index = os.path.join(root, "index")
+        self.fresh_index = self.index + ".new"
         self.recent = os.path.join(root, "recent")
         self.active = os.path.join(root, "active")
         self.sealed = os.path.join(root, "sealed")
@@ -78,6 +79,10 @@ def prepare(disk: Disk, root: str) -> Layout:
     try:
         if not disk.exists(layout.marker):
             _make(disk, layout)
+        if not disk.exists(layout.index) and disk.exists(layout.fresh_index):
+            # A reindex was cut off after its index was complete and the old one moved away.
+            disk.rename(layout.fresh_index, layout.index)
+            disk.flush_directory(layout.root)
         fd = disk.open(layout.marker)
         try:
             found = disk.read(fd, 100, 0)
@@ -111,12 +116,19 @@ def _make(disk: Disk, layout: Layout) -> None:
         )
     for folder in (layout.index, layout.recent, layout.active, layout.sealed):
         disk.make_directory(folder)
-    part = layout.marker + ".part"
-    fd = disk.open(part, write=True) if disk.exists(part) else disk.create(part)
+    write_whole(disk, layout.marker, b"dolmen volume %d\n" % FORMAT)
+
+
+def write_whole(disk: Disk, path: str, content: bytes) -> None:
+    """Put a small file there, durably: after any crash it is absent, as before, or whole."""
+    part = path + ".part"
+    if disk.exists(part):
+        disk.unlink(part)
+    fd = disk.create(part)
     try:
-        disk.write(fd, [b"dolmen volume %d\n" % FORMAT], 0)
+        disk.write(fd, [content], 0)
         disk.flush(fd)
     finally:
         disk.close(fd)
-    disk.rename(part, layout.marker)
-    disk.flush_directory(layout.root)
+    disk.rename(part, path)
+    disk.flush_directory(os.path.dirname(path))

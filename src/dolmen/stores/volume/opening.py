@@ -17,7 +17,7 @@ import uuid
 from dolmen.errors import BadVolume
 from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.index import Index
-from dolmen.stores.volume.layout import Layout
+from dolmen.stores.volume.layout import Layout, write_whole
 from dolmen.stores.volume.recent import Recent
 from dolmen.stores.volume.recovery import leftover_segments, recover
 
@@ -48,12 +48,21 @@ class Membership:
         disk, layout = self._disk, self._layout
         disk.lock(self._opening, wait=True)
         try:
-            self._hold(alone := disk.lock(self._users))
+            alone = disk.lock(self._users)
+            self._hold()
             index = Index(disk, layout.index)
+            if alone:  # written without sync: after a power cut it may hold anything
+                disk.remove_folder(layout.recent)
+                disk.make_directory(layout.recent)
             recent = Recent(disk, layout.recent)
             if alone:
+                if not index.last_number() and disk.names(layout.sealed):
+                    raise BadVolume(
+                        f"the index of {layout.root} is missing, but its segments are there: "
+                        f"run `dolmen reindex volume:{layout.root}`, which rebuilds it from them"
+                    )
                 last = max([index.last_number(), *leftover_segments(disk, layout)])
-                recent.empty(sequence=index.last_sequence() + 1, number=last + 1)
+                recent.begin(sequence=index.last_sequence() + 1, number=last + 1)
             recover(disk, layout, index, recent)
             disk.lock(self._users, shared=True, wait=True)
         finally:
@@ -69,7 +78,7 @@ class Membership:
                 f"{self._layout.root} is in use by another process; stop the servers that have "
                 "it open, then try again"
             )
-        self._hold(alone=True)
+        self._hold()
 
     def recover_dead(self, index: Index, recent: Recent) -> None:
         """Recover segments of processes that died while this one lives."""
@@ -89,21 +98,17 @@ class Membership:
         disk.close(self._users)
         disk.close(self._opening)
 
-    def _hold(self, alone: bool) -> None:
+    def _hold(self) -> None:
         """Note that this machine has the volume, unless another one does."""
         disk, path, machine = self._disk, self._layout.holder, this_machine()
-        if not disk.exists(path):
-            fd = disk.create(path)
-        else:
-            fd = disk.open(path, write=True)
+        if disk.exists(path):
+            fd = disk.open(path)
             found = disk.read(fd, 1000, 0).decode("utf-8", "replace").strip()
-            if found and found != machine:
-                disk.close(fd)
-                raise BadVolume(
-                    f"{self._layout.root} is open on another machine ({found.split('/')[0]}); if "
-                    f"that machine is gone for good, remove the file {path} and start again"
-                )
-        if alone:
-            disk.truncate(fd, 0)
-            disk.write(fd, [machine.encode() + b"\n"], 0)
-        disk.close(fd)
+            disk.close(fd)
+            if found == machine:
+                return
+            raise BadVolume(
+                f"{self._layout.root} is open on another machine ({found.split('/')[0]}); if that "
+                f"machine is gone for good, remove the file {path} and start again"
+            )
+        write_whole(disk, path, machine.encode() + b"\n")

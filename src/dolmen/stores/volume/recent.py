@@ -2,7 +2,7 @@
 
 A second LMDB environment, shared by the processes of a volume and opened without
 sync, because it is only a view of the segments' tails: whoever opens the volume
-first empties it and fills it again by scanning. Four tables: `blobs` (entries,
+first makes it anew and fills it by scanning. Four tables: `blobs` (entries,
 visible to readers), `claims` (names a commit under way has decided about, and the
 segment of who decided), `segments` (how far each active segment is visible, and
 whether its writer is through with it), `facts` (the next sequence and number).
@@ -50,13 +50,11 @@ class Recent:
         value: bytes | None = self.env.begin(db=self.blobs).get(key)
         return value
 
-    def empty(self, *, sequence: int, number: int) -> None:
-        """Forget everything; the next sequence and the next segment's number are given."""
-        with self.env.begin(write=True) as transaction:
-            for table in (self.blobs, self._claims, self._segments):
-                transaction.drop(table, delete=False)
-            transaction.put(_SEQUENCE, _NUMBER.pack(sequence), db=self._facts)
-            transaction.put(_SEGMENT, _NUMBER.pack(number), db=self._facts)
+    def begin(self, *, sequence: int, number: int) -> None:
+        """Set the next sequence and the next segment's number of a new environment."""
+        with self.env.begin(write=True, db=self._facts) as transaction:
+            transaction.put(_SEQUENCE, _NUMBER.pack(sequence))
+            transaction.put(_SEGMENT, _NUMBER.pack(number))
 
     def take_number(self) -> int:
         """A number no other segment of this volume has."""

@@ -135,9 +135,20 @@ def owner_of(disk: Disk, fd: int, number: int) -> bytes:
 
 
 def sort_out(
-    disk: Disk, fd: int, number: int, owner: bytes, found: list[Found | Gap], size: int
+    disk: Disk,
+    fd: int,
+    number: int,
+    owner: bytes,
+    found: list[Found | Gap],
+    size: int,
+    *,
+    sealed: bool = False,
 ) -> Recovered:
-    """Tell sound from damaged and torn, and seal off what was torn."""
+    """Tell sound from damaged and torn, and seal off what was torn.
+
+    Of a sealed segment nothing is torn any more: what can't be read is damaged,
+    every record is taken as it is, and the file is left alone.
+    """
     recovered = Recovered(number, size)
     arrived = disk.modified(fd)
     flushed = max((item.head.flushed for item in found if _kept(item)), default=0)
@@ -145,17 +156,17 @@ def sort_out(
     torn: list[Found | Gap] = []
     for item in found:
         if isinstance(item, Gap):
-            if item.start >= flushed:
+            if item.start >= flushed and not sealed:
                 torn.append(item)
                 continue
             recovered.damaged.append(item)
         elif item.sound is False:
             # An extent is handed out, and passed by flushes, before its record is whole.
-            if item.in_extent or item.offset >= flushed:
+            if (item.in_extent or item.offset >= flushed) and not sealed:
                 torn.append(item)
                 continue
             recovered.entries.append(entry_of(item, number, arrived, damaged=True))
-        elif item.sound:
+        elif item.sound or sealed:
             recovered.entries.append(entry_of(item, number, arrived))
         end_of_kept = max(end_of_kept, item.stop)
     for item in torn:

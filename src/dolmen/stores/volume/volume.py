@@ -316,10 +316,10 @@ class VolumeStore(OneByOne):
             return
         self._closed = True
         await self._group.close()
+        await self._loop.run_in_executor(None, self._keeper.close)
         await self._loop.run_in_executor(None, self._close)
 
     def _close(self) -> None:
-        self._keeper.close()
         self._executor.shutdown(wait=True)
         self._log.close()
         if self._log.broken is None:

@@ -1,0 +1,158 @@
+"""Rebuilding a volume's index from its segments alone.
+
+Every segment is scanned from its beginning, and of all records of a name the one
+with the highest sequence decides, as it did when it was written. The new index is
+built beside the old one and takes its place only when it is complete and on disk,
+so an interrupted run changes nothing. What can't be read is reported, never
+guessed; where a record's head can be read but not its data, the blob is known and
+its copy will fail its check when it is read.
+
+Segments in `active/` may end in what a crash tore off, so their data is checked
+and torn parts are sealed off first, as in every opening.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import lmdb
+
+from dolmen.errors import BadVolume
+from dolmen.record import Kind
+from dolmen.stores.volume.disk import Disk
+from dolmen.stores.volume.entry import unpack
+from dolmen.stores.volume.index import Index
+from dolmen.stores.volume.layout import Layout, prepare, segment_number
+from dolmen.stores.volume.opening import Membership
+from dolmen.stores.volume.recovery import owner_of, sort_out
+from dolmen.stores.volume.scan import Scanner
+from dolmen.stores.volume.segment import SEGMENT_HEADER
+
+
+@dataclass(slots=True)
+class Reindexed:
+    """What a rebuild found. `bytes` is the sum of the segments' sizes."""
+
+    segments: int = 0
+    records: int = 0
+    bytes: int = 0
+    blobs: int = 0
+    tombstones: int = 0
+    damaged: list[str] = field(default_factory=list)
+    """A line for everything that could not be read."""
+
+
+def reindex(
+    path: str,
+    *,
+    disk: Disk | None = None,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Reindexed:
+    """Rebuild the index of the volume in a folder that no process has open.
+
+    `progress(done, total)` is told how many segments have been scanned. Raises
+    `BadVolume` when the volume is in use or the folder is none.
+    """
+    disk = disk or Disk()
+    layout = prepare(disk, path)
+    membership = Membership(disk, layout)
+    membership.join_alone()
+    try:
+        fresh, old = layout.fresh_index, layout.index + ".old"
+        disk.remove_folder(fresh)
+        disk.make_directory(fresh)
+        notes = _notes(disk, layout.index)
+        index = Index(disk, fresh)
+        try:
+            result = _rebuild(disk, layout, index, progress)
+            for key, value in notes.items():
+                index.note(key, value)
+            index.settle()
+        finally:
+            index.close()
+        disk.remove_folder(old)
+        if disk.exists(layout.index):
+            disk.rename(layout.index, old)
+        disk.rename(fresh, layout.index)
+        disk.flush_directory(layout.root)
+        disk.remove_folder(old)
+    finally:
+        membership.leave()
+    return result
+
+
+def _notes(disk: Disk, path: str) -> dict[str, bytes]:
+    """The notes of the old index, as far as it can be read: they stand nowhere else."""
+    if not disk.exists(path):
+        return {}
+    try:
+        index = Index(disk, path)
+    except lmdb.Error:
+        return {}
+    try:
+        return index.notes()
+    except lmdb.Error:
+        return {}
+    finally:
+        index.close()
+
+
+def _rebuild(
+    disk: Disk, layout: Layout, index: Index, progress: Callable[[int, int], None]
+) -> Reindexed:
+    result = Reindexed()
+    segments = list(_segments(disk, layout))
+    for done, (number, path, active) in enumerate(segments):
+        progress(done, len(segments))
+        fd = disk.open(path, write=active)
+        try:
+            _take(disk, fd, number, index, result, active=active)
+        finally:
+            disk.close(fd)
+    progress(len(segments), len(segments))
+    for _, value in index.entries():
+        if unpack(value).kind == Kind.TOMBSTONE:
+            result.tombstones += 1
+        else:
+            result.blobs += 1
+    return result
+
+
+def _segments(disk: Disk, layout: Layout) -> Iterator[tuple[int, str, bool]]:
+    """Number, path and whether it is active, of every segment."""
+    for name in disk.names(layout.active):
+        number = segment_number(name)
+        if number is not None:
+            yield number, layout.active_segment(number), True
+    for folder in disk.names(layout.sealed):
+        for name in disk.names(f"{layout.sealed}/{folder}"):
+            number = segment_number(name)
+            if number is not None:
+                yield number, layout.sealed_segment(number), False
+
+
+def _take(
+    disk: Disk, fd: int, number: int, index: Index, result: Reindexed, *, active: bool
+) -> None:
+    try:
+        owner = owner_of(disk, fd, number)
+    except BadVolume as error:
+        result.damaged.append(str(error))
+        return
+    scanner = Scanner(disk, fd, owner, verify=lambda _: active)
+    found = list(scanner.records(SEGMENT_HEADER))
+    recovered = sort_out(disk, fd, number, owner, found, scanner.size, sealed=not active)
+    if recovered.sealed_off:
+        disk.flush(fd)
+    with index.slice() as change:
+        for key, entry in recovered.entries:
+            change.apply(key, entry.pack())
+        change.mark(number, recovered.end)
+    result.segments += 1
+    result.records += len(recovered.entries)
+    result.bytes += scanner.size
+    result.damaged += [
+        f"segment {number:08x}: nothing can be made out from byte {gap.start} to {gap.stop}"
+        for gap in recovered.damaged
+    ]

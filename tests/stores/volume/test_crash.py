@@ -1,0 +1,420 @@
+"""Power cuts at every moment: what was answered stands, and nothing is half there.
+
+A workload runs on the simulated disk until the power goes at some operation, in
+the middle of a commit, a merge, a sealing, a recovery or a reindex. Then the disk
+forgets what was not flushed, the volume is opened again and compared with what the
+workload was told. Every sabotage at the end must be noticed by the same trial.
+"""
+
+import os
+import random
+import shutil
+from collections.abc import Callable
+
+import pytest
+
+from dolmen.errors import DolmenError, NotFound
+from dolmen.names import checksum_of
+from dolmen.record import Kind, block_sums
+from dolmen.stamps import Clock
+from dolmen.stores.volume import commit, index, merge, recovery, segment
+from dolmen.stores.volume.place import Place
+from dolmen.stores.volume.recent import Reach
+from dolmen.stores.volume.reindex import reindex
+from dolmen.stores.volume.scan import Scanner
+from dolmen.stores.volume.segment import publish
+from dolmen.stores.volume.volume import VolumeStore
+from dolmen.stores.volume.write import Op, Write
+from dolmen.testing.crash import PowerCut, SimulatedDisk
+
+TRIALS = int(os.environ.get("DOLMEN_CRASH_STATES", "500"))
+NAMES = [f"name{number}" for number in range(12)]
+ABSENT = ("absent",)
+
+
+class Volume:
+    """A volume on a simulated disk, driven step by step on this thread."""
+
+    def __init__(self, disk: SimulatedDisk) -> None:
+        self.disk = disk
+        self.store: VolumeStore | None = None
+
+    def open(self) -> None:
+        wall = iter(range(1_700_000_000_000, 1_800_000_000_000))
+        self.store = VolumeStore(
+            self.disk.root + "/volume",
+            disk=self.disk,
+            clock=Clock(lambda: next(wall)),
+            now=lambda: 1_000_000.0,
+            segment_size=20_000,
+        )
+        self.store._reader._failed = lambda name, entry: None
+
+    def drop(self) -> None:
+        """Let go of LMDB's files as a dead process does."""
+        if self.store is not None:
+            self.store._executor.shutdown()
+            for env in (self.store._index.env, self.store._recent.env):
+                env.close()
+            self.store = None
+
+    def state(self, name: str) -> tuple:
+        assert self.store is not None
+        try:
+            entry = self.store._live(name, tombstones=True)
+        except NotFound:
+            return ABSENT
+        if entry.kind == Kind.TOMBSTONE:
+            return ("deleted", entry.stamp)
+        reading = self.store._reader.read(name, entry, None)
+        try:
+            reading.send(None)
+        except StopIteration as done:
+            payload = done.value
+        data = payload.whole
+        if data is None:
+            data = b"".join(bytes(piece) for piece in _run(payload))
+        return ("blob", entry.stamp, entry.metadata, bytes(data))
+
+
+def _run(payload):
+    pieces = payload.__aiter__()
+    while True:
+        try:
+            pieces.__anext__().send(None)
+        except StopIteration as piece:
+            yield piece.value
+        except StopAsyncIteration:
+            return
+
+
+class Trial:
+    """One workload with its power cuts, and the log of what it was told."""
+
+    def __init__(self, folder: str, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.folder = folder
+        self.generation = 0
+        self.volume = Volume(SimulatedDisk(self._root(), rng=self.rng))
+        self.known: dict[str, tuple] = dict.fromkeys(NAMES, ABSENT)
+        self.maybe: dict[str, list[tuple]] = {}
+        self.data: dict[Write, bytes] = {}
+        self.streaming: list[tuple[Place, bytes, str]] = []
+        """Blobs on their way in, while other things happen."""
+
+    def _root(self) -> str:
+        self.generation += 1
+        root = f"{self.folder}/{self.generation}"
+        os.makedirs(root)
+        return root
+
+    def run(self) -> None:
+        for _ in range(4):
+            self.volume.disk.cut_after(self.rng.randrange(1, 120))
+            try:
+                self.volume.open()
+                self.check()
+                while True:
+                    self.step()
+            except PowerCut:
+                pass
+            self.volume.drop()
+            self.streaming.clear()
+            if self.rng.random() < 0.4:
+                self.volume.disk.kill()
+                continue
+            self.volume = Volume(self.volume.disk.power_cut(self._root()))
+            shutil.rmtree(f"{self.folder}/{self.generation - 1}")
+        self.volume.open()
+        self.check()
+        self.volume.store._merge.merge()
+        self.check()
+        found = self.volume.store._index.digests()
+        self.volume.store._close()
+        self.volume.store = None
+        reindex(self.volume.disk.root + "/volume", disk=self.volume.disk)
+        self.volume.open()
+        self.check()
+        assert self.volume.store._index.digests() == found, "reindex gives another index"
+        self.volume.store._close()
+        self.volume.store = None
+
+    def step(self) -> None:
+        store = self.volume.store
+        choice = self.rng.random()
+        if choice < 0.12:
+            store._merge.merge()
+        elif choice < 0.15:
+            for place, _, _ in self.streaming:
+                place.abandon()
+            self.streaming.clear()
+            store._close()
+            self.volume.store = None
+            self.volume.open()
+        else:
+            self.commit()
+
+    def commit(self) -> None:
+        writes = [self.write(name) for name in self.rng.sample(NAMES, self.rng.randint(1, 4))]
+        for write in writes:
+            self.maybe[write.name] = [self.outcome(write)]
+        store = self.volume.store
+        assert not store._log.commit(writes)
+        for write in writes:
+            self.maybe.pop(write.name)
+            if write.error is None and write.answer.outcome != "superseded":
+                self.known[write.name] = self.told(write)
+            if write.place is not None:
+                write.place.abandon()
+
+    def write(self, name: str) -> Write:
+        before = self.known[name]
+        choice = self.rng.random()
+        if choice < 0.12:
+            return Write(Op.DELETE, name, stamp=None)
+        if choice < 0.22 and before[0] == "blob":
+            return Write(Op.REMOVE, name, stamp=before[1])
+        if choice < 0.34 and before[0] == "blob":
+            return Write(
+                Op.TOUCH,
+                name,
+                stamp=before[1] + 5,
+                checksum=checksum_of(before[3]),
+                metadata=b"\x01\x01\x00a" + self.rng.randbytes(1),
+            )
+        data = self.rng.randbytes(self.rng.choice((0, 1, 100, 1000, 5000, 70_000)))
+        if before[0] == "blob" and self.rng.random() < 0.3:
+            data = before[3]
+        stamp = before[1] + 1 if before[0] == "blob" else None
+        if self.rng.random() < 0.3:
+            place = self.volume.store._log.place(
+                len(name), len(data), alone=self.rng.random() < 0.3
+            )
+            for at in range(0, len(data), 30_000):
+                place.take(data[at : at + 30_000])
+            self.streaming.append((place, data, name))
+        ready = [item for item in self.streaming if len(item[2]) == len(name)]
+        if ready and self.rng.random() < 0.5:
+            place, data, sized = self.rng.choice(ready)
+            self.streaming.remove((place, data, sized))
+            if self.rng.random() < 0.2:  # the client went away
+                place.abandon()
+                return Write(Op.DELETE, name, stamp=None)
+            place.finish()
+            write = Write(
+                Op.PUT,
+                name,
+                stamp=stamp,
+                kind=Kind.BLOB,
+                checksum=place.checksum,
+                length=len(data),
+                place=place,
+            )
+        else:
+            write = Write(
+                Op.PUT,
+                name,
+                stamp=stamp,
+                kind=Kind.BLOB,
+                checksum=checksum_of(data),
+                data=data,
+                sums=block_sums(data),
+                length=len(data),
+            )
+        self.data[write] = data
+        return write
+
+    def told(self, write: Write) -> tuple:
+        stamp = write.answer.stamp
+        if write.op is Op.DELETE:
+            return ("deleted", stamp)
+        if write.op is Op.REMOVE:
+            return ABSENT
+        if write.op is Op.TOUCH:
+            return ("blob", stamp, write.metadata, self.known[write.name][3])
+        return ("blob", stamp, write.metadata, self.data[write])
+
+    def outcome(self, write: Write) -> Callable[[], tuple]:
+        return lambda: self.told(write)
+
+    def check(self) -> None:
+        for name in NAMES:
+            try:
+                state = self.volume.state(name)
+            except DolmenError as error:
+                raise AssertionError(f"{name} can't be read: {error}") from error
+            allowed = [self.known[name], *(later() for later in self.maybe.get(name, []))]
+            # The stamp of a write that was never answered is its own affair.
+            assert _without_stamp(state) in map(_without_stamp, allowed), (
+                f"{name} is {str(state)[:80]}, told was {str(self.known[name])[:80]}"
+            )
+            if name not in self.maybe:
+                assert state == self.known[name]
+            self.known[name] = state
+        self.maybe.clear()
+
+
+def _without_stamp(state: tuple) -> tuple:
+    return state[:1] + state[2:]
+
+
+def trial(folder: str, seed: int) -> None:
+    run = Trial(folder, seed)
+    try:
+        run.run()
+    finally:
+        run.volume.drop()
+
+
+@pytest.fixture(autouse=True)
+def _small_slices(monkeypatch):
+    monkeypatch.setattr(merge, "SLICE", 3)
+
+
+def test_a_power_cut_at_any_moment_keeps_what_was_answered(tmp_path):
+    for seed in range(TRIALS // 4):  # four openings after a crash in each trial
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        try:
+            trial(str(folder), seed)
+        except (AssertionError, DolmenError, OSError) as error:
+            raise AssertionError(f"seed {seed}: {error}") from error
+        shutil.rmtree(folder)
+
+
+def without_flush(monkeypatch):
+    monkeypatch.setattr(
+        commit.Log,
+        "_flush",
+        lambda self, segment: (
+            (publish(self._disk, self._layout, segment), setattr(segment, "retired", True))
+            if segment.path.endswith(".part")
+            else None
+        ),
+    )
+
+
+def answer_before_flush(monkeypatch):
+    """The batch is shown and answered, then flushed with the next one."""
+    real = commit.Log._flush
+    late = []
+
+    def flush(self, segment):
+        if segment.path.endswith(".part"):
+            real(self, segment)
+            return
+        if late and late[-1] is segment:
+            real(self, segment)
+        late.append(segment)
+
+    monkeypatch.setattr(commit.Log, "_flush", flush)
+
+
+def without_flushing_the_index(monkeypatch):
+    monkeypatch.setattr(index.Index, "settle", lambda self: None)
+
+
+def watermarks_ahead_of_their_entries(monkeypatch):
+    def early(self):
+        reached = self._recent.segments()
+        with self._index.slice() as change:
+            for number, reach in reached.items():
+                change.mark(number, reach.settled)
+        real(self)
+
+    real = merge.Merge._pass
+    monkeypatch.setattr(merge.Merge, "_pass", early)
+
+
+def watermarks_past_unfinished_extents(monkeypatch):
+    def reach(self):
+        return Reach(self.end, self.end, self.retired and not self._extents)
+
+    monkeypatch.setattr(segment.Segment, "reach", reach)
+
+
+def segments_whose_names_are_not_flushed(monkeypatch):
+    def publish(disk, layout, new):
+        disk.flush(new.fd)
+        disk.rename(new.path, layout.active_segment(new.number))
+        new.path = layout.active_segment(new.number)
+
+    monkeypatch.setattr(commit, "publish", publish)
+
+
+def recovery_that_believes_the_page_cache(monkeypatch):
+    def recover(disk, fd, *rest):
+        flush, disk.flush = disk.flush, lambda _fd: None
+        try:
+            return real(disk, fd, *rest)
+        finally:
+            disk.flush = flush
+
+    real = recovery._recover_segment
+    monkeypatch.setattr(recovery, "_recover_segment", recover)
+
+
+def recovery_that_does_not_check_data(monkeypatch):
+    class Trusting(Scanner):
+        def _sound(self, head, offset):
+            return True
+
+    monkeypatch.setattr(recovery, "Scanner", Trusting)
+
+
+def recovery_that_leaves_torn_records(monkeypatch):
+    real = recovery.sort_out
+
+    def leave(disk, fd, number, owner, found, size, **options):
+        class Deaf:
+            def __getattr__(self, name):
+                return getattr(disk, name)
+
+            def truncate(self, fd, size):
+                pass
+
+            def write(self, fd, buffers, offset):
+                pass
+
+        return real(Deaf(), fd, number, owner, found, size, **options)
+
+    monkeypatch.setattr(recovery, "sort_out", leave)
+
+
+def removals_forgotten_too_soon(monkeypatch):
+    real = index.Slice.mark
+
+    def mark(self, number, watermark):
+        self.forget_removals()
+        real(self, number, watermark)
+
+    monkeypatch.setattr(index.Slice, "mark", mark)
+
+
+@pytest.mark.parametrize(
+    "sabotage",
+    [
+        without_flush,
+        answer_before_flush,
+        without_flushing_the_index,
+        watermarks_ahead_of_their_entries,
+        watermarks_past_unfinished_extents,
+        segments_whose_names_are_not_flushed,
+        recovery_that_believes_the_page_cache,
+        recovery_that_does_not_check_data,
+        recovery_that_leaves_torn_records,
+        removals_forgotten_too_soon,
+    ],
+    ids=lambda sabotage: sabotage.__name__,
+)
+def test_the_trial_notices(sabotage, monkeypatch, tmp_path):
+    sabotage(monkeypatch)
+    for seed in range(400):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        try:
+            trial(str(folder), seed)
+        except (AssertionError, DolmenError, OSError):
+            return
+        shutil.rmtree(folder)
+    pytest.fail("400 trials passed with this defect in place")
