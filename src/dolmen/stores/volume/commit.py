@@ -31,18 +31,17 @@ from collections.abc import Callable
 import lmdb
 
 from dolmen.errors import DolmenError, Full, OutcomeUnknown, ReadOnly
-from dolmen.record import Kind, block_sums, encode_head, record_size
+from dolmen.record import Kind, record_size
 from dolmen.stamps import Clock
-from dolmen.stores.verdict import NO_CHECKSUM, Action
-from dolmen.stores.volume import revision
+from dolmen.stores.verdict import Action
 from dolmen.stores.volume.disk import Disk
-from dolmen.stores.volume.entry import Entry, stands, unpack
+from dolmen.stores.volume.entry import Entry, unpack
 from dolmen.stores.volume.index import Index
 from dolmen.stores.volume.layout import Layout
 from dolmen.stores.volume.place import Place
 from dolmen.stores.volume.recent import Change, Reach, Recent
 from dolmen.stores.volume.segment import SEGMENT_HEADER, Segment, create, publish
-from dolmen.stores.volume.write import Op, Write
+from dolmen.stores.volume.write import Write
 
 SEGMENT_SIZE = 1 << 30
 
@@ -127,33 +126,29 @@ class Log:
         return waiting
 
     def _claim(self, batch: list[Write], waiting: list[Write]) -> list[Write]:
-        claimed: list[Write] = []
         now = self._now()
         full = self._disk.space(self._layout.root)[0] < self.reserve + sum(w.room for w in batch)
         change = self._recent.change()
         try:
-            for write in batch:
-                if change.claimant(write.key) is not None:
-                    waiting.append(write)
-                    continue
-                standing = self._standing(change, write.key)
+            free = self._unclaimed(change, batch, waiting)
+            standing = self._standing(change, list(free))
+            claimed: list[Write] = []
+            for key, write in free.items():
+                write.standing = standing.get(key)
                 try:
                     if full and write.needs_room:
                         raise self._full()
-                    verdict = write.judge(standing, self._clock, now)
+                    write.action, write.answer = write.judge(self._clock, now)
                 except DolmenError as error:
                     write.error = error
                     continue
-                write.action, write.answer = verdict
-                if verdict.action is Action.KEEP:
-                    continue
-                write.entry = standing
-                change.claim(write.key, self._active.number)
-                claimed.append(write)
+                if write.action is not Action.KEEP:
+                    claimed.append(write)
             if claimed:
+                change.claim([write.key for write in claimed], self._active.number)
                 sequence = change.take_sequences(len(claimed))
                 for write in claimed:
-                    write.entry = self._entry(write, write.entry, sequence, int(now))
+                    write.sequence = sequence
                     sequence += 1
         except BaseException:
             change.abort()
@@ -161,74 +156,55 @@ class Log:
         change.commit()
         return claimed
 
-    def _standing(self, change: Change, key: bytes) -> Entry | None:
-        value = change.get(key) or self._index.get(key)
-        entry = unpack(value) if value is not None else None
-        return entry if stands(entry) else None
+    def _unclaimed(
+        self, change: Change, batch: list[Write], waiting: list[Write]
+    ) -> dict[bytes, Write]:
+        """The first write of each name nobody else is deciding about; the others wait."""
+        held = change.claimed([write.key for write in batch])
+        free: dict[bytes, Write] = {}
+        for write in batch:
+            if write.key in held or write.key in free:
+                waiting.append(write)
+            else:
+                free[write.key] = write
+        return free
 
-    def _entry(self, write: Write, standing: Entry | None, sequence: int, now: int) -> Entry:
-        """The entry a write makes, still without its place where it has a record of its own."""
-        if write.op is Op.REMOVE:
-            return Entry(0, 0, 0, 0, 0, sequence, Kind.REMOVAL, NO_CHECKSUM, now, b"")
-        stamp = write.answer.stamp
-        if write.action is Action.REVISE:
-            assert standing is not None
-            write.data = revision.encode(standing)
-            write.sums = block_sums(write.data)
-            return standing._replace(
-                stamp=stamp, sequence=sequence, arrived=now, metadata=write.metadata
-            )
-        return Entry(
-            0,
-            0,
-            len(write.metadata),
-            write.length,
-            stamp,
-            sequence,
-            write.kind,
-            write.checksum,
-            now,
-            write.metadata,
-        )
+    def _standing(self, change: Change, keys: list[bytes]) -> dict[bytes, Entry]:
+        values = change.get_many(keys)
+        values.update(self._index.get_many([key for key in keys if key not in values]))
+        entries = ((key, unpack(value)) for key, value in values.items())
+        return {key: entry for key, entry in entries if entry.kind != Kind.REMOVAL}
 
     def _log(self, writes: list[Write]) -> None:
         """Write every record to its place, the batch's own ones in one go, and flush."""
+        arrived = int(self._now())
         segment = self._active
         parts: list[bytes | memoryview] = []
-        offsets: list[int] = []
-        size = 0
+        appended: list[tuple[Write, int]] = []
         placed: list[tuple[Write, Place]] = []
-        homes = {}
+        size = 0
         for write in writes:
             if write.place is not None and write.action is Action.WRITE:
                 placed.append((write, write.place))
                 continue
-            record = (
-                [_head(write, segment), write.data, write.sums]
-                if write.data
-                else [_head(write, segment)]
-            )
-            offsets.append(size)
-            size += sum(map(len, record))
-            parts += record
+            appended.append((write, size))
+            head = write.head(segment)
+            parts.append(head)
+            size += len(head)
+            if write.data:
+                parts += (write.data, write.sums)
+                size += len(write.data) + len(write.sums)
+        homes: dict[int, Segment] = {}
         if parts:
             start = self._append(segment, parts, size)
             homes[segment.number] = segment
-            appended = (
-                write for write in writes if write.place is None or write.action is not Action.WRITE
-            )
-            for write, offset in zip(appended, offsets, strict=True):
-                if write.action is Action.WRITE:
-                    assert write.entry is not None
-                    write.entry = write.entry._replace(
-                        segment=segment.number, offset=start + offset
-                    )
+            for write, offset in appended:
+                write.value = write.entry(segment.number, start + offset, arrived).pack()
         for write, place in placed:
-            assert write.entry is not None
             home = place.segment
-            self._disk.write(home.fd, [_head(write, home)], place.offset)
-            write.entry = write.entry._replace(segment=home.number, offset=place.offset)
+            self._disk.write(home.fd, [write.head(home)], place.offset)
             homes[home.number] = home
+            write.value = write.entry(home.number, place.offset, arrived).pack()
         for home in homes.values():
             self._flush(home)
 
@@ -258,10 +234,9 @@ class Log:
         homes = {self._active.number: self._active}
         alone: list[Segment] = []
         try:
+            change.put([(write.key, write.value) for write in writes])
+            change.release([write.key for write in writes])
             for write in writes:
-                assert write.entry is not None
-                change.put(write.key, write.entry)
-                change.release(write.key)
                 place = write.place
                 if place is None or write.action is not Action.WRITE:
                     continue
@@ -313,13 +288,13 @@ class Log:
         """Mark the copy that failed its check, unless another stands by now."""
         change = self._recent.change()
         try:
-            standing = self._standing(change, key)
+            standing = self._standing(change, [key]).get(key)
             if (
                 standing is not None
-                and change.claimant(key) is None
+                and not change.claimed([key])
                 and (standing.segment, standing.offset) == (bad.segment, bad.offset)
             ):
-                change.put(key, standing._replace(damaged=True))
+                change.put([(key, standing._replace(damaged=True).pack())])
         except BaseException:
             change.abort()
             raise
@@ -327,8 +302,7 @@ class Log:
 
     def _unclaim(self, writes: list[Write]) -> None:
         change = self._recent.change()
-        for write in writes:
-            change.release(write.key)
+        change.release([write.key for write in writes])
         change.commit()
 
     def _full(self) -> Full:
@@ -347,23 +321,6 @@ class Log:
     def _refuse_if_broken(self) -> None:
         if self.broken is not None:
             raise self._break(self.broken)
-
-
-def _head(write: Write, home: Segment) -> bytes:
-    entry = write.entry
-    assert entry is not None
-    revised = write.action is Action.REVISE
-    return encode_head(
-        Kind.REVISION if revised else entry.kind,
-        write.key[2:],
-        entry.metadata,
-        revision.SIZE if revised else entry.length,
-        entry.stamp,
-        entry.checksum,
-        sequence=entry.sequence,
-        owner=home.owner,
-        flushed=home.flushed,
-    )
 
 
 def _fail(writes: list[Write], error: DolmenError) -> None:

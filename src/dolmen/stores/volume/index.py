@@ -48,6 +48,11 @@ class Index:
         value: bytes | None = self.env.begin(db=self.blobs).get(key)
         return value
 
+    def get_many(self, keys: list[bytes]) -> list[tuple[bytes, bytes]]:
+        """Those of the keys that have an entry, with the packed entry."""
+        with self.env.begin() as transaction, transaction.cursor(db=self.blobs) as cursor:
+            return cursor.getmulti(keys)
+
     def sequence_of(self, key: bytes) -> int:
         """The sequence of the last write of a name that is reflected here; 0 for none."""
         with self.env.begin() as transaction:
@@ -171,28 +176,36 @@ class Slice:
                 put(_SEQUENCE, _NUMBER.pack(self._sequence), db=self._facts)
         self._transaction.commit()
 
-    def apply(self, key: bytes, value: bytes) -> None:
-        """Make `value` the entry under `key`; a REMOVAL takes the entry away."""
-        new = unpack(value)
-        found = self._transaction.get(key, db=self._blobs)
-        if found is not None:
-            old = unpack(found)
-            if old.sequence > new.sequence:
-                return
-            if not old.damaged:
-                self._slot(key).drop(old.length, _hash(key, old))
-        elif self._removed_after(key, new.sequence):
-            return
-        self._sequence = max(self._sequence, new.sequence)
-        if new.kind == Kind.REMOVAL:
-            if found is not None:
-                self._transaction.delete(key, db=self._blobs)
-            self._transaction.put(key, _NUMBER.pack(new.sequence), db=self._removals)
-            self._any_removed = True
-            return
-        self._transaction.put(key, value, db=self._blobs)
-        if not new.damaged:
-            self._slot(key).add(new.length, _hash(key, new))
+    def apply(self, entries: list[tuple[bytes, bytes]]) -> None:
+        """Make these the entries under their keys (each key once); a REMOVAL takes one away."""
+        with self._transaction.cursor(db=self._blobs) as cursor:
+            standing = dict(cursor.getmulti([key for key, _ in entries]))
+            stored: list[tuple[bytes, bytes]] = []
+            for key, value in entries:
+                new = unpack(value)
+                found = standing.get(key)
+                if found is not None:
+                    old = unpack(found)
+                    if old.sequence > new.sequence:
+                        continue
+                    if not old.damaged:
+                        self._slot(key).drop(old.length, _hash(key, old))
+                elif self._removed_after(key, new.sequence):
+                    continue
+                self._sequence = max(self._sequence, new.sequence)
+                if new.kind == Kind.REMOVAL:
+                    self._remove(key, new.sequence, present=found is not None)
+                    continue
+                stored.append((key, value))
+                if not new.damaged:
+                    self._slot(key).add(new.length, _hash(key, new))
+            cursor.putmulti(stored)
+
+    def _remove(self, key: bytes, sequence: int, *, present: bool) -> None:
+        if present:
+            self._transaction.delete(key, db=self._blobs)
+        self._transaction.put(key, _NUMBER.pack(sequence), db=self._removals)
+        self._any_removed = True
 
     def mark(self, number: int, watermark: int) -> None:
         """Say how far a segment is reflected, once everything below has been applied."""

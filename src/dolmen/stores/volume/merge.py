@@ -55,8 +55,7 @@ class Merge:
             moved = last and self._moved(reached)
             if entries or moved:
                 with self._index.slice() as change:
-                    for key, value in entries:
-                        change.apply(key, value)
+                    change.apply(entries)
                     if last:
                         for number, reach in reached.items():
                             change.mark(number, reach.settled)

@@ -14,7 +14,6 @@ import struct
 from typing import Any, NamedTuple
 
 from dolmen.stores.volume.disk import Disk
-from dolmen.stores.volume.entry import Entry
 
 _REACH = struct.Struct("<QQ?")
 _NUMBER = struct.Struct("<Q")
@@ -128,27 +127,36 @@ class Change:
         """Forget them."""
         self._transaction.abort()
 
-    def get(self, key: bytes) -> bytes | None:
-        """The entry awaiting the merge under a key."""
-        value: bytes | None = self._transaction.get(key, db=self._blobs)
-        return value
+    def get_many(self, keys: list[bytes]) -> dict[bytes, bytes]:
+        """The packed entries awaiting the merge under those of the keys that have one."""
+        with self._transaction.cursor(db=self._blobs) as cursor:
+            return dict(cursor.getmulti(keys))
 
-    def put(self, key: bytes, entry: Entry) -> None:
-        """Let an entry be seen."""
-        self._transaction.put(key, entry.pack(), db=self._blobs)
+    def put(self, entries: list[tuple[bytes, bytes]]) -> None:
+        """Let packed entries be seen."""
+        with self._transaction.cursor(db=self._blobs) as cursor:
+            cursor.putmulti(entries)
 
-    def claimant(self, key: bytes) -> int | None:
-        """The segment of the commit under way that has decided about this name."""
-        value = self._transaction.get(key, db=self._claims)
-        return int.from_bytes(value, "big") if value is not None else None
+    def claimed(self, keys: list[bytes]) -> set[bytes]:
+        """Those of the keys that a commit under way has decided about."""
+        if not self._transaction.stat(self._claims)["entries"]:
+            return set()
+        with self._transaction.cursor(db=self._claims) as cursor:
+            return {key for key, _ in cursor.getmulti(keys)}
 
-    def claim(self, key: bytes, number: int) -> None:
-        """Keep others from deciding about a name."""
-        self._transaction.put(key, number.to_bytes(4, "big"), db=self._claims)
+    def claim(self, keys: list[bytes], number: int) -> None:
+        """Keep others from deciding about these names; `number` is the claimant's segment."""
+        claimant = number.to_bytes(4, "big")
+        with self._transaction.cursor(db=self._claims) as cursor:
+            cursor.putmulti([(key, claimant) for key in keys])
 
-    def release(self, key: bytes) -> None:
+    def release(self, keys: list[bytes]) -> None:
         """Let others decide again."""
-        self._transaction.delete(key, db=self._claims)
+        if self._transaction.stat(self._claims)["entries"] == len(keys):  # all are ours
+            self._transaction.drop(self._claims, delete=False)
+            return
+        for key in keys:
+            self._transaction.delete(key, db=self._claims)
 
     def release_all(self, number: int) -> None:
         """Drop every claim of a commit that will never end."""
@@ -156,7 +164,7 @@ class Change:
         with self._transaction.cursor(db=self._claims) as cursor:
             held = [key for key, value in cursor if value == claimant]
         for key in held:
-            self.release(key)
+            self._transaction.delete(key, db=self._claims)
 
     def take_sequences(self, count: int) -> int:
         """The first of `count` sequences that nobody else gets."""

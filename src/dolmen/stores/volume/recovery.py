@@ -44,6 +44,14 @@ class Recovered:
     sealed_off: bool = False
     """The file was changed to cut off what was torn."""
 
+    def latest(self) -> dict[bytes, Entry]:
+        """Of each name the entry with the highest sequence."""
+        latest: dict[bytes, Entry] = {}
+        for key, entry in self.entries:
+            if key not in latest or latest[key].sequence < entry.sequence:
+                latest[key] = entry
+        return latest
+
 
 def leftover_segments(disk: Disk, layout: Layout) -> list[int]:
     """Numbers of the segments in `active/`, ascending."""
@@ -213,11 +221,12 @@ def entry_of(
 
 def _let_be_seen(recent: Recent, recovered: Recovered) -> None:
     change = recent.change()
-    for key, entry in recovered.entries:
-        value = change.get(key)
-        if value is None or unpack(value).sequence < entry.sequence:
-            change.put(key, entry)
-        change.raise_sequence(entry.sequence)
+    latest = recovered.latest()
+    change.raise_sequence(max((entry.sequence for entry in latest.values()), default=0))
+    for key, value in change.get_many(list(latest)).items():
+        if unpack(value).sequence >= latest[key].sequence:
+            del latest[key]
+    change.put([(key, entry.pack()) for key, entry in latest.items()])
     change.release_all(recovered.number)
     end = recovered.end
     change.set_segment(recovered.number, Reach(end, end, finished=True))

@@ -146,8 +146,8 @@ def _take(
     if recovered.sealed_off:
         disk.flush(fd)
     with index.slice() as change:
-        for key, entry in recovered.entries:
-            change.apply(key, entry.pack())
+        latest = recovered.latest()
+        change.apply([(key, latest[key].pack()) for key in sorted(latest)])
         change.mark(number, recovered.end)
     result.segments += 1
     result.records += len(recovered.entries)

@@ -7,7 +7,7 @@ import enum
 from collections.abc import Sequence
 
 from dolmen.errors import DolmenError
-from dolmen.record import Kind, sums_size
+from dolmen.record import Kind, block_sums, encode_head, sums_size
 from dolmen.stamps import Clock
 from dolmen.store import Outcome, Put
 from dolmen.stores.verdict import (
@@ -19,8 +19,10 @@ from dolmen.stores.verdict import (
     judge_touch,
     may_remove,
 )
+from dolmen.stores.volume import revision
 from dolmen.stores.volume.entry import Entry, key_of
 from dolmen.stores.volume.place import Place
+from dolmen.stores.volume.segment import Segment
 
 Buffer = bytes | memoryview
 
@@ -47,7 +49,6 @@ class Write:
         "checksum",
         "data",
         "done",
-        "entry",
         "error",
         "key",
         "kind",
@@ -57,8 +58,11 @@ class Write:
         "name",
         "op",
         "place",
+        "sequence",
         "stamp",
+        "standing",
         "sums",
+        "value",
     )
 
     def __init__(
@@ -77,17 +81,21 @@ class Write:
         min_age: float = 0,
     ) -> None:
         self.op, self.name, self.key = op, name, key_of(name)
-        self.stamp, self.kind, self.checksum, self.metadata = stamp, kind, checksum, metadata
+        self.stamp, self.checksum, self.metadata = stamp, checksum, metadata
+        self.kind = Kind.REMOVAL if op is Op.REMOVE else kind
         self.data, self.sums, self.length, self.place = data, sums, length, place
         self.min_age = min_age
         self.action = Action.KEEP
         self.answer = Put(Outcome.UNCHANGED, 0)
         self.error: DolmenError | None = None
-        self.entry: Entry | None = None
+        self.standing: Entry | None = None
+        self.sequence = 0
+        self.value = b""
         self.done: asyncio.Future[Put] | None = None
 
-    def judge(self, standing: Entry | None, clock: Clock, now: float) -> Verdict:
-        """Decide by the rules of the contract; raises what they raise."""
+    def judge(self, clock: Clock, now: float) -> Verdict:
+        """Decide against what stands, by the rules of the contract; raises what they raise."""
+        standing = self.standing
         info = standing.info(self.name) if standing is not None else None
         damaged = standing is not None and standing.damaged
         if self.op is Op.PUT:
@@ -116,6 +124,47 @@ class Write:
         if may_remove(info, if_stamp=self.stamp, min_age=self.min_age, now=now):
             return Verdict(Action.WRITE, Put(Outcome.CREATED, self.stamp))
         return Verdict(Action.KEEP, Put(Outcome.SUPERSEDED, info.stamp if info else 0))
+
+    def head(self, home: Segment) -> bytes:
+        """Everything of the record that stands before its data, once it has been decided."""
+        kind, length = self.kind, self.length
+        if self.action is Action.REVISE:
+            assert self.standing is not None
+            self.data = revision.encode(self.standing)
+            self.sums = block_sums(self.data)
+            kind, length = Kind.REVISION, revision.SIZE
+        return encode_head(
+            kind,
+            self.key[2:],
+            self.metadata,
+            length,
+            self.answer.stamp,
+            self.checksum,
+            sequence=self.sequence,
+            owner=home.owner,
+            flushed=home.flushed,
+        )
+
+    def entry(self, segment: int, offset: int, arrived: int) -> Entry:
+        """The entry it makes, with its record at this place."""
+        stamp, sequence = self.answer.stamp, self.sequence
+        if self.action is Action.REVISE:
+            assert self.standing is not None
+            return self.standing._replace(
+                stamp=stamp, sequence=sequence, arrived=arrived, metadata=self.metadata
+            )
+        return Entry(
+            segment,
+            offset,
+            len(self.metadata),
+            self.length,
+            stamp,
+            sequence,
+            self.kind,
+            self.checksum,
+            arrived,
+            self.metadata,
+        )
 
     @property
     def needs_room(self) -> bool:
