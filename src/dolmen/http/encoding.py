@@ -1,0 +1,82 @@
+"""Message heads as bytes: status lines, header lines that cannot be injected into, the date."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from email.utils import formatdate
+
+from dolmen.http.problems import reason
+
+_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
+_FORBIDDEN = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # RFC 9110, 5.5: what no field value holds
+_RESERVED = frozenset(
+    (b"content-length", b"transfer-encoding", b"connection", b"date", b"server", b"keep-alive")
+)
+_known_names: set[bytes] = set()
+
+
+class EncodedHeaders(bytes):
+    """Header lines checked and encoded once, for answers that always carry the same."""
+
+    __slots__ = ()
+
+    def __new__(cls, headers: Sequence[tuple[bytes, bytes]] = ()) -> EncodedHeaders:
+        return super().__new__(cls, encode_headers(headers))
+
+
+def _check_name(name: bytes) -> None:
+    if not _TOKEN.match(name):
+        raise ValueError(f"{name!r} is not a header name")
+    if name.lower() in _RESERVED:
+        raise ValueError(f"the header {name.decode()} is written by the HTTP layer")
+    if len(_known_names) < 1024:
+        _known_names.add(name)
+
+
+def encode_headers(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """Encode headers as lines that each end in CRLF.
+
+    Raises ValueError for a name that is no token or belongs to the layer itself, and
+    for a value with control characters: a value can't begin a header of its own.
+    """
+    if type(headers) is EncodedHeaders:
+        return headers
+    lines = []
+    for name, value in headers:
+        if name not in _known_names:
+            _check_name(name)
+        if _FORBIDDEN.search(value):
+            raise ValueError(f"the value of header {name.decode()} has control characters")
+        lines.append(b"%b: %b\r\n" % (name, value))
+    return b"".join(lines)
+
+
+class Heads:
+    """The first lines of answers: status line, Server and Date, made once a second each."""
+
+    __slots__ = ("_date", "_second", "_starts")
+
+    def __init__(self) -> None:
+        self._starts: dict[int, bytes] = {}
+        self._second = -1
+        self._date = b""
+
+    def set_time(self, seconds: float) -> None:
+        """Take `seconds` since the epoch as the Date of answers from now on."""
+        if int(seconds) != self._second:
+            self._second = int(seconds)
+            self._date = formatdate(self._second, usegmt=True).encode()
+            self._starts.clear()
+
+    def start(self, status: int) -> bytes:
+        """Everything up to the handler's own headers."""
+        start = self._starts.get(status)
+        if start is None:
+            start = b"HTTP/1.1 %d %b\r\nServer: dolmen\r\nDate: %b\r\n" % (
+                status,
+                reason(status).encode(),
+                self._date,
+            )
+            self._starts[status] = start
+        return start

@@ -1,0 +1,262 @@
+"""Running one request after the other on a connection: the handler, then its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import types
+from collections.abc import Callable, Coroutine, Generator
+from typing import TYPE_CHECKING, Any
+
+from dolmen.http.encoding import EncodedHeaders, encode_headers
+from dolmen.http.messages import Request, Response, Stream
+from dolmen.http.problems import HTTPError, problem
+from dolmen.http.wire import Wire
+
+if TYPE_CHECKING:
+    from dolmen.http.head import Framing
+    from dolmen.http.server import Server
+
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+Observer = Callable[[Request | None, int, int, float], None]
+"""Called after each answer: the request (None when it could not be parsed), the status,
+the bytes of its body that were sent, and the seconds since the request's head was read."""
+
+log = logging.getLogger("dolmen.http")
+_FAILED = "The server failed on this request; its log says why."
+_COPY_UP_TO = 64 * 1024  # a body no larger is joined to its head: one copy, one write
+DISCARD_UP_TO = 64 * 1024  # an unread body no larger is thrown away to keep the connection
+
+
+@types.coroutine
+def _resume(
+    coro: Coroutine[Any, Any, Any], waiting: Any
+) -> Generator[Any, Any, Any]:  # what a coroutine awaits has no common type
+    """Go on with a coroutine that was stepped outside a task and waits for `waiting`.
+
+    The future is yielded once more, now to the task this runs in, which sees
+    it as if the coroutine had awaited it there.
+    """
+    while True:
+        try:
+            yield waiting
+        except BaseException as error:
+            try:
+                waiting = coro.throw(error)
+            except StopIteration as stop:
+                return stop.value
+        else:
+            return (yield from coro)
+
+
+async def _close(stream: Stream) -> None:
+    close = getattr(stream, "aclose", None)
+    if close is not None:
+        try:
+            await close()
+        except Exception:
+            log.exception("closing the body of an answer failed")
+
+
+class Exchange(Wire):
+    """Runs a connection's requests, one at a time.
+
+    A handler is first stepped right here, and only one that really waits
+    becomes a task (which `asyncio.timeout` and `current_task` need: a handler
+    that uses them awaits `asyncio.sleep(0)` first). When the client goes away
+    the task is cancelled.
+    """
+
+    __slots__ = (
+        "_begun", "_framing", "_handler", "_head_only", "_started", "_task",
+        "expecting", "idle", "request", "server", "since",
+    )  # fmt: skip
+
+    _framing: Framing
+
+    def __init__(self, server: Server) -> None:
+        super().__init__(server.loop)
+        self.server = server
+        self._handler = server.handler
+        self._task: asyncio.Task[None] | None = None
+        self._started = 0.0
+        self.idle = True
+        self.request: Request | None = None
+        self.expecting = False
+        self._begun = False
+        self._head_only = False
+        self.since = server.now
+
+    def run(self, request: Request, framing: Framing) -> None:
+        """Let the handler answer `request`, at once or later."""
+        self.idle = False
+        self._framing = framing
+        self._begin(request)
+        try:
+            coro = self._handler(request)
+            waiting = coro.send(None)
+        except StopIteration as stop:
+            response = stop.value
+        except Exception as error:  # noqa: BLE001 - becomes an answer
+            response = self._failed(error)
+        except asyncio.CancelledError:
+            self.transport.abort()
+            return
+        else:
+            self._spawn(self._finish_later(coro, waiting))
+            return
+        self.answer(response)
+
+    def _begin(self, request: Request) -> None:
+        self.request = request
+        self._begun = False
+        self._head_only = request.method == "HEAD"
+        if self.server.observe is not None:
+            self._started = self.loop.time()
+
+    def _spawn(self, coro: Coroutine[Any, Any, None]) -> None:
+        task = self.loop.create_task(coro)
+        self._task = task
+        self.server.tasks.add(task)
+        task.add_done_callback(self.server.tasks.discard)
+
+    async def _finish_later(self, coro: Coroutine[Any, Any, Response], waiting: object) -> None:
+        try:
+            try:
+                response = await _resume(coro, waiting)
+            except Exception as error:  # noqa: BLE001 - becomes an answer
+                response = self._failed(error)
+            body = response.body
+            if isinstance(body, (bytes, bytearray, memoryview)):
+                self._task = None
+                self.answer(response)
+            else:
+                await self._stream(response, body)
+        except asyncio.CancelledError:
+            self.transport.abort()
+            raise
+
+    def _failed(self, error: Exception) -> Response:
+        if isinstance(error, HTTPError):
+            return problem(error.status, error.detail, headers=error.headers)
+        log.error("handler failed on %r", self.request, exc_info=error)
+        return problem(500, _FAILED)
+
+    def answer(self, response: Response) -> None:
+        """Send an answer, at once if its body is bytes, else as its stream gives it."""
+        body = response.body
+        if type(body) is not bytes and not isinstance(body, (bytes, bytearray, memoryview)):
+            coro = self._stream(response, body)
+            try:
+                waiting = coro.send(None)
+            except StopIteration:
+                return
+            self._spawn(self._stream_later(coro, waiting))
+            return
+        keep = self._keeps()
+        size = len(body)
+        try:
+            head = self._head(response, size, keep=keep)
+        except ValueError:
+            log.exception("bad headers in the answer to %r", self.request)
+            self.answer(problem(500, _FAILED))
+            return
+        status = response.status
+        if self._head_only or status in (204, 304):
+            size = 0
+            self.transport.write(head)
+        elif size <= _COPY_UP_TO:
+            self.transport.write(head + body)
+        else:
+            self.transport.writelines((head, body))
+        self.finish(status, size, keep=keep)
+
+    async def _stream_later(self, coro: Coroutine[Any, Any, None], waiting: object) -> None:
+        try:
+            await _resume(coro, waiting)
+        except asyncio.CancelledError:
+            self.transport.abort()
+            raise
+
+    async def _stream(self, response: Response, stream: Stream) -> None:
+        """Send an answer whose body is a stream."""
+        sent = 0
+        keep = False
+        status = response.status
+        try:
+            length = stream.length
+            http11 = self._framing.http11
+            keep = self._keeps() and (length is not None or http11)
+            head = self._head(response, length, keep=keep)
+            if not self.lost:
+                self._begun = True
+                self.transport.write(head)
+                if not self._head_only and status not in (204, 304):
+                    sent = await self.send_stream(stream, chunk=length is None and http11)
+        except Exception:
+            # An answer that has begun must not end as if it were complete.
+            log.exception("the answer to %r failed", self.request)
+            if self._begun:
+                self.transport.abort()
+        finally:
+            await _close(stream)
+        self._task = None
+        if self._begun or self.lost:
+            self.finish(status, sent, keep=keep)
+        else:
+            self.answer(problem(500, _FAILED))
+
+    def _keeps(self) -> bool:
+        """Whether the connection can take another request after this one's answer."""
+        if not self._framing.keep_alive or self.server.draining:
+            return False
+        inflow = self.inflow
+        if inflow is None or inflow.ended:
+            return True
+        return (
+            not self.expecting
+            and inflow.error is None
+            and inflow.length is not None
+            and inflow.remaining <= DISCARD_UP_TO
+        )
+
+    def _head(self, response: Response, length: int | None, *, keep: bool) -> bytes:
+        """The answer's head; raises ValueError for headers that can't be sent."""
+        headers = response.headers
+        status = response.status
+        if type(headers) is not EncodedHeaders:
+            headers = encode_headers(headers)
+        start = self.server.heads.start(status)
+        framing = self._framing
+        if keep and framing.http11 and length is not None and status not in (204, 304):
+            return b"%b%bContent-Length: %d\r\n\r\n" % (start, headers, length)
+        extra = b""
+        if status not in (204, 304):
+            if length is not None:
+                extra = b"Content-Length: %d\r\n" % length
+            elif framing.http11:
+                extra = b"Transfer-Encoding: chunked\r\n"
+        if not keep:
+            extra += b"Connection: close\r\n"
+        elif not framing.http11:
+            extra += b"Connection: keep-alive\r\n"
+        return b"%b%b%b\r\n" % (start, headers, extra)
+
+    def finish(self, status: int, sent: int, *, keep: bool) -> None:
+        """Called when an answer has been handed to the socket."""
+        observe = self.server.observe
+        if observe is not None:
+            observe(self.request, status, sent, self.loop.time() - self._started)
+        self.request = None
+        self.since = self.server.now
+        self.after_answer(keep=keep)
+
+    def after_answer(self, *, keep: bool) -> None:
+        """Go on with the next request, or close."""
+        raise NotImplementedError
+
+    def send_continue(self) -> None:
+        if self.expecting:
+            self.expecting = False
+            if not self._begun and not self.transport.is_closing():
+                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")

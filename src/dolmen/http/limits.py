@@ -1,0 +1,37 @@
+"""The numbers that bound what one peer may cost a server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much a client may send, and how long it may take. Sizes in bytes, times in seconds.
+
+    Deadlines are looked at once a second for all connections together, so each
+    may be overrun by up to a second.
+    """
+
+    request_line: int = 8 * 1024
+    """Method, target and version with their two spaces; beyond it 414."""
+    header_count: int = 100
+    header_size: int = 32 * 1024
+    """All header lines together; beyond it, or beyond `header_count`, 431."""
+    header_deadline: float = 10.0
+    """From the first byte of a request (or the connection) to its empty line; then 408."""
+    keep_alive: float = 75.0
+    """How long a connection may wait for its next request; then it is closed."""
+    body_size: int = 1 << 50
+    """Largest request body; 413. Handlers have tighter limits of their own."""
+    whole_body: int = 64 * 1024
+    """A body announced as no larger than this is collected before the handler runs."""
+    body_idle: float = 30.0
+    """Longest silence while a handler waits for the body (408), or the client takes nothing
+    of an answer (the connection is cut)."""
+    body_rate: int = 1024
+    """Least bytes a second, over each minute of waiting for a body; less is 408."""
+    connections: int = 10_000
+    """Connections at once in this process; one more is answered 503 and closed."""
+    linger: float = 2.0
+    """How long what a refused client still sends is thrown away, so that it sees the answer."""
