@@ -22,9 +22,10 @@ range is checked without reading the rest:
         72    4  CRC-32C of bytes 0 to 71, the name and the metadata
 
 The owner keeps an old block of a reused file from being believed; `flushed` tells
-a record that was torn by a power cut (nothing behind it was written after it had
-been flushed) from one that was damaged later (something was). The header is enough to skip a record without reading its data. `docs/disk-format.md` gives
-the reasons. Everything here is pure: bytes in, bytes out.
+a record torn by a power cut (nothing behind it was written after it had been
+flushed) from one damaged later (something was). The header is enough to skip a
+record without reading its data. `docs/disk-format.md` gives the reasons.
+Everything here is pure: bytes in, bytes out.
 """
 
 from __future__ import annotations
@@ -62,6 +63,8 @@ class Kind(enum.IntEnum):
     """Only on disk: nothing stands under this name here any more, and nothing was deleted."""
     EXTENT = 6
     """Only on disk: room for one record that is being streamed into it."""
+    REFUSED = 7
+    """Only on the wire: this blob can't be given; the data says why."""
 
 
 @dataclass(slots=True)
@@ -92,6 +95,14 @@ class Head:
 def sums_size(length: int) -> int:
     """How many bytes of block checksums follow `length` bytes of data."""
     return 4 * ((length + BLOCK - 1) // BLOCK)
+
+
+def head_size(header: bytes | memoryview) -> int:
+    """How many bytes stand before the data, told by the first `HEADER_SIZE` of them.
+
+    Not yet checked: `decode_head` does that once they are all there.
+    """
+    return HEADER_SIZE + header[6] + int.from_bytes(header[8:10], "little")
 
 
 def record_size(name: int, metadata: int, length: int) -> int:

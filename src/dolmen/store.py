@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from dolmen import metadata
@@ -115,6 +115,17 @@ class Capabilities:
     Otherwise the newer stamp wins and both may be told they succeeded."""
     stamps: bool = True
     """It keeps stamps and tombstones. A plain sos blob server does not."""
+
+
+@dataclass(slots=True)
+class Condition:
+    """How a store is doing. Sizes in bytes, None where the engine can't tell."""
+
+    free: int | None = None
+    total: int | None = None
+    writable: bool = True
+    reasons: list[str] = field(default_factory=list)
+    """A sentence for everything that is not as it should be."""
 
 
 ALL_PARTITIONS = range(65_536)
@@ -240,6 +251,10 @@ class BlobStore(Protocol):
 
     async def notes(self) -> dict[str, bytes]:
         """Every fact noted."""
+        ...
+
+    async def condition(self) -> Condition:
+        """How the store is doing; raises `Unavailable` when it can't be asked."""
         ...
 
     async def aclose(self) -> None:

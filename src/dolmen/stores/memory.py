@@ -14,7 +14,7 @@ from dolmen.names import check_name, checksum_of, partition_of
 from dolmen.payload import Bytes, Payload, read_whole
 from dolmen.record import Kind
 from dolmen.stamps import Clock
-from dolmen.store import ALL_PARTITIONS, Blob, BlobInfo, Capabilities, Put, Range
+from dolmen.store import ALL_PARTITIONS, Blob, BlobInfo, Capabilities, Condition, Put, Range
 from dolmen.stores.bulk import OneByOne
 from dolmen.stores.verdict import (
     NO_CHECKSUM,
@@ -162,6 +162,10 @@ class MemoryStore(OneByOne):
     async def notes(self) -> dict[str, bytes]:
         """See `BlobStore.notes`."""
         return dict(self._notes)
+
+    async def condition(self) -> Condition:
+        """See `BlobStore.condition`."""
+        return Condition()
 
     async def aclose(self) -> None:
         """See `BlobStore.aclose`."""

@@ -12,18 +12,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from dolmen import metadata
 from dolmen.digests import Digests
-from dolmen.errors import BadContent, Corrupt, NotFound, TooLarge, Unavailable
+from dolmen.errors import BadContent, Corrupt, DolmenError, NotFound, TooLarge, Unavailable
 from dolmen.names import PARTITIONS, check_name, checksum_of
 from dolmen.payload import Payload, read_whole
 from dolmen.record import Kind, block_sums
 from dolmen.stamps import Clock
-from dolmen.store import ALL_PARTITIONS, Blob, BlobInfo, Capabilities, Outcome, Put, Range
-from dolmen.stores.bulk import OneByOne
+from dolmen.store import (
+    ALL_PARTITIONS,
+    Blob,
+    BlobInfo,
+    Capabilities,
+    Condition,
+    Failed,
+    Outcome,
+    Put,
+    Range,
+)
+from dolmen.stores.bulk import OneByOne, put_any
 from dolmen.stores.volume.commit import Log
 from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.entry import Entry, key_of, unpack
@@ -41,6 +52,8 @@ SMALL = 65_536
 """Blobs up to this size are gathered in memory even when they are streamed."""
 LARGEST = 1 << 44
 _PAGE = 512
+_BULK_BLOBS = 2048
+_BULK_BYTES = 32 << 20
 
 
 class VolumeStore(OneByOne):
@@ -180,6 +193,31 @@ class VolumeStore(OneByOne):
             write.place.abandon()
             write.place = None
 
+    async def put_many(self, blobs: AsyncIterator[Blob]) -> AsyncIterator[Put | Failed]:
+        """See `BlobStore.put_many`. Small blobs share commits without waiting for each other."""
+        under_way: deque[tuple[str, asyncio.Future[Put]]] = deque()
+        size = 0
+        async for blob in blobs:
+            data = blob.payload.whole
+            if data is None:
+                while under_way:
+                    yield await _answer(*under_way.popleft())
+                yield await put_any(self, blob)
+                continue
+            try:
+                under_way.append((blob.info.name, self._group.submit(_write_of(blob.info, data))))
+            except DolmenError as error:
+                failed: asyncio.Future[Put] = self._loop.create_future()
+                failed.set_exception(error)
+                under_way.append((blob.info.name, failed))
+            size += len(data)
+            if len(under_way) >= _BULK_BLOBS or size >= _BULK_BYTES:
+                while under_way:
+                    yield await _answer(*under_way.popleft())
+                size = 0
+        while under_way:
+            yield await _answer(*under_way.popleft())
+
     async def touch(self, name: str, *, stamp: int, checksum: bytes, meta: bytes) -> Put:
         """See `BlobStore.touch`."""
         check_name(name)
@@ -297,14 +335,15 @@ class VolumeStore(OneByOne):
         """See `BlobStore.notes`."""
         return self._index.notes()
 
-    @property
-    def broken(self) -> str | None:
-        """Why the volume takes no writes, or None."""
-        return self._log.broken
-
-    def space(self) -> tuple[int, int]:
-        """Bytes free and in all of the file system the volume lies on."""
-        return self._disk.space(self.path)
+    async def condition(self) -> Condition:
+        """See `BlobStore.condition`."""
+        free, total = self._disk.space(self.path)
+        reasons = []
+        if self._log.broken is not None:
+            reasons.append(f"takes no writes: {self._log.broken}")
+        if free < self._log.reserve:
+            reasons.append("the disk is full: puts are refused")
+        return Condition(free, total, writable=not reasons, reasons=reasons)
 
     def _merge_failed(self, error: BaseException) -> None:
         _log.error("the index could not be written: %r", error)
@@ -354,6 +393,34 @@ async def open_volume(
     )
     store.start(pause=pause)
     return store
+
+
+def _write_of(info: BlobInfo, data: bytes | memoryview) -> Write:
+    """The write of a blob or tombstone that comes from another store."""
+    check_name(info.name)
+    metadata.check(info.metadata)
+    if info.kind == Kind.TOMBSTONE:
+        return Write(Op.DELETE, info.name, stamp=info.stamp)
+    checksum = checksum_of(data)
+    _compare(info.name, checksum, info.checksum)
+    return Write(
+        Op.PUT,
+        info.name,
+        stamp=info.stamp,
+        kind=info.kind,
+        checksum=checksum,
+        metadata=info.metadata,
+        data=data,
+        sums=block_sums(data),
+        length=len(data),
+    )
+
+
+async def _answer(name: str, under_way: asyncio.Future[Put]) -> Put | Failed:
+    try:
+        return await under_way
+    except DolmenError as error:
+        return Failed(name, error)
 
 
 def _sums(data: bytes | memoryview) -> tuple[bytes, bytes]:

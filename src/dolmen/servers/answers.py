@@ -1,0 +1,52 @@
+"""From errors to status codes, and the JSON both servers answer with."""
+
+from __future__ import annotations
+
+import json
+
+from dolmen import errors
+from dolmen.http.encoding import EncodedHeaders
+from dolmen.http.messages import Response
+from dolmen.http.problems import problem
+from dolmen.stamps import format_stamp
+
+_STATUS: list[tuple[type[errors.DolmenError], int]] = [
+    (errors.InvalidName, 400),
+    (errors.BadContent, 422),
+    (errors.NotFound, 404),
+    (errors.Conflict, 409),
+    (errors.TooLarge, 413),
+    (errors.Unauthorized, 401),
+    (errors.Full, 507),
+    (errors.ReadOnly, 503),
+    (errors.Corrupt, 503),
+    (errors.Unavailable, 503),
+    (errors.OutcomeUnknown, 500),
+]
+JSON = EncodedHeaders([(b"Content-Type", b"application/json")])
+
+
+def status_of(error: errors.DolmenError) -> int:
+    """The status code that stands for an error."""
+    return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
+
+
+def refusal(error: errors.DolmenError) -> Response:
+    """The answer to a request that failed with this error.
+
+    `error` in the problem names the class, so a client that is a store itself can
+    raise the same again.
+    """
+    status = status_of(error)
+    headers: list[tuple[bytes, bytes]] = []
+    if isinstance(error, errors.NotFound) and error.stamp:
+        headers.append((b"X-Dolmen-Stamp", format_stamp(error.stamp).encode()))
+        headers.append((b"X-Dolmen-Kind", b"tombstone"))
+    if status == 503:
+        headers.append((b"Retry-After", b"5"))
+    return problem(status, str(error), headers=headers, error=type(error).__name__)
+
+
+def answer(value: object, status: int = 200) -> Response:
+    """A JSON answer, ended by a line feed so that it reads well in a terminal."""
+    return Response(status, JSON, json.dumps(value).encode() + b"\n")

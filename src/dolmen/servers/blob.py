@@ -1,0 +1,451 @@
+"""The blob server: an HTTP front on one blob store.
+
+It speaks what an sos blob server speaks (`POST`, `GET`, `HEAD /blob/{name}`, `GET
+/blobs`, `GET /alive`) and beside it everything a store of the contract can do, so
+that `dolmen.stores.remote` is the same store again. `docs/wire-api.md` lists the
+routes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from base64 import b64decode, b64encode
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import dolmen
+from dolmen import metadata
+from dolmen.errors import BadContent, DolmenError, InvalidName, NotFound
+from dolmen.http.encoding import EncodedHeaders
+from dolmen.http.messages import Request, Response, Streamed
+from dolmen.http.problems import HTTPError
+from dolmen.http.ranges import not_modified, requested_range
+from dolmen.names import PARTITIONS, check_name
+from dolmen.payload import Piece
+from dolmen.record import Kind
+from dolmen.servers.answers import answer, refusal
+from dolmen.servers.fields import (
+    ContentDigest,
+    describe,
+    entity_tag,
+    kind_of,
+    metadata_of,
+    stamp_of,
+)
+from dolmen.servers.incoming import payload_of
+from dolmen.servers.routes import Routes
+from dolmen.stamps import format_stamp, parse_stamp
+from dolmen.store import ALL_PARTITIONS, Blob, BlobInfo, BlobStore, Failed, Outcome
+from dolmen.stores import records
+
+NDJSON = b"application/x-ndjson"
+PAGE = 1000
+PAGE_MAX = 100_000
+_ORDER_MAX = 16 << 20
+"""The largest JSON order (names to read, touch, remove, partitions to list), in bytes."""
+_ALIVE = Response(200, EncodedHeaders([(b"Content-Type", b"text/plain")]), b"alive")
+
+
+class BlobServer:
+    """The routes over a store. `spool_folder` takes bodies of unknown length."""
+
+    def __init__(
+        self, store: BlobStore, *, describes: str, spool_folder: str | None = None
+    ) -> None:
+        self._store = store
+        self._describes = describes
+        self._spool_folder = spool_folder
+        self._started = time.time()
+        self.draining = False
+        routes = self.handle = Routes()
+        routes.add("POST PUT", "/blob/{name}", self.put)
+        routes.add("GET", "/blob/{name}", self.get)
+        routes.add("DELETE", "/blob/{name}", self.delete)
+        routes.add("GET", "/blobs", self.list)
+        routes.add("POST", "/blobs/list", self.list_partitions)
+        routes.add("POST", "/blobs/touch", self.touch)
+        routes.add("POST", "/blobs/remove", self.remove)
+        routes.add("GET", "/digests", self.digests)
+        routes.add("POST", "/records", self.take_records)
+        routes.add("POST", "/records/read", self.read_records)
+        routes.add("GET", "/notes", self.notes)
+        routes.add("PUT", "/notes/{key}", self.note)
+        routes.add("GET", "/alive", self.alive)
+        routes.add("GET", "/healthz", self.healthz)
+        routes.add("GET", "/readyz", self.readyz)
+        routes.add("GET", "/status", self.status)
+
+    # One blob
+
+    async def put(self, request: Request, name: str) -> Response:
+        """Store a blob."""
+        check_name(name)
+        headers = request.headers
+        exact = headers.get(b"x-dolmen-metadata")
+        meta = _from_base64(exact) if exact is not None else metadata_of(headers)
+        checksum = headers.get(b"x-dolmen-checksum")
+        payload = await payload_of(request.body, ContentDigest(headers), self._spool_folder)
+        put = await self._store.put(
+            name,
+            payload,
+            meta=meta,
+            stamp=stamp_of(headers),
+            kind=kind_of(headers),
+            checksum=_checksum(checksum.decode("latin-1")) if checksum is not None else None,
+        )
+        said = {
+            "id": name,
+            "status": "superseded" if put.outcome is Outcome.SUPERSEDED else "OK",
+            "size": payload.size,
+            "stamp": format_stamp(put.stamp),
+        }
+        return answer(said, 201 if put.outcome is Outcome.CREATED else 200)
+
+    async def get(self, request: Request, name: str) -> Response:
+        """Send a blob, or a range of it."""
+        if request.method == "HEAD":
+            info = await self._store.stat(name)
+            return Response(200, describe(info), _Nothing(info.size))
+        headers = request.headers
+        if b"range" not in headers and b"if-none-match" not in headers:
+            blob = await self._store.get(name)
+            whole = blob.payload.whole
+            body = whole if whole is not None else Streamed(aiter(blob.payload), blob.payload.size)
+            return Response(200, describe(blob.info), body)
+        return await self._get_part(request, name)
+
+    async def _get_part(self, request: Request, name: str) -> Response:
+        info = await self._store.stat(name)
+        tag = entity_tag(info)
+        if not_modified(request.headers, tag):
+            return Response(304, describe(info))
+        part = requested_range(request.headers, info.size, tag)
+        blob = await self._store.get(name, byte_range=part)
+        whole = blob.payload.whole
+        body = whole if whole is not None else Streamed(aiter(blob.payload), blob.payload.size)
+        if part is None:
+            return Response(200, describe(blob.info), body)
+        said = b"Content-Range: bytes %d-%d/%d\r\n" % (part[0], part[1] - 1, info.size)
+        headers = bytes.__new__(EncodedHeaders, describe(blob.info) + said)
+        return Response(206, headers, body)
+
+    async def delete(self, request: Request, name: str) -> Response:
+        """Leave a tombstone."""
+        put = await self._store.delete(name, stamp=stamp_of(request.headers))
+        if put.outcome is Outcome.SUPERSEDED:
+            return answer({"id": name, "status": "superseded", "stamp": format_stamp(put.stamp)})
+        stamp = (b"X-Dolmen-Stamp", format_stamp(put.stamp).encode())
+        status = (b"X-Dolmen-Status", put.outcome.value.encode())
+        return Response(204, [stamp, status])
+
+    # Many blobs
+
+    async def list(self, request: Request, _: str) -> Response:
+        """List names (sos's way, one JSON array) or blobs, a line of JSON each."""
+        query = request.query
+        after = query.get("cursor")
+        if after is not None:
+            check_name(after)
+        tombstones = query.get("tombstones") == "1"
+        listing = self._store.list(
+            after=after, prefix=query.get("prefix", ""), tombstones=tombstones
+        )
+        limit = _limit(query["limit"]) if "limit" in query else None
+        if NDJSON in request.headers.get(b"accept", b""):
+            return _lines(_listing(listing, limit or PAGE))
+        return Response(
+            200, [(b"Content-Type", b"application/json")], Streamed(_array(listing, limit))
+        )
+
+    async def list_partitions(self, request: Request, _: str) -> Response:
+        """List blobs of many partitions, named in the body."""
+        order = await _order(request, {"partitions", "cursor", "prefix", "limit", "tombstones"})
+        after = order.get("cursor")
+        listing = self._store.list(
+            partitions=_partitions(order.get("partitions")),
+            after=check_name(after) if after is not None else None,
+            prefix=str(order.get("prefix", "")),
+            tombstones=order.get("tombstones") is True,
+        )
+        return _lines(_listing(listing, _limit(order.get("limit", PAGE))))
+
+    async def touch(self, request: Request, _: str) -> Response:
+        """Raise stamps and metadata of many blobs."""
+        order = await _order(request, {"touches"})
+
+        async def answers() -> AsyncIterator[dict[str, object]]:
+            for item in _items(order, "touches"):
+                name = str(item.get("name"))
+                try:
+                    put = await self._store.touch(
+                        name,
+                        stamp=parse_stamp(str(item.get("stamp"))),
+                        checksum=_checksum(str(item.get("checksum"))),
+                        meta=_from_base64(str(item.get("metadata", "")).encode()),
+                    )
+                except DolmenError as error:
+                    yield _failure(name, error)
+                else:
+                    yield _success(name, put)
+
+        return _lines(answers())
+
+    async def remove(self, request: Request, _: str) -> Response:
+        """Drop this server's own copies of many blobs."""
+        order = await _order(request, {"removes", "min_age"})
+        min_age = order.get("min_age", 0)
+        if not isinstance(min_age, int | float) or min_age < 0:
+            raise HTTPError(400, f"min_age is a number of seconds, not {min_age!r}.")
+
+        async def answers() -> AsyncIterator[dict[str, object]]:
+            for item in _items(order, "removes"):
+                name = str(item.get("name"))
+                try:
+                    stamp = parse_stamp(str(item.get("stamp")))
+                    removed = await self._store.remove(name, if_stamp=stamp, min_age=min_age)
+                except DolmenError as error:
+                    yield _failure(name, error)
+                else:
+                    yield {"name": name, "removed": removed}
+
+        return _lines(answers())
+
+    async def digests(self, request: Request, _: str) -> Response:
+        """Send the partition digests; their root is the ETag."""
+        digests = await self._store.digests()
+        tag = b'"%b"' % digests.root.encode()
+        headers = [(b"ETag", tag), (b"Content-Type", b"application/octet-stream")]
+        if not_modified(request.headers, tag):
+            return Response(304, headers)
+        return Response(200, headers, digests.encode())
+
+    async def take_records(self, request: Request, _: str) -> Response:
+        """Store a stream of records; a line for each says what became of it."""
+        lines: list[bytes] = []
+        names: list[str] = []
+
+        async def blobs() -> AsyncIterator[Blob]:
+            async for blob in records.decode(aiter(request.body)):
+                if isinstance(blob, Failed):
+                    raise BadContent(f"a refusal ({blob.name}) is nothing to store")
+                names.append(blob.info.name)
+                yield blob
+
+        try:
+            async for result in self._store.put_many(blobs()):
+                name = names[len(lines)]
+                said = (
+                    _failure(name, result.error)
+                    if isinstance(result, Failed)
+                    else _success(name, result)
+                )
+                lines.append(json.dumps(said).encode())
+        except DolmenError as error:
+            if not lines:
+                return refusal(error)
+            lines.append(json.dumps(_failure("", error)).encode())
+        return Response(200, [(b"Content-Type", NDJSON)], b"\n".join([*lines, b""]))
+
+    async def read_records(self, request: Request, _: str) -> Response:
+        """Send the blobs named in the body as a stream of records."""
+        order = await _order(request, {"names"})
+        names = order.get("names")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise HTTPError(400, 'The body is JSON of the form {"names": ["name", …]}.')
+        stream = records.encode(self._store.get_many(names))
+        return Response(200, [(b"Content-Type", b"application/x-dolmen-records")], Streamed(stream))
+
+    # The server itself
+
+    async def notes(self, _request: Request, _: str) -> Response:
+        """Send every note, its value in base64."""
+        notes = await self._store.notes()
+        return answer({key: b64encode(value).decode() for key, value in notes.items()})
+
+    async def note(self, request: Request, key: str) -> Response:
+        """Keep a note."""
+        check_name(key)
+        await self._store.note(key, bytes(await request.body.read(65_536)))
+        return Response(204)
+
+    async def alive(self, _request: Request, _: str) -> Response:
+        """Say so."""
+        return _ALIVE
+
+    async def healthz(self, _request: Request, _: str) -> Response:
+        """Say that the process runs."""
+        return answer({"status": "OK"})
+
+    async def readyz(self, _request: Request, _: str) -> Response:
+        """Say whether the server takes everything it is there for."""
+        reasons = ["draining"] if self.draining else []
+        try:
+            condition = await self._store.condition()
+            reasons += condition.reasons
+        except DolmenError as error:
+            reasons.append(str(error))
+        return answer({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
+
+    async def status(self, _request: Request, _: str) -> Response:
+        """Say everything a person wants to know."""
+        digests = await self._store.digests()
+        condition = await self._store.condition()
+        return answer(
+            {
+                "version": dolmen.__version__,
+                "store": self._describes,
+                "uptime_seconds": round(time.time() - self._started),
+                "capabilities": asdict(self._store.capabilities),
+                "entries": digests.count,
+                "bytes": digests.size,
+                "partitions": len(digests.slots),
+                "free_bytes": condition.free,
+                "total_bytes": condition.total,
+                "writable": condition.writable,
+                "degraded": condition.reasons,
+            }
+        )
+
+
+class _Nothing:
+    """The body of an answer to HEAD: a length without bytes."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    async def __aiter__(self) -> AsyncIterator[Piece]:
+        raise AssertionError("HEAD has no body")
+        yield b""
+
+
+def describe_entry(info: BlobInfo) -> dict[str, object]:
+    """A blob as a line of a listing."""
+    line: dict[str, object] = {
+        "name": info.name,
+        "size": info.size,
+        "kind": Kind(info.kind).name.lower(),
+        "stamp": format_stamp(info.stamp),
+        "checksum": info.checksum.hex(),
+        "arrived": info.arrived,
+    }
+    if info.metadata:
+        line["metadata"] = b64encode(info.metadata).decode()
+    return line
+
+
+async def _listing(
+    listing: AsyncIterator[BlobInfo], limit: int
+) -> AsyncIterator[dict[str, object]]:
+    last = ""
+    async for info in listing:
+        if limit == 0:
+            yield {"next": last}
+            return
+        yield describe_entry(info)
+        last = info.name
+        limit -= 1
+
+
+async def _array(listing: AsyncIterator[BlobInfo], limit: int | None) -> AsyncIterator[bytes]:
+    gathered: list[str] = []
+    opening = "["
+    async for info in listing:
+        if limit is not None:
+            if limit == 0:
+                break
+            limit -= 1
+        gathered.append(f'"{info.name}"')
+        if len(gathered) == PAGE:
+            yield (opening + ",".join(gathered)).encode()
+            gathered, opening = [], ","
+    yield (opening + ",".join(gathered) if gathered or opening == "[" else "").encode() + b"]\n"
+
+
+def _lines(items: AsyncIterator[dict[str, object]]) -> Response:
+    async def encoded() -> AsyncIterator[bytes]:
+        gathered: list[str] = []
+        async for item in items:
+            gathered.append(json.dumps(item))
+            if len(gathered) == PAGE:
+                yield "\n".join([*gathered, ""]).encode()
+                gathered = []
+        if gathered:
+            yield "\n".join([*gathered, ""]).encode()
+
+    return Response(200, [(b"Content-Type", NDJSON)], Streamed(encoded()))
+
+
+def _success(name: str, put: Any) -> dict[str, object]:
+    return {"name": name, "status": put.outcome.value, "stamp": format_stamp(put.stamp)}
+
+
+def _failure(name: str, error: DolmenError) -> dict[str, object]:
+    said: dict[str, object] = {
+        "name": name,
+        "status": "refused",
+        "error": type(error).__name__,
+        "detail": str(error),
+    }
+    if isinstance(error, NotFound) and error.stamp:
+        said["stamp"] = format_stamp(error.stamp)
+    return said
+
+
+async def _order(request: Request, keys: set[str]) -> dict[str, Any]:
+    """The JSON object a request carries, with no keys but these."""
+    body = await request.body.read(_ORDER_MAX)
+    try:
+        order = json.loads(bytes(body) or b"{}")
+    except ValueError as error:
+        raise HTTPError(400, f"The body is not JSON: {error}.") from error
+    if not isinstance(order, dict) or not order.keys() <= keys:
+        raise HTTPError(
+            400, f"The body is a JSON object with the keys {', '.join(sorted(keys))} only."
+        )
+    return order
+
+
+def _items(order: dict[str, Any], key: str) -> Sequence[dict[str, Any]]:
+    items = order.get(key)
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise HTTPError(400, f'The body is a JSON object with a list of objects under "{key}".')
+    return items
+
+
+def _partitions(value: object) -> Sequence[int]:
+    if value is None:
+        return ALL_PARTITIONS
+    if isinstance(value, list) and all(
+        isinstance(item, int) and 0 <= item < PARTITIONS for item in value
+    ):
+        return sorted(set(value))
+    raise HTTPError(400, f"partitions is a list of numbers from 0 to {PARTITIONS - 1}.")
+
+
+def _limit(value: object) -> int:
+    try:
+        limit = int(str(value))
+    except ValueError:
+        limit = 0
+    if not 1 <= limit <= PAGE_MAX:
+        raise HTTPError(400, f"limit is a number from 1 to {PAGE_MAX}, not {value!r}.")
+    return limit
+
+
+def _checksum(text: str) -> bytes:
+    try:
+        checksum = bytes.fromhex(text)
+    except ValueError:
+        checksum = b""
+    if len(checksum) != 16:
+        raise InvalidName(f"{text[:60]!r} is no checksum: it is 32 hex digits")
+    return checksum
+
+
+def _from_base64(text: bytes) -> bytes:
+    try:
+        return metadata.check(b64decode(text, validate=True))
+    except ValueError as error:
+        raise InvalidName(f"metadata is not base64: {error}") from error

@@ -1,0 +1,193 @@
+"""Header fields: metadata in and out, stamps, kinds, digests of content, entity tags.
+
+`X-…` fields of an upload are kept as metadata and come back on every download,
+except those that are dolmen's own (`X-Dolmen-…`) and those that proxies and
+browsers obey, which nobody should be able to store for others.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+from email.utils import formatdate
+from functools import lru_cache
+
+from crc32c import crc32c
+
+from dolmen import metadata
+from dolmen.errors import BadContent, InvalidName
+from dolmen.http.encoding import EncodedHeaders
+from dolmen.http.messages import Headers
+from dolmen.record import Kind
+from dolmen.stamps import milliseconds, parse_stamp
+from dolmen.store import BlobInfo
+
+MIME_TYPE = b"x-mime-type"
+_OURS = b"x-dolmen-"
+_PROXY = frozenset(
+    (
+        b"x-real-ip",
+        b"x-request-id",
+        b"x-correlation-id",
+        b"x-sendfile",
+        b"x-lighttpd-send-file",
+        b"x-content-type-options",
+        b"x-frame-options",
+        b"x-xss-protection",
+        b"x-permitted-cross-domain-policies",
+        b"x-dns-prefetch-control",
+        b"x-download-options",
+        b"x-robots-tag",
+        b"x-ua-compatible",
+        b"x-powered-by",
+        b"x-http-method-override",
+        b"x-cluster-client-ip",
+        b"x-client-ip",
+        b"x-original-url",
+        b"x-rewrite-url",
+    )
+)
+_PROXY_PREFIXES = (b"x-forwarded", b"x-accel-", b"x-envoy-", b"x-amzn-", b"x-b3-", b"x-goog-")
+_NAME = re.compile(rb"x-[a-z0-9!#$%&'*+.^_`|~-]+")
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_NOBODY_CHOSE = b"application/x-www-form-urlencoded"
+_KINDS = {b"blob": Kind.BLOB, b"manifest": Kind.MANIFEST}
+_KIND_NAMES = {Kind.BLOB: b"blob", Kind.MANIFEST: b"manifest", Kind.TOMBSTONE: b"tombstone"}
+
+
+def metadata_of(headers: Headers) -> bytes:
+    """The metadata an upload's header fields give, encoded.
+
+    Without `X-Mime-Type` the `Content-Type` is kept in its place, unless it is the
+    one curl sends when nobody chose. Raises `InvalidName` for `X-Dolmen-…` fields
+    that are none, `TooLarge`.
+    """
+    pairs: list[tuple[bytes, bytes]] = []
+    content_type = b""
+    for name, value in headers:
+        if name == b"content-type":
+            content_type = value
+        elif name.startswith(b"x-"):
+            if name.startswith(_OURS):
+                if name not in (b"x-dolmen-stamp", b"x-dolmen-kind"):
+                    raise InvalidName(
+                        f"{name.decode('latin-1')} is no header of dolmen's, and X-Dolmen-… names "
+                        "are kept for it; choose another name"
+                    )
+            elif name not in _PROXY and not name.startswith(_PROXY_PREFIXES):
+                pairs.append((name, value))
+    if content_type and content_type != _NOBODY_CHOSE and MIME_TYPE not in headers:
+        pairs.append((MIME_TYPE, content_type))
+    return metadata.encode(pairs) if pairs else b""
+
+
+def stamp_of(headers: Headers) -> int | None:
+    """The stamp a copy carries, or None; raises `InvalidName` for what is no stamp."""
+    value = headers.get(b"x-dolmen-stamp")
+    return None if value is None else parse_stamp(value.decode("latin-1"))
+
+
+def kind_of(headers: Headers) -> Kind:
+    """The kind a copy carries, a blob if it does not say."""
+    value = headers.get(b"x-dolmen-kind", b"blob")
+    if value not in _KINDS:
+        raise InvalidName(f"{value[:40]!r} is no kind of a blob: it is blob or manifest")
+    return _KINDS[value]
+
+
+def describe(info: BlobInfo, *, tag: bytes | None = None) -> EncodedHeaders:
+    """The header fields of an answer with (or about) this blob."""
+    content_type = b"application/octet-stream"
+    extra = b""
+    if info.metadata:
+        pairs = list(metadata.decode(info.metadata))
+        chosen = dict(pairs).get(MIME_TYPE, content_type)
+        content_type = content_type if _CONTROL.search(chosen) else chosen
+        exact = (b"X-Dolmen-Metadata", base64.b64encode(info.metadata))
+        extra = EncodedHeaders([(b"Content-Type", content_type), *_presentable(pairs), exact])
+    else:
+        extra = b"Content-Type: application/octet-stream\r\n"
+    # Hex digits, dates and kinds need no checking for control characters.
+    return bytes.__new__(
+        EncodedHeaders,
+        b"%bETag: %b\r\nAccept-Ranges: bytes\r\nLast-Modified: %b\r\n"
+        b"X-Dolmen-Stamp: %016x\r\nX-Dolmen-Kind: %b\r\nX-Dolmen-Arrived: %d\r\n"
+        % (
+            extra,
+            tag or entity_tag(info),
+            _date(milliseconds(info.stamp) // 1000 or info.arrived),
+            info.stamp,
+            _KIND_NAMES[Kind(info.kind)],
+            info.arrived,
+        ),
+    )
+
+
+def _presentable(pairs: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The pairs that can be header fields; a store may have been given any bytes."""
+    return [pair for pair in pairs if _NAME.fullmatch(pair[0]) and not _CONTROL.search(pair[1])]
+
+
+def entity_tag(info: BlobInfo) -> bytes:
+    """The ETag of a blob: its checksum in quotes."""
+    return b'"%b"' % info.checksum.hex().encode()
+
+
+@lru_cache(maxsize=4096)
+def _date(seconds: int) -> bytes:
+    return formatdate(min(seconds, 253_402_300_799), usegmt=True).encode()
+
+
+class ContentDigest:
+    """The `Content-Digest` of a request (RFC 9530; sha-256 or crc32c), checked as bytes pass."""
+
+    def __init__(self, headers: Headers) -> None:
+        value = headers.get(b"content-digest")
+        self._wanted: dict[str, bytes] = {} if value is None else _parse_digest(value)
+        self._sha256 = hashlib.sha256() if "sha-256" in self._wanted else None
+        self._crc = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._wanted)
+
+    def update(self, piece: bytes | bytearray | memoryview) -> None:
+        """Take the next bytes of the body."""
+        if self._sha256 is not None:
+            self._sha256.update(piece)
+        if "crc32c" in self._wanted:
+            self._crc = crc32c(piece, self._crc)
+
+    def check(self) -> None:
+        """Raise `BadContent` when the body was another one than announced."""
+        found = {"crc32c": self._crc.to_bytes(4, "big")}
+        if self._sha256 is not None:
+            found["sha-256"] = self._sha256.digest()
+        for algorithm, wanted in self._wanted.items():
+            if found[algorithm] != wanted:
+                raise BadContent(
+                    f"the body's {algorithm} is :{base64.b64encode(found[algorithm]).decode()}:, "
+                    f"not :{base64.b64encode(wanted).decode()}: as its Content-Digest says; "
+                    "nothing was stored"
+                )
+
+
+def _parse_digest(value: bytes) -> dict[str, bytes]:
+    wanted: dict[str, bytes] = {}
+    for member in value.decode("latin-1").split(","):
+        algorithm, _, encoded = member.strip().partition("=")
+        size = {"sha-256": 32, "crc32c": 4}.get(algorithm)
+        if size is None:
+            continue  # RFC 9530: algorithms one does not know are passed over
+        try:
+            digest = base64.b64decode(encoded.strip(":"), validate=True)
+        except binascii.Error:
+            digest = b""
+        if len(digest) != size or not (encoded.startswith(":") and encoded.endswith(":")):
+            raise InvalidName(
+                f"Content-Digest: {member.strip()[:100]!r} is no digest; it has the form "
+                f"{algorithm}=:base64 of {size} bytes:"
+            )
+        wanted[algorithm] = digest
+    return wanted

@@ -1,0 +1,199 @@
+"""Streams of records: how blobs travel in bulk between stores, and lie in an export.
+
+A stream is records one after the other (`dolmen.record`; owner, sequence and
+flushed are zero), without anything in between. What can't be read is there as a
+record of kind REFUSED under its name, whose data says why (UTF-8: the error's
+class, a line feed, its message), so every name asked for gets its answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from dolmen import errors, metadata
+from dolmen.errors import BadContent, Corrupt, DolmenError
+from dolmen.names import check_name, checksum_of
+from dolmen.payload import Bytes, Piece, Stream
+from dolmen.record import (
+    BLOCK,
+    HEADER_SIZE,
+    BlockSums,
+    Head,
+    Kind,
+    block_sums,
+    blocks_match,
+    decode_head,
+    encode_head,
+    head_size,
+    sums_size,
+)
+from dolmen.store import Blob, BlobInfo, Failed
+
+WHOLE = 4 << 20
+"""Blobs up to this size are decoded whole; larger ones as a stream."""
+_GATHER = 262_144
+
+
+async def encode(blobs: AsyncIterator[Blob | Failed]) -> AsyncIterator[Piece]:
+    """The stream of these blobs, in pieces of about 256 KiB.
+
+    Raises what reading a payload raises; the stream is then cut off inside a record.
+    """
+    gathered: list[Piece] = []
+    size = 0
+    async for blob in blobs:
+        if isinstance(blob, Failed):
+            gathered.append(_refusal(blob))
+            size += len(gathered[-1])
+        else:
+            info = blob.info
+            head = encode_head(
+                info.kind, info.name.encode(), info.metadata, info.size, info.stamp, info.checksum
+            )
+            data = blob.payload.whole
+            if data is None:
+                yield b"".join([*gathered, head])
+                gathered, size = [], 0
+                sums = BlockSums()
+                async for piece in blob.payload:
+                    sums.update(piece)
+                    yield piece
+                yield sums.digest()
+                continue
+            gathered += (head, data, block_sums(data))
+            size += len(head) + len(data)
+        if size >= _GATHER:
+            yield b"".join(gathered)
+            gathered, size = [], 0
+    if gathered:
+        yield b"".join(gathered)
+
+
+def _refusal(failed: Failed) -> bytes:
+    error = failed.error
+    data = f"{type(error).__name__}\n{error}".encode()
+    stamp = getattr(error, "stamp", 0)
+    head = encode_head(Kind.REFUSED, failed.name.encode(), b"", len(data), stamp, checksum_of(data))
+    return head + data + block_sums(data)
+
+
+async def decode(pieces: AsyncIterator[Piece]) -> AsyncIterator[Blob | Failed]:
+    """The blobs of a stream, each checked against its block checksums and its checksum.
+
+    A blob larger than 4 MiB comes as a payload that must be read to its end before
+    the next blob is asked for. Raises `BadContent` for a stream that is cut off and
+    `Corrupt` for one that is damaged, naming the record (counted from 1).
+    """
+    source = _Source(pieces)
+    count = 0
+    while await source.more():
+        count += 1
+        try:
+            head = await _head(source)
+            if head.length > WHOLE:
+                rest = _Rest(source, head)
+                yield Blob(_info(head), Stream(head.length, rest.pieces, rereadable=False))
+                await rest.skip()
+                continue
+            data = await source.take(head.length)
+            sums = await source.take(sums_size(head.length))
+        except Corrupt as error:
+            raise Corrupt(f"record {count} of the stream is damaged: {error}") from error
+        except BadContent as error:
+            raise BadContent(f"the stream is cut off in record {count}") from error
+        if not blocks_match(data, sums):
+            raise Corrupt(f"record {count} of the stream is damaged: its data fails its checksum")
+        if head.kind == Kind.REFUSED:
+            yield _failed(head, data)
+        else:
+            yield Blob(_info(head), Bytes(data))
+
+
+async def _head(source: _Source) -> Head:
+    fixed = await source.take(HEADER_SIZE)
+    return decode_head(fixed + await source.take(head_size(fixed) - HEADER_SIZE))
+
+
+def _info(head: Head) -> BlobInfo:
+    name = check_name(head.name.decode("ascii", "replace"))
+    if head.kind not in (Kind.BLOB, Kind.MANIFEST, Kind.TOMBSTONE):
+        raise Corrupt(f"a record of kind {head.kind} does not travel")
+    metadata.check(head.metadata)
+    return BlobInfo(name, head.length, head.kind, head.stamp, head.checksum, head.metadata)
+
+
+def _failed(head: Head, data: bytes) -> Failed:
+    """The error a refusal tells of; one this dolmen does not know becomes `Unavailable`."""
+    word, _, message = data.decode("utf-8", "replace").partition("\n")
+    known = getattr(errors, word, None)
+    if known is errors.NotFound:
+        error: DolmenError = errors.NotFound(message, stamp=head.stamp)
+    elif isinstance(known, type) and issubclass(known, DolmenError):
+        error = known(message)
+    else:
+        error = errors.Unavailable(message)
+    return Failed(head.name.decode("ascii", "replace"), error)
+
+
+class _Source:
+    """Pieces, taken apart into what is asked for."""
+
+    def __init__(self, pieces: AsyncIterator[Piece]) -> None:
+        self._pieces = pieces
+        self._rest = memoryview(b"")
+
+    async def more(self) -> bool:
+        """Whether there is anything left."""
+        while not len(self._rest):
+            try:
+                self._rest = memoryview(await anext(self._pieces))
+            except StopAsyncIteration:
+                return False
+        return True
+
+    async def take(self, length: int) -> bytes:
+        """Exactly so many bytes; raises `BadContent` when the stream ends before."""
+        if length <= len(self._rest):
+            taken, self._rest = self._rest[:length], self._rest[length:]
+            return bytes(taken)
+        parts = [bytes(self._rest)]
+        missing = length - len(self._rest)
+        self._rest = memoryview(b"")
+        while missing:
+            if not await self.more():
+                raise BadContent("the stream is cut off")
+            part = self._rest[:missing]
+            self._rest = self._rest[missing:]
+            missing -= len(part)
+            parts.append(bytes(part))
+        return b"".join(parts)
+
+
+class _Rest:
+    """The data of a large record, still in the stream."""
+
+    def __init__(self, source: _Source, head: Head) -> None:
+        self._source, self._head = source, head
+        self._left = head.length
+        self._sums = BlockSums()
+        self._checked = False
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """The data, and at its end the check of all of it."""
+        while self._left:
+            piece = await self._source.take(min(self._left, 4 * BLOCK))
+            self._left -= len(piece)
+            self._sums.update(piece)
+            if not self._left:
+                await self._check()
+            yield piece
+
+    async def _check(self) -> None:
+        self._checked = True
+        if await self._source.take(sums_size(self._head.length)) != self._sums.digest():
+            raise Corrupt("a record of the stream is damaged: its data fails its checksum")
+
+    async def skip(self) -> None:
+        """Pass over what its reader left."""
+        async for _ in self.pieces():
+            pass

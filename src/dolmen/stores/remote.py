@@ -1,0 +1,523 @@
+"""`http://host:port` a dolmen blob server as a store; also a plain sos blob server.
+
+What the far store promises holds here too: `capabilities` are those it told of
+when it was first asked. Every answer is a request of its own; lists, reads and
+writes in bulk go in batches. A server that knows no digests (an sos blob server)
+is used by plain list, HEAD, GET and POST: it has no stamps (they count as 0), no
+tombstones and no touch, and a delete or a remove there is refused with `ReadOnly`.
+
+A request that may have been acted on is never repeated: the caller gets
+`OutcomeUnknown` and decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from base64 import b64decode, b64encode
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from dolmen import errors, metadata
+from dolmen.digests import Digests
+from dolmen.errors import (
+    BadContent,
+    BadSetting,
+    Corrupt,
+    DolmenError,
+    NotFound,
+    ReadOnly,
+    Unavailable,
+)
+from dolmen.http.client import Client, ClientResponse
+from dolmen.http.messages import Headers, Streamed
+from dolmen.names import check_name, checksum_of, is_chunk_name, is_object_id, partition_of
+from dolmen.payload import Bytes, Payload, Stream
+from dolmen.record import Kind
+from dolmen.stamps import format_stamp, parse_stamp
+from dolmen.store import (
+    ALL_PARTITIONS,
+    Blob,
+    BlobInfo,
+    Capabilities,
+    Condition,
+    Failed,
+    Outcome,
+    Put,
+    Range,
+)
+from dolmen.stores import records
+from dolmen.stores.bulk import get_any, put_any
+from dolmen.stores.verdict import NO_CHECKSUM
+
+_ANSWER_MAX = 64 << 20
+_PAGE = 10_000
+_NAMES = 2048
+"""How many blobs are asked for, or partitions listed, in one request."""
+_BATCH = 8 << 20
+"""How many bytes of small blobs go in one request."""
+_KINDS = {"blob": Kind.BLOB, "manifest": Kind.MANIFEST, "tombstone": Kind.TOMBSTONE}
+_PLAIN = Capabilities(
+    durable=True, largest=1 << 31, digests=False, ordered=False, conflicts=False, stamps=False
+)
+
+
+class RemoteStore:
+    """A blob server at an address. Connections are made when they are needed."""
+
+    def __init__(self, client: Client, capabilities: Capabilities) -> None:
+        self._client = client
+        self.capabilities = capabilities
+
+    async def put(
+        self,
+        name: str,
+        payload: Payload,
+        *,
+        meta: bytes = b"",
+        stamp: int | None = None,
+        kind: Kind = Kind.BLOB,
+        checksum: bytes | None = None,
+    ) -> Put:
+        """See `BlobStore.put`."""
+        check_name(name)
+        headers: list[tuple[bytes, bytes]] = []
+        if self.capabilities.stamps:
+            if stamp is not None:
+                headers.append((b"X-Dolmen-Stamp", format_stamp(stamp).encode()))
+            if kind is Kind.MANIFEST:
+                headers.append((b"X-Dolmen-Kind", b"manifest"))
+            if checksum is not None:
+                headers.append((b"X-Dolmen-Checksum", checksum.hex().encode()))
+            if meta:
+                metadata.check(meta)
+                headers.append((b"X-Dolmen-Metadata", b64encode(meta)))
+        else:
+            headers.extend(metadata.decode(meta))
+        whole = payload.whole
+        body = whole if whole is not None else Streamed(aiter(payload), payload.size)
+        response = await self._ask(
+            "POST", f"/blob/{name}", headers, body, expect_continue=whole is None
+        )
+        said = await _json(response)
+        outcome = Outcome.CREATED if response.status == 201 else Outcome.UNCHANGED
+        if said.get("status") == "superseded":
+            outcome = Outcome.SUPERSEDED
+        return Put(outcome, parse_stamp(said["stamp"]) if "stamp" in said else 0)
+
+    async def get(self, name: str, *, byte_range: Range | None = None) -> Blob:
+        """See `BlobStore.get`."""
+        check_name(name)
+        headers: list[tuple[bytes, bytes]] = []
+        if byte_range is not None:
+            start, stop = byte_range
+            if stop <= start:
+                return Blob(await self.stat(name), Bytes(b""))
+            headers.append((b"Range", b"bytes=%d-%d" % (start, stop - 1)))
+        try:
+            response = await self._ask("GET", f"/blob/{name}", headers)
+        except _Unsatisfiable:
+            return Blob(await self.stat(name), Bytes(b""))
+        info = _info(name, response)
+        if byte_range is not None and response.status == 200:  # it knows no ranges
+            return Blob(info, Bytes((await response.body.read(_ANSWER_MAX))[start:stop]))
+        data = response.body.whole
+        if data is None:
+            size = response.body.length
+            if size is None:
+                raise Unavailable(f"{self._client} does not say how long {name} is")
+            return Blob(info, Stream(size, lambda: aiter(response.body), rereadable=False))
+        self._check(info, data, part=response.status == 206)
+        return Blob(info, Bytes(data))
+
+    def _check(self, info: BlobInfo, data: bytes, *, part: bool) -> None:
+        # An object or chunk is checked against its name by whoever reads it; the rest here.
+        named = is_chunk_name(info.name) or is_object_id(info.name)
+        if part or not info.checksum.strip(b"\0") or (named and info.kind == Kind.BLOB):
+            return
+        if checksum_of(data) != info.checksum:
+            raise Corrupt(f"{self._client} sent {info.name} with another checksum than it has")
+
+    async def stat(self, name: str, *, tombstones: bool = False) -> BlobInfo:
+        """See `BlobStore.stat`."""
+        check_name(name)
+        try:
+            response = await self._ask("HEAD", f"/blob/{name}")
+        except NotFound as absent:
+            if tombstones and absent.stamp:
+                return BlobInfo(name, 0, Kind.TOMBSTONE, absent.stamp, NO_CHECKSUM)
+            raise
+        return _info(name, response)
+
+    async def touch(self, name: str, *, stamp: int, checksum: bytes, meta: bytes) -> Put:
+        """See `BlobStore.touch`."""
+        check_name(name)
+        self._needs_stamps("touched")
+        item = {
+            "name": name,
+            "stamp": format_stamp(stamp),
+            "checksum": checksum.hex(),
+            "metadata": b64encode(metadata.check(meta)).decode(),
+        }
+        return _put(await self._line("/blobs/touch", {"touches": [item]}))
+
+    async def delete(self, name: str, *, stamp: int | None = None) -> Put:
+        """See `BlobStore.delete`."""
+        check_name(name)
+        self._needs_stamps("deleted")
+        headers = []
+        if stamp is not None:
+            headers.append((b"X-Dolmen-Stamp", format_stamp(stamp).encode()))
+        response = await self._ask("DELETE", f"/blob/{name}", headers)
+        if response.status == 200:
+            return Put(Outcome.SUPERSEDED, parse_stamp((await _json(response))["stamp"]))
+        status = response.headers.get(b"x-dolmen-status", b"created").decode()
+        stands = response.headers.get(b"x-dolmen-stamp", b"0" * 16).decode()
+        return Put(Outcome(status), parse_stamp(stands))
+
+    async def remove(self, name: str, *, if_stamp: int, min_age: float = 0) -> bool:
+        """See `BlobStore.remove`."""
+        check_name(name)
+        self._needs_stamps("removed")
+        item = {"name": name, "stamp": format_stamp(if_stamp)}
+        line = await self._line("/blobs/remove", {"removes": [item], "min_age": min_age})
+        return line.get("removed") is True
+
+    async def list(
+        self,
+        *,
+        partitions: Iterable[int] = ALL_PARTITIONS,
+        after: str | None = None,
+        prefix: str = "",
+        tombstones: bool = False,
+    ) -> AsyncIterator[BlobInfo]:
+        """See `BlobStore.list`."""
+        if not self.capabilities.stamps:
+            async for info in self._list_plainly(set(partitions), after, prefix):
+                yield info
+            return
+        wanted = list(partitions)
+        everything = len(wanted) == len(ALL_PARTITIONS)
+        for first in range(0, 1 if everything else len(wanted), _NAMES):
+            order: dict[str, object] = {"prefix": prefix, "tombstones": tombstones, "limit": _PAGE}
+            if not everything:
+                order["partitions"] = wanted[first : first + _NAMES]
+            cursor = after
+            while True:
+                if cursor is not None:
+                    order["cursor"] = cursor
+                cursor = None
+                response = await self._post("/blobs/list", order)
+                async for line in _lines(response):
+                    if "next" in line:
+                        cursor = line["next"]
+                    else:
+                        yield _listed(line)
+                if cursor is None:
+                    break
+
+    async def _list_plainly(
+        self, partitions: set[int], after: str | None, prefix: str
+    ) -> AsyncIterator[BlobInfo]:
+        """List a server that gives names only, in any order, all at once."""
+        response = await self._ask("GET", "/blobs")
+        names = json.loads(bytes(await response.body.read(1 << 31)))
+        start = (partition_of(after), after) if after is not None else (-1, "")
+        places = sorted((partition_of(name), name) for name in set(names))
+        for partition, name in places:
+            if (partition, name) <= start or not name.startswith(prefix):
+                continue
+            if partition in partitions:
+                yield BlobInfo(name, -1, Kind.BLOB, 0, NO_CHECKSUM)
+
+    async def digests(self) -> Digests:
+        """See `BlobStore.digests`."""
+        self._needs_stamps("compared by digests")
+        response = await self._ask("GET", "/digests")
+        return Digests.decode(bytes(await response.body.read(_ANSWER_MAX)))
+
+    async def get_many(self, names: Sequence[str]) -> AsyncIterator[Blob | Failed]:
+        """See `BlobStore.get_many`."""
+        if not self.capabilities.stamps:
+            for name in names:
+                yield await get_any(self, name)
+            return
+        done = 0
+        while done < len(names):
+            batch = names[done : done + _NAMES]
+            response = await self._post("/records/read", {"names": list(batch)})
+            try:
+                async for blob in records.decode(aiter(response.body)):
+                    yield blob
+                    done += 1
+            except (BadContent, Corrupt, Unavailable) as error:
+                # The stream broke off at a blob that could not be read to its end.
+                yield Failed(names[done], error)
+                done += 1
+
+    async def put_many(self, blobs: AsyncIterator[Blob]) -> AsyncIterator[Put | Failed]:
+        """See `BlobStore.put_many`. Two batches are under way at once."""
+        if not self.capabilities.stamps:
+            async for blob in blobs:
+                yield await put_any(self, blob)
+            return
+        before: asyncio.Task[list[Put | Failed]] | None = None
+        try:
+            async for batch in _batches(blobs):
+                if isinstance(batch, Blob):
+                    sending = None
+                else:
+                    sending = asyncio.create_task(self._send(batch))
+                if before is not None:
+                    for result in await before:
+                        yield result
+                before = sending
+                if isinstance(batch, Blob):
+                    yield await put_any(self, batch)
+            if before is not None:
+                for result in await before:
+                    yield result
+        finally:
+            if before is not None:
+                before.cancel()
+
+    async def _send(self, batch: list[Blob]) -> list[Put | Failed]:
+        async def each() -> AsyncIterator[Blob | Failed]:
+            for blob in batch:
+                yield blob
+
+        body = b"".join([piece async for piece in records.encode(each())])
+        names = [blob.info.name for blob in batch]
+        try:
+            response = await self._ask("POST", "/records", (), body)
+            results: list[Put | Failed] = []
+            async for line in _lines(response):
+                try:
+                    results.append(_put(line))
+                except DolmenError as error:
+                    results.append(Failed(line.get("name", ""), error))
+        except DolmenError as error:
+            return [Failed(name, error) for name in names]
+        missing = names[len(results) :]
+        return results + [
+            Failed(name, errors.OutcomeUnknown(f"{self._client} said nothing of {name}"))
+            for name in missing
+        ]
+
+    async def note(self, key: str, value: bytes) -> None:
+        """See `BlobStore.note`."""
+        self._needs_stamps("given notes")
+        await self._ask("PUT", f"/notes/{quote(key, safe='')}", (), value)
+
+    async def notes(self) -> dict[str, bytes]:
+        """See `BlobStore.notes`."""
+        self._needs_stamps("asked for notes")
+        said = await _json(await self._ask("GET", "/notes"))
+        return {key: b64decode(value) for key, value in said.items()}
+
+    async def condition(self) -> Condition:
+        """See `BlobStore.condition`."""
+        if not self.capabilities.stamps:
+            await self._ask("GET", "/alive")
+            return Condition()
+        said = await _json(await self._ask("GET", "/status"))
+        return Condition(
+            said.get("free_bytes"),
+            said.get("total_bytes"),
+            writable=said.get("writable", True),
+            reasons=said.get("degraded", []),
+        )
+
+    async def aclose(self) -> None:
+        """See `BlobStore.aclose`."""
+        await self._client.aclose()
+
+    # How it asks
+
+    def _needs_stamps(self, what: str) -> None:
+        if not self.capabilities.stamps:
+            raise ReadOnly(f"{self._client} is a plain sos blob server; it can't be {what}")
+
+    async def _ask(
+        self,
+        method: str,
+        target: str,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        body: bytes | memoryview | Streamed | None = None,
+        *,
+        expect_continue: bool = False,
+    ) -> ClientResponse:
+        response = await self._client.request(
+            method, target, headers, body, expect_continue=expect_continue
+        )
+        if response.status >= 400:
+            raise await _error(self._client, response)
+        return response
+
+    async def _post(self, target: str, order: dict[str, object]) -> ClientResponse:
+        return await self._ask("POST", target, (), json.dumps(order).encode())
+
+    async def _line(self, target: str, order: dict[str, object]) -> dict[str, Any]:
+        async for line in _lines(await self._post(target, order)):
+            if line.get("status") == "refused":
+                raise _told(line)
+            return line
+        raise errors.OutcomeUnknown(f"{self._client} gave no answer to {target}")
+
+
+class _Unsatisfiable(DolmenError):
+    """The range asked for begins behind the blob's end (416)."""
+
+
+async def _error(client: Client, response: ClientResponse) -> DolmenError:
+    """The error an answer stands for: the one it names, else the one of its status."""
+    try:
+        said = json.loads(bytes(await response.body.read(65_536)) or b"{}")
+    except ValueError:
+        said = {}
+    if not isinstance(said, dict):
+        said = {}
+    status = response.status
+    detail = f"{client}: {said.get('detail') or f'HTTP {status}'}"
+    if status == 404:
+        stamp = response.headers.get(b"x-dolmen-stamp")
+        return NotFound(detail, stamp=parse_stamp(stamp.decode()) if stamp else 0)
+    if status == 416:
+        return _Unsatisfiable(detail)
+    if "error" in said:
+        return _told({"error": said["error"], "detail": detail})
+    by_status = {
+        400: errors.InvalidName,
+        401: errors.Unauthorized,
+        403: errors.Unauthorized,
+        405: errors.ReadOnly,
+        409: errors.Conflict,
+        413: errors.TooLarge,
+        422: errors.BadContent,
+        500: errors.OutcomeUnknown,
+        507: errors.Full,
+    }
+    return by_status.get(status, Unavailable)(detail)
+
+
+def _told(said: dict[str, Any]) -> DolmenError:
+    """The error a server names in an answer."""
+    kind = getattr(errors, str(said.get("error")), Unavailable)
+    detail = str(said.get("detail"))
+    if kind is NotFound:
+        return NotFound(detail, stamp=parse_stamp(said["stamp"]) if "stamp" in said else 0)
+    if isinstance(kind, type) and issubclass(kind, DolmenError):
+        return kind(detail)
+    return Unavailable(detail)
+
+
+def _put(line: dict[str, Any]) -> Put:
+    if line.get("status") == "refused":
+        raise _told(line)
+    return Put(Outcome(line["status"]), parse_stamp(line["stamp"]))
+
+
+def _info(name: str, response: ClientResponse) -> BlobInfo:
+    headers = response.headers
+    part = headers.get(b"content-range")
+    length = headers.get(b"content-length")
+    size = int(part.rpartition(b"/")[2]) if part else int(length or b"-1")
+    stamp = headers.get(b"x-dolmen-stamp")
+    if stamp is None:  # a plain blob server
+        pairs = [(name, value) for name, value in headers if name.startswith(b"x-")]
+        return BlobInfo(name, size, Kind.BLOB, 0, NO_CHECKSUM, metadata.encode(pairs))
+    return BlobInfo(
+        name,
+        size,
+        _KINDS[headers.get(b"x-dolmen-kind", b"blob").decode()],
+        parse_stamp(stamp.decode()),
+        _tag(headers),
+        b64decode(headers.get(b"x-dolmen-metadata", b"")),
+        int(headers.get(b"x-dolmen-arrived", b"0")),
+    )
+
+
+def _tag(headers: Headers) -> bytes:
+    try:
+        return bytes.fromhex(headers.get(b"etag", b"").strip(b'"').decode())
+    except ValueError:
+        return NO_CHECKSUM
+
+
+def _listed(line: dict[str, Any]) -> BlobInfo:
+    return BlobInfo(
+        line["name"],
+        line["size"],
+        _KINDS[line["kind"]],
+        parse_stamp(line["stamp"]),
+        bytes.fromhex(line["checksum"]),
+        b64decode(line.get("metadata", "")),
+        line.get("arrived", 0),
+    )
+
+
+async def _json(response: ClientResponse) -> dict[str, Any]:
+    said = json.loads(bytes(await response.body.read(_ANSWER_MAX)) or b"{}")
+    return said if isinstance(said, dict) else {}
+
+
+async def _lines(response: ClientResponse) -> AsyncIterator[dict[str, Any]]:
+    """The lines of an answer in JSON, as they come."""
+    rest = b""
+    async for piece in response.body:
+        *lines, rest = (rest + bytes(piece)).split(b"\n")
+        for line in lines:
+            yield json.loads(line)
+    if rest:
+        raise Unavailable("an answer broke off in the middle of a line")
+
+
+async def _batches(blobs: AsyncIterator[Blob]) -> AsyncIterator[list[Blob] | Blob]:
+    """Small blobs in lists of bounded size, large ones alone, in order."""
+    batch: list[Blob] = []
+    size = 0
+    async for blob in blobs:
+        if blob.payload.whole is None:
+            if batch:
+                yield batch
+                batch, size = [], 0
+            yield blob
+            continue
+        batch.append(blob)
+        size += blob.payload.size
+        if len(batch) >= _NAMES or size >= _BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+async def open_url(url: str) -> RemoteStore:
+    """The blob server at `http://host:port`; asks it what it is.
+
+    A server that can't be asked now counts as a dolmen blob server: it may come up
+    later. Raises `BadSetting` for an address that is none.
+    """
+    parts = urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError as error:
+        raise BadSetting(f"{url!r} has no valid port: {error}") from error
+    if not parts.hostname or parts.path not in ("", "/") or parts.query or parts.username:
+        raise BadSetting(f"{url!r} is no blob server's address: write http://host:port")
+    client = Client(parts.hostname, port or (443 if parts.scheme == "https" else 80))
+    return RemoteStore(client, await _capabilities(client))
+
+
+async def _capabilities(client: Client) -> Capabilities:
+    try:
+        response = await client.request("GET", "/status")
+        if response.status in (404, 405):
+            return _PLAIN
+        said = await _json(response)
+        return Capabilities(**said["capabilities"])
+    except (DolmenError, KeyError, TypeError, ValueError):
+        return Capabilities(
+            durable=True, largest=1 << 44, digests=True, ordered=True, conflicts=True
+        )
