@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 from dolmen.http.body import NO_BODY, Body
+from dolmen.http.calls import ClientResponse
+from dolmen.http.client import Client
 from dolmen.http.encoding import EncodedHeaders
 from dolmen.http.exchange import Handler, Observer
 from dolmen.http.limits import Limits
 from dolmen.http.listening import listen_on
 from dolmen.http.messages import Headers, Request, Response, Stream, Streamed
 from dolmen.http.origins import SitePolicy
+from dolmen.http.pool import Timeouts
 from dolmen.http.problems import BodyTooLarge, HTTPError, problem
 from dolmen.http.server import Server, start_server
 
 __all__ = [
-    "NO_BODY", "Body", "BodyTooLarge", "EncodedHeaders", "HTTPError", "Handler", "Headers",
-    "Limits", "Observer", "Request", "Response", "Server", "SitePolicy", "Stream", "Streamed",
-    "listen_on", "problem", "start_server",
-]  # fmt: skip
+    "Body",
+    "BodyTooLarge",
+    "Client",
+    "ClientResponse",
+    "EncodedHeaders",
+    "HTTPError",
+    "Handler",
+    "Headers",
+    "Limits",
+    "NO_BODY",
+    "Observer",
+    "Request",
+    "Response",
+    "Server",
+    "SitePolicy",
+    "Stream",
+    "Streamed",
+    "Timeouts",
+    "listen_on",
+    "problem",
+    "start_server",
+]

@@ -8,7 +8,7 @@ import types
 from collections.abc import Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any
 
-from dolmen.http.encoding import EncodedHeaders, encode_headers
+from dolmen.http.encoding import encode_headers
 from dolmen.http.messages import Request, Response, Stream
 from dolmen.http.problems import HTTPError, problem
 from dolmen.http.wire import Wire
@@ -40,7 +40,7 @@ def _resume(
     while True:
         try:
             yield waiting
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - handed on, cancellation too
             try:
                 waiting = coro.throw(error)
             except StopIteration as stop:
@@ -222,10 +222,8 @@ class Exchange(Wire):
 
     def _head(self, response: Response, length: int | None, *, keep: bool) -> bytes:
         """The answer's head; raises ValueError for headers that can't be sent."""
-        headers = response.headers
+        headers = encode_headers(response.headers)
         status = response.status
-        if type(headers) is not EncodedHeaders:
-            headers = encode_headers(headers)
         start = self.server.heads.start(status)
         framing = self._framing
         if keep and framing.http11 and length is not None and status not in (204, 304):
@@ -256,6 +254,7 @@ class Exchange(Wire):
         raise NotImplementedError
 
     def send_continue(self) -> None:
+        """Ask for the body, if its sender waits to be asked."""
         if self.expecting:
             self.expecting = False
             if not self._begun and not self.transport.is_closing():

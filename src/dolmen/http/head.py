@@ -23,18 +23,24 @@ class Framing:
     def __init__(self, lines: bytes, *, http11: bool) -> None:
         self.http11 = http11
         self.headers = headers = Headers(lines)
-        length = headers.get(b"content-length")
-        self.length = None if length is None else int(length)
-        coding = headers.get(b"transfer-encoding")
-        self.chunked = coding is not None
-        if coding is not None and coding.lower() != b"chunked":
-            raise HTTPError(501, "The only transfer coding spoken here is chunked.")
-        if coding is not None and not http11:
-            raise HTTPError(400, "Transfer-Encoding is not for HTTP/1.0.")
-        connection = headers.get(b"connection", b"").lower()
-        tokens = [token.strip() for token in connection.split(b",")]
-        self.keep_alive = b"close" not in tokens and (http11 or b"keep-alive" in tokens)
-        self.expects = False
+        self.length: int | None = None
+        self.chunked = self.expects = False
+        self.keep_alive = http11
+        # Looking for the few names that matter is cheaper than taking all lines apart.
+        lower = lines.lower()
+        at = lower.find(b"\r\ncontent-length:")
+        if at >= 0:
+            self.length = int(lower[at + 17 : lower.find(b"\r\n", at + 17)])
+        if b"\r\ntransfer-encoding:" in lower:
+            self.chunked = True
+            if headers.get(b"transfer-encoding", b"").lower() != b"chunked":
+                raise HTTPError(501, "The only transfer coding spoken here is chunked.")
+            if not http11:
+                raise HTTPError(400, "Transfer-Encoding is not for HTTP/1.0.")
+        if b"\r\nconnection:" in lower:
+            connection = headers.get(b"connection", b"").lower()
+            tokens = [token.strip() for token in connection.split(b",")]
+            self.keep_alive = b"close" not in tokens and (http11 or b"keep-alive" in tokens)
         self.foreign: str | None = None
 
 

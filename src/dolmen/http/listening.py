@@ -27,7 +27,7 @@ def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror as error:
         raise BadSetting(f"can't listen on {host}: {error.strerror}") from None
-    family, kind, proto, _, address = sorted(found, key=lambda info: info[0])[0]
+    family, kind, proto, _, address = min(found, key=lambda info: info[0])
     sock = socket.socket(family, kind, proto)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -28,7 +28,7 @@ class HTTPError(DolmenError):
         return type(self), (self.status, self.detail, self.headers)
 
 
-class BodyTooLarge(HTTPError, TooLarge):
+class BodyTooLarge(HTTPError, TooLarge):  # noqa: N818 - as in dolmen.errors
     """A body went beyond the limit its reader gave; 413 when nobody catches it."""
 
     def __init__(self, limit: int) -> None:

@@ -70,6 +70,7 @@ class ServerConnection(Exchange):
         self._window = (0.0, 0)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the loop."""
         super().connection_made(transport)
         peer = transport.get_extra_info("peername")
         self.peer = (peer[0], peer[1]) if isinstance(peer, tuple) else None
@@ -80,6 +81,7 @@ class ServerConnection(Exchange):
             self.refuse(HTTPError(503, detail, [(b"Retry-After", b"1")]))
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Called by the loop."""
         super().connection_lost(exc)
         self.server.forget(self)
         if self.inflow is not None:
@@ -88,9 +90,11 @@ class ServerConnection(Exchange):
             self._task.cancel()
 
     def eof_received(self) -> bool | None:
+        """Called by the loop: the other side will send no more."""
         return None  # the transport sends what is written and closes
 
     def data_received(self, data: bytes) -> None:
+        """Called by the loop."""
         if (
             self.idle
             and not self._held
@@ -208,9 +212,7 @@ class ServerConnection(Exchange):
         else:
             framing = None
         try:
-            if framing is None:
-                method, target, framing = self._examine(head[:at], lines)
-            elif target[0] != 47 or b"#" in target:
+            if framing is None or target[0] != 47 or b"#" in target:
                 method, target, framing = self._examine(head[:at], lines)
             name = method.decode("ascii")
             if framing.foreign is not None and name not in SAFE_METHODS:
@@ -287,6 +289,7 @@ class ServerConnection(Exchange):
             self._next()
 
     def after_answer(self, *, keep: bool) -> None:
+        """Go on with the next request, or make an end."""
         self._seen = True
         inflow = self.inflow
         if self.lost:
@@ -311,6 +314,7 @@ class ServerConnection(Exchange):
             self._advance()
 
     def resume_writing(self) -> None:
+        """Called by the loop: the socket takes more again."""
         super().resume_writing()
         if self.idle:
             self.resume()

@@ -35,9 +35,11 @@ class Wire(asyncio.Protocol):
         self._drained: asyncio.Future[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the loop."""
         self.transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        """Called by the loop."""
         self.lost = True
         self._wake_writer()
 
@@ -93,9 +95,11 @@ class Wire(asyncio.Protocol):
     # Writing.
 
     def pause_writing(self) -> None:
+        """Called by the loop: the socket takes no more for now."""
         self._write_paused = True
 
     def resume_writing(self) -> None:
+        """Called by the loop: the socket takes more again."""
         self._write_paused = False
         self._wake_writer()
 
@@ -105,8 +109,8 @@ class Wire(asyncio.Protocol):
             waiter.set_result(None)
 
     async def drain(self) -> None:
-        """Wait until the socket takes more, or the connection is lost."""
-        while self._write_paused and not self.lost:
+        """Wait until the socket takes more, or there is no sense in sending."""
+        while self._write_paused and not self.stop_sending():
             self._drained = self.loop.create_future()
             await self._drained
 
@@ -162,23 +166,29 @@ class DirectReader(asyncio.BufferedProtocol):
         self._view = view
         self._at = 0
 
-    def get_buffer(self, sizehint: int) -> Buffer:  # type: ignore[override]  # noqa: ARG002
+    def get_buffer(self, sizehint: int) -> Buffer:  # noqa: ARG002
+        """Called by the loop: where the next bytes go."""
         return self._view[self._at :]
 
     def buffer_updated(self, nbytes: int) -> None:
+        """Called by the loop: so many bytes came."""
         self._at += nbytes
         self._wire.arrived += nbytes
         if self._inflow.filled(nbytes):
             self._wire.pause()
 
     def eof_received(self) -> bool | None:
+        """Called by the loop: the other side will send no more."""
         return self._wire.eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Called by the loop."""
         self._wire.connection_lost(exc)
 
     def pause_writing(self) -> None:
+        """Called by the loop: the socket takes no more for now."""
         self._wire.pause_writing()
 
     def resume_writing(self) -> None:
+        """Called by the loop: the socket takes more again."""
         self._wire.resume_writing()

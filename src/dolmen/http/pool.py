@@ -1,0 +1,202 @@
+"""Connections to one server, kept alive between requests."""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import ssl
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dolmen.errors import Unavailable
+from dolmen.http.calls import ClientConnection
+
+TICK = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long to wait for a server, in seconds; each may be overrun by a quarter of a second."""
+
+    connect: float = 5.0
+    """For the connection, TLS included."""
+    pool: float = 30.0
+    """For one of the pool's connections, when all are in use."""
+    first_byte: float = 60.0
+    """From the request's last byte to the answer's head."""
+    idle: float = 30.0
+    """For the next bytes of a body, either way."""
+    keep_alive: float = 30.0
+    """How long an unused connection is kept; shorter than the server keeps it."""
+
+
+class Pool:
+    """Hands out connections, the last used first, and never more than `limit` at once.
+
+    Who finds none waits in line. A timer looks after the deadlines of all
+    connections together while there are any.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        tls: ssl.SSLContext | None,
+        limit: int,
+        timeouts: Timeouts,
+        clock: Callable[[], float] | None,
+    ) -> None:
+        self.host = host
+        self.port = port
+        self.name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self.timeouts = timeouts
+        self.loop = asyncio.get_running_loop()
+        self._clock = clock or time.monotonic
+        self._tls = tls
+        self._limit = limit
+        self._opening = 0
+        self._idle: list[ClientConnection] = []
+        self._connections: set[ClientConnection] = set()
+        self._waiters: deque[asyncio.Future[ClientConnection | None]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
+        self._emptied: asyncio.Future[None] | None = None
+
+    async def acquire(self, *, fresh: bool, sure: bool) -> ClientConnection:
+        """A connection for one request; `release` or closing it gives it back.
+
+        `fresh` asks for one that was never used, `sure` for a look at the socket
+        whether the server has closed it meanwhile. Raises Unavailable.
+        """
+        if self._closed:
+            raise Unavailable(f"the client for {self.name} is closed")
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.transport.is_closing():
+                continue
+            if fresh or (sure and _has_input(connection)):
+                connection.transport.abort()
+                self.forget(connection)
+                continue
+            return connection
+        if len(self._connections) + self._opening < self._limit:
+            return await self._connect()
+        waiter: asyncio.Future[ClientConnection | None] = self.loop.create_future()
+        self._waiters.append(waiter)
+        try:
+            await asyncio.wait([waiter], timeout=self.timeouts.pool)
+        except asyncio.CancelledError:
+            if waiter.done():
+                self._pass_on(waiter.result())
+            raise
+        finally:
+            waiter.cancel()
+        if waiter.cancelled():
+            raise Unavailable(f"all {self._limit} connections to {self.name} stayed in use")
+        if self._closed:
+            raise Unavailable(f"the client for {self.name} is closed")
+        given = waiter.result()
+        return await self._connect() if given is None else given
+
+    async def _connect(self) -> ClientConnection:
+        self._opening += 1
+        task = self.loop.create_task(
+            self.loop.create_connection(
+                lambda: ClientConnection(self), self.host, self.port, ssl=self._tls
+            )
+        )
+        try:
+            await asyncio.wait([task], timeout=self.timeouts.connect)
+        finally:
+            self._opening -= 1
+            if not task.done():
+                task.add_done_callback(_close_unwanted)
+                task.cancel()
+                self._pass_on(None)
+        error = None if task.cancelled() or not task.done() else task.exception()
+        if error is None and task.done() and not self._closed:
+            connection = task.result()[1]
+            self._connections.add(connection)
+            if self._timer is None:
+                self._timer = self.loop.call_later(TICK, self._tick)
+            return connection
+        if not task.done():
+            patience = self.timeouts.connect
+            raise Unavailable(f"{self.name} did not accept a connection within {patience:g} s")
+        _close_unwanted(task)
+        self._pass_on(None)
+        if isinstance(error, OSError):
+            raise Unavailable(f"can't connect to {self.name}: {error}") from error
+        if error is not None:
+            raise error
+        raise Unavailable(f"the client for {self.name} is closed")
+
+    def release(self, connection: ClientConnection) -> None:
+        """Take a connection back whose request is over."""
+        if self._closed:
+            connection.transport.abort()
+        else:
+            self._pass_on(connection)
+
+    def _pass_on(self, connection: ClientConnection | None) -> None:
+        """Give a connection, or the right to open one, to who waits longest."""
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(connection)
+                return
+        if connection is not None:
+            self._idle.append(connection)
+
+    def forget(self, connection: ClientConnection) -> None:
+        """Called when a connection is lost."""
+        if connection in self._connections:
+            self._connections.discard(connection)
+            if connection in self._idle:
+                self._idle.remove(connection)
+            self._pass_on(None)
+            if self._emptied is not None and not self._connections and not self._emptied.done():
+                self._emptied.set_result(None)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self.sweep()
+        if self._connections and not self._closed:
+            self._timer = self.loop.call_later(TICK, self._tick)
+
+    def sweep(self) -> None:
+        """Close the connections whose deadlines are over; called by the timer."""
+        now = self._clock()
+        for connection in list(self._connections):
+            connection.check(now)
+
+    async def close(self) -> None:
+        """Cut every connection, and wait until they are gone."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        while self._waiters:
+            self._pass_on(None)
+        for connection in list(self._connections):
+            connection.transport.abort()
+        if self._connections:
+            self._emptied = self.loop.create_future()
+            await self._emptied
+
+
+def _has_input(connection: ClientConnection) -> bool:
+    """Whether an idle connection has something to read: an end, or what nobody asked for."""
+    sock = connection.transport.get_extra_info("socket")
+    poll = select.poll()
+    poll.register(sock.fileno(), select.POLLIN | select.POLLRDHUP)
+    return bool(poll.poll(0))
+
+
+def _close_unwanted(
+    task: asyncio.Task[tuple[asyncio.Transport, ClientConnection]],
+) -> None:
+    """Close a connection that came after everybody had stopped waiting for it."""
+    if not task.cancelled() and task.exception() is None:
+        task.result()[0].abort()
