@@ -46,7 +46,8 @@ async def _checked(body: Body, digest: ContentDigest) -> AsyncIterator[Piece]:
 async def _spooled(pieces: AsyncIterator[Piece], folder: str | None) -> Payload:
     loop = asyncio.get_running_loop()
     file: BinaryIO = await loop.run_in_executor(
-        None, lambda: tempfile.TemporaryFile(dir=folder, buffering=0)
+        None,
+        lambda: tempfile.TemporaryFile(dir=folder, buffering=0),  # noqa: SIM115 - it outlives this
     )
     size = 0
     try:

@@ -15,11 +15,12 @@ from __future__ import annotations
 import asyncio
 import json
 from base64 import b64decode, b64encode
+from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from dolmen import errors, metadata
+from dolmen import metadata
 from dolmen.digests import Digests
 from dolmen.errors import (
     BadContent,
@@ -27,11 +28,12 @@ from dolmen.errors import (
     Corrupt,
     DolmenError,
     NotFound,
+    OutcomeUnknown,
     ReadOnly,
     Unavailable,
 )
 from dolmen.http.client import Client, ClientResponse
-from dolmen.http.messages import Headers, Streamed
+from dolmen.http.messages import Streamed
 from dolmen.names import check_name, checksum_of, is_chunk_name, is_object_id, partition_of
 from dolmen.payload import Bytes, Payload, Stream
 from dolmen.record import Kind
@@ -50,14 +52,23 @@ from dolmen.store import (
 from dolmen.stores import records
 from dolmen.stores.bulk import get_any, put_any
 from dolmen.stores.verdict import NO_CHECKSUM
+from dolmen.stores.wire import (
+    ANSWER_MAX,
+    Unsatisfiable,
+    error_of,
+    info_of,
+    lines_of,
+    listed,
+    object_of,
+    put_of,
+    told,
+)
 
-_ANSWER_MAX = 64 << 20
 _PAGE = 10_000
 _NAMES = 2048
 """How many blobs are asked for, or partitions listed, in one request."""
 _BATCH = 8 << 20
 """How many bytes of small blobs go in one request."""
-_KINDS = {"blob": Kind.BLOB, "manifest": Kind.MANIFEST, "tombstone": Kind.TOMBSTONE}
 _PLAIN = Capabilities(
     durable=True, largest=1 << 31, digests=False, ordered=False, conflicts=False, stamps=False
 )
@@ -100,7 +111,7 @@ class RemoteStore:
         response = await self._ask(
             "POST", f"/blob/{name}", headers, body, expect_continue=whole is None
         )
-        said = await _json(response)
+        said = await object_of(response)
         outcome = Outcome.CREATED if response.status == 201 else Outcome.UNCHANGED
         if said.get("status") == "superseded":
             outcome = Outcome.SUPERSEDED
@@ -117,11 +128,11 @@ class RemoteStore:
             headers.append((b"Range", b"bytes=%d-%d" % (start, stop - 1)))
         try:
             response = await self._ask("GET", f"/blob/{name}", headers)
-        except _Unsatisfiable:
+        except Unsatisfiable:
             return Blob(await self.stat(name), Bytes(b""))
-        info = _info(name, response)
+        info = info_of(name, response)
         if byte_range is not None and response.status == 200:  # it knows no ranges
-            return Blob(info, Bytes((await response.body.read(_ANSWER_MAX))[start:stop]))
+            return Blob(info, Bytes((await response.body.read(ANSWER_MAX))[start:stop]))
         data = response.body.whole
         if data is None:
             size = response.body.length
@@ -148,7 +159,7 @@ class RemoteStore:
             if tombstones and absent.stamp:
                 return BlobInfo(name, 0, Kind.TOMBSTONE, absent.stamp, NO_CHECKSUM)
             raise
-        return _info(name, response)
+        return info_of(name, response)
 
     async def touch(self, name: str, *, stamp: int, checksum: bytes, meta: bytes) -> Put:
         """See `BlobStore.touch`."""
@@ -160,7 +171,7 @@ class RemoteStore:
             "checksum": checksum.hex(),
             "metadata": b64encode(metadata.check(meta)).decode(),
         }
-        return _put(await self._line("/blobs/touch", {"touches": [item]}))
+        return put_of(await self._line("/blobs/touch", {"touches": [item]}))
 
     async def delete(self, name: str, *, stamp: int | None = None) -> Put:
         """See `BlobStore.delete`."""
@@ -171,7 +182,7 @@ class RemoteStore:
             headers.append((b"X-Dolmen-Stamp", format_stamp(stamp).encode()))
         response = await self._ask("DELETE", f"/blob/{name}", headers)
         if response.status == 200:
-            return Put(Outcome.SUPERSEDED, parse_stamp((await _json(response))["stamp"]))
+            return Put(Outcome.SUPERSEDED, parse_stamp((await object_of(response))["stamp"]))
         status = response.headers.get(b"x-dolmen-status", b"created").decode()
         stands = response.headers.get(b"x-dolmen-stamp", b"0" * 16).decode()
         return Put(Outcome(status), parse_stamp(stands))
@@ -209,11 +220,11 @@ class RemoteStore:
                     order["cursor"] = cursor
                 cursor = None
                 response = await self._post("/blobs/list", order)
-                async for line in _lines(response):
+                async for line in lines_of(response):
                     if "next" in line:
                         cursor = line["next"]
                     else:
-                        yield _listed(line)
+                        yield listed(line)
                 if cursor is None:
                     break
 
@@ -235,7 +246,7 @@ class RemoteStore:
         """See `BlobStore.digests`."""
         self._needs_stamps("compared by digests")
         response = await self._ask("GET", "/digests")
-        return Digests.decode(bytes(await response.body.read(_ANSWER_MAX)))
+        return Digests.decode(bytes(await response.body.read(ANSWER_MAX)))
 
     async def get_many(self, names: Sequence[str]) -> AsyncIterator[Blob | Failed]:
         """See `BlobStore.get_many`."""
@@ -262,7 +273,7 @@ class RemoteStore:
             async for blob in blobs:
                 yield await put_any(self, blob)
             return
-        before: asyncio.Task[list[Put | Failed]] | None = None
+        before: asyncio.Task[Sequence[Put | Failed]] | None = None
         try:
             async for batch in _batches(blobs):
                 if isinstance(batch, Blob):
@@ -282,7 +293,7 @@ class RemoteStore:
             if before is not None:
                 before.cancel()
 
-    async def _send(self, batch: list[Blob]) -> list[Put | Failed]:
+    async def _send(self, batch: Sequence[Blob]) -> Sequence[Put | Failed]:
         async def each() -> AsyncIterator[Blob | Failed]:
             for blob in batch:
                 yield blob
@@ -291,18 +302,21 @@ class RemoteStore:
         names = [blob.info.name for blob in batch]
         try:
             response = await self._ask("POST", "/records", (), body)
-            results: list[Put | Failed] = []
-            async for line in _lines(response):
+            results: deque[Put | Failed] = deque()
+            async for line in lines_of(response):
                 try:
-                    results.append(_put(line))
+                    results.append(put_of(line))
                 except DolmenError as error:
                     results.append(Failed(line.get("name", ""), error))
         except DolmenError as error:
             return [Failed(name, error) for name in names]
         missing = names[len(results) :]
-        return results + [
-            Failed(name, errors.OutcomeUnknown(f"{self._client} said nothing of {name}"))
-            for name in missing
+        return [
+            *results,
+            *(
+                Failed(name, OutcomeUnknown(f"{self._client} said nothing of {name}"))
+                for name in missing
+            ),
         ]
 
     async def note(self, key: str, value: bytes) -> None:
@@ -313,7 +327,7 @@ class RemoteStore:
     async def notes(self) -> dict[str, bytes]:
         """See `BlobStore.notes`."""
         self._needs_stamps("asked for notes")
-        said = await _json(await self._ask("GET", "/notes"))
+        said = await object_of(await self._ask("GET", "/notes"))
         return {key: b64decode(value) for key, value in said.items()}
 
     async def condition(self) -> Condition:
@@ -321,7 +335,7 @@ class RemoteStore:
         if not self.capabilities.stamps:
             await self._ask("GET", "/alive")
             return Condition()
-        said = await _json(await self._ask("GET", "/status"))
+        said = await object_of(await self._ask("GET", "/status"))
         return Condition(
             said.get("free_bytes"),
             said.get("total_bytes"),
@@ -352,125 +366,18 @@ class RemoteStore:
             method, target, headers, body, expect_continue=expect_continue
         )
         if response.status >= 400:
-            raise await _error(self._client, response)
+            raise await error_of(str(self._client), response)
         return response
 
     async def _post(self, target: str, order: dict[str, object]) -> ClientResponse:
         return await self._ask("POST", target, (), json.dumps(order).encode())
 
     async def _line(self, target: str, order: dict[str, object]) -> dict[str, Any]:
-        async for line in _lines(await self._post(target, order)):
+        async for line in lines_of(await self._post(target, order)):
             if line.get("status") == "refused":
-                raise _told(line)
+                raise told(line)
             return line
-        raise errors.OutcomeUnknown(f"{self._client} gave no answer to {target}")
-
-
-class _Unsatisfiable(DolmenError):
-    """The range asked for begins behind the blob's end (416)."""
-
-
-async def _error(client: Client, response: ClientResponse) -> DolmenError:
-    """The error an answer stands for: the one it names, else the one of its status."""
-    try:
-        said = json.loads(bytes(await response.body.read(65_536)) or b"{}")
-    except ValueError:
-        said = {}
-    if not isinstance(said, dict):
-        said = {}
-    status = response.status
-    detail = f"{client}: {said.get('detail') or f'HTTP {status}'}"
-    if status == 404:
-        stamp = response.headers.get(b"x-dolmen-stamp")
-        return NotFound(detail, stamp=parse_stamp(stamp.decode()) if stamp else 0)
-    if status == 416:
-        return _Unsatisfiable(detail)
-    if "error" in said:
-        return _told({"error": said["error"], "detail": detail})
-    by_status = {
-        400: errors.InvalidName,
-        401: errors.Unauthorized,
-        403: errors.Unauthorized,
-        405: errors.ReadOnly,
-        409: errors.Conflict,
-        413: errors.TooLarge,
-        422: errors.BadContent,
-        500: errors.OutcomeUnknown,
-        507: errors.Full,
-    }
-    return by_status.get(status, Unavailable)(detail)
-
-
-def _told(said: dict[str, Any]) -> DolmenError:
-    """The error a server names in an answer."""
-    kind = getattr(errors, str(said.get("error")), Unavailable)
-    detail = str(said.get("detail"))
-    if kind is NotFound:
-        return NotFound(detail, stamp=parse_stamp(said["stamp"]) if "stamp" in said else 0)
-    if isinstance(kind, type) and issubclass(kind, DolmenError):
-        return kind(detail)
-    return Unavailable(detail)
-
-
-def _put(line: dict[str, Any]) -> Put:
-    if line.get("status") == "refused":
-        raise _told(line)
-    return Put(Outcome(line["status"]), parse_stamp(line["stamp"]))
-
-
-def _info(name: str, response: ClientResponse) -> BlobInfo:
-    headers = response.headers
-    part = headers.get(b"content-range")
-    length = headers.get(b"content-length")
-    size = int(part.rpartition(b"/")[2]) if part else int(length or b"-1")
-    stamp = headers.get(b"x-dolmen-stamp")
-    if stamp is None:  # a plain blob server
-        pairs = [(name, value) for name, value in headers if name.startswith(b"x-")]
-        return BlobInfo(name, size, Kind.BLOB, 0, NO_CHECKSUM, metadata.encode(pairs))
-    return BlobInfo(
-        name,
-        size,
-        _KINDS[headers.get(b"x-dolmen-kind", b"blob").decode()],
-        parse_stamp(stamp.decode()),
-        _tag(headers),
-        b64decode(headers.get(b"x-dolmen-metadata", b"")),
-        int(headers.get(b"x-dolmen-arrived", b"0")),
-    )
-
-
-def _tag(headers: Headers) -> bytes:
-    try:
-        return bytes.fromhex(headers.get(b"etag", b"").strip(b'"').decode())
-    except ValueError:
-        return NO_CHECKSUM
-
-
-def _listed(line: dict[str, Any]) -> BlobInfo:
-    return BlobInfo(
-        line["name"],
-        line["size"],
-        _KINDS[line["kind"]],
-        parse_stamp(line["stamp"]),
-        bytes.fromhex(line["checksum"]),
-        b64decode(line.get("metadata", "")),
-        line.get("arrived", 0),
-    )
-
-
-async def _json(response: ClientResponse) -> dict[str, Any]:
-    said = json.loads(bytes(await response.body.read(_ANSWER_MAX)) or b"{}")
-    return said if isinstance(said, dict) else {}
-
-
-async def _lines(response: ClientResponse) -> AsyncIterator[dict[str, Any]]:
-    """The lines of an answer in JSON, as they come."""
-    rest = b""
-    async for piece in response.body:
-        *lines, rest = (rest + bytes(piece)).split(b"\n")
-        for line in lines:
-            yield json.loads(line)
-    if rest:
-        raise Unavailable("an answer broke off in the middle of a line")
+        raise OutcomeUnknown(f"{self._client} gave no answer to {target}")
 
 
 async def _batches(blobs: AsyncIterator[Blob]) -> AsyncIterator[list[Blob] | Blob]:
@@ -515,7 +422,7 @@ async def _capabilities(client: Client) -> Capabilities:
         response = await client.request("GET", "/status")
         if response.status in (404, 405):
             return _PLAIN
-        said = await _json(response)
+        said = await object_of(response)
         return Capabilities(**said["capabilities"])
     except (DolmenError, KeyError, TypeError, ValueError):
         return Capabilities(

@@ -1,0 +1,44 @@
+# dolmen: `make run` starts a store, `make test` tests it. Everything is set up on the way.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: run test test-long lint bench format clean help
+
+help:            ## what there is to make
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "dolmen needs Python 3.11 or later; set PYTHON=/path/to/python3"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+run: $(STAMP)    ## start a store on ./dolmen-data: uploads on port 9991, downloads on 9992
+	$(BIN)/dolmen serve
+
+test: $(STAMP)   ## every test that fits in minutes
+	$(BIN)/python -m pytest
+
+test-long: $(STAMP) ## the same trials with far more examples, for hours
+	DOLMEN_TEST_LONG=1 $(BIN)/python -m pytest
+
+lint: $(STAMP)   ## style, types, and which module may import which
+	$(BIN)/ruff format --check src tests bench
+	$(BIN)/ruff check src tests bench
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## put the source into its one form
+	$(BIN)/ruff format src tests bench
+	$(BIN)/ruff check --fix src tests bench
+
+bench: $(STAMP)  ## figures beside nginx (LONG=1 for the long forms)
+	bench/install
+	$(BIN)/python -m bench $(if $(LONG),--long)
+
+clean:           ## remove what make made (not ./dolmen-data)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
