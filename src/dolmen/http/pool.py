@@ -70,19 +70,24 @@ class Pool:
         `fresh` asks for one that was never used, `sure` for a look at the socket
         whether the server has closed it meanwhile. Raises Unavailable.
         """
-        if self._closed:
-            raise Unavailable(f"the client for {self.name} is closed")
-        while self._idle:
-            connection = self._idle.pop()
-            if connection.transport.is_closing():
-                continue
-            if fresh or (sure and _has_input(connection)):
+        while not self._closed:
+            while self._idle:
+                connection = self._idle.pop()
+                if connection.transport.is_closing():
+                    continue
+                if not fresh and not (sure and _has_input(connection)):
+                    return connection
                 connection.transport.abort()
                 self.forget(connection)
-                continue
-            return connection
-        if len(self._connections) + self._opening < self._limit:
-            return await self._connect()
+            if len(self._connections) + self._opening < self._limit:
+                return await self._connect()
+            given = await self._wait_in_line()
+            if given is not None and not given.transport.is_closing():
+                return given
+        raise Unavailable(f"the client for {self.name} is closed")
+
+    async def _wait_in_line(self) -> ClientConnection | None:
+        """A connection, or None for the right to look again."""
         waiter: asyncio.Future[ClientConnection | None] = self.loop.create_future()
         self._waiters.append(waiter)
         try:
@@ -95,10 +100,7 @@ class Pool:
             waiter.cancel()
         if waiter.cancelled():
             raise Unavailable(f"all {self._limit} connections to {self.name} stayed in use")
-        if self._closed:
-            raise Unavailable(f"the client for {self.name} is closed")
-        given = waiter.result()
-        return await self._connect() if given is None else given
+        return waiter.result()
 
     async def _connect(self) -> ClientConnection:
         self._opening += 1
@@ -118,6 +120,9 @@ class Pool:
         error = None if task.cancelled() or not task.done() else task.exception()
         if error is None and task.done() and not self._closed:
             connection = task.result()[1]
+            if connection.lost:
+                self._pass_on(None)
+                raise Unavailable(f"{self.name} closed a new connection at once")
             self._connections.add(connection)
             if self._timer is None:
                 self._timer = self.loop.call_later(TICK, self._tick)
