@@ -1,1 +1,13 @@
-"""Replication: copying what is missing from one store to another."""
+"""Replication: make one store hold what another holds.
+
+It is a function of two stores, any two: nothing is kept between runs, so a run
+that was interrupted anywhere is simply run again.
+"""
+
+from __future__ import annotations
+
+from dolmen.replication.group import GroupReport, replicate_group
+from dolmen.replication.replicate import replicate
+from dolmen.replication.report import Progress, Refused, Report
+
+__all__ = ["GroupReport", "Progress", "Refused", "Report", "replicate", "replicate_group"]

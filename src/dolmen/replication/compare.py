@@ -1,0 +1,93 @@
+"""Comparing: what the destination lacks, or has at a lower rank, in constant memory."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Sequence
+from typing import NamedTuple
+
+from dolmen.names import partition_of
+from dolmen.record import Kind
+from dolmen.replication.patience import Pause, ask, listing
+from dolmen.replication.streams import closing
+from dolmen.store import BlobInfo, BlobStore
+
+
+class Difference(NamedTuple):
+    """What the source has under a name and the destination should get."""
+
+    info: BlobInfo
+    touch: bool
+    """The destination has the content; only its stamp or metadata are behind."""
+
+
+class Scope(NamedTuple):
+    """What has to be listed to find the differences."""
+
+    partitions: Sequence[int]
+    """Ascending."""
+    in_step: int
+    """Entries of the source in partitions that agree and need no listing."""
+    total: int | None
+    """Entries of the source in all partitions asked for; None where nobody keeps digests."""
+
+
+async def scope(
+    source: BlobStore, destination: BlobStore, partitions: Collection[int], pause: Pause
+) -> Scope:
+    """Compare digests, one request each; a store that keeps none is listed whole."""
+    for store in (source, destination):
+        if not (store.capabilities.digests and store.capabilities.stamps):
+            return Scope(sorted(partitions), 0, None)
+    ours = await ask(source.digests, side="source", pause=pause)
+    theirs = await ask(destination.digests, side="destination", pause=pause)
+    counts = {at: slot.count for at, slot in ours.slots.items() if at in partitions}
+    differing = [at for at in ours.differing(theirs) if at in counts]
+    total = sum(counts.values())
+    return Scope(differing, total - sum(counts[at] for at in differing), total)
+
+
+async def compare(
+    source: BlobStore, destination: BlobStore, partitions: Sequence[int], pause: Pause
+) -> AsyncIterator[tuple[BlobInfo, Difference | None]]:
+    """Everything the source has in these partitions, with the difference where there is one.
+
+    Where either store keeps no stamps, names alone are compared: nobody can say
+    which of two contents is newer, so what stands at the destination stays, and
+    a delete is not carried to a store that has no tombstones.
+    """
+    stamped = destination.capabilities.stamps
+    ranked = stamped and source.capabilities.stamps
+    async with (
+        closing(listing(source, partitions, side="source", pause=pause)) as ours,
+        closing(listing(destination, partitions, side="destination", pause=pause)) as theirs,
+        closing(pairs(ours, theirs)) as both,
+    ):
+        async for info, other in both:
+            if other is None:
+                lacking = stamped or info.kind != Kind.TOMBSTONE
+                yield info, Difference(info, touch=False) if lacking else None
+            elif not ranked or other.rank >= info.rank:
+                yield info, None
+            else:
+                same = other.kind == info.kind and other.checksum == info.checksum
+                yield info, Difference(info, touch=same and info.kind != Kind.TOMBSTONE)
+
+
+async def pairs(
+    ours: AsyncIterator[BlobInfo], theirs: AsyncIterator[BlobInfo]
+) -> AsyncIterator[tuple[BlobInfo, BlobInfo | None]]:
+    """Each of ours with what stands under its name in theirs; both come in list order."""
+    other, reached = await _next(theirs)
+    async for info in ours:
+        place = (partition_of(info.name), info.name)
+        while reached < place:
+            other, reached = await _next(theirs)
+        yield info, other if reached == place else None
+
+
+async def _next(infos: AsyncIterator[BlobInfo]) -> tuple[BlobInfo | None, tuple[int, str]]:
+    info = await anext(infos, None)
+    return (info, (partition_of(info.name), info.name)) if info else (None, _END)
+
+
+_END = (65_536, "")  # behind every place in list order

@@ -1,0 +1,207 @@
+"""Copying: batches of names, read from one store in a stream that the other writes.
+
+Nothing of a batch is kept in memory but its names: the destination draws the
+blobs from the source one after the other. All that is written carries its stamp,
+so whatever is in doubt is simply sent again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+from dolmen.errors import (
+    Corrupt,
+    DolmenError,
+    Full,
+    NotFound,
+    ReadOnly,
+    Unauthorized,
+    Unavailable,
+)
+from dolmen.names import matches_name
+from dolmen.record import Kind
+from dolmen.replication.compare import Difference
+from dolmen.replication.patience import PASSING, Patience, Pause, Side, Stopped
+from dolmen.replication.report import Report
+from dolmen.replication.streams import Watched, closing
+from dolmen.store import Blob, BlobInfo, BlobStore, Failed, Outcome, Put
+
+TOUCHES = 64
+"""Touches under way at once."""
+
+_HOPELESS = (ReadOnly, Unauthorized)
+"""Errors of one blob that every other one would meet as well."""
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """One pass over the names of a batch that still wait."""
+
+    waiting: dict[str, BlobInfo]
+    sent: deque[Blob] = field(default_factory=deque)
+    """What the destination has not answered for yet, in the order it was sent."""
+    error: DolmenError = field(default_factory=lambda: Unavailable("a store left names unanswered"))
+    side: Side = "destination"
+    broke: bool = False
+    """A whole stream failed, not just names in it."""
+
+    def trouble(self, error: DolmenError, side: Side, *, broke: bool = False) -> None:
+        """Note why something waits on."""
+        if not isinstance(self.error, _HOPELESS):
+            self.error, self.side = error, side
+        self.broke = self.broke or broke
+
+
+def _reading_error(blob: Blob) -> DolmenError | None:
+    return blob.payload.error if isinstance(blob.payload, Watched) else None
+
+
+class Copier:
+    """Brings batches of differences from one store to another, and keeps the report."""
+
+    def __init__(
+        self, source: BlobStore, destination: BlobStore, report: Report, pause: Pause
+    ) -> None:
+        self._source = source
+        self._destination = destination
+        self._report = report
+        self._pause = pause
+        self._full: Full | None = None
+        self._barren = False  # the last batch that was given up had brought nothing at all
+
+    async def bring(self, differences: Sequence[Difference]) -> None:
+        """Touch or copy every one of these; what could not be is in the report.
+
+        Raises `Stopped` when a server fails.
+        """
+        copies = [difference.info for difference in differences if not difference.touch]
+        copies += await self._touch([each.info for each in differences if each.touch])
+        waiting = {info.name: info for info in copies}
+        patience = Patience(self._pause)
+        while waiting:
+            if self._full:
+                self._refuse_what_needs_room(waiting, self._full)
+            before = len(waiting)
+            attempt = _Attempt(waiting)
+            await self._copy(attempt)
+            if isinstance(attempt.error, _HOPELESS):
+                raise Stopped(attempt.error, attempt.side)
+            if len(waiting) < before:
+                patience.renew()
+                self._barren = False
+            if waiting and not await patience.again():
+                self._give_up(attempt, barren=len(waiting) == len(copies))
+
+    async def _touch(self, infos: Sequence[BlobInfo]) -> list[BlobInfo]:
+        """Raise stamps without sending data; returns those for which that did not do."""
+        undone: list[BlobInfo] = []
+        for at in range(0, len(infos), TOUCHES):
+            some = infos[at : at + TOUCHES]
+            done = await asyncio.gather(*map(self._touch_one, some))
+            undone += [info for info, did in zip(some, done, strict=True) if not did]
+        return undone
+
+    async def _touch_one(self, info: BlobInfo) -> bool:
+        try:
+            put = await self._destination.touch(
+                info.name, stamp=info.stamp, checksum=info.checksum, meta=info.metadata
+            )
+        except DolmenError:
+            return False  # copying meets the same trouble, and deals with it
+        self._report.touched += put.outcome is Outcome.UNCHANGED
+        return True
+
+    async def _copy(self, attempt: _Attempt) -> None:
+        """Send everything that waits, once."""
+        sent = attempt.sent
+        try:
+            async with (
+                closing(self._read(attempt)) as blobs,
+                closing(self._destination.put_many(blobs)) as answers,
+            ):
+                async for answer in answers:
+                    self._answered(attempt, sent.popleft(), answer)
+        except DolmenError as error:  # the whole stream broke off
+            unread = [blob for blob in sent if _reading_error(blob)]
+            if unread:
+                self._answered(attempt, unread[0], Failed(unread[0].info.name, error))
+            elif isinstance(error, PASSING) or not sent:
+                attempt.trouble(error, "destination", broke=True)
+            else:
+                self._failed(attempt, sent[0].info.name, error, "destination")
+
+    async def _read(self, attempt: _Attempt) -> AsyncIterator[Blob]:
+        """What waits, as the source has it now."""
+        verify = not self._source.capabilities.stamps
+        try:
+            async with closing(self._source.get_many(list(attempt.waiting))) as answers:
+                async for answer in answers:
+                    if isinstance(answer, Failed):
+                        self._failed(attempt, answer.name, answer.error, "source")
+                        continue
+                    name, whole = answer.info.name, answer.payload.whole
+                    if whole is None:
+                        answer.payload = Watched(answer.payload, name, verify=verify)
+                    elif verify and not matches_name(name, whole):
+                        error = Corrupt(f"the data under {name} does not have that digest")
+                        self._failed(attempt, name, error, "source")
+                        continue
+                    attempt.sent.append(answer)
+                    yield answer
+        except DolmenError as error:  # what came before is written all the same
+            attempt.trouble(error, "source", broke=True)
+
+    def _answered(self, attempt: _Attempt, blob: Blob, answer: Put | Failed) -> None:
+        info = blob.info
+        if isinstance(answer, Failed):
+            error = _reading_error(blob)
+            self._failed(
+                attempt,
+                info.name,
+                error or answer.error,
+                "source" if error else "destination",
+            )
+            return
+        attempt.waiting.pop(info.name, None)
+        if answer.outcome is Outcome.UNCHANGED:
+            self._report.touched += 1
+        elif answer.outcome is Outcome.CREATED and info.kind == Kind.TOMBSTONE:
+            self._report.tombstones += 1
+        elif answer.outcome is Outcome.CREATED:
+            self._report.copied += 1
+            self._report.bytes += info.size
+
+    def _failed(self, attempt: _Attempt, name: str, error: DolmenError, side: Side) -> None:
+        """One blob did not go: leave it waiting, or settle it."""
+        if isinstance(error, PASSING + _HOPELESS):
+            attempt.trouble(error, side)
+            return
+        attempt.waiting.pop(name, None)
+        if isinstance(error, NotFound) and side == "source":
+            self._report.vanished += 1
+            return
+        if isinstance(error, Full) and side == "destination":
+            self._full = error
+        self._report.refuse(name, error)
+
+    def _give_up(self, attempt: _Attempt, *, barren: bool) -> None:
+        """What still waits after many attempts is refused, or the run ends with `Stopped`.
+
+        Names that keep failing while others go through are their own fault; two
+        batches that brought nothing, or a stream that keeps breaking off, the server's.
+        """
+        if attempt.broke or (barren and self._barren):
+            raise Stopped(attempt.error, attempt.side)
+        self._barren = barren
+        for name in attempt.waiting:
+            self._report.refuse(name, attempt.error)
+        attempt.waiting.clear()
+
+    def _refuse_what_needs_room(self, waiting: dict[str, BlobInfo], full: Full) -> None:
+        """A full store still takes deletes, and they are what gives it room again."""
+        for name in [name for name, info in waiting.items() if info.kind != Kind.TOMBSTONE]:
+            del waiting[name]
+            self._report.refuse(name, full)

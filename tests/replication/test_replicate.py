@@ -1,0 +1,398 @@
+"""What a run between two stores copies, in which order, and what it reports."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from dolmen import metadata
+from dolmen.errors import BadContent, Corrupt, Full, ReadOnly, TooLarge, Unavailable
+from dolmen.names import is_object_id, partition_of
+from dolmen.payload import Bytes, Payload, Piece, Stream
+from dolmen.record import Kind
+from dolmen.replication import Report, replicate
+from dolmen.replication.patience import TRIES
+from dolmen.store import Blob
+from dolmen.stores.memory import MemoryStore
+from dolmen.testing.faulty import Fault, FaultyStore
+
+META = metadata.encode([(b"x-file-name", b"a.txt")])
+
+
+async def nothing(_seconds: float) -> None:
+    """Wait for no time at all."""
+
+
+async def filled(count: int, *, size: int = 10) -> MemoryStore:
+    store = MemoryStore()
+    for number in range(count):
+        await store.put(f"blob-{number:05}", Bytes(bytes([number % 256]) * size))
+    return store
+
+
+async def same(one: MemoryStore, other: MemoryStore) -> bool:
+    return (await one.digests()).root == (await other.digests()).root
+
+
+async def test_an_empty_store_gets_everything_and_the_report_counts_it() -> None:
+    source, destination = await filled(5_000), MemoryStore()
+    await source.delete("blob-00007")
+    await source.put("kept", Bytes(b"12345"), meta=META)
+    report = await replicate(source, destination)
+    assert await same(source, destination)
+    assert (await destination.stat("kept")).metadata == META
+    assert report.complete
+    assert (report.copied, report.tombstones, report.touched) == (5_000, 1, 0)
+    assert report.bytes == 4_999 * 10 + 5
+    assert report.compared == report.total == 5_001
+
+
+async def test_stores_in_step_cost_one_request_each() -> None:
+    source, destination = await filled(100), MemoryStore()
+    await replicate(source, destination)
+    left, right = FaultyStore(source), FaultyStore(destination)
+    report = await replicate(left, right)
+    assert left.calls == right.calls == [("digests", "")]
+    assert report.complete
+    assert report.compared == report.total == 100
+
+
+async def test_only_partitions_that_differ_are_listed() -> None:
+    source, destination = await filled(1_000), MemoryStore()
+    await replicate(source, destination)
+    await source.put("new", Bytes(b"new"))
+    listed: list[int] = []
+
+    class Watching(MemoryStore):
+        def list(self, **options):  # type: ignore[no-untyped-def,override]
+            listed.extend(options["partitions"])
+            return source.list(**options)
+
+    watching = Watching()
+    watching.digests = source.digests  # type: ignore[method-assign]
+    watching.get = source.get  # type: ignore[method-assign]
+    report = await replicate(watching, destination)
+    assert report.copied == 1
+    assert listed == [partition_of("new")]
+
+
+async def test_what_is_newer_or_only_at_the_destination_stays() -> None:
+    source, destination = MemoryStore(), MemoryStore()
+    await source.put("a", Bytes(b"old"), stamp=5)
+    await destination.put("a", Bytes(b"new"), stamp=6)
+    await destination.put("b", Bytes(b"only here"))
+    report = await replicate(source, destination)
+    assert report.complete
+    assert report.copied == 0
+    assert (await destination.get("a")).payload.whole == b"new"
+    assert (await destination.stat("b")).size == 9
+
+
+async def test_a_newer_stamp_of_the_same_content_is_a_touch_without_data() -> None:
+    source, destination = await filled(300), await filled(300)
+    for number in range(300):
+        info = await source.stat(f"blob-{number:05}")
+        fresh = (await destination.stat(info.name)).stamp + 1
+        await source.touch(info.name, stamp=fresh, checksum=info.checksum, meta=META)
+    left = FaultyStore(source)
+    report = await replicate(left, destination)
+    assert (report.touched, report.copied, report.bytes) == (300, 0, 0)
+    assert not [call for call in left.calls if call[0] == "get"]
+    assert await same(source, destination)
+
+
+async def test_a_touch_that_finds_no_good_copy_becomes_a_copy() -> None:
+    source, destination = MemoryStore(), MemoryStore()
+    await source.put("a", Bytes(b"data"), stamp=2)
+    await destination.put("a", Bytes(b"data"), stamp=1)
+    right = FaultyStore(destination)
+    right.script("touch", Fault.UNAVAILABLE)
+    assert (await replicate(source, right, pause=nothing)).complete
+    assert await same(source, destination)
+
+
+async def test_manifests_come_after_everything_else() -> None:
+    source, destination = await filled(3_000), FaultyStore(MemoryStore())
+    for number in range(50):
+        await source.put(f"manifest-{number}", Bytes(b"m"), kind=Kind.MANIFEST)
+    report = await replicate(source, destination)
+    assert report.copied == 3_050
+    written = [name for method, name in destination.calls if method == "put"]
+    assert len(written) == 3_050
+    assert all(name.startswith("manifest-") for name in written[3_000:])
+
+
+async def test_no_manifest_goes_when_the_run_stopped_before() -> None:
+    source, destination = await filled(10), FaultyStore(MemoryStore())
+    await source.put("manifest", Bytes(b"m"), kind=Kind.MANIFEST)
+    destination.script("put", *[ReadOnly("its disk failed")] * 10)
+    report = await replicate(source, destination)
+    assert isinstance(report.stopped, ReadOnly)
+    assert report.failing == "destination"
+    assert "manifest" not in [name for _, name in destination.calls]
+
+
+async def test_a_failing_blob_is_reported_and_the_others_go() -> None:
+    source, destination = FaultyStore(await filled(100)), MemoryStore()
+    source.script("get", None, Corrupt("rotten"), None, Corrupt("rotten"))
+    report = await replicate(source, destination, pause=nothing)
+    assert report.copied == 98
+    assert not report.complete
+    assert report.stopped is None
+    assert report.refused["Corrupt"].count == 2
+    assert all(text == "rotten" for _, text in report.refused["Corrupt"].examples)
+
+
+async def test_refusals_keep_a_few_examples_only() -> None:
+    source, right = await filled(100), FaultyStore(MemoryStore())
+    right.script("put", *[TooLarge("too large for me")] * 100)
+    report = await replicate(source, right)
+    assert report.refused["TooLarge"].count == 100
+    assert len(report.refused["TooLarge"].examples) == 5
+
+
+async def test_a_blob_that_is_gone_when_its_turn_comes_is_no_failure() -> None:
+    source, destination = await filled(10), MemoryStore()
+    left = FaultyStore(source)
+
+    async def drop(method: str, name: str) -> None:
+        if method == "get" and name == "blob-00003":
+            await source.remove(name, if_stamp=(await source.stat(name)).stamp)
+
+    left.pause = drop
+    report = await replicate(left, destination)
+    assert report.complete
+    assert (report.copied, report.vanished) == (9, 1)
+
+
+async def test_a_server_that_comes_back_in_time_costs_nothing_but_time() -> None:
+    source, destination = FaultyStore(await filled(50)), FaultyStore(MemoryStore())
+    waits: list[float] = []
+
+    async def wait(seconds: float) -> None:
+        waits.append(seconds)
+        source.down = False
+
+    source.script("digests", Fault.UNAVAILABLE)
+    source.script("list", Fault.CUT, Fault.UNAVAILABLE)
+    source.script("get_many", Fault.CUT, Fault.UNAVAILABLE)
+    destination.script("put_many", None, Fault.CUT)
+    report = await replicate(source, destination, pause=wait)
+    assert report.complete
+    assert await same(source.store, destination.store)  # type: ignore[arg-type]
+    assert len(waits) >= 5
+
+
+@pytest.mark.parametrize("side", ["source", "destination"])
+async def test_a_server_that_stays_away_ends_the_run_and_is_named(side: str) -> None:
+    source, destination = FaultyStore(await filled(10_000)), FaultyStore(MemoryStore())
+    failing = source if side == "source" else destination
+    waits: list[float] = []
+
+    async def wait(seconds: float) -> None:
+        waits.append(seconds)
+
+    seen = 0
+
+    async def leave(method: str, _name: str) -> None:
+        nonlocal seen
+        seen += method in ("get", "put")
+        failing.down = seen > 3_000
+
+    failing.pause = leave
+    report = await replicate(source, destination, pause=wait)
+    assert isinstance(report.stopped, Unavailable)
+    assert report.failing == side
+    assert not report.complete
+    assert 0 < report.copied < 10_000
+    assert len(waits) <= 10 * TRIES
+    failing.pause, failing.down = None, False
+    assert (await replicate(source, destination, pause=wait)).complete
+    assert await same(source.store, destination.store)  # type: ignore[arg-type]
+
+
+async def test_names_that_stay_unreachable_do_not_hold_up_the_rest() -> None:
+    source, destination = FaultyStore(await filled(30)), MemoryStore()
+
+    async def refuse(method: str, name: str) -> None:
+        if method == "get" and name in ("blob-00003", "blob-00004"):
+            raise Unavailable("503")
+
+    source.pause = refuse
+    report = await replicate(source, destination, pause=nothing)
+    assert report.stopped is None
+    assert report.copied == 28
+    assert report.refused["Unavailable"].count == 2
+
+
+async def test_a_full_destination_still_gets_the_deletes() -> None:
+    source, destination = await filled(12_000), MemoryStore()
+    for number in range(0, 12_000, 2):
+        await source.delete(f"blob-{number:05}")
+    right = FaultyStore(destination)
+    right.script("put", *[Full("no room")] * 12_000)
+    report = await replicate(source, right, pause=nothing)
+    assert report.tombstones == 6_000
+    assert report.refused["Full"].count == 6_000
+    # Once it is known to be full nothing that needs room is read or sent any more.
+    assert len([call for call in right.calls if call[0] == "put"]) < 6_000
+
+
+class Broken(MemoryStore):
+    """A store whose blob breaks off while it is streamed, with an error of our choice."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    async def get(self, name: str, *, byte_range: tuple[int, int] | None = None) -> Blob:
+        blob = await super().get(name, byte_range=byte_range)
+        if name == "bad":
+            blob.payload = Stream(blob.info.size, self.opened)
+        return blob
+
+    async def opened(self) -> AsyncIterator[Piece]:
+        yield b"ha"
+        raise self.error
+
+
+class OneStream(MemoryStore):
+    """A store whose bulk put fails whole when a body does, as a connection would."""
+
+    async def put_many(self, blobs):  # type: ignore[no-untyped-def,override]
+        async for blob in blobs:
+            data = b"".join([bytes(piece) async for piece in blob.payload])
+            yield await self.put(
+                blob.info.name, Bytes(data), stamp=blob.info.stamp, kind=Kind(blob.info.kind)
+            )
+
+
+async def test_a_body_that_breaks_the_whole_stream_is_put_down_to_its_blob() -> None:
+    source, destination = Broken(Corrupt("block 3 is damaged")), OneStream()
+    for name in ("a", "bad", "c", "d"):
+        await source.put(name, Bytes(b"hallo"))
+    report = await replicate(source, destination, pause=nothing)
+    assert report.refused["Corrupt"].examples == [("bad", "block 3 is damaged")]
+    assert report.stopped is None
+    assert report.copied == 3
+
+
+async def test_what_the_destination_refuses_of_a_stream_is_put_down_to_its_blob() -> None:
+    class Picky(OneStream):
+        async def put(self, name: str, payload: Payload, **options: object):  # type: ignore[no-untyped-def,override]
+            if name == "bad":
+                raise BadContent("not what was announced")
+            return await super().put(name, payload, **options)  # type: ignore[arg-type]
+
+    source, destination = MemoryStore(), Picky()
+    for name in ("a", "bad", "c"):
+        await source.put(name, Bytes(b"hallo"))
+    report = await replicate(source, destination, pause=nothing)
+    assert report.refused["BadContent"].examples == [("bad", "not what was announced")]
+    assert report.copied == 2
+
+
+class Plain(MemoryStore):
+    """Stands for a server that knows neither stamps nor tombstones nor digests."""
+
+    capabilities = dataclasses.replace(
+        MemoryStore.capabilities, stamps=False, digests=False, conflicts=False
+    )
+
+    async def digests(self):  # type: ignore[no-untyped-def,override]
+        raise AssertionError("it has none")
+
+
+async def test_a_store_without_stamps_is_compared_by_names() -> None:
+    source, destination = Plain(), await filled(3)
+    await source.put("blob-00001", Bytes(b"other"), stamp=0)
+    await source.put("new", Bytes(b"new"), stamp=0)
+    report = await replicate(source, destination)
+    assert report.copied == 1
+    assert report.total is None
+    assert (await destination.get("blob-00001")).payload.whole != b"other"
+    assert (await destination.stat("new")).stamp == 0
+
+
+async def test_no_delete_is_carried_to_a_store_without_tombstones() -> None:
+    source, destination = await filled(2), Plain()
+    await source.delete("blob-00000")
+    await source.delete("blob-00009")
+    await destination.put("blob-00000", Bytes(b"kept"))
+    report = await replicate(source, destination)
+    assert report.complete
+    assert report.tombstones == 0
+    assert (await destination.stat("blob-00000")).size == 4
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_what_a_store_without_checksums_gives_must_fit_its_name(streamed: bool) -> None:
+    good, bad = b"g" * 1_000, b"b" * 1_000
+    right_id, wrong_id = hashlib.sha256(good).hexdigest(), hashlib.sha1(b"no").hexdigest()
+
+    class Streaming(Plain):
+        async def get(self, name: str, *, byte_range: tuple[int, int] | None = None) -> Blob:
+            blob = await super().get(name, byte_range=byte_range)
+            whole = blob.payload.whole
+            assert whole is not None
+
+            async def opened() -> AsyncIterator[Piece]:
+                for at in range(0, len(whole), 300):
+                    yield whole[at : at + 300]
+
+            if is_object_id(name) and streamed:
+                blob.payload = Stream(len(whole), opened)
+            return blob
+
+    source, destination = Streaming(), MemoryStore()
+    await source.put(right_id, Bytes(good), stamp=0)
+    await source.put(wrong_id, Bytes(bad), stamp=0)
+    await source.put("any-name", Bytes(bad), stamp=0)
+    report = await replicate(source, destination)
+    assert report.copied == 2
+    assert report.refused["Corrupt"].examples[0][0] == wrong_id
+    assert bytes((await destination.get(right_id)).payload.whole or b"") == good
+
+
+async def test_progress_grows_to_the_total() -> None:
+    source, destination = await filled(9_000), MemoryStore()
+    seen: list[tuple[int, int]] = []
+
+    def notice(report: Report) -> None:
+        assert report.total == 9_000
+        seen.append((report.compared, report.copied))
+
+    await replicate(source, destination, progress=notice)
+    assert seen == sorted(seen)
+    assert seen[-1] == (9_000, 9_000)
+    assert len(seen) >= 5
+
+
+async def test_few_batches_are_under_way_however_much_differs() -> None:
+    source, destination = await filled(30_000, size=0), MemoryStore()
+    left = FaultyStore(source)
+    release = asyncio.Event()
+
+    async def hold(method: str, _name: str) -> None:
+        if method == "get_many":
+            await release.wait()
+
+    left.pause = hold
+    compared = 0
+
+    def notice(report: Report) -> None:
+        nonlocal compared
+        compared = report.compared
+
+    task = asyncio.create_task(replicate(left, destination, progress=notice))
+    while len([call for call in left.calls if call[0] == "get_many"]) < 3:
+        await asyncio.sleep(0)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert compared <= 5 * 2_048
+    release.set()
+    assert (await task).copied == 30_000
