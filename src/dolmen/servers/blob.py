@@ -18,10 +18,11 @@ from typing import Any
 import dolmen
 from dolmen import metadata
 from dolmen.errors import BadContent, DolmenError, InvalidName, NotFound
+from dolmen.http.conditional import not_modified, range_applies
 from dolmen.http.encoding import EncodedHeaders
-from dolmen.http.messages import Request, Response, Streamed
+from dolmen.http.messages import Buffer, Request, Response, Streamed
 from dolmen.http.problems import HTTPError
-from dolmen.http.ranges import not_modified, requested_range
+from dolmen.http.ranges import byte_range
 from dolmen.names import PARTITIONS, check_name
 from dolmen.payload import Piece
 from dolmen.record import Kind
@@ -111,25 +112,21 @@ class BlobServer:
         headers = request.headers
         if b"range" not in headers and b"if-none-match" not in headers:
             blob = await self._store.get(name)
-            whole = blob.payload.whole
-            body = whole if whole is not None else Streamed(aiter(blob.payload), blob.payload.size)
-            return Response(200, describe(blob.info), body)
+            return Response(200, describe(blob.info), body_of(blob))
         return await self._get_part(request, name)
 
     async def _get_part(self, request: Request, name: str) -> Response:
+        headers = request.headers
         info = await self._store.stat(name)
         tag = entity_tag(info)
-        if not_modified(request.headers, tag):
+        if not_modified(headers, tag):
             return Response(304, describe(info))
-        part = requested_range(request.headers, info.size, tag)
+        part = None
+        if range_applies(headers, tag):
+            part = byte_range(headers.get(b"range"), info.size)
         blob = await self._store.get(name, byte_range=part)
-        whole = blob.payload.whole
-        body = whole if whole is not None else Streamed(aiter(blob.payload), blob.payload.size)
-        if part is None:
-            return Response(200, describe(blob.info), body)
-        said = b"Content-Range: bytes %d-%d/%d\r\n" % (part[0], part[1] - 1, info.size)
-        headers = bytes.__new__(EncodedHeaders, describe(blob.info) + said)
-        return Response(206, headers, body)
+        status = 200 if part is None else 206
+        return Response(status, describe(blob.info, part=part), body_of(blob))
 
     async def delete(self, request: Request, name: str) -> Response:
         """Leave a tombstone."""
@@ -307,6 +304,13 @@ class BlobServer:
                 "degraded": condition.reasons,
             }
         )
+
+
+def body_of(blob: Blob) -> Buffer | Streamed:
+    """The body of an answer with this blob."""
+    payload = blob.payload
+    whole = payload.whole
+    return whole if whole is not None else Streamed(aiter(payload), payload.size)
 
 
 class _Nothing:

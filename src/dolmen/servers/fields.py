@@ -18,8 +18,9 @@ from crc32c import crc32c
 
 from dolmen import metadata
 from dolmen.errors import BadContent, InvalidName
-from dolmen.http.encoding import EncodedHeaders
+from dolmen.http.encoding import EncodedHeaders, encode_headers
 from dolmen.http.messages import Headers
+from dolmen.http.ranges import content_range
 from dolmen.record import Kind
 from dolmen.stamps import milliseconds, parse_stamp
 from dolmen.store import BlobInfo
@@ -54,7 +55,7 @@ _NAME = re.compile(rb"x-[a-z0-9!#$%&'*+.^_`|~-]+")
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _NOBODY_CHOSE = b"application/x-www-form-urlencoded"
 _KINDS = {b"blob": Kind.BLOB, b"manifest": Kind.MANIFEST}
-_KIND_NAMES = {Kind.BLOB: b"blob", Kind.MANIFEST: b"manifest", Kind.TOMBSTONE: b"tombstone"}
+_KIND_NAMES = {kind.value: kind.name.lower().encode() for kind in Kind}
 
 
 def metadata_of(headers: Headers) -> bytes:
@@ -97,32 +98,33 @@ def kind_of(headers: Headers) -> Kind:
     return _KINDS[value]
 
 
-def describe(info: BlobInfo, *, tag: bytes | None = None) -> EncodedHeaders:
-    """The header fields of an answer with (or about) this blob."""
-    content_type = b"application/octet-stream"
-    extra = b""
+def describe(
+    info: BlobInfo, *, tag: bytes | None = None, part: tuple[int, int] | None = None
+) -> EncodedHeaders:
+    """The header fields of an answer with (or about) this blob, or a part (start, stop) of it."""
+    own = b"Content-Type: application/octet-stream\r\n"
     if info.metadata:
-        pairs = list(metadata.decode(info.metadata))
-        chosen = dict(pairs).get(MIME_TYPE, content_type)
-        content_type = content_type if _CONTROL.search(chosen) else chosen
+        pairs = _presentable(list(metadata.decode(info.metadata)))
+        content_type = dict(pairs).get(MIME_TYPE, b"application/octet-stream")
         exact = (b"X-Dolmen-Metadata", base64.b64encode(info.metadata))
-        extra = EncodedHeaders([(b"Content-Type", content_type), *_presentable(pairs), exact])
-    else:
-        extra = b"Content-Type: application/octet-stream\r\n"
-    # Hex digits, dates and kinds need no checking for control characters.
-    return bytes.__new__(
-        EncodedHeaders,
+        own = encode_headers([(b"Content-Type", content_type), *pairs, exact])
+    if part is not None:
+        own += b"Content-Range: %b\r\n" % content_range(*part, info.size)
+    # The rest is hex digits, dates and kinds, and needs no checking for control characters.
+    headers = EncodedHeaders()
+    headers.lines = (
         b"%bETag: %b\r\nAccept-Ranges: bytes\r\nLast-Modified: %b\r\n"
         b"X-Dolmen-Stamp: %016x\r\nX-Dolmen-Kind: %b\r\nX-Dolmen-Arrived: %d\r\n"
         % (
-            extra,
+            own,
             tag or entity_tag(info),
             _date(milliseconds(info.stamp) // 1000 or info.arrived),
             info.stamp,
-            _KIND_NAMES[Kind(info.kind)],
+            _KIND_NAMES[info.kind],
             info.arrived,
-        ),
+        )
     )
+    return headers
 
 
 def _presentable(pairs: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

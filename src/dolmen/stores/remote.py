@@ -32,7 +32,8 @@ from dolmen.errors import (
     ReadOnly,
     Unavailable,
 )
-from dolmen.http.client import Client, ClientResponse
+from dolmen.http.calls import ClientResponse
+from dolmen.http.client import Client
 from dolmen.http.messages import Streamed
 from dolmen.names import check_name, checksum_of, is_chunk_name, is_object_id, partition_of
 from dolmen.payload import Bytes, Payload, Stream
@@ -77,7 +78,8 @@ _PLAIN = Capabilities(
 class RemoteStore:
     """A blob server at an address. Connections are made when they are needed."""
 
-    def __init__(self, client: Client, capabilities: Capabilities) -> None:
+    def __init__(self, address: str, client: Client, capabilities: Capabilities) -> None:
+        self._address = address
         self._client = client
         self.capabilities = capabilities
 
@@ -137,7 +139,7 @@ class RemoteStore:
         if data is None:
             size = response.body.length
             if size is None:
-                raise Unavailable(f"{self._client} does not say how long {name} is")
+                raise Unavailable(f"{self._address} does not say how long {name} is")
             return Blob(info, Stream(size, lambda: aiter(response.body), rereadable=False))
         self._check(info, data, part=response.status == 206)
         return Blob(info, Bytes(data))
@@ -148,7 +150,7 @@ class RemoteStore:
         if part or not info.checksum.strip(b"\0") or (named and info.kind == Kind.BLOB):
             return
         if checksum_of(data) != info.checksum:
-            raise Corrupt(f"{self._client} sent {info.name} with another checksum than it has")
+            raise Corrupt(f"{self._address} sent {info.name} with another checksum than it has")
 
     async def stat(self, name: str, *, tombstones: bool = False) -> BlobInfo:
         """See `BlobStore.stat`."""
@@ -219,7 +221,7 @@ class RemoteStore:
                 if cursor is not None:
                     order["cursor"] = cursor
                 cursor = None
-                response = await self._post("/blobs/list", order)
+                response = await self._post("/blobs/list", order, reads=True)
                 async for line in lines_of(response):
                     if "next" in line:
                         cursor = line["next"]
@@ -257,7 +259,7 @@ class RemoteStore:
         done = 0
         while done < len(names):
             batch = names[done : done + _NAMES]
-            response = await self._post("/records/read", {"names": list(batch)})
+            response = await self._post("/records/read", {"names": [*batch]}, reads=True)
             try:
                 async for blob in records.decode(aiter(response.body)):
                     yield blob
@@ -314,7 +316,7 @@ class RemoteStore:
         return [
             *results,
             *(
-                Failed(name, OutcomeUnknown(f"{self._client} said nothing of {name}"))
+                Failed(name, OutcomeUnknown(f"{self._address} said nothing of {name}"))
                 for name in missing
             ),
         ]
@@ -345,13 +347,13 @@ class RemoteStore:
 
     async def aclose(self) -> None:
         """See `BlobStore.aclose`."""
-        await self._client.aclose()
+        await self._client.close()
 
     # How it asks
 
     def _needs_stamps(self, what: str) -> None:
         if not self.capabilities.stamps:
-            raise ReadOnly(f"{self._client} is a plain sos blob server; it can't be {what}")
+            raise ReadOnly(f"{self._address} is a plain sos blob server; it can't be {what}")
 
     async def _ask(
         self,
@@ -361,23 +363,24 @@ class RemoteStore:
         body: bytes | memoryview | Streamed | None = None,
         *,
         expect_continue: bool = False,
+        reads: bool | None = None,
     ) -> ClientResponse:
         response = await self._client.request(
-            method, target, headers, body, expect_continue=expect_continue
+            method, target, headers, body, expect_continue=expect_continue, reads=reads
         )
         if response.status >= 400:
-            raise await error_of(str(self._client), response)
+            raise await error_of(self._address, response)
         return response
 
-    async def _post(self, target: str, order: dict[str, object]) -> ClientResponse:
-        return await self._ask("POST", target, (), json.dumps(order).encode())
+    async def _post(self, target: str, order: dict[str, object], *, reads: bool) -> ClientResponse:
+        return await self._ask("POST", target, (), json.dumps(order).encode(), reads=reads)
 
     async def _line(self, target: str, order: dict[str, object]) -> dict[str, Any]:
-        async for line in lines_of(await self._post(target, order)):
+        async for line in lines_of(await self._post(target, order, reads=False)):
             if line.get("status") == "refused":
                 raise told(line)
             return line
-        raise OutcomeUnknown(f"{self._client} gave no answer to {target}")
+        raise OutcomeUnknown(f"{self._address} gave no answer to {target}")
 
 
 async def _batches(blobs: AsyncIterator[Blob]) -> AsyncIterator[list[Blob] | Blob]:
@@ -414,7 +417,9 @@ async def open_url(url: str) -> RemoteStore:
     if not parts.hostname or parts.path not in ("", "/") or parts.query or parts.username:
         raise BadSetting(f"{url!r} is no blob server's address: write http://host:port")
     client = Client(parts.hostname, port or (443 if parts.scheme == "https" else 80))
-    return RemoteStore(client, await _capabilities(client))
+    return RemoteStore(
+        f"{parts.hostname}:{port}" if port else parts.hostname, client, await _capabilities(client)
+    )
 
 
 async def _capabilities(client: Client) -> Capabilities:

@@ -9,7 +9,7 @@ from typing import Any
 
 from dolmen import errors, metadata
 from dolmen.errors import DolmenError, NotFound, Unavailable
-from dolmen.http.client import ClientResponse
+from dolmen.http.calls import ClientResponse
 from dolmen.http.messages import Headers
 from dolmen.record import Kind
 from dolmen.stamps import parse_stamp
