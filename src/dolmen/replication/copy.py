@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 from dolmen.errors import (
+    BadContent,
     Corrupt,
     DolmenError,
     Full,
@@ -21,7 +22,7 @@ from dolmen.errors import (
     Unauthorized,
     Unavailable,
 )
-from dolmen.names import matches_name
+from dolmen.names import checksum_of, matches_name
 from dolmen.record import Kind
 from dolmen.replication.compare import Difference
 from dolmen.replication.patience import PASSING, Patience, Pause, Side, Stopped
@@ -149,6 +150,8 @@ class Copier:
                         error = Corrupt(f"the data under {name} does not have that digest")
                         self._failed(attempt, name, error, "source")
                         continue
+                    elif verify:
+                        answer.info.checksum = checksum_of(whole)
                     attempt.sent.append(answer)
                     yield answer
         except DolmenError as error:  # what came before is written all the same
@@ -176,7 +179,8 @@ class Copier:
 
     def _failed(self, attempt: _Attempt, name: str, error: DolmenError, side: Side) -> None:
         """One blob did not go: leave it waiting, or settle it."""
-        if isinstance(error, PASSING + _HOPELESS):
+        cut = isinstance(error, BadContent) and side == "source"
+        if cut or isinstance(error, PASSING + _HOPELESS):
             attempt.trouble(error, side)
             return
         attempt.waiting.pop(name, None)

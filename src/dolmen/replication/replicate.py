@@ -127,7 +127,7 @@ async def batches(differences: AsyncIterator[Difference]) -> AsyncIterator[list[
     size = 0
     async for difference in differences:
         batch.append(difference)
-        size += 0 if difference.touch else difference.info.size
+        size += 0 if difference.touch else max(difference.info.size, 0)  # -1: not known
         if len(batch) >= BATCH or size >= BATCH_BYTES:
             yield batch
             batch, size = [], 0
