@@ -53,7 +53,7 @@ class ChunkDecoder:
         at = 0
         try:
             while not self.ended and at < len(data):
-                if at < 3 and data[at] in b"\r\n":  # CRLF CRLF may have begun in the last arrival
+                if at < 4 and data[at] in b"\r\n":  # the end may have begun in the last arrival
                     to = at + 1
                 else:
                     to = data.find(b"\r\n\r\n", at) + 4

@@ -116,7 +116,7 @@ def resolve_target(method: bytes, target: bytes) -> tuple[bytes, bytes | None]:
 
 
 def replace_host(lines: bytes, authority: bytes) -> bytes:
-    """Header lines with the authority of the target as Host, which it overrules (RFC 9112, 3.2.2)."""
+    """Header lines whose Host is the authority of the target, which overrules it."""
     own = lines.split(b"\r\n")
     kept = [line for line in own if line and not line.lower().startswith(b"host:")]
     return b"\r\n".join([b"", *kept, b"Host: " + authority, b"", b""])

@@ -10,6 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Literal
 
 import uvloop
 
@@ -176,6 +177,11 @@ class _Parent:
             os._exit(status)
 
 
+async def _drain(servers: Sequence[Server], timeout: float) -> Literal[True]:
+    await asyncio.gather(*(server.drain(timeout) for server in servers))
+    return True
+
+
 async def _serve(
     sockets: list[socket.socket],
     start: Start,
@@ -203,12 +209,11 @@ async def _serve(
         servers = await start(sockets)
         try:
             await told.wait()
-            draining = [loop.create_task(server.drain(drain)) for server in servers]
+            draining = loop.create_task(_drain(servers, drain))
             impatient = loop.create_task(again.wait())
-            everything = asyncio.gather(*draining)
-            await asyncio.wait([everything, impatient], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({draining, impatient}, return_when=asyncio.FIRST_COMPLETED)
             impatient.cancel()
-            everything.cancel()
+            draining.cancel()
         finally:
             for server in servers:
                 await server.close()

@@ -1,0 +1,194 @@
+"""However the bytes are cut into arrivals, the same messages come out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import uvloop
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dolmen.http import Response
+from dolmen.http.chunked import ChunkDecoder
+
+SPECIAL = st.sampled_from([b"\r\n", b"\r\n\r\n", b"\r", b"\n", b"0\r\n\r\n", b"5\r\n", b"GET / "])
+BODIES = st.one_of(st.binary(max_size=40), st.lists(SPECIAL, max_size=8).map(b"".join))
+LARGE = st.integers(0, 255).map(lambda b: bytes([b]) * 70_000)
+
+
+def chunks_of(data: bytes, sizes: list[int], extension: bytes, trailer: bytes) -> bytes:
+    coded = b""
+    at = 0
+    for size in sizes:
+        piece = data[at : at + size]
+        at += size
+        if piece:
+            coded += b"%x%b\r\n%b\r\n" % (len(piece), extension, piece)
+    if data[at:]:
+        coded += b"%X\r\n%b\r\n" % (len(data[at:]), data[at:])
+    return coded + b"0\r\n" + trailer + b"\r\n"
+
+
+@st.composite
+def chunked(draw: st.DrawFn, bodies: st.SearchStrategy[bytes] = BODIES) -> tuple[bytes, bytes]:
+    body = draw(bodies)
+    sizes = draw(st.lists(st.integers(1, 30), max_size=5))
+    extension = draw(st.sampled_from([b"", b";a", b";a=b", b';a="b c"']))
+    trailer = draw(st.sampled_from([b"", b"A: b\r\n", b"A: b\r\nC: d\r\n"]))
+    return body, chunks_of(body, sizes, extension, trailer)
+
+
+@st.composite
+def request(draw: st.DrawFn) -> tuple[dict[str, str], bytes]:
+    target = draw(st.sampled_from([b"/", b"/a%20b?c=d", b"/blob/x", b"/" + b"y" * 300]))
+    headers = draw(st.sampled_from([b"", b"A: b\r\n", b"X-Long: " + b"z" * 200 + b"\r\n"]))
+    start = b" %b HTTP/1.1\r\nHost: a\r\n%b" % (target, headers)
+    kind = draw(st.sampled_from(["GET", "POST", "LARGE", "CHUNKED"]))
+    body = b""
+    if kind == "GET":
+        method, data = "GET", b"GET" + start + b"\r\n"
+    else:
+        method = "POST"
+        if kind == "CHUNKED":
+            body, coded = draw(chunked())
+            data = b"POST" + start + b"Transfer-Encoding: chunked\r\n\r\n" + coded
+        else:
+            body = draw(LARGE if kind == "LARGE" else BODIES)
+            data = b"POST" + start + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    told = {"method": method, "target": target.decode(), "body": body.decode("latin-1")}
+    return told, data
+
+
+def cut(data: bytes, places: list[int]) -> list[bytes]:
+    marks = sorted({place % (len(data) + 1) for place in places})
+    return [data[a:b] for a, b in zip([0, *marks], [*marks, len(data)], strict=True) if a < b]
+
+
+PLACES = st.lists(st.integers(0, 1 << 20), max_size=12)
+
+
+async def collect(body, mode: str) -> bytes:
+    if mode == "read":
+        return await body.read(1 << 20)
+    if mode == "iterate":
+        return b"".join([piece async for piece in body])
+    got = b""
+    buffer = memoryview(bytearray(1000 if mode == "small buffer" else 40_000))
+    while count := await body.receive_into(buffer):
+        got += buffer[:count]
+        if count < len(buffer):
+            assert await body.receive_into(buffer) == 0
+            break
+    return got
+
+
+MODES = st.sampled_from(["read", "iterate", "small buffer", "large buffer"])
+
+
+def test_requests_are_the_same_however_they_arrive(kit) -> None:
+    @settings(deadline=None, max_examples=300)
+    @given(st.lists(request(), min_size=1, max_size=4), PLACES, MODES, st.booleans())
+    def check(requests, places, mode, waits) -> None:
+        async def handler(request):
+            if waits:
+                await asyncio.sleep(0)
+            body = await collect(request.body, mode)
+            told = {
+                "method": request.method,
+                "target": request.target.decode(),
+                "body": body.decode("latin-1"),
+            }
+            return Response(200, [], json.dumps(told).encode())
+
+        async def play() -> None:
+            transport = kit.make_connection(handler)
+            for piece in cut(b"".join(data for _, data in requests), places):
+                await transport.feed_all(piece)
+            for _ in range(1000):
+                if transport.written.count(b"HTTP/1.1 200") == len(requests):
+                    break
+                await asyncio.sleep(0)
+            await kit.settle()
+            answers = kit.parse_answers(transport.written)
+            assert [json.loads(a.body) for a in answers] == [told for told, _ in requests]
+            assert not transport.ended
+
+        uvloop.run(play())
+
+    check()
+
+
+@st.composite
+def response(draw: st.DrawFn) -> tuple[str, int, bytes, bytes]:
+    status = draw(st.sampled_from([200, 201, 206, 404, 503]))
+    start = b"HTTP/1.1 %d Some Reason\r\nA: b\r\n" % status
+    interim = draw(st.sampled_from([b"", b"", b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"]))
+    kind = draw(st.sampled_from(["SIZED", "LARGE", "CHUNKED", "HEAD", "EMPTY"]))
+    body = b""
+    if kind == "HEAD":
+        data = start + b"Content-Length: 77\r\n\r\n"
+    elif kind == "EMPTY":
+        status = draw(st.sampled_from([204, 304]))
+        data = b"HTTP/1.1 %d X\r\nETag: y\r\n\r\n" % status
+    elif kind == "CHUNKED":
+        body, coded = draw(chunked(st.one_of(BODIES, LARGE)))
+        data = start + b"Transfer-Encoding: chunked\r\n\r\n" + coded
+    else:
+        body = draw(LARGE if kind == "LARGE" else BODIES)
+        data = start + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    return "HEAD" if kind == "HEAD" else "GET", status, body, interim + data
+
+
+def test_responses_are_the_same_however_they_arrive(kit) -> None:
+    @settings(deadline=None, max_examples=300)
+    @given(st.lists(response(), min_size=1, max_size=3), PLACES, MODES)
+    def check(responses, places, mode) -> None:
+        async def play() -> None:
+            transport, pool = kit.make_call_connection()
+            connection = transport.get_protocol()
+            for method, status, body, data in responses:
+                call = connection.begin(head_only=method == "HEAD", reads=True)
+                call.sent = True
+                connection.transport.write(b"a request")
+
+                async def receive(call=call):
+                    answer = await call.answer
+                    return answer.status, await collect(answer.body, mode)
+
+                receiving = asyncio.ensure_future(receive())
+                for piece in cut(data, places):
+                    await transport.feed_all(piece)
+                assert await receiving == (status, body)
+                assert pool.released.pop() is connection
+                assert not transport.closing
+
+        uvloop.run(play())
+
+    check()
+
+
+@settings(max_examples=300)
+@given(chunked(st.one_of(BODIES, LARGE)), PLACES, st.binary(max_size=10))
+def test_a_chunked_body_ends_where_it_ends(coded, places, beyond) -> None:
+    body, data = coded
+    decoder = ChunkDecoder()
+    got, rest = b"", b""
+    for piece in cut(data + beyond, places):
+        if decoder.ended:
+            rest += piece
+            continue
+        pieces, left = decoder.feed(piece)
+        got += b"".join(pieces)
+        rest += left
+    assert decoder.ended
+    assert (got, rest) == (body, beyond)
+
+
+@settings(max_examples=200)
+@given(chunked(), st.data())
+def test_a_chunked_body_cut_short_is_not_complete(coded, data) -> None:
+    _, coding = coded
+    decoder = ChunkDecoder()
+    decoder.feed(coding[: data.draw(st.integers(0, len(coding) - 1))])
+    assert not decoder.ended
