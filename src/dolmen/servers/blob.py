@@ -52,6 +52,8 @@ _ALIVE = Response(200, EncodedHeaders([(b"Content-Type", b"text/plain")]), b"ali
 class BlobServer:
     """The routes over a store. `spool_folder` takes bodies of unknown length."""
 
+    name = "blob"
+
     def __init__(
         self, store: BlobStore, *, describes: str, spool_folder: str | None = None
     ) -> None:
@@ -59,7 +61,6 @@ class BlobServer:
         self._describes = describes
         self._spool_folder = spool_folder
         self._started = time.time()
-        self.draining = False
         routes = self.handle = Routes()
         routes.add("POST PUT", "/blob/{name}", self.put)
         routes.add("GET", "/blob/{name}", self.get)
@@ -77,6 +78,11 @@ class BlobServer:
         routes.add("GET", "/healthz", self.healthz)
         routes.add("GET", "/readyz", self.readyz)
         routes.add("GET", "/status", self.status)
+        self.listeners = (routes,)
+
+    async def aclose(self) -> None:
+        """Close the store."""
+        await self._store.aclose()
 
     # One blob
 
@@ -277,13 +283,13 @@ class BlobServer:
 
     async def readyz(self, _request: Request, _: str) -> Response:
         """Say whether the server takes everything it is there for."""
-        reasons = ["draining"] if self.draining else []
+        reasons: Sequence[str] = ()
         try:
             condition = await self._store.condition()
-            reasons += condition.reasons
+            reasons = condition.reasons
         except DolmenError as error:
-            reasons.append(str(error))
-        return answer({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
+            reasons = [str(error)]
+        return answer({"ready": not reasons, "reasons": [*reasons]}, 503 if reasons else 200)
 
     async def status(self, _request: Request, _: str) -> Response:
         """Say everything a person wants to know."""

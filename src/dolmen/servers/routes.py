@@ -41,6 +41,13 @@ class Routes:
         """Every path, as it is told to those who ask for another."""
         return sorted([*self._exact, *(path + "…" for path in self._named)])
 
+    def route_of(self, path: str) -> str:
+        """The route a path belongs to, or "unknown"."""
+        cut = path.rfind("/") + 1
+        if path[:cut] in self._named and cut < len(path):
+            return path[:cut] + "{}"
+        return path if path in self._exact else "unknown"
+
     async def __call__(self, request: Request) -> Response:
         """Answer a request."""
         path = request.path

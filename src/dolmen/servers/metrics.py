@@ -1,0 +1,143 @@
+"""Metrics: requests counted on the hot path, shown in the Prometheus text format.
+
+An answer costs one look-up and four additions. Once a second each worker process
+writes its sums to its own part of a file that all workers map, and whoever is
+asked adds the parts up, so any worker gives the figures of all. A worker that is
+started again goes on from the sums its part holds.
+"""
+
+from __future__ import annotations
+
+import bisect
+import fcntl
+import json
+import mmap
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from dolmen.http.messages import Request
+
+BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+"""Upper bounds of the histogram of request times, in seconds."""
+_PART = 1 << 18
+Key = tuple[str, str, int]
+"""Route, method, status."""
+Row = list[float]
+"""Requests, bytes sent, seconds, then a count for each bucket and one for beyond."""
+
+
+class Board:
+    """The file the workers share. Made before they are forked."""
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
+        self._file.truncate(workers * _PART)
+        self._map = mmap.mmap(self._file.fileno(), workers * _PART)
+        self._mine: int | None = None
+
+    def take_part(self) -> dict[Key, Row]:
+        """Make a free part this process's; returns the sums it holds."""
+        for part in range(self._workers):
+            try:  # a lock of the process, which ends with it
+                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, part)
+            except OSError:
+                continue
+            self._mine = part
+            return self._read(part)
+        return {}
+
+    def write(self, rows: dict[Key, Row]) -> None:
+        """Show this process's sums to the others."""
+        if self._mine is None:
+            return
+        data = json.dumps([[*key, *row] for key, row in rows.items()]).encode()
+        if len(data) + 8 > _PART:
+            return
+        at = self._mine * _PART
+        self._map[at : at + 8] = bytes(8)  # nobody takes a half-written part for whole
+        self._map[at + 8 : at + 8 + len(data)] = data
+        self._map[at : at + 8] = len(data).to_bytes(8, "little")
+
+    def sums(self) -> dict[Key, Row]:
+        """The sums of all workers."""
+        total: dict[Key, Row] = {}
+        for part in range(self._workers):
+            for key, row in self._read(part).items():
+                known = total.get(key)
+                total[key] = (
+                    row if known is None else [a + b for a, b in zip(known, row, strict=True)]
+                )
+        return total
+
+    def _read(self, part: int) -> dict[Key, Row]:
+        at = part * _PART
+        length = int.from_bytes(self._map[at : at + 8], "little")
+        rows: list[list[Any]] = json.loads(self._map[at + 8 : at + 8 + length] or b"[]")
+        return {(row[0], row[1], row[2]): row[3:] for row in rows}
+
+
+class Tally(Collector):
+    """What one process counted. `route_of` gives a path's route, so labels stay few."""
+
+    def __init__(self, server: str, route_of: Callable[[str], str], board: Board) -> None:
+        self._server, self._route_of, self._board = server, route_of, board
+        self._rows = board.take_part()
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+
+    def observe(self, request: Request | None, status: int, sent: int, seconds: float) -> None:
+        """Count one answer."""
+        key = (
+            ("malformed", "", status)
+            if request is None
+            else (self._route_of(request.path), request.method, status)
+        )
+        row = self._rows.get(key)
+        if row is None:
+            row = self._rows[key] = [0.0] * (3 + len(BUCKETS) + 1)
+        row[0] += 1
+        row[1] += sent
+        row[2] += seconds
+        row[3 + bisect.bisect_left(BUCKETS, seconds)] += 1
+
+    def share(self) -> None:
+        """Show what was counted to the other workers; once a second."""
+        self._board.write(self._rows)
+
+    def text(self) -> bytes:
+        """The figures of all workers in the Prometheus text format."""
+        self.share()
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """The metric families, as prometheus-client asks for them."""
+        labels = ("server", "route", "method", "status")
+        requests = CounterMetricFamily("dolmen_http_requests", "Requests answered.", labels=labels)
+        sent = CounterMetricFamily(
+            "dolmen_http_response_bytes", "Bytes of bodies sent.", labels=labels
+        )
+        seconds = HistogramMetricFamily(
+            "dolmen_http_request_seconds",
+            "Seconds from a request's head to the end of its answer.",
+            labels=("server", "route", "method"),
+        )
+        times: dict[tuple[str, str], Row] = {}
+        for (route, method, status), row in sorted(self._board.sums().items()):
+            who = [self._server, route, method, str(status)]
+            requests.add_metric(who, row[0])
+            sent.add_metric(who, row[1])
+            known = times.setdefault((route, method), [0.0] * (len(row) - 2))
+            times[route, method] = [a + b for a, b in zip(known, row[2:], strict=True)]
+        for (route, method), row in times.items():
+            counted, buckets = 0.0, []
+            for bound, count in zip((*map(str, BUCKETS), "+Inf"), row[1:], strict=True):
+                counted += count
+                buckets.append((bound, counted))
+            seconds.add_metric([self._server, route, method], buckets, row[0])
+        yield from (requests, sent, seconds)

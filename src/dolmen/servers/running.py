@@ -1,0 +1,68 @@
+"""Running servers: a process, or several, from opening the store to the last drained request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+from dolmen.http.messages import Request, Response
+from dolmen.http.server import Server, start_server
+from dolmen.http.workers import run_workers
+from dolmen.servers.metrics import Board, Tally
+from dolmen.servers.routes import Routes
+
+Address = tuple[str, int]
+_METRICS = [(b"Content-Type", b"text/plain; version=0.0.4; charset=utf-8")]
+
+
+class Application(Protocol):
+    """What a process serves: one table of routes for each address, and an end."""
+
+    name: str
+    listeners: Sequence[Routes]
+
+    async def aclose(self) -> None:
+        """Finish what is under way and let go of the stores."""
+
+
+def run(
+    opened: Callable[[], Awaitable[Application]],
+    addresses: Sequence[Address],
+    *,
+    workers: int,
+    ready: Callable[[list[Address]], None],
+) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit status.
+
+    `opened` is called in every worker process, on its event loop, and gives the
+    application. `ready` is told the real addresses.
+    """
+    board = Board(workers)
+    ending = contextlib.AsyncExitStack()
+
+    async def start(sockets: Sequence[socket.socket]) -> Sequence[Server]:
+        application = await opened()
+        ending.push_async_callback(application.aclose)
+        tally = Tally(application.name, application.listeners[0].route_of, board)
+
+        async def metrics(_request: Request, _: str) -> Response:
+            return Response(200, _METRICS, tally.text())
+
+        servers = []
+        for routes, sock in zip(application.listeners, sockets, strict=True):
+            routes.add("GET", "/metrics", metrics)
+            servers.append(await start_server(routes, sockets=[sock], observe=tally.observe))
+        sharing = asyncio.create_task(_share(tally))
+        ending.callback(sharing.cancel)
+        return servers
+
+    return run_workers(workers, addresses, start, stop=ending.aclose, ready=ready)
+
+
+async def _share(tally: Tally) -> None:
+    while True:
+        await asyncio.sleep(1)
+        tally.share()
