@@ -176,10 +176,10 @@ class BlobServer:
 
     async def touch(self, request: Request, _: str) -> Response:
         """Raise stamps and metadata of many blobs."""
-        order = await _order(request, {"touches"})
+        touches = _items(await _order(request, {"touches"}), "touches")
 
         async def answers() -> AsyncIterator[dict[str, object]]:
-            for item in _items(order, "touches"):
+            for item in touches:
                 name = str(item.get("name"))
                 try:
                     put = await self._store.touch(
@@ -198,12 +198,13 @@ class BlobServer:
     async def remove(self, request: Request, _: str) -> Response:
         """Drop this server's own copies of many blobs."""
         order = await _order(request, {"removes", "min_age"})
+        removes = _items(order, "removes")
         min_age = order.get("min_age", 0)
         if not isinstance(min_age, int | float) or min_age < 0:
             raise HTTPError(400, f"min_age is a number of seconds, not {min_age!r}.")
 
         async def answers() -> AsyncIterator[dict[str, object]]:
-            for item in _items(order, "removes"):
+            for item in removes:
                 name = str(item.get("name"))
                 try:
                     stamp = parse_stamp(str(item.get("stamp")))

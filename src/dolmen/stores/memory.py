@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 
+from dolmen import metadata
 from dolmen.digests import Digests, Slot, entry_hash
 from dolmen.errors import BadContent, NotFound
 from dolmen.names import check_name, checksum_of, partition_of
@@ -65,6 +66,7 @@ class MemoryStore(OneByOne):
     ) -> Put:
         """See `BlobStore.put`."""
         check_name(name)
+        metadata.check(meta)
         data = bytes(await read_whole(payload))
         found = checksum_of(data)
         if checksum is not None and checksum != found:
@@ -100,6 +102,7 @@ class MemoryStore(OneByOne):
 
     async def touch(self, name: str, *, stamp: int, checksum: bytes, meta: bytes) -> Put:
         """See `BlobStore.touch`."""
+        metadata.check(meta)
         standing = self._standing(name)
         verdict = judge_touch(
             name, standing, damaged=False, checksum=checksum, metadata=meta, stamp=stamp

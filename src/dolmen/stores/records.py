@@ -81,8 +81,8 @@ async def decode(pieces: AsyncIterator[Piece]) -> AsyncIterator[Blob | Failed]:
     """The blobs of a stream, each checked against its block checksums and its checksum.
 
     A blob larger than 4 MiB comes as a payload that must be read to its end before
-    the next blob is asked for. Raises `BadContent` for a stream that is cut off and
-    `Corrupt` for one that is damaged, naming the record (counted from 1).
+    the next blob is asked for. Raises `BadContent` for a stream that is cut off or
+    damaged, naming the record (counted from 1).
     """
     source = _Source(pieces)
     count = 0
@@ -98,11 +98,13 @@ async def decode(pieces: AsyncIterator[Piece]) -> AsyncIterator[Blob | Failed]:
             data = await source.take(head.length)
             sums = await source.take(sums_size(head.length))
         except Corrupt as error:
-            raise Corrupt(f"record {count} of the stream is damaged: {error}") from error
+            raise BadContent(f"record {count} of the stream is damaged: {error}") from error
         except BadContent as error:
             raise BadContent(f"the stream is cut off in record {count}") from error
         if not blocks_match(data, sums):
-            raise Corrupt(f"record {count} of the stream is damaged: its data fails its checksum")
+            raise BadContent(
+                f"record {count} of the stream is damaged: its data fails its checksum"
+            )
         if head.kind == Kind.REFUSED:
             yield _failed(head, data)
         else:
@@ -191,7 +193,7 @@ class _Rest:
     async def _check(self) -> None:
         self._checked = True
         if await self._source.take(sums_size(self._head.length)) != self._sums.digest():
-            raise Corrupt("a record of the stream is damaged: its data fails its checksum")
+            raise BadContent("a record of the stream is damaged: its data fails its checksum")
 
     async def skip(self) -> None:
         """Pass over what its reader left."""

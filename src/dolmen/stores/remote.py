@@ -264,7 +264,7 @@ class RemoteStore:
                 async for blob in records.decode(aiter(response.body)):
                     yield blob
                     done += 1
-            except (BadContent, Corrupt, Unavailable) as error:
+            except (BadContent, Unavailable) as error:
                 # The stream broke off at a blob that could not be read to its end.
                 yield Failed(names[done], error)
                 done += 1

@@ -1,0 +1,215 @@
+"""The blob server over a volume, asked as a stranger's script would ask it."""
+
+import base64
+import hashlib
+import json
+import os
+
+import pytest
+from crc32c import crc32c
+
+from dolmen.digests import Digests
+from dolmen.http import Client, start_server
+from dolmen.servers.blob import BlobServer
+from dolmen.stores.volume import open_volume
+
+
+@pytest.fixture
+async def server(tmp_path):
+    store = await open_volume(str(tmp_path / "volume"))
+    blob_server = BlobServer(store, describes="volume:test", spool_folder=str(tmp_path))
+    server = await start_server(blob_server.handle)
+    client = Client("127.0.0.1", server.addresses[0][1])
+
+    async def ask(method, target, body=None, **headers):
+        pairs = [
+            (name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()
+        ]
+        response = await client.request(method, target, pairs, body)
+        return response.status, response.headers, await response.body.read(1 << 30)
+
+    yield ask
+    await client.close()
+    await server.close()
+    await store.aclose()
+
+
+async def test_a_blob_comes_back_as_it_was_stored(server):
+    for size in (0, 1, 65_536, 65_537, 5_000_000):
+        data = os.urandom(size)
+        status, _, body = await server("POST", f"/blob/b{size}", data)
+        assert status == 201
+        said = json.loads(body)
+        assert (said["id"], said["status"], said["size"]) == (f"b{size}", "OK", size)
+        status, headers, body = await server("GET", f"/blob/b{size}")
+        assert (status, body) == (200, data)
+        assert headers.get(b"content-length") == str(size).encode()
+        status, headers, body = await server("HEAD", f"/blob/b{size}")
+        assert (status, body, headers.get(b"content-length")) == (200, b"", str(size).encode())
+
+
+async def test_the_same_content_again_is_no_conflict_and_other_content_is_one(server):
+    assert (await server("PUT", "/blob/a", b"one"))[0] == 201
+    assert (await server("PUT", "/blob/a", b"one"))[0] == 200
+    status, _, body = await server("PUT", "/blob/a", b"two")
+    assert status == 409
+    assert "delete it first" in json.loads(body)["detail"]
+    assert (await server("GET", "/blob/a"))[2] == b"one"
+
+
+async def test_a_deleted_name_is_gone_and_free(server):
+    await server("POST", "/blob/a", b"one")
+    assert (await server("DELETE", "/blob/a"))[0] == 204
+    status, headers, _ = await server("GET", "/blob/a")
+    assert status == 404
+    assert headers.get(b"x-dolmen-kind") == b"tombstone"
+    assert (await server("POST", "/blob/a", b"two"))[0] == 201
+    assert (await server("GET", "/blob/a"))[2] == b"two"
+
+
+async def test_x_headers_come_back_and_the_mime_type_counts(server):
+    await server(
+        "POST",
+        "/blob/a",
+        b"x",
+        X_Colour="Grün".encode().decode("latin-1"),
+        X_Mime_Type="image/png",
+        X_Forwarded_For="1.2.3.4",
+        X_Accel_Redirect="/etc",
+    )
+    _, headers, _ = await server("GET", "/blob/a")
+    assert headers.get(b"x-colour").decode("latin-1").encode("latin-1")
+    assert headers.get(b"content-type") == b"image/png"
+    assert headers.get(b"x-forwarded-for") is None
+    assert headers.get(b"x-accel-redirect") is None
+    await server("POST", "/blob/b", b"x", Content_Type="text/css")
+    assert (await server("GET", "/blob/b"))[1].get(b"content-type") == b"text/css"
+    await server("POST", "/blob/c", b"x", Content_Type="application/x-www-form-urlencoded")
+    assert (await server("GET", "/blob/c"))[1].get(b"content-type") == b"application/octet-stream"
+
+
+async def test_ranges_and_conditions(server):
+    data = os.urandom(300_000)
+    await server("POST", "/blob/a", data)
+    for asked, start, stop in (
+        ("bytes=0-0", 0, 1),
+        ("bytes=65535-65536", 65_535, 65_537),
+        ("bytes=-5", 299_995, 300_000),
+        ("bytes=299999-", 299_999, 300_000),
+        ("bytes=10-9999999", 10, 300_000),
+    ):
+        status, headers, body = await server("GET", "/blob/a", Range=asked)
+        assert (status, body) == (206, data[start:stop])
+        assert headers.get(b"content-range") == b"bytes %d-%d/300000" % (start, stop - 1)
+    status, headers, _ = await server("GET", "/blob/a", Range="bytes=300000-")
+    assert (status, headers.get(b"content-range")) == (416, b"bytes */300000")
+    tag = (await server("GET", "/blob/a"))[1].get(b"etag").decode()
+    assert (await server("GET", "/blob/a", If_None_Match=tag))[0] == 304
+    assert (await server("GET", "/blob/a", Range="bytes=0-0", If_Range='"other"'))[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "status", "says"),
+    [
+        ("GET", "/blob/.hidden", 400, "begins with a letter"),
+        ("POST", "/blob/" + "a" * 129, 400, "1 to 128"),
+        ("POST", "/blob/a%2Fb", 404, "There is no"),
+        ("GET", "/blob/..%00", 400, "can't name a blob"),
+        ("GET", "/blob/absent", 404, "is not here"),
+        ("GET", "/nothing", 404, "/blobs"),
+        ("PATCH", "/blob/a", 405, "takes DELETE, GET, HEAD, POST, PUT"),
+        ("DELETE", "/alive", 405, "takes GET"),
+    ],
+)
+async def test_each_wrong_request_has_its_own_answer(server, method, target, status, says):
+    found, headers, body = await server(method, target)
+    assert found == status
+    assert headers.get(b"content-type") == b"application/problem+json"
+    assert says in json.loads(body)["detail"]
+
+
+async def test_a_body_that_is_not_what_its_digest_says_is_refused_and_not_stored(server):
+    good = base64.b64encode(hashlib.sha256(b"right").digest()).decode()
+    crc = base64.b64encode(crc32c(b"right").to_bytes(4, "big")).decode()
+    for digest in (f"sha-256=:{good}:", f"crc32c=:{crc}:"):
+        status, _, body = await server("POST", "/blob/a", b"wrong", Content_Digest=digest)
+        assert status == 422
+        assert "nothing was stored" in json.loads(body)["detail"]
+        big = os.urandom(200_000)
+        assert (await server("POST", "/blob/a", big, Content_Digest=digest))[0] == 422
+        assert (await server("GET", "/blob/a"))[0] == 404
+    both = f"sha-256=:{good}:, crc32c=:{crc}:"
+    assert (await server("POST", "/blob/a", b"right", Content_Digest=both))[0] == 201
+    assert (await server("POST", "/blob/b", b"x", Content_Digest="sha-256=:?:"))[0] == 400
+
+
+async def test_dolmens_own_headers_are_checked(server):
+    assert (await server("POST", "/blob/a", b"x", X_Dolmen_Secret="1"))[0] == 400
+    assert (await server("POST", "/blob/a", b"x", X_Dolmen_Stamp="soon"))[0] == 400
+    assert (await server("POST", "/blob/a", b"x", X_Dolmen_Kind="tombstone"))[0] == 400
+    stamp = f"{1 << 50:016x}"
+    assert (await server("POST", "/blob/a", b"x", X_Dolmen_Stamp=stamp))[0] == 201
+    status, _, body = await server("POST", "/blob/a", b"y", X_Dolmen_Stamp=f"{1 << 49:016x}")
+    assert (status, json.loads(body)["status"], json.loads(body)["stamp"]) == (
+        200,
+        "superseded",
+        stamp,
+    )
+
+
+async def test_lists(server):
+    names = {f"name{number}" for number in range(25)}
+    for name in names:
+        await server("POST", f"/blob/{name}", name.encode())
+    await server("DELETE", "/blob/name3")
+    names.remove("name3")
+    assert set(json.loads((await server("GET", "/blobs"))[2])) == names
+    assert json.loads((await server("GET", "/blobs?prefix=none"))[2]) == []
+    found, cursor = [], ""
+    while cursor is not None:
+        query = f"/blobs?limit=7&tombstones=1{cursor}"
+        lines = (await server("GET", query, Accept="application/x-ndjson"))[2].splitlines()
+        *entries, last = map(json.loads, lines)
+        cursor = f"&cursor={last['next']}" if "next" in last else None
+        found += entries if cursor else [*entries, last]
+    assert {entry["name"] for entry in found} == names | {"name3"}
+    assert len(found) == 25
+    assert next(e for e in found if e["name"] == "name3")["kind"] == "tombstone"
+    assert (await server("GET", "/blobs?limit=0"))[0] == 400
+
+
+async def test_digests_answer_304_to_who_is_in_step(server):
+    await server("POST", "/blob/a", b"x")
+    status, headers, body = await server("GET", "/digests")
+    assert (status, Digests.decode(body).count) == (200, 1)
+    tag = headers.get(b"etag").decode()
+    assert (await server("GET", "/digests", If_None_Match=tag))[0] == 304
+    await server("POST", "/blob/b", b"x")
+    assert (await server("GET", "/digests", If_None_Match=tag))[0] == 200
+
+
+async def test_orders_that_make_no_sense_are_refused(server):
+    for target, body in (
+        ("/blobs/list", b"{"),
+        ("/blobs/list", b'{"wrong": 1}'),
+        ("/blobs/list", b'{"limit": "x"}'),
+        ("/blobs/list", b'{"partitions": [70000]}'),
+        ("/blobs/touch", b'{"touches": [1]}'),
+        ("/blobs/remove", b'{"removes": [], "min_age": -1}'),
+        ("/records/read", b'{"names": 7}'),
+    ):
+        assert (await server("POST", target, body))[0] == 400
+
+
+async def test_records_that_are_none_are_refused(server):
+    status, _, body = await server("POST", "/records", b"no record at all" * 100)
+    assert status == 422
+    assert "record 1" in json.loads(body)["detail"]
+
+
+async def test_what_tells_of_the_server_itself(server):
+    assert (await server("GET", "/alive"))[2] == b"alive"
+    assert json.loads((await server("GET", "/healthz"))[2]) == {"status": "OK"}
+    assert json.loads((await server("GET", "/readyz"))[2]) == {"ready": True, "reasons": []}
+    status = json.loads((await server("GET", "/status"))[2])
+    assert (status["store"], status["entries"], status["writable"]) == ("volume:test", 0, True)
