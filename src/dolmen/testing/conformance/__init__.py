@@ -1,0 +1,30 @@
+"""The one suite every blob store passes: `dolmen.store`, made to run.
+
+A store's own test hands a factory to it, and pytest does the rest:
+
+    class TestMemory(Conformance):
+        reopens = False
+
+        async def make_store(self, place: Place) -> BlobStore:
+            return MemoryStore(clock=Clock(place.time.wall), now=place.time.now)
+
+What a store does not promise in its `capabilities` is skipped or asked in the
+weaker form that they allow. The idea of such a suite is perkeep's `storagetest`.
+"""
+
+from __future__ import annotations
+
+from dolmen.testing.conformance.bulk import Bulk
+from dolmen.testing.conformance.deletes import Deletes
+from dolmen.testing.conformance.listings import Listings
+from dolmen.testing.conformance.payloads import Payloads
+from dolmen.testing.conformance.races import Races
+from dolmen.testing.conformance.setting import Place, Time
+from dolmen.testing.conformance.upkeep import Upkeep
+from dolmen.testing.conformance.writes import Writes
+
+__all__ = ["Conformance", "Place", "Time"]
+
+
+class Conformance(Writes, Deletes, Payloads, Races, Listings, Bulk, Upkeep):
+    """Everything the contract asks of one store."""

@@ -1,0 +1,134 @@
+"""Deletes leave tombstones; removals leave nothing."""
+
+# ruff: noqa: D102 - the names say what is held
+
+from __future__ import annotations
+
+import pytest
+
+from dolmen.errors import NotFound
+from dolmen.names import checksum_of
+from dolmen.payload import Bytes
+from dolmen.record import Kind
+from dolmen.store import BlobStore, Outcome
+from dolmen.testing.conformance.material import at, content, info_of, names, recomputed, standing
+from dolmen.testing.conformance.setting import Place, Suite, needs_stamps
+from dolmen.testing.conformance.writes import same
+
+
+async def assert_deleted(store: BlobStore, name: str, stamp: int) -> None:
+    """A tombstone with this stamp stands, and everybody is told."""
+    for call in (store.get, store.stat):
+        with pytest.raises(NotFound) as caught:
+            await call(name)
+        assert caught.value.stamp == stamp
+    tombstone = info_of(name, b"", stamp=stamp, kind=Kind.TOMBSTONE)
+    assert same(await store.stat(name, tombstones=True), tombstone)
+    assert name not in await names(store.list())
+    assert name in await names(store.list(tombstones=True))
+
+
+class Deletes(Suite):
+    """Deletes and removals."""
+
+    async def test_a_deleted_blob_is_not_found_and_its_name_is_free(self, store: BlobStore) -> None:
+        await store.put("name", Bytes(b"one"))
+        await store.delete("name")
+        with pytest.raises(NotFound):
+            await store.get("name")
+        assert await names(store.list()) == []
+        assert (await store.put("name", Bytes(b"two"))).outcome is Outcome.CREATED
+        assert await content(store, "name") == b"two"
+
+    @needs_stamps
+    async def test_a_plain_delete_is_stamped_above_what_stands(self, store: BlobStore) -> None:
+        put = await store.put("name", Bytes(b"one"))
+        deleted = await store.delete("name")
+        assert deleted.outcome is Outcome.CREATED
+        assert deleted.stamp > put.stamp
+        await assert_deleted(store, "name", deleted.stamp)
+        again = await store.put("name", Bytes(b"two"))
+        assert again.outcome is Outcome.CREATED
+        assert again.stamp > deleted.stamp
+
+    @needs_stamps
+    async def test_an_absent_name_gets_a_tombstone_too(self, store: BlobStore) -> None:
+        assert await store.delete("stamped", stamp=at(1)) == (Outcome.CREATED, at(1))
+        await assert_deleted(store, "stamped", at(1))
+        plain = await store.delete("plain")
+        assert plain.outcome is Outcome.CREATED
+        await assert_deleted(store, "plain", plain.stamp)
+
+    @needs_stamps
+    async def test_the_newer_of_delete_and_put_stands(self, store: BlobStore) -> None:
+        async def put(stamp: int) -> tuple[Outcome, int]:
+            return await store.put("name", Bytes(b"one"), stamp=stamp)
+
+        assert await store.delete("name", stamp=at(5)) == (Outcome.CREATED, at(5))
+        assert await store.delete("name", stamp=at(5)) == (Outcome.UNCHANGED, at(5))
+        assert await store.delete("name", stamp=at(4)) == (Outcome.SUPERSEDED, at(5))
+        assert await put(at(4)) == (Outcome.SUPERSEDED, at(5))
+        assert await put(at(5)) == (Outcome.SUPERSEDED, at(5)), "a tombstone wins a tie"
+        await assert_deleted(store, "name", at(5))
+        assert await put(at(5) + 1) == (Outcome.CREATED, at(5) + 1)
+        assert await content(store, "name") == b"one"
+        assert await store.delete("name", stamp=at(5)) == (Outcome.SUPERSEDED, at(5) + 1)
+        assert await content(store, "name") == b"one"
+        assert await store.delete("name", stamp=at(5) + 1) == (Outcome.CREATED, at(5) + 1)
+        assert await store.delete("name", stamp=at(6)) == (Outcome.CREATED, at(6))
+        await assert_deleted(store, "name", at(6))
+
+    @needs_stamps
+    async def test_a_removed_blob_leaves_nothing(self, store: BlobStore) -> None:
+        await store.put("name", Bytes(b"one"), stamp=at(5))
+        await store.put("beside", Bytes(b"beside"), stamp=at(5))
+        assert await store.remove("name", if_stamp=at(5))
+        assert await standing(store, "name") is None
+        with pytest.raises(NotFound) as caught:
+            await store.get("name")
+        assert caught.value.stamp == 0
+        assert await names(store.list(tombstones=True)) == ["beside"]
+        assert await store.digests() == await recomputed(store)
+        assert not await store.remove("name", if_stamp=at(5))
+        # Nothing was deleted: an older write may come again.
+        assert await store.put("name", Bytes(b"old"), stamp=at(1)) == (Outcome.CREATED, at(1))
+        assert await content(store, "name") == b"old"
+
+    @needs_stamps
+    async def test_only_the_stamp_named_is_removed(self, store: BlobStore) -> None:
+        await store.put("name", Bytes(b"one"), stamp=at(5))
+        for stamp in (0, at(5) - 1, at(5) + 1):
+            assert not await store.remove("name", if_stamp=stamp)
+        assert not await store.remove("absent", if_stamp=at(5))
+        assert not await store.remove("absent", if_stamp=0)
+        await store.touch("name", stamp=at(6), checksum=checksum_of(b"one"), meta=b"")
+        assert not await store.remove("name", if_stamp=at(5))
+        assert await content(store, "name") == b"one"
+        assert await store.remove("name", if_stamp=at(6))
+
+    @needs_stamps
+    async def test_a_tombstone_can_be_removed(self, store: BlobStore) -> None:
+        await store.delete("name", stamp=at(5))
+        assert not await store.remove("name", if_stamp=at(4))
+        assert await store.remove("name", if_stamp=at(5))
+        assert await standing(store, "name") is None
+        assert await names(store.list(tombstones=True)) == []
+        assert (await store.digests()).count == 0
+
+    @needs_stamps
+    async def test_what_arrived_lately_is_not_removed(self, store: BlobStore) -> None:
+        await store.put("name", Bytes(b"one"), stamp=at(1))
+        assert not await store.remove("name", if_stamp=at(1), min_age=3600)
+        assert await content(store, "name") == b"one"
+
+    @needs_stamps
+    async def test_a_touch_makes_a_blob_young_again(self, store: BlobStore, place: Place) -> None:
+        await store.put("name", Bytes(b"one"), stamp=at(1))
+        await store.delete("deleted", stamp=at(1))
+        place.time.advance(3600)
+        await store.touch("name", stamp=at(2), checksum=checksum_of(b"one"), meta=b"")
+        assert await store.remove("deleted", if_stamp=at(1), min_age=3600)
+        place.time.advance(3599)
+        assert not await store.remove("name", if_stamp=at(2), min_age=3600)
+        place.time.advance(1)
+        assert await store.remove("name", if_stamp=at(2), min_age=3600)

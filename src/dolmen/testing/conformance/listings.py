@@ -1,0 +1,197 @@
+"""Listings, and the digests that sum them up."""
+
+# ruff: noqa: D102 - the names say what is held
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from dolmen.digests import Digests
+from dolmen.names import checksum_of, partition_of
+from dolmen.payload import Bytes
+from dolmen.record import Kind
+from dolmen.store import Blob, BlobInfo, BlobStore, Failed
+from dolmen.stores.memory import MemoryStore
+from dolmen.testing.conformance.material import (
+    META,
+    at,
+    crowd,
+    info_of,
+    names,
+    noise,
+    recomputed,
+    streamed,
+)
+from dolmen.testing.conformance.setting import Suite, needs_stamps
+from dolmen.testing.conformance.writes import same
+
+
+async def fill(store: BlobStore, chosen: list[str], *, deleted: int = 0) -> list[BlobInfo]:
+    """Put a small blob under each name; every `deleted`-th is a tombstone. In any order."""
+    infos = [
+        info_of(name, b"", stamp=at(number), kind=Kind.TOMBSTONE)
+        if deleted and number % deleted == 0
+        else info_of(name, name.encode(), stamp=at(number), meta=META)
+        for number, name in enumerate(chosen)
+    ]
+
+    async def blobs() -> AsyncIterator[Blob]:
+        for info in sorted(infos, key=lambda info: info.name[::-1]):
+            yield Blob(info, Bytes(info.name.encode() if info.size else b""))
+
+    async for answer in store.put_many(blobs()):
+        assert not isinstance(answer, Failed), answer
+    return infos
+
+
+class Listings(Suite):
+    """Listings and digests."""
+
+    async def test_an_empty_store_lists_nothing(self, store: BlobStore) -> None:
+        assert await names(store.list()) == []
+        assert await names(store.list(tombstones=True, prefix="a", after="b")) == []
+        assert await store.digests() == Digests({})
+
+    @needs_stamps
+    async def test_everything_is_listed_in_order_with_all_that_is_known(
+        self, store: BlobStore
+    ) -> None:
+        infos = await fill(store, crowd(), deleted=7)
+        listed = [info async for info in store.list(tombstones=True)]
+        assert [info.name for info in listed] == crowd()
+        assert all(same(found, wanted) for found, wanted in zip(listed, infos, strict=True))
+        live = [info.name for info in infos if info.kind is not Kind.TOMBSTONE]
+        assert await names(store.list()) == live
+
+    async def test_a_listing_begins_behind_any_name(self, store: BlobStore) -> None:
+        chosen = crowd()[:40]
+        await fill(store, chosen)
+        for number, name in enumerate(chosen):
+            assert await names(store.list(after=name)) == chosen[number + 1 :]
+            absent = name + "0"
+            place = (partition_of(absent), absent.encode())
+            behind = [name for name in chosen if (partition_of(name), name.encode()) > place]
+            assert await names(store.list(after=absent)) == behind
+
+    async def test_pages_put_together_are_the_listing(self, store: BlobStore) -> None:
+        await fill(store, crowd())
+        paged: list[str] = []
+        while True:
+            listing = store.list(after=paged[-1] if paged else None)
+            page = await names(_first(37, listing))
+            paged += page
+            if len(page) < 37:
+                break
+        assert paged == crowd()
+
+    async def test_a_prefix_and_partitions_narrow_a_listing(self, store: BlobStore) -> None:
+        await fill(store, crowd())
+        for prefix in ("n", "n1", "n19", crowd()[3], "N", "x"):
+            wanted = [name for name in crowd() if name.startswith(prefix)]
+            assert await names(store.list(prefix=prefix)) == wanted
+        held = sorted({partition_of(name) for name in crowd()})
+        after = crowd()[len(crowd()) // 2]
+        for partitions in (
+            range(0),
+            range(65_536),
+            range(held[2]),
+            range(held[1], held[-2]),
+            range(held[1] + 1, 65_536),
+            [],
+            [held[0]],
+            held[1::3],
+            [*range(held[0], held[1] + 1), held[5], 65_535],
+        ):
+            chosen = set(partitions)
+            wanted = [name for name in crowd() if partition_of(name) in chosen]
+            assert await names(store.list(partitions=partitions)) == wanted
+            behind = [name for name in wanted if crowd().index(name) > crowd().index(after)]
+            assert await names(store.list(partitions=partitions, after=after)) == behind
+            ones = [name for name in wanted if name.startswith("n1")]
+            assert await names(store.list(partitions=partitions, prefix="n1")) == ones
+
+    async def test_what_stands_throughout_is_listed_once_whatever_else_is_written(
+        self, store: BlobStore
+    ) -> None:
+        steady = [f"steady{number}" for number in range(900)]
+        fleeting = [f"fleeting{number}" for number in range(300)]
+        late = [f"late{number}" for number in range(300)]
+        await fill(store, steady + fleeting)
+        seen: Counter[str] = Counter()
+        order: list[tuple[int, str]] = []
+        async for info in store.list():
+            seen[info.name] += 1
+            order.append((partition_of(info.name), info.name))
+            number = len(order)
+            if number % 4 == 0 and number // 4 < 300:
+                turn = number // 4
+                await asyncio.gather(
+                    store.delete(fleeting[turn]),
+                    store.put(late[turn], Bytes(b"late")),
+                    store.put(steady[turn * 3], Bytes(steady[turn * 3].encode())),
+                )
+        assert order == sorted(order)
+        assert all(seen[name] == 1 for name in steady)
+        assert all(count == 1 for count in seen.values())
+        assert set(seen) <= {*steady, *fleeting, *late}
+
+    async def test_a_listing_may_be_given_up(self, store: BlobStore) -> None:
+        await fill(store, crowd())
+        for _ in range(5):
+            assert await names(_first(3, store.list())) == crowd()[:3]
+        await store.put("more", Bytes(b"more"))
+        assert len(await names(store.list())) == len(crowd()) + 1
+
+    @needs_stamps
+    async def test_digests_follow_every_write(self, store: BlobStore) -> None:
+        model = MemoryStore()
+        big = noise(300_000)
+        steps: list[Callable[[BlobStore], Awaitable[object]]] = [
+            lambda store: fill(store, crowd()[:30], deleted=5),
+            lambda store: store.put("a", Bytes(b"one"), stamp=at(1)),
+            lambda store: store.put("a", Bytes(b"one"), stamp=at(2)),
+            lambda store: store.put("a", Bytes(b"one"), stamp=at(2), meta=META),
+            lambda store: store.put("a", streamed(big), stamp=at(3)),
+            lambda store: store.put("a", Bytes(b"late"), stamp=at(2)),
+            lambda store: store.touch("a", stamp=at(4), checksum=checksum_of(big), meta=META),
+            lambda store: store.put("a", Bytes(b""), stamp=at(5), kind=Kind.MANIFEST),
+            lambda store: store.delete("a", stamp=at(6)),
+            lambda store: store.delete("a", stamp=at(7)),
+            lambda store: store.put("a", Bytes(b"again"), stamp=at(8)),
+            lambda store: store.remove("a", if_stamp=at(8)),
+            lambda store: store.remove(crowd()[0], if_stamp=at(0)),
+        ]
+        for number, step in enumerate(steps):
+            await step(store)
+            await step(model)
+            digests = await store.digests()
+            assert digests == await recomputed(store), number
+            assert digests.encode() == (await model.digests()).encode(), number
+            assert digests.root == (await model.digests()).root
+
+    @needs_stamps
+    async def test_digests_do_not_depend_on_the_order_of_arrival(self, store: BlobStore) -> None:
+        model = MemoryStore()
+        infos = await fill(store, crowd()[:50], deleted=3)
+        for info in reversed(infos):
+            if info.kind is Kind.TOMBSTONE:
+                await model.put(info.name, Bytes(b"before"), stamp=info.stamp - 1)
+                await model.delete(info.name, stamp=info.stamp)
+            else:
+                data = Bytes(info.name.encode())
+                await model.put(info.name, data, stamp=info.stamp, meta=info.metadata)
+        assert list((await store.digests()).differing(await model.digests())) == []
+        await model.put(infos[1].name, Bytes(b"else"), stamp=at(1000))
+        differing = list((await store.digests()).differing(await model.digests()))
+        assert differing == [partition_of(infos[1].name)]
+
+
+async def _first(count: int, listing: AsyncIterator[BlobInfo]) -> AsyncIterator[BlobInfo]:
+    """So many entries of a listing at most; the rest is not asked for."""
+    for _ in range(count):
+        try:
+            yield await anext(listing)
+        except StopAsyncIteration:
+            return

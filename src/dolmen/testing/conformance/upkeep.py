@@ -1,0 +1,117 @@
+"""The store itself: its notes, its condition, closing it and opening it again."""
+
+# ruff: noqa: D102 - the names say what is held
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from dolmen.errors import DolmenError, NotFound
+from dolmen.payload import Bytes
+from dolmen.record import Kind
+from dolmen.store import BlobStore
+from dolmen.testing.conformance.listings import fill
+from dolmen.testing.conformance.material import (
+    META,
+    at,
+    content,
+    crowd,
+    info_of,
+    names,
+    noise,
+    recomputed,
+    standing,
+    streamed,
+)
+from dolmen.testing.conformance.setting import Place, Suite, needs_stamps
+from dolmen.testing.conformance.writes import same
+
+
+class Upkeep(Suite):
+    """Notes, condition, closing, opening again."""
+
+    async def test_notes_are_kept_beside_the_blobs(self, store: BlobStore) -> None:
+        assert await store.notes() == {}
+        await store.note("scrub", b"\x00binary\xff")
+        await store.note("compared with http://127.0.0.1:3001/", b"")
+        await store.note("scrub", b"later")
+        wanted = {"scrub": b"later", "compared with http://127.0.0.1:3001/": b""}
+        assert await store.notes() == wanted
+        assert await names(store.list(tombstones=True)) == []
+        assert (await store.digests()).count == 0
+        assert await standing(store, "scrub") is None
+
+    async def test_a_sound_store_is_writable_and_has_nothing_to_tell(
+        self, store: BlobStore
+    ) -> None:
+        condition = await store.condition()
+        assert condition.writable
+        assert condition.reasons == []
+        if condition.free is not None and condition.total is not None:
+            assert 0 < condition.free <= condition.total
+
+    async def test_a_store_may_be_closed_twice(self, store: BlobStore) -> None:
+        await store.put("name", Bytes(b"x"))
+        await store.aclose()
+        await store.aclose()
+
+    async def test_a_put_under_way_is_finished_by_closing(
+        self, store: BlobStore, place: Place
+    ) -> None:
+        puts = [
+            asyncio.ensure_future(store.put(f"n{number}", Bytes(noise(100 * number, number))))
+            for number in range(20)
+        ]
+        await asyncio.sleep(0)
+        await store.aclose()
+        answers = await asyncio.gather(*puts, return_exceptions=True)
+        refused = [answer for answer in answers if isinstance(answer, BaseException)]
+        assert all(isinstance(error, DolmenError) for error in refused), refused
+        if not self.reopens:
+            return
+        again = await self.make_store(place)
+        for number, answer in enumerate(answers):
+            if not isinstance(answer, BaseException):
+                assert (await again.stat(f"n{number}")).stamp == answer.stamp
+                assert await content(again, f"n{number}") == noise(100 * number, number)
+        await again.aclose()
+
+    @needs_stamps
+    async def test_a_store_opened_again_holds_what_it_held(
+        self, store: BlobStore, place: Place
+    ) -> None:
+        if not self.reopens:
+            pytest.skip("this store forgets when it is closed")
+        big = noise(min(5_000_000, store.capabilities.largest))
+        await fill(store, crowd()[:60], deleted=4)
+        await store.put("big", streamed(big, (100_000,)), stamp=at(1), meta=META)
+        await store.put("manifest", Bytes(b"chunks"), stamp=at(1), kind=Kind.MANIFEST)
+        await store.put("raised", Bytes(b"raised"), stamp=at(1))
+        await store.put("raised", Bytes(b"raised"), stamp=at(5), meta=META)
+        await store.put("deleted", Bytes(b"gone"), stamp=at(1))
+        await store.delete("deleted", stamp=at(3))
+        await store.put("removed", Bytes(b"gone"), stamp=at(1))
+        assert await store.remove("removed", if_stamp=at(1))
+        await store.note("scrub", b"done")
+        plain = await store.put("plain", Bytes(b"plain"))
+        before = [info async for info in store.list(tombstones=True)]
+        digests = await store.digests()
+        for _ in range(2):
+            await store.aclose()
+            store = await self.make_store(place)
+            assert [info async for info in store.list(tombstones=True)] == before
+            assert await store.digests() == digests == await recomputed(store)
+            assert await store.notes() == {"scrub": b"done"}
+            assert await content(store, "big") == big
+            assert same(
+                await store.stat("raised"), info_of("raised", b"raised", stamp=at(5), meta=META)
+            )
+            assert await standing(store, "removed") is None
+            with pytest.raises(NotFound) as caught:
+                await store.get("deleted")
+            assert caught.value.stamp == at(3)
+        # A clock that was set back meanwhile gives no stamp below one that stands.
+        assert (await store.put("plain", Bytes(b"plain"))).stamp > plain.stamp
+        await store.aclose()
