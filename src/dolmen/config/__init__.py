@@ -1,0 +1,12 @@
+"""Settings: flags over the environment over a file over defaults.
+
+Every value remembers where it came from, and one that can't be used is a
+`BadSetting`: a line naming the place, the key, what was found and what is allowed.
+"""
+
+from __future__ import annotations
+
+from dolmen.config.load import Loaded, Origin, load
+from dolmen.config.settings import Group, Limits, Server, Settings, split_address
+
+__all__ = ["Group", "Limits", "Loaded", "Origin", "Server", "Settings", "load", "split_address"]

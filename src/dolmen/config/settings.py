@@ -1,0 +1,178 @@
+"""What can be set, of which type, and within which bounds."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from dolmen.stores import SCHEMES
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of `HOST:PORT` (`[::1]:80` for IPv6); raises `ValueError`."""
+    host, colon, port = address.rpartition(":")
+    bare = host.removeprefix("[").removesuffix("]")
+    if not colon or not bare or not port.isascii() or not port.isdigit() or int(port) > 65_535:
+        raise ValueError("should be HOST:PORT, for example 127.0.0.1:9991")
+    if ":" in bare and not host.startswith("["):
+        raise ValueError("should have its IPv6 address in brackets, for example [::1]:9991")
+    return bare, int(port)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can reach what listens there."""
+    host, _ = split_address(address)
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _address(address: str) -> str:
+    split_address(address)
+    return address
+
+
+def _store_url(url: str) -> str:
+    scheme, colon, _ = url.partition(":")
+    if not colon or scheme not in SCHEMES:
+        known = ", ".join(f"{name}:" for name in SCHEMES)
+        raise ValueError(f"should be a store URL that begins with one of {known}")
+    if scheme in ("http", "https") and not urlsplit(url).hostname:
+        raise ValueError("should name a server, for example http://127.0.0.1:3001")
+    return url.rstrip("/") if scheme in ("http", "https") else url
+
+
+Address = Annotated[str, AfterValidator(_address)]
+StoreUrl = Annotated[str, AfterValidator(_store_url)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Copies = Annotated[int, Field(ge=1, le=64)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Server(_Strict):
+    """One member of a group."""
+
+    name: Name
+    """What placement knows it by: it may move to another URL, but not change its name."""
+    url: StoreUrl
+    weight: Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)] = 1.0
+    """Its share of its group; set it by disk size."""
+    zone: Name | None = None
+    """Copies go to different zones."""
+
+
+class Group(_Strict):
+    """Servers that hold copies of the same objects. What is None here is as set for all."""
+
+    name: Name
+    servers: Annotated[list[Server], Field(min_length=1)]
+    copies: Copies | None = None
+    write_copies: Copies | None = None
+    min_copies: Copies | None = None
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        for what in ("name", "url"):
+            seen = [getattr(server, what) for server in self.servers]
+            if twice := next((each for each in seen if seen.count(each) > 1), None):
+                raise ValueError(f"should not have two servers with the {what} {twice}")
+        return self
+
+
+class Limits(_Strict):
+    """What one client may cost. Sizes in bytes, times in seconds."""
+
+    connections: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
+    """At once in a process; one more is answered 503."""
+    body_size: Annotated[int, Field(ge=1)] = 1 << 50
+    """The largest upload; 413 beyond."""
+    upload_memory: Annotated[int, Field(ge=16 << 20)] = 192 << 20
+    """Bodies in flight, in a process; readers wait when it is spent."""
+    header_deadline: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
+    body_idle: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 30.0
+    keep_alive: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 75.0
+
+
+class Settings(_Strict):
+    """Everything that can be set. What is None has a default of the command that uses it."""
+
+    data: str = "./dolmen-data"
+    """`dolmen serve`: the folder of its volume."""
+    store: StoreUrl | None = None
+    """`dolmen blob-server`: what it is a front of."""
+    listen: Address | None = None
+    download_listen: Address | None = None
+    """Where an API server answers downloads only."""
+    open: bool = False
+    """Listen on addresses that other machines reach, to whoever asks."""
+    workers: Annotated[int, Field(ge=1, le=256)] = 1
+    blob_servers: list[StoreUrl] = []
+    """Servers of one group, where nothing more is to be said about them."""
+    groups: list[Group] = []
+    copies: Copies | None = None
+    """Servers an object should be on; None: every server of its group."""
+    write_copies: Copies | None = None
+    """Copies made before an upload is answered; None: 2, or 1 where there is one server."""
+    min_copies: Copies = 1
+    """An upload that made fewer has failed."""
+    digest: Literal["sha256", "sha1"] = "sha256"
+    """Of which an object's id is made; sha1 for objects that came from sos."""
+    limits: Limits = Limits()
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        for what, seen in (
+            ("group", [group.name for group in self.groups]),
+            ("server", [each.name for group in self.groups for each in group.servers]),
+            ("server", [each.url for group in self.groups for each in group.servers]),
+            ("server", self.blob_servers),
+        ):
+            if twice := next((each for each in seen if seen.count(each) > 1), None):
+                raise ValueError(f"names the {what} {twice} twice; each may be named once")
+        self.all_groups()
+        return self
+
+    def all_groups(self) -> list[Group]:
+        """The groups with all their numbers set; servers that are only listed are one group.
+
+        Raises `ValueError` where a group has too few servers for its copies.
+        """
+        groups = self.groups
+        if self.blob_servers:
+            servers = [Server(name=_name_of(url), url=url) for url in self.blob_servers]
+            groups = [Group(name="all", servers=servers)]
+        return [self._complete(group) for group in groups]
+
+    def _complete(self, group: Group) -> Group:
+        count = len(group.servers)
+        copies = group.copies or self.copies or count
+        write = group.write_copies or self.write_copies or min(2, copies)
+        least = group.min_copies or self.min_copies
+        for what, number, bound, limit in (
+            ("copies", copies, "the number of its servers", count),
+            ("write_copies", write, "copies", copies),
+            ("min_copies", least, "write_copies", write),
+        ):
+            if number > limit:
+                raise ValueError(
+                    f"gives the group {group.name} {what} = {number}, "
+                    f"which should be at most {bound}, {limit}"
+                )
+        return group.model_copy(
+            update={"copies": copies, "write_copies": write, "min_copies": least}
+        )
+
+
+def _name_of(url: str) -> str:
+    parts = urlsplit(url)
+    plain = f"{parts.hostname}-{parts.port or 80}" if parts.hostname else parts.path
+    return "".join(each if each.isalnum() else "-" for each in plain).strip("-")[-64:] or "store"

@@ -1,0 +1,239 @@
+"""Where settings come from, which one wins, and what is said of a bad one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dolmen.config import Loaded, load, split_address
+from dolmen.errors import BadSetting
+
+GROUPS = """
+digest = "sha1"
+copies = 2
+
+[[groups]]
+name = "left"
+servers = [
+  { name = "a", url = "http://127.0.0.1:3001", weight = 2.5, zone = "east" },
+  { name = "b", url = "volume:/srv/b" },
+]
+
+[[groups]]
+name = "right"
+write_copies = 1
+servers = [
+  { name = "c", url = "http://127.0.0.1:3003" },
+  { name = "d", url = "http://127.0.0.1:3004/" },
+  { name = "e", url = "http://127.0.0.1:3005" },
+]
+
+[limits]
+connections = 50
+"""
+Write = Callable[[str], str]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def written(text: str) -> str:
+        path = tmp_path / "dolmen.toml"
+        path.write_text(text)
+        return str(path)
+
+    return written
+
+
+def read(flags: dict[str, Any] | None = None, **options: Any) -> Loaded:
+    """Load with nothing of this machine taking part."""
+    return load(flags, **({"environ": {}, "files": (), "sos_files": ()} | options))
+
+
+def complaint(flags: dict[str, Any] | None = None, **options: Any) -> str:
+    with pytest.raises(BadSetting) as caught:
+        read(flags, **options)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_without_anything_the_defaults_stand() -> None:
+    loaded = read()
+    assert loaded.settings.workers == 1
+    assert loaded.settings.digest == "sha256"
+    assert loaded.settings.all_groups() == []
+    assert loaded.origin("workers") == "default"
+
+
+def test_flags_beat_the_environment_beats_the_file_beats_defaults(write: Write) -> None:
+    path = write('workers = 2\ndata = "/file"\ndigest = "sha1"\nlimits = {connections = 7}')
+    environ = {"DOLMEN_WORKERS": "3", "DOLMEN_DATA": "/environment"}
+    loaded = read({"workers": 4, "listen": None}, config=path, environ=environ)
+    settings = loaded.settings
+    assert (settings.workers, settings.data, settings.digest) == (4, "/environment", "sha1")
+    assert settings.limits.connections == 7
+    assert loaded.origin("workers") == "--workers"
+    assert loaded.origin("data") == "environment DOLMEN_DATA"
+    assert loaded.origin("digest") == path
+    assert loaded.origin("limits.connections") == path
+    assert loaded.origin("limits.body_size") == loaded.origin("listen") == "default"
+
+
+def test_the_first_file_that_is_there_counts(write: Write) -> None:
+    path = write("workers = 2")
+    loaded = read(files=("/nowhere/dolmen.toml", path, "/etc/hosts"))
+    assert loaded.settings.workers == 2
+    assert loaded.origin("workers") == path
+
+
+def test_the_environment_may_name_the_file(write: Write) -> None:
+    assert read(environ={"DOLMEN_CONFIG": write("workers = 2")}).settings.workers == 2
+
+
+def test_the_environment_gives_every_type() -> None:
+    environ = {
+        "DOLMEN_OPEN": "true",
+        "DOLMEN_LISTEN": "0.0.0.0:80",
+        "DOLMEN_COPIES": "2",
+        "DOLMEN_BLOB_SERVERS": "http://127.0.0.1:1, http://127.0.0.1:2",
+        "DOLMEN_LIMITS_BODY_IDLE": "2.5",
+        "HOME": "/root",
+    }
+    settings = read(environ=environ).settings
+    assert settings.open is True
+    assert settings.listen == "0.0.0.0:80"
+    assert settings.blob_servers == ["http://127.0.0.1:1", "http://127.0.0.1:2"]
+    assert settings.limits.body_idle == 2.5
+    assert settings.all_groups()[0].copies == 2
+
+
+def test_the_full_form_of_groups(write: Write) -> None:
+    left, right = read(config=write(GROUPS)).settings.all_groups()
+    assert [server.name for server in left.servers] == ["a", "b"]
+    assert (left.servers[0].weight, left.servers[0].zone) == (2.5, "east")
+    assert (left.servers[1].weight, left.servers[1].zone) == (1.0, None)
+    assert (left.copies, left.write_copies, left.min_copies) == (2, 2, 1)
+    assert (right.copies, right.write_copies, right.min_copies) == (2, 1, 1)
+    assert right.servers[1].url == "http://127.0.0.1:3004"
+
+
+@pytest.mark.parametrize(("count", "copies", "write_copies"), [(1, 1, 1), (2, 2, 2), (5, 5, 2)])
+def test_listed_servers_are_one_group_with_a_copy_on_each(
+    count: int, copies: int, write_copies: int
+) -> None:
+    urls = [f"http://127.0.0.1:{3001 + at}" for at in range(count)]
+    (group,) = read({"blob_servers": urls}).settings.all_groups()
+    assert [server.url for server in group.servers] == urls
+    assert len({server.name for server in group.servers}) == count
+    assert (group.copies, group.write_copies, group.min_copies) == (copies, write_copies, 1)
+
+
+def test_whoever_last_names_servers_names_all_of_them(write: Write) -> None:
+    flags = {"blob_servers": ["http://127.0.0.1:9"]}
+    loaded = read(flags, config=write(GROUPS.replace("copies = 2\n", "")))
+    assert [server.url for group in loaded.settings.all_groups() for server in group.servers] == [
+        "http://127.0.0.1:9"
+    ]
+    assert loaded.origin("groups") == "default"
+    text = complaint(config=write('blob_servers = ["memory:"]\n' + GROUPS))
+    assert "both blob_servers and groups" in text
+
+
+def test_an_sos_conf_counts_only_where_nothing_else_names_servers(
+    write: Write, tmp_path: Path
+) -> None:
+    sos = tmp_path / "sos.conf"
+    sos.write_text("http://127.0.0.1:7\n")
+    options: dict[str, Any] = {"sos_files": ("/nowhere/sos.conf", str(sos))}
+    assert read(**options).settings.all_groups() == []
+    found = read(needs_servers=True, **options)
+    assert found.settings.all_groups()[0].servers[0].url == "http://127.0.0.1:7"
+    assert found.origin("groups") == str(sos)
+    named = read(needs_servers=True, config=write(GROUPS), **options)
+    assert [group.name for group in named.settings.all_groups()] == ["left", "right"]
+    given = read(config=str(sos))
+    assert given.settings.all_groups()[0].servers[0].url == "http://127.0.0.1:7"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("wokers = 2", "wokers is no setting; did you mean workers?"),
+        ("[limits]\nconections = 2", "limits.conections is no setting; did you mean connections?"),
+        ('workers = "2"', "workers is '2', but should be a valid integer"),
+        ("workers = 0", "workers is 0, but should be greater than or equal to 1"),
+        ("open = 1", "open is 1, but should be a valid boolean"),
+        ('digest = "md5"', "digest is 'md5', but should be 'sha256' or 'sha1'"),
+        ('listen = "9991"', "listen is '9991', but should be HOST:PORT"),
+        ('listen = "127.0.0.1:70000"', "should be HOST:PORT"),
+        ('listen = "::1:80"', "should have its IPv6 address in brackets"),
+        ('store = "ftp://x"', "store is 'ftp://x', but should be a store URL that begins with"),
+        ('store = "http:"', "should name a server, for example"),
+        ('blob_servers = "http://127.0.0.1:1"', "blob_servers is 'http://127.0.0.1:1', but"),
+        ("limits = 3", "limits is 3, but should be"),
+        ("workers = ", "is no valid TOML"),
+        (GROUPS.replace("weight", "wieght"), "groups.0.servers.0.wieght is no setting; did you"),
+        (GROUPS.replace("2.5", "0"), "weight is 0, but should be greater than 0"),
+        (GROUPS.replace("2.5", "inf"), "weight is inf, but should be a finite number"),
+        (GROUPS.replace('name = "b", ', ""), "groups.0.servers.1.name is not set"),
+        (GROUPS.replace('"b"', '"a"'), "should not have two servers with the name a"),
+        (GROUPS.replace('"c"', '"a"'), "names the server a twice"),
+        (GROUPS.replace('"right"', '"left"'), "names the group left twice"),
+        (GROUPS.replace("copies = 2", "copies = 3"), "copies = 3, which should be at most"),
+        (GROUPS.replace("write_copies = 1", "write_copies = 3"), "at most copies, 2"),
+        (GROUPS.replace("write_copies = 1", "min_copies = 3"), "at most write_copies, 2"),
+    ],
+)
+def test_a_bad_file_is_explained_in_a_line(write: Write, text: str, said: str) -> None:
+    path = write(text)
+    message = complaint(config=path)
+    assert message.startswith(f"{path}: ")
+    assert said in message
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("DOLMEN_WROKERS", "2", "is no setting of dolmen; did you mean DOLMEN_WORKERS?"),
+        ("DOLMEN_WORKERS", "two", "is 'two', but should be a valid integer"),
+        ("DOLMEN_WORKERS", "999", "workers is 999, but should be less than or equal to 256"),
+        ("DOLMEN_OPEN", "perhaps", "is 'perhaps', but should be a valid boolean"),
+    ],
+)
+def test_a_bad_variable_is_named(variable: str, value: str, said: str) -> None:
+    message = complaint(environ={variable: value})
+    assert message.startswith(f"environment {variable}: ")
+    assert said in message
+
+
+def test_a_bad_flag_is_named() -> None:
+    assert complaint({"workers": 0}).startswith("--workers: workers is 0, but should be")
+    assert complaint({"blob_servers": ["tcp:x"]}).startswith("--blob-server: blob_servers.0 is")
+
+
+def test_a_missing_file_is_an_error_only_when_it_was_asked_for() -> None:
+    assert "there is no such file" in complaint(config="/nowhere/dolmen.toml")
+    assert "there is no such file" in complaint(config="/nowhere/sos.conf")
+    assert read(files=("/nowhere/dolmen.toml",)).settings.workers == 1
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:80", "[::]:80", "10.0.0.1:80", "store.lan:80"])
+def test_an_address_others_can_reach_must_be_said_outright(address: str) -> None:
+    message = complaint({"listen": address})
+    assert message.startswith("--listen: ")
+    assert "--open" in message
+    assert read({"listen": address, "open": True}).settings.listen == address
+    assert "download_listen" in complaint({"download_listen": address})
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:80", "127.9.9.9:0", "[::1]:80", "localhost:80"])
+def test_loopback_needs_no_permission(address: str) -> None:
+    assert read({"listen": address}).settings.listen == address
+
+
+def test_addresses_split_into_host_and_port() -> None:
+    assert split_address("127.0.0.1:80") == ("127.0.0.1", 80)
+    assert split_address("[::1]:80") == ("::1", 80)
