@@ -30,6 +30,7 @@ class FakeTransport(asyncio.Transport):
         self.written = b""
         self.closing = self.aborted = self.eof = self.paused = False
         self.buffered = 0
+        self.hangs = False
         protocol.connection_made(self)
 
     def write(self, data: Any) -> None:
@@ -45,9 +46,13 @@ class FakeTransport(asyncio.Transport):
     def close(self) -> None:
         if not self.closing:
             self.closing = True
+            if self.hangs and not self.aborted:
+                return
             asyncio.get_running_loop().call_soon(self.protocol.connection_lost, None)
 
     def abort(self) -> None:
+        if self.closing and self.hangs and not self.aborted:
+            self.closing = False
         self.aborted = True
         self.close()
 

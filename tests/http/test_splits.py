@@ -192,3 +192,23 @@ def test_a_chunked_body_cut_short_is_not_complete(coded, data) -> None:
     decoder = ChunkDecoder()
     decoder.feed(coding[: data.draw(st.integers(0, len(coding) - 1))])
     assert not decoder.ended
+
+
+async def test_every_single_cut_of_a_pipeline(kit) -> None:
+    data = (
+        b"GET /1 HTTP/1.1\r\nHost: a\r\n\r\n"
+        b"POST /2 HTTP/1.1\r\nHost: a\r\nContent-Length: 8\r\n\r\n\r\n\r\nGET "
+        b"POST /3 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n4\r\n\r\n\r\n\r\n0\r\n\r\n"
+        b"POST /4 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\nA: b\r\n\r\n"
+        b"HEAD /5 HTTP/1.1\r\nHost: a\r\n\r\n"
+    )
+    whole = kit.make_connection(kit.echo)
+    await whole.feed_all(data)
+    await kit.settle()
+    assert whole.written.count(b"HTTP/1.1 200") == 5
+    for at in range(1, len(data)):
+        transport = kit.make_connection(kit.echo)
+        await transport.feed_all(data[:at])
+        await transport.feed_all(data[at:])
+        await kit.settle(3)
+        assert transport.written == whole.written, at

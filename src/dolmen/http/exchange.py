@@ -97,6 +97,8 @@ class Exchange(Wire):
             waiting = coro.send(None)
         except StopIteration as stop:
             response = stop.value
+            if type(response) is not Response:
+                response = self._failed(TypeError(f"a handler gave {response!r}"))
         except Exception as error:  # noqa: BLE001 - becomes an answer
             response = self._failed(error)
         except asyncio.CancelledError:
@@ -124,6 +126,8 @@ class Exchange(Wire):
         try:
             try:
                 response = await _resume(coro, waiting)
+                if type(response) is not Response:
+                    raise TypeError(f"a handler gave {response!r}")  # noqa: TRY301
             except Exception as error:  # noqa: BLE001 - becomes an answer
                 response = self._failed(error)
             body = response.body

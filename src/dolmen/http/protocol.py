@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 _END = b"\r\n\r\n"
 _UNKNOWN_METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+ ")
 _REFUSED = Framing(b"\r\nConnection: close\r\n\r\n", http11=True)
-_SMALL = 4096
 
 
 class ServerConnection(Exchange):
@@ -49,7 +48,7 @@ class ServerConnection(Exchange):
 
     __slots__ = (
         "_advancing", "_fed", "_held", "_last_arrived", "_lines", "_lingering", "_loopback",
-        "_parser", "_pending", "_seen", "_skipped", "_stall", "_window", "peer",
+        "_parser", "_pending", "_seen", "_small", "_skipped", "_stall", "_window", "peer",
     )  # fmt: skip
 
     def __init__(self, server: Server, *, loopback: bool) -> None:
@@ -63,6 +62,7 @@ class ServerConnection(Exchange):
         self._pending: tuple[str, bytes, Framing] | None = None
         self._lingering = False
         self._seen = False
+        self._small = min(4096, server.limits.request_line)  # no limit can be exceeded by so little
         self.peer: Address = None
         self._advancing = False
         self._stall = -1
@@ -99,7 +99,7 @@ class ServerConnection(Exchange):
             self.idle
             and not self._held
             and not self._write_paused
-            and len(data) <= _SMALL
+            and len(data) <= self._small
             and 0 < data.find(_END) == len(data) - 4
             and data[0] > 32
         ):
@@ -172,7 +172,7 @@ class ServerConnection(Exchange):
         stop = len(held) if end < 0 else end + 4
         line = held.find(b"\r\n")
         limits = self.server.limits
-        if (line if line >= 0 else stop) > limits.request_line:
+        if (line if line >= 0 else stop - held.endswith(b"\r")) > limits.request_line:
             self.refuse(HTTPError(414, f"The request line exceeds {limits.request_line} bytes."))
             return False
         if line >= 0 and stop - line > limits.header_size:
@@ -371,12 +371,19 @@ class ServerConnection(Exchange):
                     self.refuse(HTTPError(408, "The request's headers took too long to arrive."))
             elif now - self.since > (limits.keep_alive if self._seen else limits.header_deadline):
                 self.transport.close()
-        elif self._pending or self.request is None or (self.inflow and self.inflow.waiter):
+        elif self._pending or self.request is None or self._awaits_body():
             self._check_body(now)
         else:  # the handler is at work
             self._stall = -1
             self.since = now
             self._window = (now, self.arrived)
+
+    def _awaits_body(self) -> bool:
+        inflow = self.inflow
+        if inflow is None or inflow.ended:
+            return False
+        # Its reader may just have been woken by what arrived last.
+        return inflow.waiter is not None or self.arrived != self._last_arrived
 
     def _check_body(self, now: float) -> None:
         limits = self.server.limits

@@ -1,0 +1,96 @@
+"""Byte ranges and entity tags, by the letter of RFC 9110."""
+
+from __future__ import annotations
+
+import pytest
+
+from dolmen.http import Headers, HTTPError, byte_range, content_range
+from dolmen.http.conditional import (
+    matches_strongly,
+    matches_weakly,
+    not_modified,
+    range_applies,
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "size", "expected"),
+    [
+        (None, 10, None),
+        (b"bytes=0-", 10, (0, 10)),
+        (b"bytes=0-0", 10, (0, 1)),
+        (b"bytes=2-5", 10, (2, 6)),
+        (b"Bytes=2-5", 10, (2, 6)),
+        (b"bytes= 2-5 ", 10, (2, 6)),
+        (b"bytes=9-", 10, (9, 10)),
+        (b"bytes=2-500", 10, (2, 10)),
+        (b"bytes=2-99999999999999999999999999", 10, (2, 10)),
+        (b"bytes=-3", 10, (7, 10)),
+        (b"bytes=-30", 10, (0, 10)),
+        (b"bytes=10-", 10, 416),
+        (b"bytes=10-20", 10, 416),
+        (b"bytes=-0", 10, 416),
+        (b"bytes=0-", 0, 416),
+        (b"bytes=-5", 0, 416),
+        (b"bytes=99999999999999999999999999-", 10, 416),
+        (b"bytes=5-2", 10, None),
+        (b"bytes=-", 10, None),
+        (b"bytes=", 10, None),
+        (b"bytes=a-b", 10, None),
+        (b"bytes=0-1,3-4", 10, None),
+        (b"items=0-1", 10, None),
+        (b"bytes 0-1", 10, None),
+        (b"bytes=+1-2", 10, None),
+        (b"bytes=0x1-2", 10, None),
+    ],
+)
+def test_byte_range(value, size, expected) -> None:
+    if expected == 416:
+        with pytest.raises(HTTPError) as caught:
+            byte_range(value, size)
+        assert caught.value.status == 416
+        assert caught.value.headers == [(b"Content-Range", b"bytes */%d" % size)]
+    else:
+        assert byte_range(value, size) == expected
+
+
+def test_content_range() -> None:
+    assert content_range(2, 6, 10) == b"bytes 2-5/10"
+
+
+@pytest.mark.parametrize(
+    ("value", "etag", "weak", "strong"),
+    [
+        (b'"a"', b'"a"', True, True),
+        (b'W/"a"', b'"a"', True, False),
+        (b'"a"', b'W/"a"', True, False),
+        (b'W/"a"', b'W/"a"', True, False),
+        (b'"b", "a"', b'"a"', True, True),
+        (b'"b","a"', b'"a"', True, True),
+        (b'"b", W/"a"', b'"a"', True, False),
+        (b"*", b'"a"', True, True),
+        (b" * ", b'"a"', True, True),
+        (b'"b"', b'"a"', False, False),
+        (b"a", b'"a"', False, False),
+        (b"", b'"a"', False, False),
+        (b'"ab"', b'"a"', False, False),
+        (b'"a,b"', b'"a,b"', True, True),
+    ],
+)
+def test_entity_tags(value, etag, weak, strong) -> None:
+    assert matches_weakly(value, etag) is weak
+    assert matches_strongly(value, etag) is strong
+
+
+def test_conditions() -> None:
+    def headers(line: bytes) -> Headers:
+        return Headers(line + b"\r\n")
+
+    assert not_modified(headers(b'If-None-Match: "a"'), b'"a"')
+    assert not not_modified(headers(b'If-None-Match: "b"'), b'"a"')
+    assert not not_modified(headers(b"A: b"), b'"a"')
+    assert range_applies(headers(b"A: b"), b'"a"')
+    assert range_applies(headers(b'If-Range: "a"'), b'"a"')
+    assert not range_applies(headers(b'If-Range: "b"'), b'"a"')
+    assert not range_applies(headers(b'If-Range: W/"a"'), b'W/"a"')
+    assert not range_applies(headers(b"If-Range: Tue, 01 Jan 2030 00:00:00 GMT"), b'"a"')
