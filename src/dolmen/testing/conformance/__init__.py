@@ -17,6 +17,7 @@ from __future__ import annotations
 from dolmen.testing.conformance.bulk import Bulk
 from dolmen.testing.conformance.deletes import Deletes
 from dolmen.testing.conformance.listings import Listings
+from dolmen.testing.conformance.model import Modelled
 from dolmen.testing.conformance.payloads import Payloads
 from dolmen.testing.conformance.races import Races
 from dolmen.testing.conformance.setting import Place, Time
@@ -26,5 +27,5 @@ from dolmen.testing.conformance.writes import Writes
 __all__ = ["Conformance", "Place", "Time"]
 
 
-class Conformance(Writes, Deletes, Payloads, Races, Listings, Bulk, Upkeep):
+class Conformance(Writes, Deletes, Payloads, Races, Listings, Bulk, Upkeep, Modelled):
     """Everything the contract asks of one store."""
