@@ -10,7 +10,7 @@ valid until the next one is asked for.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Protocol, runtime_checkable
 
 from dolmen.errors import BadContent
@@ -74,12 +74,18 @@ class Stream:
             raise BadContent("this payload can be read only once, and was read before")
         self._read = True
         got = 0
-        async for piece in self._opened():
-            got += len(piece)
-            if got > self.size:
-                break
-            if piece:
-                yield piece
+        pieces = self._opened()
+        try:
+            async for piece in pieces:
+                got += len(piece)
+                if got > self.size:
+                    break
+                if piece:
+                    yield piece
+        finally:
+            # Given up or too long: the file or socket behind it is let go of now, not some day.
+            if isinstance(pieces, AsyncGenerator):
+                await pieces.aclose()
         if got != self.size:
             raise BadContent(
                 f"{self.size} bytes were announced, but {got} or more came"

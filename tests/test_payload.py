@@ -1,0 +1,108 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dolmen.errors import BadContent, Unavailable
+from dolmen.payload import Bytes, Payload, Stream, read_whole
+
+piece_lists = st.lists(st.binary(max_size=20), max_size=8)
+
+
+def stream(pieces, size=None, **options):
+    async def opened():
+        for piece in pieces:
+            yield piece
+
+    return Stream(sum(map(len, pieces)) if size is None else size, opened, **options)
+
+
+async def pieces_of(payload):
+    return [bytes(piece) async for piece in payload]
+
+
+def test_both_are_payloads():
+    payloads: list[Payload] = [Bytes(b""), stream([])]
+    assert all(isinstance(payload, Payload) for payload in payloads)
+
+
+@pytest.mark.parametrize("buffer", [bytes, bytearray, memoryview])
+@pytest.mark.parametrize("data", [b"", b"content"])
+async def test_bytes_read_again_and_again(buffer, data):
+    payload = Bytes(buffer(data))
+    assert payload.size == len(data)
+    for _ in range(2):
+        assert b"".join(await pieces_of(payload)) == data
+        assert b"" not in await pieces_of(payload)
+    assert bytes(await read_whole(payload)) == data
+
+
+@given(piece_lists)
+async def test_a_stream_gives_its_pieces_but_no_empty_ones(pieces):
+    payload = stream(pieces)
+    for _ in range(2):
+        assert await pieces_of(payload) == [piece for piece in pieces if piece]
+    assert bytes(await read_whole(payload)) == b"".join(pieces)
+
+
+@given(piece_lists, st.integers(-40, 40).filter(bool))
+async def test_a_stream_of_another_length_than_announced_is_refused(pieces, wrong):
+    size = max(0, sum(map(len, pieces)) + wrong)
+    if size == sum(map(len, pieces)):
+        return
+    got = []
+
+    async def read():
+        async for piece in stream(pieces, size):
+            got.append(piece)
+
+    with pytest.raises(BadContent, match=f"{size} bytes were announced"):
+        await read()
+    assert len(b"".join(got)) <= size, "never more than was announced"
+
+
+async def test_a_stream_that_can_be_read_once_says_so_the_second_time():
+    payload = stream([b"content"], rereadable=False)
+    assert await pieces_of(payload) == [b"content"]
+    with pytest.raises(BadContent, match="only once"):
+        await pieces_of(payload)
+
+
+async def test_a_stream_that_fails_lets_its_error_go():
+    async def opened():
+        yield b"half"
+        raise Unavailable("the source went away")
+
+    payload = Stream(8, opened)
+    with pytest.raises(Unavailable):
+        await read_whole(payload)
+
+
+async def test_a_stream_given_up_closes_its_source():
+    closed = []
+
+    async def opened():
+        try:
+            yield b"one"
+            yield b"two"
+        finally:
+            closed.append(True)
+
+    pieces = aiter(Stream(6, opened))
+    assert await anext(pieces) == b"one"
+    await pieces.aclose()
+    assert closed == [True]
+
+
+async def test_a_stream_too_long_closes_its_source():
+    closed = []
+
+    async def opened():
+        try:
+            yield b"one"
+            yield b"two"
+        finally:
+            closed.append(True)
+
+    with pytest.raises(BadContent):
+        await read_whole(Stream(4, opened))
+    assert closed == [True]
