@@ -17,12 +17,11 @@ from dolmen.errors import DolmenError, NotFound
 from dolmen.names import checksum_of
 from dolmen.record import Kind, block_sums
 from dolmen.stamps import Clock
-from dolmen.stores.volume import commit, index, merge, recovery, segment
+from dolmen.stores.volume import appender, index, merge, recovery, segment
 from dolmen.stores.volume.place import Place
 from dolmen.stores.volume.recent import Reach
 from dolmen.stores.volume.reindex import reindex
 from dolmen.stores.volume.scan import Scanner
-from dolmen.stores.volume.segment import publish
 from dolmen.stores.volume.volume import VolumeStore
 from dolmen.stores.volume.write import Op, Write
 from dolmen.testing.crash import PowerCut, SimulatedDisk
@@ -283,31 +282,26 @@ def test_a_power_cut_at_any_moment_keeps_what_was_answered(tmp_path):
 
 
 def without_flush(monkeypatch):
-    monkeypatch.setattr(
-        commit.Log,
-        "_flush",
-        lambda self, segment: (
-            (publish(self._disk, self._layout, segment), setattr(segment, "retired", True))
-            if segment.path.endswith(".part")
-            else None
-        ),
-    )
+    real = appender.Appender.flush
+
+    def flush(self, segments):
+        real(self, [home for home in segments if home.path.endswith(".part")])
+
+    monkeypatch.setattr(appender.Appender, "flush", flush)
 
 
 def answer_before_flush(monkeypatch):
     """The batch is shown and answered, then flushed with the next one."""
-    real = commit.Log._flush
+    real = appender.Appender.flush
     late = []
 
-    def flush(self, segment):
-        if segment.path.endswith(".part"):
-            real(self, segment)
-            return
-        if late and late[-1] is segment:
-            real(self, segment)
-        late.append(segment)
+    def flush(self, segments):
+        for home in segments:
+            if home.path.endswith(".part") or (late and late[-1] is home):
+                real(self, [home])
+            late.append(home)
 
-    monkeypatch.setattr(commit.Log, "_flush", flush)
+    monkeypatch.setattr(appender.Appender, "flush", flush)
 
 
 def without_flushing_the_index(monkeypatch):
@@ -339,7 +333,7 @@ def segments_whose_names_are_not_flushed(monkeypatch):
         disk.rename(new.path, layout.active_segment(new.number))
         new.path = layout.active_segment(new.number)
 
-    monkeypatch.setattr(commit, "publish", publish)
+    monkeypatch.setattr(appender, "publish", publish)
 
 
 def recovery_that_believes_the_page_cache(monkeypatch):

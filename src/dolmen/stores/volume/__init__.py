@@ -13,4 +13,4 @@ async def open_url(url: str) -> VolumeStore:
     path = url.removeprefix("volume:").removeprefix("//")
     if not path:
         raise BadSetting(f"{url!r} names no folder: write volume:/path/to/folder")
-    return await open_volume(path)
+    return await open_volume(path, apart=True)

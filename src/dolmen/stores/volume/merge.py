@@ -13,7 +13,6 @@ A segment that is finished and reflected to its end moves from `active/` to
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 
 from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.index import Index
@@ -21,6 +20,7 @@ from dolmen.stores.volume.layout import Layout
 from dolmen.stores.volume.recent import Reach, Recent
 
 SLICE = 2048
+DROP = 256
 
 
 class Merge:
@@ -61,7 +61,9 @@ class Merge:
                             change.mark(number, reach.settled)
                         if all(reach.settled == reach.end for reach in reached.values()):
                             change.forget_removals()
-                self._recent.drop(entries)
+                # In small steps: whoever commits waits while one of them is made.
+                for first in range(0, len(entries), DROP):
+                    self._recent.drop(entries[first : first + DROP])
             if last:
                 break
             start = entries[-1][0] + b"\0"
@@ -89,42 +91,3 @@ class Merge:
         self._disk.flush_directory(self._layout.active)
         for number in numbers:
             self._recent.forget_segment(number)
-
-
-class Keeper:
-    """A thread that merges what was written, at most once in `pause` seconds.
-
-    `failed` is told what went wrong when a merge could not be carried out; the
-    keeper then stops, since its index can't be trusted to take more.
-    """
-
-    def __init__(
-        self, merge: Merge, *, failed: Callable[[BaseException], None], pause: float = 0.5
-    ) -> None:
-        self._merge, self._failed, self._pause = merge, failed, pause
-        self._written = threading.Event()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="dolmen-merge", daemon=True)
-        self._thread.start()
-
-    def written(self) -> None:
-        """Say that something was committed."""
-        self._written.set()
-
-    def close(self) -> None:
-        """End the thread after the pass it is at. Blocks."""
-        self._stop.set()
-        self._written.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while True:
-            self._written.wait()
-            if self._stop.wait(self._pause):
-                return
-            self._written.clear()
-            try:
-                self._merge.merge(wait=False)
-            except BaseException as error:  # noqa: BLE001 - reported, and ends the thread
-                self._failed(error)
-                return

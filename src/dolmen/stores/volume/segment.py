@@ -90,9 +90,16 @@ class Segment:
             self.end = offset
         return True
 
-    def take_extent(self, size: int) -> int:
-        """Room for a record of `size` bytes; returns where the record begins."""
+    def retire(self) -> None:
+        """Nothing new is begun here from now on."""
         with self._lock:
+            self.retired = True
+
+    def take_extent(self, size: int) -> int | None:
+        """Room for a record of `size` bytes; where the record begins, or None when retired."""
+        with self._lock:
+            if self.retired:
+                return None
             start = self.end
             # Room first: when the disk is full nothing has changed.
             self._disk.reserve(self.fd, start, HEADER_SIZE + size)

@@ -39,8 +39,9 @@ from dolmen.stores.volume.commit import Log
 from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.entry import Entry, key_of, unpack
 from dolmen.stores.volume.group import Group
+from dolmen.stores.volume.keeper import PAUSE, Keeper, ProcessKeeper, ThreadKeeper
 from dolmen.stores.volume.layout import prepare
-from dolmen.stores.volume.merge import Keeper, Merge
+from dolmen.stores.volume.merge import Merge
 from dolmen.stores.volume.opening import Membership
 from dolmen.stores.volume.reads import Files, Reader
 from dolmen.stores.volume.write import Op, Write
@@ -94,14 +95,17 @@ class VolumeStore(OneByOne):
         self._reader = Reader(disk, self._files, self._executor, self._quarantine)
         self._closed = False
 
-    def start(self, *, pause: float) -> None:
-        """Start the threads that commit and merge. On the event loop."""
+    def start(self, *, apart: bool) -> None:
+        """Begin to commit and to merge (`apart`: in a process of its own). On the event loop."""
         self._loop = asyncio.get_running_loop()
-        self._keeper = Keeper(self._merge, failed=self._merge_failed, pause=pause)
+        self._keeper: Keeper = (
+            ProcessKeeper(self.path)
+            if apart
+            else ThreadKeeper(self._merge, self._recent, failed=self._merge_failed, pause=PAUSE)
+        )
         self._group = Group(
             self._log,
             recover=lambda: self._membership.recover_dead(self._index, self._recent),
-            after=self._keeper.written,
         )
 
     # Writing
@@ -323,7 +327,6 @@ class VolumeStore(OneByOne):
             entry.offset,
         )
         self._loop.run_in_executor(self._executor, self._log.quarantine, key_of(name), entry)
-        self._keeper.written()
 
     # The store itself
 
@@ -341,7 +344,7 @@ class VolumeStore(OneByOne):
         reasons = []
         if self._log.broken is not None:
             reasons.append(f"takes no writes: {self._log.broken}")
-        if free < self._log.reserve:
+        if free < self._log.appender.reserve:
             reasons.append("the disk is full: puts are refused")
         return Condition(free, total, writable=not reasons, reasons=reasons)
 
@@ -377,12 +380,12 @@ async def open_volume(
     clock: Clock | None = None,
     now: Callable[[], float] = time.time,
     segment_size: int | None = None,
-    pause: float = 0.5,
+    apart: bool = False,
 ) -> VolumeStore:
     """Open the volume in a folder, making one where there is none or an empty one.
 
-    `pause` is the least time in seconds between two merges. Raises `BadVolume`
-    when the folder can't be used.
+    `apart` has it merged by a process of its own, as a server wants it. Raises
+    `BadVolume` when the folder can't be used.
     """
     loop = asyncio.get_running_loop()
     store = await loop.run_in_executor(
@@ -391,7 +394,7 @@ async def open_volume(
             path, disk=disk or Disk(), clock=clock or Clock(), now=now, segment_size=segment_size
         ),
     )
-    store.start(pause=pause)
+    store.start(apart=apart)
     return store
 
 

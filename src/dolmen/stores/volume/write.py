@@ -145,14 +145,15 @@ class Write:
             flushed=home.flushed,
         )
 
-    def entry(self, segment: int, offset: int, arrived: int) -> Entry:
-        """The entry it makes, with its record at this place."""
+    def entry(self, segment: int, offset: int, arrived: int) -> bytes:
+        """The packed entry it makes, with its record at this place."""
         stamp, sequence = self.answer.stamp, self.sequence
         if self.action is Action.REVISE:
             assert self.standing is not None
-            return self.standing._replace(
+            revised = self.standing._replace(
                 stamp=stamp, sequence=sequence, arrived=arrived, metadata=self.metadata
             )
+            return revised.pack()
         return Entry(
             segment,
             offset,
@@ -164,7 +165,7 @@ class Write:
             self.checksum,
             arrived,
             self.metadata,
-        )
+        ).pack()
 
     @property
     def needs_room(self) -> bool:
