@@ -13,7 +13,7 @@ import fcntl
 import json
 import mmap
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -83,21 +83,20 @@ class Board:
 
 
 class Tally(Collector):
-    """What one process counted. `route_of` gives a path's route, so labels stay few."""
+    """What one process counted. Routes leave their names in `request.state`, so labels stay few."""
 
-    def __init__(self, server: str, route_of: Callable[[str], str], board: Board) -> None:
-        self._server, self._route_of, self._board = server, route_of, board
+    def __init__(self, server: str, board: Board) -> None:
+        self._server, self._board = server, board
         self._rows = board.take_part()
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
     def observe(self, request: Request | None, status: int, sent: int, seconds: float) -> None:
         """Count one answer."""
-        key = (
-            ("malformed", "", status)
-            if request is None
-            else (self._route_of(request.path), request.method, status)
-        )
+        if request is None:
+            key = ("malformed", "", status)
+        else:
+            key = (str(request.state), request.method, status)
         row = self._rows.get(key)
         if row is None:
             row = self._rows[key] = [0.0] * (3 + len(BUCKETS) + 1)

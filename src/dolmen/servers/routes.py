@@ -9,6 +9,7 @@ status here, for every handler alike.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from urllib.parse import unquote_to_bytes
 
 from dolmen.errors import DolmenError
 from dolmen.http.messages import Request, Response
@@ -19,18 +20,20 @@ Handler = Callable[[Request, str], Awaitable[Response]]
 
 
 class Routes:
-    """A table of routes; calling it with a request gives the response."""
+    """A table of routes; calling it with a request gives the response.
+
+    The route a request took is left in `request.state`, for metrics.
+    """
 
     def __init__(self) -> None:
-        self._exact: dict[str, dict[str, Handler]] = {}
-        self._named: dict[str, dict[str, Handler]] = {}
+        self._exact: dict[bytes, tuple[str, dict[str, Handler]]] = {}
+        self._named: dict[bytes, tuple[str, dict[str, Handler]]] = {}
 
     def add(self, methods: str, path: str, handler: Handler) -> None:
         """Add a route for the methods (separated by spaces). `HEAD` comes with `GET`."""
-        if path.endswith("}"):
-            table = self._named.setdefault(path[: path.index("{")], {})
-        else:
-            table = self._exact.setdefault(path, {})
+        fixed, brace, _ = path.partition("{")
+        routes = self._named if brace else self._exact
+        _, table = routes.setdefault(fixed.encode(), (path, {}))
         for method in methods.split():
             table[method] = handler
             if method == "GET":
@@ -39,36 +42,37 @@ class Routes:
     @property
     def paths(self) -> list[str]:
         """Every path, as it is told to those who ask for another."""
-        return sorted([*self._exact, *(path + "…" for path in self._named)])
-
-    def route_of(self, path: str) -> str:
-        """The route a path belongs to, or "unknown"."""
-        cut = path.rfind("/") + 1
-        if path[:cut] in self._named and cut < len(path):
-            return path[:cut] + "{}"
-        return path if path in self._exact else "unknown"
+        return sorted(path for path, _ in (*self._exact.values(), *self._named.values()))
 
     async def __call__(self, request: Request) -> Response:
         """Answer a request."""
-        path = request.path
-        cut = path.rfind("/") + 1
+        path = request.raw_path
+        if b"%" in path:
+            path = unquote_to_bytes(path)
+        cut = path.rfind(b"/") + 1
         name = path[cut:]
-        table = self._named.get(path[:cut]) if name else None
-        if table is None:
-            table, name = self._exact.get(path), ""
-        if table is None:
-            return problem(404, f"There is no {path[:200]} here, only {', '.join(self.paths)}.")
+        found = self._named.get(path[:cut]) if name else None
+        if found is None:
+            found, name = self._exact.get(path), b""
+        if found is None:
+            request.state = "unknown"
+            return problem(404, f"There is no {_shown(path)} here, only {', '.join(self.paths)}.")
+        request.state, table = found
         handler = table.get(request.method)
         if handler is None:
             allowed = ", ".join(sorted(table))
             return problem(
                 405,
-                f"{request.method} is not for {path[:200]}; it takes {allowed}.",
+                f"{request.method} is not for {_shown(path)}; it takes {allowed}.",
                 headers=[(b"Allow", allowed.encode())],
             )
         try:
-            return await handler(request, name)
+            return await handler(request, name.decode("utf-8", "replace"))
         except HTTPError:
             raise
         except DolmenError as error:
             return refusal(error)
+
+
+def _shown(path: bytes) -> str:
+    return path[:200].decode("utf-8", "replace")

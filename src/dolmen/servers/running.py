@@ -46,7 +46,7 @@ def run(
     async def start(sockets: Sequence[socket.socket]) -> Sequence[Server]:
         application = await opened()
         ending.push_async_callback(application.aclose)
-        tally = Tally(application.name, application.listeners[0].route_of, board)
+        tally = Tally(application.name, board)
 
         async def metrics(_request: Request, _: str) -> Response:
             return Response(200, _METRICS, tally.text())

@@ -91,6 +91,15 @@ class Reader:
     ) -> None:
         self._disk, self._files, self._executor, self._failed = disk, files, executor, failed
 
+    def cached(self, name: bytes, entry: Entry) -> bytes | bytearray | None:
+        """The data of a small blob if the page cache has it all, checked; else None.
+
+        Raises `FileNotFoundError` when the segment is gone.
+        """
+        file = self._files.get(entry.segment)
+        record = self._disk.read_cached(file.fd, entry.record_size(name), entry.offset)
+        return None if record is None else self._checked(name, entry, record)
+
     async def read(self, name: str, entry: Entry, byte_range: Range | None) -> Payload:
         """The data, or a range of it; raises `FileNotFoundError` when the segment is gone."""
         file = self._files.get(entry.segment)
@@ -103,21 +112,22 @@ class Reader:
         if length > WHOLE:
             return self._stream(name, entry, file, 0, length)
         encoded = name.encode()
-        head = HEADER_SIZE + len(encoded) + entry.inner
-        end = head + length
-        size = end + sums_size(length)
-        record = await self._read(file, size, entry.offset)
-        view = memoryview(record)
-        data = view[head:end]
-        sound = len(record) == size and record[HEADER_SIZE : HEADER_SIZE + len(encoded)] == encoded
-        if sound and length:
-            if length <= BLOCK:
-                sound = crc32c(data) == int.from_bytes(view[end:], "little")
-            else:
-                sound = block_sums(data) == view[end:]
-        if not sound:
-            raise self._damaged(name, entry)
-        return Bytes(bytes(data))
+        record = await self._read(file, entry.record_size(encoded), entry.offset)
+        return Bytes(self._checked(encoded, entry, record))
+
+    def _checked(self, name: bytes, entry: Entry, record: bytes | bytearray) -> bytes | bytearray:
+        """The data in a whole record, compared with its name and its checksums."""
+        start = HEADER_SIZE + len(name) + entry.inner
+        end = start + entry.length
+        data = record[start:end]
+        sums = record[end:]
+        if record[HEADER_SIZE : HEADER_SIZE + len(name)] == name:
+            if entry.length <= BLOCK:
+                if not data or crc32c(data) == int.from_bytes(sums, "little"):
+                    return data
+            elif block_sums(data) == sums:
+                return data
+        raise self._damaged(name.decode(), entry)
 
     async def _range(self, name: str, entry: Entry, file: File, start: int, stop: int) -> Payload:
         if stop - start > WHOLE:

@@ -20,7 +20,7 @@ from dolmen import metadata
 from dolmen.digests import Digests
 from dolmen.errors import BadContent, Corrupt, DolmenError, NotFound, TooLarge, Unavailable
 from dolmen.names import PARTITIONS, check_name, checksum_of
-from dolmen.payload import Payload, read_whole
+from dolmen.payload import Bytes, Payload, read_whole
 from dolmen.record import Kind, block_sums
 from dolmen.stamps import Clock
 from dolmen.store import (
@@ -43,7 +43,7 @@ from dolmen.stores.volume.keeper import PAUSE, Keeper, ProcessKeeper, ThreadKeep
 from dolmen.stores.volume.layout import prepare
 from dolmen.stores.volume.merge import Merge
 from dolmen.stores.volume.opening import Membership
-from dolmen.stores.volume.reads import Files, Reader
+from dolmen.stores.volume.reads import WHOLE, Files, Reader
 from dolmen.stores.volume.write import Op, Write
 
 _log = logging.getLogger("dolmen.volume")
@@ -247,6 +247,10 @@ class VolumeStore(OneByOne):
         """See `BlobStore.get`."""
         entry = self._live(name)
         try:
+            if byte_range is None and entry.length <= WHOLE:
+                data = self._reader.cached(name.encode(), entry)
+                if data is not None:
+                    return Blob(entry.info(name), Bytes(data))
             payload = await self._reader.read(name, entry, byte_range)
         except FileNotFoundError:
             # The segment went while we looked: the entry says by now where the blob lies.
