@@ -61,7 +61,11 @@ class Slot:
 
 
 def entry_hash(name: bytes, stamp: int, kind: int, checksum: bytes, metadata: bytes) -> int:
-    """The 128-bit hash of one entry, as an integer."""
+    """The hash of one entry, as an integer: the first 16 bytes of a BLAKE3, little-endian.
+
+    Over 1 byte length of the name, 1 byte kind, 8 bytes stamp (little-endian), the
+    checksum, the hash of the metadata (`metadata.hash_of`), the name.
+    """
     fixed = _HASHED.pack(len(name), kind, stamp, checksum, hash_of(metadata))
     return int.from_bytes(blake3(fixed + name).digest(16), "little")
 
