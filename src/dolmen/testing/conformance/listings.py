@@ -29,13 +29,17 @@ from dolmen.testing.conformance.writes import same
 
 
 async def fill(store: BlobStore, chosen: list[str], *, deleted: int = 0) -> list[BlobInfo]:
-    """Put a small blob under each name; every `deleted`-th is a tombstone. In any order."""
-    infos = [
-        info_of(name, b"", stamp=at(number), kind=Kind.TOMBSTONE)
-        if deleted and number % deleted == 0
-        else info_of(name, name.encode(), stamp=at(number), meta=META)
-        for number, name in enumerate(chosen)
-    ]
+    """Put a small blob under each name; every `deleted`-th is a tombstone.
+
+    Neither the order of arrival nor that of the stamps is the order of listing.
+    """
+    infos = []
+    for number, name in enumerate(chosen):
+        stamp = at(number * 37 % 1009)
+        if deleted and number % deleted == 0:
+            infos.append(info_of(name, b"", stamp=stamp, kind=Kind.TOMBSTONE))
+        else:
+            infos.append(info_of(name, name.encode(), stamp=stamp, meta=META))
 
     async def blobs() -> AsyncIterator[Blob]:
         for info in sorted(infos, key=lambda info: info.name[::-1]):
