@@ -125,8 +125,9 @@ async def lines_of(response: ClientResponse) -> AsyncIterator[dict[str, Any]]:
     """The lines of an answer in JSON, as they come."""
     rest = b""
     async for piece in response.body:
-        *lines, rest = (rest + bytes(piece)).split(b"\n")
-        for line in lines:
-            yield json.loads(line)
+        lines, newline, rest = (rest + piece).rpartition(b"\n")
+        if newline:  # one array of many lines is parsed several times faster than each alone
+            for line in json.loads(f"[{lines.decode().replace(chr(10), ',')}]"):
+                yield line
     if rest:
         raise Unavailable("an answer broke off in the middle of a line")

@@ -1,0 +1,93 @@
+"""`dolmen api-server`: uploads and downloads over a cluster of stores."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dolmen.cli.options import Config, Open, Workers
+
+if TYPE_CHECKING:
+    from dolmen.config import Group, Settings
+
+LISTEN = "127.0.0.1:9991"
+DOWNLOADS = "127.0.0.1:9992"
+
+
+def api_server(
+    blob_server: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--blob-server",
+            "-b",
+            metavar="URL",
+            help="A store of the cluster; may be given many times, or a list with commas.",
+        ),
+    ] = None,
+    listen: Annotated[
+        str | None,
+        typer.Option("--listen", metavar="HOST:PORT", help=f"For everything. Default: {LISTEN}."),
+    ] = None,
+    download_listen: Annotated[
+        str | None,
+        typer.Option(
+            "--download-listen",
+            metavar="HOST:PORT",
+            help=f"For downloads alone. Default: {DOWNLOADS}.",
+        ),
+    ] = None,
+    workers: Workers = None,
+    open: Open = None,  # noqa: A002 - the option's name
+    config: Config = None,
+) -> None:
+    """Serve uploads and downloads over blob servers, which hold the objects.
+
+    [green]dolmen api-server -b http://10.0.0.1:3001 -b http://10.0.0.2:3001[/green]
+
+    [green]dolmen api-server --config cluster.toml[/green]
+    """
+    from dolmen.config import load
+    from dolmen.errors import BadSetting
+
+    named = [url.strip() for given in blob_server or [] for url in given.split(",") if url.strip()]
+    flags = {
+        "blob_servers": named or None,
+        "listen": listen,
+        "download_listen": download_listen,
+        "workers": workers,
+        "open": open,
+    }
+    settings = load(flags, config=config, needs_servers=True).settings
+    groups = settings.all_groups()
+    if not groups:
+        raise BadSetting(
+            "no blob server is named: say --blob-server http://HOST:PORT, or --config with groups; "
+            "to try dolmen on one machine there is dolmen serve"
+        )
+    raise typer.Exit(serve_api(groups, settings))
+
+
+def serve_api(groups: list[Group], settings: Settings) -> int:
+    """Run an API server over these groups; returns the exit status."""
+    from dolmen.config import split_address
+    from dolmen.servers.api import open_api
+    from dolmen.servers.running import Application, run
+
+    async def opened() -> Application:
+        return await open_api(groups, settings)
+
+    def ready(addresses: list[tuple[str, int]]) -> None:
+        (host, port), (_, downloads) = addresses
+        print(
+            f"uploads and everything else on http://{host}:{port}, downloads on port {downloads}\n"
+            f"  store:  curl -T FILE http://{host}:{port}/upload     or  dolmen put FILE\n"
+            f"  fetch:  curl http://{host}:{downloads}/fetch/ID      or  dolmen get ID",
+            flush=True,
+        )
+
+    addresses = [
+        split_address(settings.listen or LISTEN),
+        split_address(settings.download_listen or DOWNLOADS),
+    ]
+    return run(opened, addresses, workers=settings.workers, ready=ready)

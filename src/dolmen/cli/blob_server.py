@@ -1,0 +1,53 @@
+"""`dolmen blob-server`: one store on the network."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dolmen.cli.options import Config, Open, Workers
+
+LISTEN = "127.0.0.1:3001"
+
+
+def blob_server(
+    store: Annotated[
+        str | None, typer.Option("--store", metavar="URL", help="The store to serve.")
+    ] = None,
+    listen: Annotated[
+        str | None, typer.Option("--listen", metavar="HOST:PORT", help=f"Default: {LISTEN}.")
+    ] = None,
+    workers: Workers = None,
+    open: Open = None,  # noqa: A002 - the option's name
+    config: Config = None,
+) -> None:
+    """Serve one blob store.
+
+    [green]dolmen blob-server --store volume:/srv/dolmen[/green]
+
+    [green]dolmen blob-server --store volume:/srv/dolmen --listen 10.0.0.1:3001 --open[/green]
+    """
+    from dolmen.config import load, split_address
+    from dolmen.errors import BadSetting
+    from dolmen.servers.blob import BlobServer
+    from dolmen.servers.running import run
+    from dolmen.stores import open_store
+
+    flags = {"store": store, "listen": listen, "workers": workers, "open": open}
+    settings = load(flags, config=config).settings
+    url = settings.store
+    if url is None:
+        raise BadSetting(
+            "no store is named: say --store volume:/path/to/folder, or store = in the settings"
+        )
+
+    async def opened() -> BlobServer:
+        return BlobServer(await open_store(url), describes=url)
+
+    def ready(addresses: list[tuple[str, int]]) -> None:
+        for host, port in addresses:
+            print(f"blob server of {url} on http://{host}:{port}", flush=True)
+
+    addresses = [split_address(settings.listen or LISTEN)]
+    raise typer.Exit(run(opened, addresses, workers=settings.workers, ready=ready))

@@ -1,0 +1,39 @@
+"""`dolmen config`: what the settings come to."""
+
+from __future__ import annotations
+
+import typer
+
+from dolmen.cli.options import Config, Json
+from dolmen.cli.output import emit
+
+app = typer.Typer(no_args_is_help=True, help="Look at the settings.")
+
+
+@app.callback()
+def _config() -> None:
+    pass
+
+
+@app.command()
+def show(config: Config = None, json: Json = False) -> None:
+    """Print the settings in effect, and where each came from.
+
+    [green]DOLMEN_WORKERS=2 dolmen config show[/green]
+    """
+    from dolmen.config import load
+
+    loaded = load(config=config, needs_servers=True)
+    values = loaded.settings.model_dump()
+    limits = values.pop("limits")
+    values |= {f"limits.{key}": value for key, value in limits.items()}
+    for key, value in values.items():
+        if json:
+            emit({"key": key, "value": value, "origin": loaded.origin(key)})
+        elif key == "groups":
+            for group in value:
+                print(f"group {group['name']:<20} ({loaded.origin(key)})")
+                for each in group["servers"]:
+                    print(f"  {each['name']:<24} {each['url']}  weight {each['weight']:g}")
+        else:
+            print(f"{key:<26} {value!s:<24} ({loaded.origin(key)})")

@@ -1,0 +1,58 @@
+"""How a command ends: the exit status of an error, and the line that tells of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Coroutine
+from typing import TypeVar
+
+import typer
+
+from dolmen import errors
+
+T = TypeVar("T")
+
+FAILED, USAGE, NOT_FOUND, UNAVAILABLE, DAMAGED = 1, 2, 3, 4, 5
+
+_STATUS: list[tuple[type[Exception], int]] = [
+    (errors.BadSetting, USAGE),
+    (errors.InvalidName, USAGE),
+    (errors.NotFound, NOT_FOUND),
+    (errors.Unavailable, UNAVAILABLE),
+    (errors.OutcomeUnknown, UNAVAILABLE),
+    (errors.Corrupt, DAMAGED),
+    (errors.BadContent, DAMAGED),
+    (errors.DolmenError, FAILED),
+    (OSError, FAILED),
+]
+
+
+def status_of(error: Exception) -> int | None:
+    """The exit status an error stands for; None for one that nobody foresaw."""
+    return next((status for kind, status in _STATUS if isinstance(error, kind)), None)
+
+
+def tell(error: Exception, about: str = "") -> None:
+    """One line on stderr."""
+    text = str(error)
+    if isinstance(error, OSError) and error.filename:
+        text = f"{error.filename}: {error.strerror}"
+    text = " ".join(text.split())
+    print(f"dolmen: {about}{': ' if about else ''}{text}", file=sys.stderr, flush=True)
+
+
+def run(work: Coroutine[object, object, T]) -> T:
+    """Run a command's coroutine; Ctrl-C cancels it, it cleans up, and typer exits with 130."""
+    import uvloop
+
+    try:
+        return uvloop.run(work)
+    except BrokenPipeError:
+        seen_enough()
+        raise typer.Exit(0) from None
+
+
+def seen_enough() -> None:
+    """Whoever read our output has gone (`dolmen ls | head`): let nothing complain of it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,52 @@
+"""`dolmen serve`: everything in one process."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dolmen.cli.api_server import DOWNLOADS, LISTEN, serve_api
+from dolmen.cli.options import Config, Open, Workers
+
+
+def serve(
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="DIR", help="Its folder. Default: ./dolmen-data."),
+    ] = None,
+    listen: Annotated[
+        str | None,
+        typer.Option("--listen", metavar="HOST:PORT", help=f"For everything. Default: {LISTEN}."),
+    ] = None,
+    download_listen: Annotated[
+        str | None,
+        typer.Option(
+            "--download-listen",
+            metavar="HOST:PORT",
+            help=f"For downloads alone. Default: {DOWNLOADS}.",
+        ),
+    ] = None,
+    workers: Workers = None,
+    open: Open = None,  # noqa: A002 - the option's name
+    config: Config = None,
+) -> None:
+    """Start a store: uploads, downloads and the disk in one process.
+
+    [green]dolmen serve[/green]
+
+    [green]dolmen serve --data /srv/dolmen --listen 0.0.0.0:9991 --open[/green]
+    """
+    from dolmen.config import Group, Server, load
+
+    flags = {
+        "data": data,
+        "listen": listen,
+        "download_listen": download_listen,
+        "workers": workers,
+        "open": open,
+    }
+    settings = load(flags, config=config).settings
+    local = Server(name="local", url=f"volume:{settings.data}")
+    group = Group(name="local", servers=[local], copies=1, write_copies=1, min_copies=1)
+    raise typer.Exit(serve_api([group], settings))

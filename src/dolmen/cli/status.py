@@ -1,0 +1,78 @@
+"""`dolmen status`: how a cluster or a store is."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import typer
+
+from dolmen.cli.ending import FAILED, run
+from dolmen.cli.options import SERVER, Json, ServerOption
+from dolmen.cli.output import emit, readable
+
+
+def status(
+    store: Annotated[
+        str | None,
+        typer.Argument(metavar="[STORE]", help="A store's URL; without it the API server's view."),
+    ] = None,
+    server: ServerOption = SERVER,
+    json: Json = False,
+) -> None:
+    """Show how the servers of a cluster are, or one store. Exit status 1 when something is amiss.
+
+    [green]dolmen status[/green]
+
+    [green]dolmen status http://127.0.0.1:3001[/green]
+
+    [green]dolmen status volume:./dolmen-data[/green]
+    """
+    said = run(_of_store(store) if store else _of_cluster(server))
+    if json:
+        emit(said)
+    else:
+        for line in _lines(said):
+            print(line)
+    raise typer.Exit(FAILED if said.get("reasons") or said.get("writable") is False else 0)
+
+
+async def _of_cluster(server: str) -> dict[str, object]:
+    from dolmen.client import AsyncClient
+
+    async with AsyncClient(server) as client:
+        return await client.cluster()
+
+
+async def _of_store(url: str) -> dict[str, object]:
+    from dolmen.stores import open_store
+
+    store = await open_store(url)
+    try:
+        condition = dataclasses.asdict(await store.condition())
+        if not store.capabilities.stamps:
+            return {"store": url, **condition}
+        digests = await store.digests()
+    finally:
+        await store.aclose()
+    held = {"blobs": digests.count, "bytes": digests.size, "root": digests.root}
+    return {"store": url, **held, **condition}
+
+
+def _lines(value: object, indent: str = "") -> list[str]:
+    """A JSON value as indented lines."""
+    lines: list[str] = []
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if isinstance(inner, dict | list) and inner:
+                lines += [f"{indent}{key}", *_lines(inner, indent + "  ")]
+            elif isinstance(inner, int) and key in ("bytes", "free", "total", "free_bytes"):
+                lines.append(f"{indent}{key:10} {readable(inner)}")
+            elif inner not in (None, [], {}):
+                lines.append(f"{indent}{key:10} {inner}")
+    elif isinstance(value, list):
+        for inner in value:
+            lines += _lines(inner, indent)
+    else:
+        lines.append(f"{indent}{value}")
+    return lines

@@ -1,0 +1,91 @@
+"""The client for plain programs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping
+from types import MappingProxyType
+from typing import Self
+
+from dolmen.client.asynchronous import DEFAULT_SERVER, AsyncClient
+from dolmen.client.files import download_file, upload_file
+from dolmen.client.objects import Listed, ObjectInfo, Uploaded
+
+_NO_METADATA: Mapping[str, str] = MappingProxyType({})
+
+
+class Client:
+    """An API server, one call at a time; close it, or use it in `with`."""
+
+    def __init__(self, server: str = DEFAULT_SERVER) -> None:
+        self._client = AsyncClient(server)
+        self._runner = asyncio.Runner()
+        self._closed = False
+
+    def upload(
+        self,
+        data: bytes,
+        *,
+        file_name: str | None = None,
+        mime_type: str | None = None,
+        metadata: Mapping[str, str] = _NO_METADATA,
+        expected_id: str | None = None,
+    ) -> Uploaded:
+        """See `AsyncClient.upload`."""
+        return self._runner.run(
+            self._client.upload(
+                data,
+                file_name=file_name,
+                mime_type=mime_type,
+                metadata=metadata,
+                expected_id=expected_id,
+            )
+        )
+
+    def upload_file(self, path: str) -> Uploaded:
+        """See `upload_file`."""
+        return self._runner.run(upload_file(self._client, path))
+
+    def download(self, object_id: str, *, byte_range: tuple[int, int] | None = None) -> bytes:
+        """An object, or a range of it, in memory; for large ones there is `download_file`."""
+
+        async def whole() -> bytes:
+            async with self._client.download(object_id, byte_range=byte_range) as download:
+                return b"".join([piece async for piece in download])
+
+        return self._runner.run(whole())
+
+    def download_file(self, object_id: str, path: str | None = None, *, force: bool = False) -> str:
+        """See `download_file`."""
+        return self._runner.run(download_file(self._client, object_id, path, force=force))
+
+    def stat(self, object_id: str) -> ObjectInfo:
+        """See `AsyncClient.stat`."""
+        return self._runner.run(self._client.stat(object_id))
+
+    def list(self) -> Iterator[Listed]:
+        """See `AsyncClient.list`."""
+        listing = aiter(self._client.list())
+        while (listed := self._runner.run(_next(listing))) is not None:
+            yield listed
+
+    def delete(self, object_id: str) -> None:
+        """See `AsyncClient.delete`."""
+        self._runner.run(self._client.delete(object_id))
+
+    def close(self) -> None:
+        """Close every connection. May be called twice."""
+        if not self._closed:
+            self._closed = True
+            self._runner.run(self._client.aclose())
+            self._runner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+async def _next(listing: AsyncIterator[Listed]) -> Listed | None:
+    return await anext(listing, None)

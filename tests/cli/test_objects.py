@@ -1,0 +1,175 @@
+"""put, get, ls, stat and rm."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BIG = bytes(range(256)) * 8_000
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@pytest.fixture
+def server(dolmen: Any, api: Any) -> Any:
+    dolmen.environment["DOLMEN_SERVER"] = api.url
+    return api
+
+
+async def test_files_go_in_and_come_out(dolmen: Any, server: Any) -> None:
+    (dolmen.folder / "a.txt").write_bytes(b"hello")
+    (dolmen.folder / "b.bin").write_bytes(BIG)
+    put = await dolmen("put", "a.txt", "b.bin")
+    assert put.err == ""
+    assert put.out == f"{digest(b'hello')}  a.txt\n{digest(BIG)}  b.bin\n"
+    assert put.status == 0
+    (dolmen.folder / "b.bin").unlink()
+    got = await dolmen("get", digest(BIG))
+    assert (got.status, got.out, got.err) == (0, "b.bin\n", "")
+    assert (dolmen.folder / "b.bin").read_bytes() == BIG
+
+
+async def test_json_says_the_same_for_programs(dolmen: Any, server: Any) -> None:
+    (dolmen.folder / "a.txt").write_bytes(b"hello")
+    put = json.loads((await dolmen("put", "a.txt", "--json")).out)
+    assert put == {"id": digest(b"hello"), "size": 5, "copies": 2, "file": "a.txt"}
+    assert json.loads((await dolmen("ls", "--json")).out) == {"id": put["id"], "size": 5}
+    stat = json.loads((await dolmen("stat", put["id"], "--json")).out)
+    assert stat["metadata"] == {"x-file-name": "a.txt", "x-mime-type": "text/plain"}
+    got = json.loads((await dolmen("get", put["id"], "-o", "b.txt", "--json")).out)
+    assert got == {"id": put["id"], "file": "b.txt"}
+    assert json.loads((await dolmen("rm", put["id"], "--json")).out)["deleted"] is True
+    assert (await dolmen("ls")).out == ""
+
+
+async def test_pipes_work_both_ways(dolmen: Any, server: Any) -> None:
+    put = await dolmen("put", "-", "--name", "piped.bin", given=BIG)
+    assert put.out == f"{digest(BIG)}  -\n"
+    process = await dolmen.start("get", digest(BIG), "-o", "-")
+    out, err = await process.communicate()
+    assert out == BIG
+    assert err == b""
+    assert "piped.bin" in (await dolmen("stat", digest(BIG))).out
+
+
+async def test_a_file_that_is_there_is_not_replaced_unless_told_to(
+    dolmen: Any, server: Any
+) -> None:
+    (dolmen.folder / "a.txt").write_bytes(b"hello")
+    await dolmen("put", "a.txt")
+    got = await dolmen("get", digest(b"hello"))
+    assert got.status == 2
+    assert got.err == "dolmen: a.txt is there already; --force replaces it, -o names another file\n"
+    assert (await dolmen("get", digest(b"hello"), "--force")).status == 0
+
+
+async def test_each_failure_has_its_status_and_one_line(dolmen: Any, server: Any) -> None:
+    async def fails(status: int, said: str, *arguments: str) -> None:
+        ended = await dolmen(*arguments)
+        assert ended.status == status, ended
+        assert said in ended.err
+        assert ended.err.startswith("dolmen: ")
+        assert ended.err.count("\n") == 1
+
+    nobody = "0" * 64
+    await fails(3, "is not here", "get", nobody)
+    await fails(3, "is not here", "stat", nobody)
+    await fails(2, "no object's id", "get", "nonsense")
+    await fails(1, "missing.txt: No such file", "put", "missing.txt")
+    await fails(4, "", "stat", nobody, "--server", "http://127.0.0.1:1")
+    await fails(2, "write http://HOST:PORT", "ls", "--server", "ftp://x")
+    server.away = True
+    await fails(4, "two of three servers", "get", nobody)
+    await fails(4, "could not be asked", "rm", nobody)
+    server.away = False
+    await dolmen("put", "-", given=b"hello")
+    server.spoil = True
+    await fails(5, "has the digest", "get", digest(b"hello"))
+    assert os.listdir(dolmen.folder) == []
+
+
+async def test_one_file_that_fails_does_not_stop_the_others(dolmen: Any, server: Any) -> None:
+    (dolmen.folder / "b").write_bytes(b"b")
+    ended = await dolmen("put", "missing", "b")
+    assert ended.status == 1
+    assert ended.out == f"{digest(b'b')}  b\n"
+    assert "missing" in ended.err
+
+
+async def test_interrupted_it_cleans_up_and_says_130(dolmen: Any, server: Any) -> None:
+    await dolmen("put", "-", "--name", "big", given=BIG)
+    begun = asyncio.Event()
+    release = asyncio.Event()
+    original = server.fetch
+
+    async def slow(request: Any, name: str) -> Any:
+        response = await original(request, name)
+
+        async def pieces() -> Any:
+            yield BIG[:100_000]
+            begun.set()
+            await release.wait()
+
+        response.body = type(response.body)(pieces(), len(BIG))
+        return response
+
+    server.routes.add("GET", "/fetch/{id}", slow)
+    process = await dolmen.start("get", digest(BIG))
+    await begun.wait()
+    while not os.listdir(dolmen.folder):
+        await asyncio.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    out, err = await process.communicate()
+    release.set()
+    assert process.returncode == 130
+    assert err == b""
+    assert out == b""
+    assert os.listdir(dolmen.folder) == []
+
+
+@pytest.mark.parametrize("count", [5, 5_000])
+async def test_a_reader_that_has_seen_enough_is_no_failure(
+    dolmen: Any, server: Any, count: int
+) -> None:
+    for number in range(count):
+        server.objects[f"{number:064}"] = ([], b"")
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = await dolmen.start("ls", stdout=writing)
+    os.close(writing)
+    _, err = await process.communicate()
+    assert (process.returncode, err) == (0, b"")
+
+
+async def test_status_shows_the_cluster(dolmen: Any, server: Any) -> None:
+    ended = await dolmen("status")
+    assert ended.status == 0
+    assert "2.0 KiB" in ended.out
+    assert json.loads((await dolmen("status", "--json")).out)["groups"][0]["name"] == "all"
+
+
+async def test_no_bar_without_a_terminal(dolmen: Any, server: Any) -> None:
+    (dolmen.folder / "b.bin").write_bytes(BIG)
+    assert (await dolmen("put", "b.bin")).err == ""
+
+
+async def test_help_teaches_with_examples_and_unknown_options_are_usage(
+    dolmen: Any, tmp_path: Path
+) -> None:
+    for command in ("put", "get", "ls", "replicate", "serve", "blob-server", "api-server"):
+        ended = await dolmen(command, "--help")
+        assert ended.status == 0
+        assert f"dolmen {command}" in ended.out
+    ended = await dolmen("put", "--nonsense", "x")
+    assert ended.status == 2
+    assert "--nonsense" in ended.err
+    assert (await dolmen("--version")).out.startswith("dolmen ")

@@ -1,0 +1,124 @@
+"""blob-server, replicate, status, reindex and config show, over real volumes and sockets."""
+
+from __future__ import annotations
+
+import json
+import signal
+from typing import Any
+
+import pytest
+
+from dolmen.payload import Bytes
+from dolmen.stores import open_store
+
+
+async def fill(url: str, *names: str) -> None:
+    store = await open_store(url)
+    for name in names:
+        await store.put(name, Bytes(name.encode()))
+    await store.aclose()
+
+
+async def names(url: str) -> list[str]:
+    store = await open_store(url)
+    found = sorted([info.name async for info in store.list()])
+    await store.aclose()
+    return found
+
+
+async def test_replicate_copies_from_a_server_to_a_volume(dolmen: Any, blob_server: Any) -> None:
+    url, process = await blob_server("volume:source")
+    await fill(url, "a", "b", "c")
+    ended = await dolmen("replicate", url, "volume:target", "--json")
+    assert ended.status == 0, ended
+    report = json.loads(ended.out)
+    assert report["complete"] is True
+    assert (report["copied"], report["bytes"], report["refused"]) == (3, 3, {})
+    assert await names(f"volume:{dolmen.folder}/target") == ["a", "b", "c"]
+    again = await dolmen("replicate", url, "volume:target")
+    assert again.out == f"{url} → volume:target: 3 compared, in step\n"
+    process.send_signal(signal.SIGTERM)
+    assert await process.wait() == 0
+
+
+async def test_replicate_brings_the_servers_of_a_config_together(
+    dolmen: Any, blob_server: Any
+) -> None:
+    first, _ = await blob_server("memory:")
+    second, _ = await blob_server("memory:")
+    await fill(first, "a")
+    await fill(second, "b")
+    (dolmen.folder / "sos.conf").write_text(f"{first}\n{second}\n")
+    assert (await dolmen("replicate", "--config", "sos.conf")).status == 0
+    assert await names(first) == await names(second) == ["a", "b"]
+
+
+async def test_a_server_that_is_away_makes_replicate_fail_and_is_named(
+    dolmen: Any, blob_server: Any
+) -> None:
+    url, _ = await blob_server("memory:")
+    await fill(url, "a")
+    ended = await dolmen("replicate", url, "http://127.0.0.1:1", "--json")
+    assert ended.status == 4
+    report = json.loads(ended.out)
+    assert report["failing"] == "destination"
+    assert report["complete"] is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["replicate", "memory:"], "both SOURCE and DESTINATION"),
+        (["replicate", "memory:", "memory:", "--config", "x"], "not both"),
+        (["replicate", "ftp://x", "memory:"], "names no store"),
+        (["replicate"], "there is nothing to replicate"),
+        (["blob-server"], "say --store volume:"),
+        (["blob-server", "--store", "ftp:x"], "should be a store URL"),
+        (["blob-server", "--store", "memory:", "--listen", "0.0.0.0:0"], "--open"),
+        (["blob-server", "--store", "memory:", "--workers", "0"], "should be greater than"),
+        (["api-server"], "say --blob-server"),
+        (["config", "show", "--config", "missing.toml"], "there is no such file"),
+    ],
+)
+async def test_bad_settings_and_usage_exit_with_2(
+    dolmen: Any, arguments: list[str], said: str
+) -> None:
+    ended = await dolmen(*arguments)
+    assert ended.status == 2
+    assert said in " ".join(ended.err.replace("│", " ").split())
+    assert "Traceback" not in ended.err
+
+
+async def test_reindex_rebuilds_a_volume_and_says_what_it_found(dolmen: Any) -> None:
+    await fill(f"volume:{dolmen.folder}/data", "a", "b")
+    ended = await dolmen("reindex", "data", "--json")
+    assert ended.status == 0, ended
+    assert json.loads(ended.out)["blobs"] == 2
+    assert await names(f"volume:{dolmen.folder}/data") == ["a", "b"]
+    assert (await dolmen("reindex", "/etc/hosts")).status != 0
+
+
+async def test_status_of_a_store(dolmen: Any) -> None:
+    await fill(f"volume:{dolmen.folder}/data", "a", "b")
+    ended = await dolmen("status", "volume:data", "--json")
+    assert ended.status == 0, ended
+    assert json.loads(ended.out)["blobs"] == 2
+
+
+async def test_config_show_says_where_each_value_came_from(dolmen: Any) -> None:
+    (dolmen.folder / "here.toml").write_text("workers = 3")
+    dolmen.environment["DOLMEN_DIGEST"] = "sha1"
+    lines = (await dolmen("config", "show", "--config", "here.toml", "--json")).out.splitlines()
+    shown = {line["key"]: line for line in map(json.loads, lines)}
+    assert shown["workers"] == {"key": "workers", "value": 3, "origin": "here.toml"}
+    assert shown["digest"]["origin"] == "environment DOLMEN_DIGEST"
+    assert shown["limits.connections"]["origin"] == "default"
+
+
+async def test_a_port_in_use_is_told_in_a_line(dolmen: Any, blob_server: Any) -> None:
+    url, _ = await blob_server("memory:")
+    address = url.removeprefix("http://")
+    ended = await dolmen("blob-server", "--store", "memory:", "--listen", address)
+    assert ended.status == 2
+    assert "in use" in ended.err
+    assert "Traceback" not in ended.err

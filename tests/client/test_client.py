@@ -1,0 +1,256 @@
+"""The client against a server on the network."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dolmen.client import AsyncClient, Client, Listed, download_file, upload_file
+from dolmen.errors import (
+    BadContent,
+    BadSetting,
+    Corrupt,
+    InvalidName,
+    NotFound,
+    Unavailable,
+)
+
+BIG = bytes(range(256)) * 4_000  # about a megabyte: it comes in many pieces
+
+
+@pytest.fixture
+async def client(api: Any) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient(api.url) as client:
+        yield client
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+async def fetched(client: AsyncClient, object_id: str, **options: Any) -> bytes:
+    async with client.download(object_id, **options) as download:
+        return b"".join([piece async for piece in download])
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", BIG])
+async def test_what_was_uploaded_comes_back(client: AsyncClient, data: bytes) -> None:
+    stored = await client.upload(data)
+    assert (stored.id, stored.size, stored.copies) == (digest(data), len(data), 2)
+    assert await fetched(client, stored.id) == data
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_a_stream_is_uploaded_with_or_without_its_length(
+    client: AsyncClient, known: bool
+) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        for at in range(0, len(BIG), 70_000):
+            yield BIG[at : at + 70_000]
+
+    stored = await client.upload(pieces(), size=len(BIG) if known else None)
+    assert await fetched(client, stored.id) == BIG
+
+
+async def test_name_type_and_metadata_travel(client: AsyncClient) -> None:
+    stored = await client.upload(
+        b"x",
+        file_name="Übung 100%\n.txt",
+        mime_type="text/plain",
+        metadata={"X-Note": "kept"},
+    )
+    info = await client.stat(stored.id)
+    assert info.file_name == "Übung 100%.txt"  # as it can be shown and created
+    assert info.mime_type == "text/plain"
+    assert info.metadata["x-note"] == "kept"
+    assert info.degraded
+    assert len(info.copies) == 1
+    async with client.download(stored.id) as download:
+        assert download.info.file_name == "Übung 100%.txt"
+        assert download.size == 1
+
+
+@pytest.mark.parametrize("name", ["note", "x-dolmen-stamp"])
+async def test_metadata_needs_a_name_of_its_own(client: AsyncClient, name: str) -> None:
+    with pytest.raises(ValueError, match="metadata is named x-"):
+        await client.upload(b"x", metadata={name: "y"})
+
+
+async def test_an_upload_that_was_changed_on_the_way_is_noticed(
+    client: AsyncClient, api: Any
+) -> None:
+    api.spoil = True
+    with pytest.raises(BadContent, match="changed on the way"):
+        await client.upload(b"hello")
+    with pytest.raises(BadContent):
+        await client.upload(b"hello", expected_id=digest(b"hello"))
+    api.spoil = False
+    assert (await client.upload(b"hello", expected_id=digest(b"hello"))).size == 5
+
+
+async def test_a_download_with_the_wrong_content_never_ends_well(
+    client: AsyncClient, api: Any
+) -> None:
+    stored = await client.upload(BIG)
+    api.spoil = True
+    with pytest.raises(Corrupt):
+        await fetched(client, stored.id)
+
+
+async def test_ids_of_sha1_are_checked_as_well(client: AsyncClient, api: Any) -> None:
+    api.algorithm = "sha1"
+    stored = await client.upload(b"hello")
+    assert await fetched(client, stored.id) == b"hello"
+    api.spoil = True
+    with pytest.raises(Corrupt):
+        await fetched(client, stored.id)
+
+
+async def test_a_range_is_the_bytes_asked_for(client: AsyncClient) -> None:
+    stored = await client.upload(BIG)
+    assert await fetched(client, stored.id, byte_range=(1_000, 200_000)) == BIG[1_000:200_000]
+
+
+async def test_not_there_and_not_to_be_asked_are_different(client: AsyncClient, api: Any) -> None:
+    with pytest.raises(NotFound):
+        await fetched(client, "0" * 64)
+    api.away = True
+    with pytest.raises(Unavailable, match="two of three servers"):
+        await fetched(client, "0" * 64)
+
+
+async def test_ids_are_checked_before_anything_is_asked() -> None:
+    async with AsyncClient("http://127.0.0.1:1") as client:
+        with pytest.raises(InvalidName, match="64"):
+            await client.stat("../etc/passwd")
+        with pytest.raises(Unavailable):
+            await client.stat("0" * 64)
+
+
+async def test_the_listing_goes_through_all_pages(client: AsyncClient) -> None:
+    stored = [await client.upload(b"%d" % number) for number in range(10)]
+    found = [listed async for listed in client.list()]
+    assert found == sorted([Listed(each.id, 1) for each in stored], key=lambda each: each.id)
+
+
+async def test_a_delete_may_be_repeated(client: AsyncClient) -> None:
+    stored = await client.upload(b"x")
+    await client.delete(stored.id)
+    await client.delete(stored.id)
+    with pytest.raises(NotFound):
+        await client.stat(stored.id)
+
+
+@pytest.mark.parametrize("url", ["ftp://x", "http://", "http://x:port", "http://x/path"])
+def test_an_address_that_is_none_is_a_bad_setting(url: str) -> None:
+    with pytest.raises(BadSetting, match="write http://HOST:PORT"):
+        AsyncClient(url)
+
+
+async def test_a_file_goes_up_and_comes_down_under_its_name(
+    client: AsyncClient, tmp_path: Path
+) -> None:
+    there = tmp_path / "photo.jpg"
+    there.write_bytes(BIG)
+    moved: list[tuple[int, int | None]] = []
+    stored = await upload_file(
+        client, str(there), progress=lambda done, total: moved.append((done, total))
+    )
+    assert moved[-1] == (len(BIG), len(BIG))
+    assert (await client.stat(stored.id)).mime_type == "image/jpeg"
+    folder = tmp_path / "down"
+    folder.mkdir()
+    path = await download_file(client, stored.id, str(folder))
+    assert path == str(folder / "photo.jpg")
+    assert Path(path).read_bytes() == BIG
+    assert [each.name for each in folder.iterdir()] == ["photo.jpg"]
+
+
+async def test_a_download_does_not_replace_a_file_unless_told_to(
+    client: AsyncClient, tmp_path: Path
+) -> None:
+    stored = await client.upload(b"new")
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(BadSetting, match="is there already"):
+        await download_file(client, stored.id, str(path))
+    assert path.read_bytes() == b"old"
+    await download_file(client, stored.id, str(path), force=True)
+    assert path.read_bytes() == b"new"
+
+
+async def test_a_file_that_appeared_during_the_download_stays(
+    client: AsyncClient, tmp_path: Path
+) -> None:
+    stored = await client.upload(BIG)
+    path = tmp_path / "file"
+
+    def appear(_done: int, _total: int | None) -> None:
+        path.write_bytes(b"mine")
+
+    with pytest.raises(BadSetting, match="is there already"):
+        await download_file(client, stored.id, str(path), progress=appear)
+    assert path.read_bytes() == b"mine"
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+async def test_nothing_is_left_of_a_download_that_failed_or_was_cancelled(
+    client: AsyncClient, api: Any, tmp_path: Path
+) -> None:
+    stored = await client.upload(BIG)
+    begun = asyncio.Event()
+    task = asyncio.create_task(
+        download_file(client, stored.id, str(tmp_path), progress=lambda *_: begun.set())
+    )
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert list(tmp_path.iterdir()) == []
+    api.spoil = True
+    with pytest.raises(Corrupt):
+        await download_file(client, stored.id, str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_file_name_from_the_server_can_not_leave_the_folder(
+    client: AsyncClient, tmp_path: Path
+) -> None:
+    for number, (name, kept) in enumerate(
+        [
+            ("../../evil", "evil"),
+            (".bashrc", "bashrc"),
+            ("..", None),
+            ("a\\b", "b"),
+            ("\x1b[2J", "[2J"),
+        ]
+    ):
+        stored = await client.upload(b"%d" % number, file_name=name)
+        path = await download_file(client, stored.id, str(tmp_path))
+        assert path == str(tmp_path / (kept or stored.id))
+
+
+async def test_plain_programs_have_the_same(api: Any, tmp_path: Path) -> None:
+    def use() -> None:
+        path = tmp_path / "a.txt"
+        path.write_bytes(b"hello")
+        with Client(api.url) as client:
+            stored = client.upload_file(str(path))
+            assert client.upload(b"hello", file_name="a.txt").id == stored.id
+            assert client.download(stored.id) == b"hello"
+            assert client.download(stored.id, byte_range=(1, 3)) == b"el"
+            assert client.stat(stored.id).file_name == "a.txt"
+            assert [listed.id for listed in client.list()] == [stored.id]
+            target = client.download_file(stored.id, str(tmp_path / "b.txt"))
+            assert Path(target).read_bytes() == b"hello"
+            client.delete(stored.id)
+            with pytest.raises(NotFound):
+                client.stat(stored.id)
+        client.close()
+
+    await asyncio.to_thread(use)
