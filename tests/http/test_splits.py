@@ -148,12 +148,12 @@ def test_responses_are_the_same_however_they_arrive(kit) -> None:
             transport, pool = kit.make_call_connection()
             connection = transport.get_protocol()
             for method, status, body, data in responses:
-                call = connection.begin(head_only=method == "HEAD", reads=True)
+                call, future = connection.begin(head_only=method == "HEAD", reads=True)
                 call.sent = True
                 connection.transport.write(b"a request")
 
-                async def receive(call=call):
-                    answer = await call.answer
+                async def receive(future=future):
+                    answer = await future
                     return answer.status, await collect(answer.body, mode)
 
                 receiving = asyncio.ensure_future(receive())
@@ -198,8 +198,10 @@ async def test_every_single_cut_of_a_pipeline(kit) -> None:
     data = (
         b"GET /1 HTTP/1.1\r\nHost: a\r\n\r\n"
         b"POST /2 HTTP/1.1\r\nHost: a\r\nContent-Length: 8\r\n\r\n\r\n\r\nGET "
-        b"POST /3 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n4\r\n\r\n\r\n\r\n0\r\n\r\n"
-        b"POST /4 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\nA: b\r\n\r\n"
+        b"POST /3 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"4\r\n\r\n\r\n\r\n0\r\n\r\n"
+        b"POST /4 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"2\r\nhi\r\n0\r\nA: b\r\n\r\n"
         b"HEAD /5 HTTP/1.1\r\nHost: a\r\n\r\n"
     )
     whole = kit.make_connection(kit.echo)

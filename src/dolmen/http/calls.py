@@ -65,13 +65,39 @@ class Call:
 
     __slots__ = ("answer", "connection", "continued", "got_bytes", "reads", "sent")
 
-    def __init__(self, connection: ClientConnection, *, reads: bool) -> None:
+    def __init__(
+        self,
+        connection: ClientConnection,
+        answer: asyncio.Future[ClientResponse],
+        *,
+        reads: bool,
+    ) -> None:
         self.connection = connection
         self.reads = reads
-        self.answer: asyncio.Future[ClientResponse] = connection.loop.create_future()
+        self.answer: asyncio.Future[ClientResponse] | None = answer
         self.continued: asyncio.Future[None] | None = None
         self.sent = False
         self.got_bytes = False
+
+    def settle(self, outcome: ClientResponse | Exception) -> None:
+        """Give the waiting caller its response, or the error instead."""
+        answer = self.answer
+        if answer is not None and not answer.done():
+            if isinstance(outcome, ClientResponse):
+                answer.set_result(outcome)
+            else:
+                answer.set_exception(outcome)
+        self.let_continue()
+
+    @property
+    def answered(self) -> bool:
+        """Whether there is an outcome, or nobody waits for one any more."""
+        return self.answer is None or self.answer.done()
+
+    def let_continue(self) -> None:
+        """Wake a caller who waits to be asked for the body."""
+        if self.continued is not None and not self.continued.done():
+            self.continued.set_result(None)
 
     def give_up(self) -> None:
         """Close the connection, if this is still what it is on."""
@@ -87,7 +113,7 @@ class ClientConnection(Wire):
     """
 
     __slots__ = (
-        "_head_only", "_held", "_interim", "_last_arrived", "_parser", "_pending", "_stall",
+        "_fed", "_head_only", "_held", "_interim", "_last_arrived", "_parser", "_pending", "_stall",
         "call", "pool", "since", "used",
     )  # fmt: skip
 
@@ -102,22 +128,24 @@ class ClientConnection(Wire):
         self._pending: tuple[int, Framing] | None = None
         self._head_only = False
         self._interim = 0
+        self._fed = 0
         self._stall = -1
         self._last_arrived = 0
 
-    def begin(self, *, head_only: bool, reads: bool) -> Call:
-        """Take on a request; the caller then writes it to `transport`."""
+    def begin(self, *, head_only: bool, reads: bool) -> tuple[Call, asyncio.Future[ClientResponse]]:
+        """Take on a request; the caller then writes it to `transport` and awaits the future."""
         self._head_only = head_only
         self._interim = 0
         self._parser = HttpResponseParser(None)
         self.since = self.loop.time()
-        self.call = call = Call(self, reads=reads)
-        return call
+        answer: asyncio.Future[ClientResponse] = self.loop.create_future()
+        self.call = call = Call(self, answer, reads=reads)
+        return call, answer
 
     def stop_sending(self) -> bool:
         """Whether the request is no longer wanted: it has been answered, or can't be."""
         call = self.call
-        return self.lost or call is None or call.answer.done() or self.transport.is_closing()
+        return self.lost or call is None or call.answered or self.transport.is_closing()
 
     def failure(self, what: str) -> DolmenError:
         """The error for a request that got no (whole) answer because of `what`."""
@@ -139,19 +167,12 @@ class ClientConnection(Wire):
             error: Exception = self.failure(what)
             if self.used and call.reads and not call.got_bytes:
                 error.__cause__ = Stale()
-            if not call.answer.done():
-                call.answer.set_exception(error)
+            call.settle(error)
             if self.inflow is not None:
                 self.inflow.fail(error)
-            self._let_continue()
             self.call = None
         if not self.transport.is_closing():
             self.transport.abort()
-
-    def _let_continue(self) -> None:
-        call = self.call
-        if call is not None and call.continued is not None and not call.continued.done():
-            call.continued.set_result(None)
 
     def eof_received(self) -> bool | None:
         """Called by the loop: the other side will send no more."""
@@ -169,7 +190,9 @@ class ClientConnection(Wire):
             self.arrived += len(data)
             rest = inflow.feed(data)
             if isinstance(inflow.error, HTTPError):
-                self._break(f"sent a body that can't be read: {inflow.error.detail}")
+                what = f"sent a body that can't be read: {inflow.error.detail}"
+                inflow.error = self.failure(what)
+                self._break(what)
             elif inflow.ended:
                 self._held += rest
                 self.body_ended()
@@ -179,29 +202,41 @@ class ClientConnection(Wire):
         elif not self._held:
             end = data.find(_END) + 4
             if end >= 4:
-                self._take_head(data[:end], data[end:])
+                head = data[:end]
+                if self._parse(head):
+                    self._take_head(head, data[end:])
                 return
         self._held += data
         if self._pending is not None:
             self._finish_pending()
             return
-        end = self._held.find(_END, max(0, len(self._held) - len(data) - 3)) + 4
+        held = self._held
+        end = held.find(_END, max(0, self._fed - 3)) + 4
+        stop = end if end >= 4 else len(held)
+        if not self._parse(bytes(held[self._fed : stop])):
+            return
+        self._fed = stop
         if end >= 4:
-            head, rest = bytes(self._held[:end]), bytes(self._held[end:])
-            self._held.clear()
+            self._fed = 0
+            head, rest = bytes(held[:end]), bytes(held[end:])
+            held.clear()
             self._take_head(head, rest)
-        elif len(self._held) > _HEAD_LIMIT:
+        elif len(held) > _HEAD_LIMIT:
             self._break("sent headers without end")
 
-    def _take_head(self, head: bytes, rest: bytes) -> None:
+    def _parse(self, piece: bytes) -> bool:
+        """Let llhttp check a piece of a head."""
         try:
-            self._parser.feed_data(head)
+            self._parser.feed_data(piece)
         except HttpParserUpgrade:
             self._break("wants to switch protocols")
-            return
+            return False
         except HttpParserError as error:
             self._break(f"sent a malformed answer: {error}")
-            return
+            return False
+        return True
+
+    def _take_head(self, head: bytes, rest: bytes) -> None:
         at = head.find(b"\r\n")
         line = head[:at]
         http11 = line.startswith(b"HTTP/1.1 ")
@@ -237,10 +272,10 @@ class ClientConnection(Wire):
         self.inflow = inflow = Inflow(self, length, _NO_LIMIT)
         self._pending = (status, framing)
         body = Body(None, inflow)
-        if call is not None and not call.answer.done():
-            call.answer.set_result(ClientResponse(status, framing.headers, body, call))
+        if call is not None:
+            call.settle(ClientResponse(status, framing.headers, body, call))
             self._wake_writer()
-            self._let_continue()
+        del body  # only the caller holds it, so that forgetting it is noticed
         if rest:
             self.data_received(rest)
 
@@ -250,8 +285,8 @@ class ClientConnection(Wire):
             self._break("sent interim answers that were not asked for")
             return
         self._parser = HttpResponseParser(None)
-        if status == 100:
-            self._let_continue()
+        if status == 100 and self.call is not None:
+            self.call.let_continue()
         if rest:
             self.data_received(rest)
 
@@ -271,10 +306,8 @@ class ClientConnection(Wire):
         """Give a response that has arrived whole, and the connection back."""
         call = self.call
         self._done(framing)
-        if call is not None and not call.answer.done():
-            call.answer.set_result(ClientResponse(status, framing.headers, body, None))
-            if call.continued is not None and not call.continued.done():
-                call.continued.set_result(None)
+        if call is not None:
+            call.settle(ClientResponse(status, framing.headers, body, None))
 
     def body_ended(self) -> None:
         """The response is complete."""
@@ -322,7 +355,7 @@ class ClientConnection(Wire):
                 self._break(f"took nothing of the request for {timeouts.idle:g} s")
         elif not call.sent:
             self.since = now  # the caller's stream is what is slow
-        elif not call.answer.done() and self._pending is None:
+        elif not call.answered and self._pending is None:
             if now - self.since > timeouts.first_byte:
                 self._break(f"did not answer within {timeouts.first_byte:g} s")
         elif self.inflow is None or self.inflow.waiter is not None:

@@ -126,19 +126,20 @@ class Client:
         fresh: bool,
     ) -> ClientResponse:
         connection = await self.pool.acquire(fresh=fresh, sure=not reads)
-        call = connection.begin(head_only=method == "HEAD", reads=reads)
+        call, answer = connection.begin(head_only=method == "HEAD", reads=reads)
         try:
             if body is None:
                 connection.transport.write(head)
             else:
                 await self._send_body(call, head, body, expect=expect)
             call.sent = not connection.stop_sending()
-            return await call.answer
+            return await answer
         except BaseException:
             call.give_up()
             raise
         finally:
-            call.answer.cancel()
+            answer.cancel()
+            call.answer = None  # it holds the response, which the caller may forget unread
 
     async def _send_body(
         self, call: Call, head: bytes, body: Buffer | Stream, *, expect: bool

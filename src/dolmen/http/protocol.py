@@ -47,8 +47,21 @@ class ServerConnection(Exchange):
     """
 
     __slots__ = (
-        "_advancing", "_fed", "_held", "_last_arrived", "_lines", "_lingering", "_loopback",
-        "_parser", "_pending", "_seen", "_small", "_skipped", "_stall", "_window", "peer",
+        "_advancing",
+        "_fed",
+        "_held",
+        "_last_arrived",
+        "_lines",
+        "_lingering",
+        "_loopback",
+        "_parser",
+        "_pending",
+        "_seen",
+        "_skipped",
+        "_small",
+        "_stall",
+        "_window",
+        "peer",
     )  # fmt: skip
 
     def __init__(self, server: Server, *, loopback: bool) -> None:
@@ -308,6 +321,9 @@ class ServerConnection(Exchange):
     def _next(self) -> None:
         self.inflow = None
         self.idle = True
+        if self.server.draining:
+            self.transport.close()
+            return
         if self._paused:
             self.resume()
         if self._held and not self._write_paused:
