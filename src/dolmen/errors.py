@@ -9,6 +9,8 @@ may happen twice (a put of the same content under the same name) is repeated.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class DolmenError(Exception):
     """Base of every error dolmen raises on purpose."""
@@ -60,6 +62,18 @@ class Unavailable(DolmenError):  # noqa: N818
 
 class OutcomeUnknown(DolmenError):  # noqa: N818
     """The store was asked to write and did not say how it went. It may have happened."""
+
+
+class NoCopies(DolmenError):  # noqa: N818
+    """Every server was tried and too few of them took a write; it may stand on some.
+
+    `failures` has a pair for each server that failed: its name and its error.
+    """
+
+    def __init__(self, message: str, failures: Sequence[tuple[str, DolmenError]] = ()) -> None:
+        told = "; ".join(f"{server}: {error}" for server, error in failures)
+        super().__init__(f"{message}: {told}" if told else message)
+        self.failures = list(failures)
 
 
 class Unauthorized(DolmenError):  # noqa: N818

@@ -22,6 +22,7 @@ _STATUS: list[tuple[type[errors.DolmenError], int]] = [
     (errors.Corrupt, 503),
     (errors.Unavailable, 503),
     (errors.OutcomeUnknown, 500),
+    (errors.NoCopies, 500),
 ]
 JSON = EncodedHeaders([(b"Content-Type", b"application/json")])
 
@@ -44,7 +45,11 @@ def refusal(error: errors.DolmenError) -> Response:
         headers.append((b"X-Dolmen-Kind", b"tombstone"))
     if status == 503:
         headers.append((b"Retry-After", b"5"))
-    return problem(status, str(error), headers=headers, error=type(error).__name__)
+    name = type(error).__name__
+    if isinstance(error, errors.NoCopies):
+        servers = [f"{server}: {why}" for server, why in error.failures]
+        return problem(status, str(error), headers=headers, error=name, servers=servers)
+    return problem(status, str(error), headers=headers, error=name)
 
 
 def answer(value: object, status: int = 200) -> Response:

@@ -46,7 +46,7 @@ PAGE = 1000
 PAGE_MAX = 100_000
 _ORDER_MAX = 16 << 20
 """The largest JSON order (names to read, touch, remove, partitions to list), in bytes."""
-_ALIVE = Response(200, EncodedHeaders([(b"Content-Type", b"text/plain")]), b"alive")
+ALIVE = Response(200, EncodedHeaders([(b"Content-Type", b"text/plain")]), b"alive")
 
 
 class BlobServer:
@@ -114,7 +114,7 @@ class BlobServer:
         """Send a blob, or a range of it."""
         if request.method == "HEAD":
             info = await self._store.stat(name)
-            return Response(200, describe(info), _Nothing(info.size))
+            return Response(200, describe(info), Nothing(info.size))
         headers = request.headers
         if b"range" not in headers and b"if-none-match" not in headers:
             blob = await self._store.get(name)
@@ -155,7 +155,7 @@ class BlobServer:
         listing = self._store.list(
             after=after, prefix=query.get("prefix", ""), tombstones=tombstones
         )
-        limit = _limit(query["limit"]) if "limit" in query else None
+        limit = limit_of(query["limit"]) if "limit" in query else None
         if NDJSON in request.headers.get(b"accept", b""):
             return _lines(_listing(listing, limit or PAGE))
         return Response(
@@ -172,7 +172,7 @@ class BlobServer:
             prefix=str(order.get("prefix", "")),
             tombstones=order.get("tombstones") is True,
         )
-        return _lines(_listing(listing, _limit(order.get("limit", PAGE))))
+        return _lines(_listing(listing, limit_of(order.get("limit", PAGE))))
 
     async def touch(self, request: Request, _: str) -> Response:
         """Raise stamps and metadata of many blobs."""
@@ -276,7 +276,7 @@ class BlobServer:
 
     async def alive(self, _request: Request, _: str) -> Response:
         """Say so."""
-        return _ALIVE
+        return ALIVE
 
     async def healthz(self, _request: Request, _: str) -> Response:
         """Say that the process runs."""
@@ -320,7 +320,7 @@ def body_of(blob: Blob) -> Buffer | Streamed:
     return whole if whole is not None else Streamed(aiter(payload), payload.size)
 
 
-class _Nothing:
+class Nothing:
     """The body of an answer to HEAD: a length without bytes."""
 
     def __init__(self, length: int) -> None:
@@ -435,7 +435,8 @@ def _partitions(value: object) -> Sequence[int]:
     raise HTTPError(400, f"partitions is a list of numbers from 0 to {PARTITIONS - 1}.")
 
 
-def _limit(value: object) -> int:
+def limit_of(value: object) -> int:
+    """A page's length as it was asked for; raises `HTTPError` 400 for what is none."""
     try:
         limit = int(str(value))
     except ValueError:

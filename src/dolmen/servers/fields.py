@@ -99,15 +99,24 @@ def kind_of(headers: Headers) -> Kind:
 
 
 def describe(
-    info: BlobInfo, *, tag: bytes | None = None, part: tuple[int, int] | None = None
+    info: BlobInfo,
+    *,
+    tag: bytes | None = None,
+    part: tuple[int, int] | None = None,
+    guess: bytes = b"application/octet-stream",
+    more: bytes = b"",
 ) -> EncodedHeaders:
-    """The header fields of an answer with (or about) this blob, or a part (start, stop) of it."""
-    own = b"Content-Type: application/octet-stream\r\n"
-    if info.metadata:
+    """The header fields of an answer with (or about) this blob, or a part (start, stop) of it.
+
+    `guess` is the Content-Type where its metadata gives none, `more` are header lines.
+    """
+    if not info.metadata:
+        own = b"%bContent-Type: %b\r\n" % (more, guess)
+    else:
         pairs = _presentable(list(metadata.decode(info.metadata)))
-        content_type = dict(pairs).get(MIME_TYPE, b"application/octet-stream")
+        content_type = dict(pairs).get(MIME_TYPE, guess)
         exact = (b"X-Dolmen-Metadata", base64.b64encode(info.metadata))
-        own = encode_headers([(b"Content-Type", content_type), *pairs, exact])
+        own = more + encode_headers([(b"Content-Type", content_type), *pairs, exact])
     if part is not None:
         own += b"Content-Range: %b\r\n" % content_range(*part, info.size)
     # The rest is hex digits, dates and kinds, and needs no checking for control characters.

@@ -22,7 +22,11 @@ class Application(Protocol):
     """What a process serves: one table of routes for each address, and an end."""
 
     name: str
-    listeners: Sequence[Routes]
+
+    @property
+    def listeners(self) -> Sequence[Routes]:
+        """The routes of each address, in order."""
+        ...
 
     async def aclose(self) -> None:
         """Finish what is under way and let go of the stores."""

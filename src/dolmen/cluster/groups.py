@@ -1,0 +1,72 @@
+"""Groups and their members: what a configuration says of a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dolmen.errors import BadSetting
+from dolmen.store import BlobStore
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A server of a group. `name` and `weight` decide placement; the store may move."""
+
+    name: str
+    store: BlobStore
+    weight: float = 1.0
+    zone: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Servers that hold copies of the same objects.
+
+    `copies` is how many servers an object should be on, `write_copies` how many are
+    written before an upload is answered, `min_copies` with how few it still succeeds.
+    """
+
+    name: str
+    members: Sequence[Member]
+    copies: int
+    write_copies: int
+    min_copies: int
+
+    @property
+    def weight(self) -> float:
+        """Its share of the objects of a cluster with several groups."""
+        return sum(member.weight for member in self.members)
+
+
+def make_group(
+    name: str,
+    members: Sequence[Member],
+    *,
+    copies: int | None = None,
+    write_copies: int | None = None,
+    min_copies: int | None = None,
+    volatile: bool = False,
+) -> Group:
+    """A group with the defaults: a copy on every server, two written, one needed.
+
+    Stores that are not durable (memory, memcached) never count as a copy; a group of
+    nothing else is refused unless `volatile` asks for it outright. Raises
+    `BadSetting` for numbers that can't be kept.
+    """
+    counted = sum(1 for member in members if member.store.capabilities.durable or volatile)
+    if not counted:
+        raise BadSetting(
+            f"group {name!r} has no durable server: nothing in it would survive a restart; "
+            "add a blob server on a volume"
+        )
+    copies = counted if copies is None else copies
+    write_copies = min(2, copies) if write_copies is None else write_copies
+    min_copies = 1 if min_copies is None else min_copies
+    if not 1 <= min_copies <= write_copies <= copies <= counted:
+        raise BadSetting(
+            f"group {name!r}: min_copies ({min_copies}), write_copies ({write_copies}) and copies "
+            f"({copies}) must each be no more than the next, and copies no more than its "
+            f"{counted} durable servers"
+        )
+    return Group(name, tuple(members), copies, write_copies, min_copies)

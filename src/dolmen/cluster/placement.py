@@ -1,0 +1,83 @@
+"""Placement: for every partition an order of all servers, computed, the same everywhere.
+
+Weighted rendezvous hashing (Thaler and Ravishankar 1996; with weights as
+-w / ln u, Schindelhauer and Schomaker 2005): every server draws a number u from a hash
+of the partition and its name, and the highest score comes first. First the groups are
+ordered in this way, then the servers within each. A server that joins or leaves
+moves only the partitions it wins or held. Nothing is stored, nobody is asked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from blake3 import blake3
+
+from dolmen.cluster.groups import Group, Member
+
+
+class Place:
+    """Where the blobs of one partition go."""
+
+    __slots__ = ("group", "order")
+
+    def __init__(self, group: Group, order: Sequence[Member]) -> None:
+        self.group = group
+        """The group that holds them."""
+        self.order = tuple(order)
+        """All servers: first those that should hold a copy, then every other one."""
+
+    @property
+    def rightful(self) -> tuple[Member, ...]:
+        """The servers that should hold a copy."""
+        return self.order[: self.group.copies]
+
+
+class Placement:
+    """The places of all partitions, each worked out when it is first asked for."""
+
+    def __init__(self, groups: Sequence[Group]) -> None:
+        self.groups = tuple(groups)
+        self._places: dict[int, Place] = {}
+
+    def of(self, partition: int) -> Place:
+        """The place of a partition."""
+        place = self._places.get(partition)
+        if place is None:
+            place = self._places[partition] = self._work_out(partition)
+        return place
+
+    def _work_out(self, partition: int) -> Place:
+        groups = sorted(
+            self.groups,
+            key=lambda group: score(partition, f"group/{group.name}", group.weight),
+            reverse=True,
+        )
+        order: list[Member] = []
+        for group in groups:
+            ranked = sorted(
+                group.members,
+                key=lambda member: score(partition, f"server/{member.name}", member.weight),
+                reverse=True,
+            )
+            order += _spread(ranked, group.copies)
+        return Place(groups[0], order)
+
+
+def score(partition: int, name: str, weight: float) -> float:
+    """How much a server wants a partition; above zero."""
+    drawn = int.from_bytes(blake3(f"{partition}/{name}".encode()).digest(8), "big")
+    return -weight / math.log((drawn + 0.5) / 2**64)
+
+
+def _spread(ranked: list[Member], copies: int) -> list[Member]:
+    """The ranking with the first `copies` in as many zones as can be; no zone is one of its own."""
+    first: list[Member] = []
+    zones: set[str] = set()
+    for member in ranked:
+        if len(first) < copies and (member.zone is None or member.zone not in zones):
+            first.append(member)
+            if member.zone is not None:
+                zones.add(member.zone)
+    return first + [member for member in ranked if member not in first]

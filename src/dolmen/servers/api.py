@@ -1,0 +1,239 @@
+"""The API server: uploads, downloads and deletes over a cluster of blob servers.
+
+It has two listeners: one for everything, one that only reads and can be opened to
+the world. It holds no state; any number may run over the same blob servers.
+`docs/wire-api.md` lists the routes.
+"""
+
+from __future__ import annotations
+
+import mimetypes
+import time
+from collections import deque
+from collections.abc import Sequence
+
+import dolmen
+from dolmen import config
+from dolmen.cluster.cluster import Cluster
+from dolmen.cluster.groups import Group, Member, make_group
+from dolmen.cluster.objects import Objects
+from dolmen.errors import InvalidName, NotFound
+from dolmen.http.body import Body
+from dolmen.http.conditional import not_modified, range_applies
+from dolmen.http.messages import Headers, Request, Response
+from dolmen.http.problems import HTTPError
+from dolmen.http.ranges import byte_range
+from dolmen.names import check_name, is_object_id
+from dolmen.servers.answers import answer
+from dolmen.servers.blob import ALIVE, Nothing, body_of, limit_of
+from dolmen.servers.fields import ContentDigest, describe, metadata_of
+from dolmen.servers.routes import Routes
+from dolmen.store import BlobStore
+from dolmen.stores import open_store
+
+PAGE = 1000
+_FORM = b"multipart/form-data"
+_BINARY = b"application/octet-stream"
+_SAFE = (
+    b"X-Content-Type-Options: nosniff\r\nContent-Security-Policy: sandbox\r\n"
+    b"Cache-Control: public, max-age=31536000, immutable\r\n"
+)
+"""What a browser is told: believe the type, run nothing, and never ask again."""
+
+
+class ApiServer:
+    """The routes over the objects of a cluster."""
+
+    name = "api"
+
+    def __init__(self, objects: Objects) -> None:
+        self._objects = objects
+        self._started = time.time()
+        everything, reading = Routes(), Routes()
+        for routes in (everything, reading):
+            routes.add("GET", "/fetch/{id}", self.fetch)
+            routes.add("GET", "/alive", self.alive)
+            routes.add("GET", "/healthz", self.healthz)
+            routes.add("GET", "/readyz", self.readyz)
+        everything.add("POST PUT", "/upload", self.upload)
+        everything.add("PUT", "/objects/{id}", self.upload_known)
+        everything.add("GET", "/objects/{id}", self.locate)
+        everything.add("DELETE", "/objects/{id}", self.delete)
+        everything.add("GET", "/objects", self.list)
+        everything.add("GET", "/cluster", self.cluster)
+        self.handle = everything
+        self.listeners = (everything, reading)
+
+    async def aclose(self) -> None:
+        """Close every store of the cluster."""
+        await self._objects.aclose()
+
+    async def upload(self, request: Request, _: str) -> Response:
+        """Store the body; the answer has its id."""
+        return await self._store(request, None)
+
+    async def upload_known(self, request: Request, name: str) -> Response:
+        """Store the body if it has this id; nothing is read when it is stored already."""
+        _check_id(name)
+        try:
+            stored = await self._objects.renew(name, metadata_of(request.headers))
+        except NotFound:
+            return await self._store(request, name)
+        return answer({"id": name, "status": "OK", "size": stored.size, "copies": stored.copies})
+
+    async def _store(self, request: Request, expected: str | None) -> Response:
+        headers, body = request.headers, request.body
+        if headers.get(b"content-type", b"").startswith(_FORM):
+            raise HTTPError(
+                415,
+                "This is a form's envelope around a file, not the file. Send the file itself: "
+                "curl -T FILE http://…/upload, or curl --data-binary @FILE http://…/upload",
+            )
+        digest = ContentDigest(headers)
+        if body.whole is not None and digest:
+            digest.update(body.whole)
+            digest.check()
+        stored = await self._objects.upload(
+            _Announced(body, digest) if digest else body,
+            whole=body.whole,
+            meta=metadata_of(headers),
+            expected_id=expected,
+        )
+        return answer(
+            {"id": stored.id, "status": "OK", "size": stored.size, "copies": stored.copies}
+        )
+
+    async def fetch(self, request: Request, name: str) -> Response:
+        """Send an object, or a range of it. An extension is for the reader, and guesses a type."""
+        object_id, dot, extension = name.partition(".")
+        _check_id(object_id)
+        guess = _type_of(extension) if dot else _BINARY
+        tag = b'"%b"' % object_id.encode()
+        headers = request.headers
+        if request.method == "HEAD":
+            info = await self._objects.stat(object_id)
+            described = describe(info, tag=tag, more=_SAFE, guess=guess)
+            return Response(200, described, Nothing(info.size))
+        part = None
+        if b"range" in headers or b"if-none-match" in headers:
+            info = await self._objects.stat(object_id)
+            if not_modified(headers, tag):
+                return Response(304, describe(info, tag=tag, more=_SAFE, guess=guess))
+            part = _part(headers, info.size, tag)
+        blob = await self._objects.download(object_id, byte_range=part)
+        described = describe(blob.info, tag=tag, part=part, more=_SAFE, guess=guess)
+        return Response(200 if part is None else 206, described, body_of(blob))
+
+    async def delete(self, _request: Request, name: str) -> Response:
+        """Delete an object everywhere."""
+        _check_id(name)
+        await self._objects.delete(name)
+        return Response(204)
+
+    async def list(self, request: Request, _: str) -> Response:
+        """List ids in pages: `{"ids": […], "next": cursor or null}`."""
+        cursor = request.query.get("cursor")
+        limit = limit_of(request.query.get("limit", PAGE))
+        ids: deque[str] = deque()
+        following = None
+        async for info in self._objects.list(after=check_name(cursor) if cursor else None):
+            if len(ids) == limit:
+                following = ids[-1]
+                break
+            ids.append(info.name)
+        return answer({"ids": [*ids], "next": following})
+
+    async def locate(self, _request: Request, name: str) -> Response:
+        """Tell where the copies of an object are."""
+        _check_id(name)
+        return answer(await self._objects.locate(name))
+
+    async def cluster(self, _request: Request, _: str) -> Response:
+        """Tell of every group and server."""
+        return answer(
+            {
+                "version": dolmen.__version__,
+                "uptime_seconds": round(time.time() - self._started),
+                "groups": await self._objects.condition(),
+            }
+        )
+
+    async def alive(self, _request: Request, _: str) -> Response:
+        """Say so."""
+        return ALIVE
+
+    async def healthz(self, _request: Request, _: str) -> Response:
+        """Say that the process runs."""
+        return answer({"status": "OK"})
+
+    async def readyz(self, _request: Request, _: str) -> Response:
+        """Say whether uploads can succeed: some server takes writes."""
+        condition = await self._objects.cluster.condition()
+        ready = condition.writable
+        return answer({"ready": ready, "reasons": condition.reasons}, 200 if ready else 503)
+
+
+class _Announced:
+    """A body whose Content-Digest is checked before its end is given."""
+
+    def __init__(self, body: Body, digest: ContentDigest) -> None:
+        self._body, self._digest = body, digest
+        self.length = body.length
+        self._left = body.length
+
+    async def receive_into(self, buffer: memoryview) -> int:
+        """See `Body.receive_into`."""
+        got = await self._body.receive_into(buffer)
+        self._digest.update(buffer[:got])
+        if self._left is not None:
+            self._left -= got
+        if got < len(buffer) or self._left == 0:
+            self._digest.check()
+        return got
+
+
+async def open_api(groups: Sequence[config.Group], settings: config.Settings) -> ApiServer:
+    """Open every store of these groups and serve them.
+
+    Raises `BadSetting` for numbers of copies that can't be kept, and what opening raises.
+    """
+    opened: list[BlobStore] = []
+    ready: list[Group] = []
+    try:
+        for group in groups:
+            members = []
+            for server in group.servers:
+                store = await open_store(server.url)
+                opened.append(store)
+                members.append(Member(server.name, store, server.weight, server.zone))
+            ready.append(
+                make_group(
+                    group.name,
+                    members,
+                    copies=group.copies,
+                    write_copies=group.write_copies,
+                    min_copies=group.min_copies,
+                )
+            )
+    except BaseException:
+        for store in opened:
+            await store.aclose()
+        raise
+    return ApiServer(Objects(Cluster(ready), digest=settings.digest))
+
+
+def _check_id(name: str) -> None:
+    if not is_object_id(name):
+        raise InvalidName(
+            f"{name[:100]!r} is no object's id: an id is 64 (or 40) lower-case hex digits, "
+            "as POST /upload answered it"
+        )
+
+
+def _part(headers: Headers, size: int, tag: bytes) -> tuple[int, int] | None:
+    return byte_range(headers.get(b"range"), size) if range_applies(headers, tag) else None
+
+
+def _type_of(extension: str) -> bytes:
+    guessed, _ = mimetypes.guess_type(f"file.{extension}", strict=False)
+    return guessed.encode() if guessed else _BINARY
