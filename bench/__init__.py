@@ -1,0 +1,1 @@
+"""Figures beside nginx: `python -m bench` measures, prints and compares; it asserts nothing."""

@@ -1,0 +1,84 @@
+"""`python -m bench`: measure, print, save, compare."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+from bench import small  # noqa: F401 - registers figures, in the table's order
+from bench.figures import SUBJECTS, Bench, Line, NotMeasured, Subject
+from bench.machine import machine
+from bench.report import compare, save, show, show_line, show_machine
+
+RESULTS = Path("bench", "results")
+"""Under the current directory, whose file system is the one that is measured."""
+
+
+def main() -> None:
+    options = _options()
+    if options.compare:
+        compare(*options.compare)
+        return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything is cleaned up
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    lines: list[Line] = []
+    with tempfile.TemporaryDirectory(prefix="run-", dir=RESULTS.resolve()) as folder:
+        facts = machine(Path(folder))
+        show_machine(facts)
+        try:
+            for at, subject in enumerate(_chosen(options.only, long=options.long)):
+                own = Path(folder, str(at))
+                own.mkdir()
+                lines += _measure(subject, Bench(own, options.long), long=options.long)
+                shutil.rmtree(own)
+        except KeyboardInterrupt:
+            print("\ninterrupted; this is what there is", file=sys.stderr)
+    show(lines)
+    if options.json:
+        save(options.json, facts, lines, long=options.long)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--long", action="store_true", help="the long forms: up to an hour")
+    parser.add_argument("--only", metavar="SUBSTRING", default="", help="figures with this in them")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="save the run")
+    parser.add_argument(
+        "--compare", nargs=2, metavar=("A", "B"), type=Path, help="compare two saved runs"
+    )
+    return parser.parse_args()
+
+
+def _chosen(only: str, *, long: bool) -> list[Subject]:
+    return [
+        subject
+        for subject in SUBJECTS
+        if any(only.lower() in figure.name.lower() for figure in subject.figures)
+        and (long or not all(figure.long for figure in subject.figures))
+    ]
+
+
+def _measure(subject: Subject, bench: Bench, *, long: bool) -> list[Line]:
+    lines: list[Line] = []
+    figures = [figure for figure in subject.figures if long or not figure.long]
+    missing = ""
+    try:
+        for figure, measured in zip(figures, subject.run(bench), strict=False):
+            lines.append(Line(figure, measured))
+            show_line(lines[-1])
+    except NotMeasured as error:
+        missing = str(error)
+    except Exception as error:  # noqa: BLE001 - one that fails must not cost the others
+        missing = f"{type(error).__name__}: {error}"
+    for figure in figures[len(lines) :]:
+        lines.append(Line(figure, None, missing))
+        show_line(lines[-1])
+    return lines
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""What a figure is: its unit, what it is held against, its marks, and what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+
+class NotMeasured(Exception):  # noqa: N818 - it reads as what it is
+    """Something a figure needs is not there; the message says what to do about it."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table.
+
+    Where `against` names something, the marks are for the ratio to it, measured in
+    turns in the same run. With `at_least` above `aim`, lower is better.
+    """
+
+    name: str
+    unit: str
+    at_least: float
+    aim: float
+    against: str | None = None
+    long: bool = False
+    """Only in the long form."""
+
+
+@dataclass
+class Measured:
+    """The samples of one figure, in the order they were taken, and those of its yardstick."""
+
+    samples: list[float]
+    against: list[float] = field(default_factory=list)
+    """Each measured just before the sample at the same place."""
+    note: str = ""
+
+
+@dataclass
+class Line:
+    """A figure with what was measured, or why it was not."""
+
+    figure: Figure
+    measured: Measured | None
+    missing: str = ""
+
+    @property
+    def values(self) -> list[float]:
+        """What the marks are about: the ratios of neighbouring samples, or the samples."""
+        if self.measured is None:
+            return []
+        if self.figure.against is None:
+            return self.measured.samples
+        return [a / b for a, b in zip(self.measured.samples, self.measured.against, strict=False)]
+
+    @property
+    def reached(self) -> str:
+        """Which mark the median reaches: "aim", "at least", "below", or "?"."""
+        values, figure = self.values, self.figure
+        if not values:
+            return "?"
+        sign = -1 if figure.at_least > figure.aim else 1
+        for mark, name in ((figure.aim, "aim"), (figure.at_least, "at least")):
+            if sign * median(values) >= sign * mark:
+                return name
+        return "below"
+
+    def saved(self) -> dict[str, Any]:
+        """As it goes into a JSON file."""
+        return {
+            **asdict(self.figure),
+            **(
+                asdict(self.measured) if self.measured else {"samples": [], "missing": self.missing}
+            ),
+            "yardstick": self.figure.against,
+            "value": median(self.values) if self.values else None,
+            "reached": self.reached,
+        }
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One run: where its data goes, and how thorough it is."""
+
+    folder: Path
+    long: bool
+    rounds: int = 3
+    seconds: int = 3
+    """Of one run of wrk."""
+
+
+Run = Callable[[Bench], Iterator[Measured]]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A function that measures these figures and yields them in this order."""
+
+    figures: tuple[Figure, ...]
+    run: Run
+
+
+SUBJECTS: list[Subject] = []
+
+
+def measures(*figures: Figure) -> Callable[[Run], Run]:
+    """Register a function as what measures these figures."""
+
+    def register(run: Run) -> Run:
+        SUBJECTS.append(Subject(figures, run))
+        return run
+
+    return register
