@@ -51,6 +51,25 @@ async def test_replicate_brings_the_servers_of_a_config_together(
     (dolmen.folder / "sos.conf").write_text(f"{first}\n{second}\n")
     assert (await dolmen("replicate", "--config", "sos.conf")).status == 0
     assert await names(first) == await names(second) == ["a", "b"]
+    assert (await dolmen("replicate", "--config", "sos.conf")).out == "2 servers, in step\n"
+
+
+async def test_with_fewer_copies_than_servers_each_gets_its_share(
+    dolmen: Any, blob_server: Any
+) -> None:
+    urls = [(await blob_server("memory:"))[0] for _ in range(3)]
+    await fill(urls[0], *(f"n{number}" for number in range(60)))
+    servers = ", ".join(
+        f'{{ name = "{name}", url = "{url}" }}' for name, url in zip("abc", urls, strict=True)
+    )
+    (dolmen.folder / "c.toml").write_text(
+        f'[[groups]]\nname = "all"\ncopies = 1\nservers = [{servers}]\n'
+    )
+    assert (await dolmen("replicate", "--config", "c.toml")).status == 0
+    second, third = await names(urls[1]), await names(urls[2])
+    assert not set(second) & set(third)
+    assert 5 < len(second) < 35
+    assert 5 < len(third) < 35
 
 
 async def test_a_server_that_is_away_makes_replicate_fail_and_is_named(

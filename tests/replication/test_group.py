@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dolmen.cluster.groups import Group, Member
+from dolmen.cluster.placement import Placement
 from dolmen.errors import TooLarge
 from dolmen.names import partition_of
 from dolmen.payload import Bytes
-from dolmen.replication import replicate_group
+from dolmen.replication import replicate_group, replicate_groups
+from dolmen.replication.group import partitions_of
 from dolmen.stores.memory import MemoryStore
 from dolmen.testing.faulty import FaultyStore
 
@@ -70,3 +73,33 @@ async def test_progress_names_the_pair() -> None:
     pairs: set[tuple[str, str]] = set()
     await replicate_group(stores, progress=lambda a, b, _: pairs.add((a, b)), pause=nothing)
     assert pairs == {("a", "b"), ("b", "a")}
+
+
+async def test_servers_in_step_cost_a_request_each() -> None:
+    stores = await different(4)
+    await replicate_group(stores, pause=nothing)
+    for store in stores.values():
+        store.calls.clear()
+    assert (await replicate_group(stores, pause=nothing)).runs == {}
+    assert [store.calls for store in stores.values()] == [[("digests", "")]] * 4
+
+
+async def test_with_fewer_copies_than_servers_placement_says_who_gets_what() -> None:
+    stores = await different(4)
+    members = [Member(name, store) for name, store in stores.items()]
+    groups = [Group("one", members[:3], 2, 2, 1), Group("two", members[3:], 1, 1, 1)]
+    assert (await replicate_groups(groups, pause=nothing)).complete
+    placement = Placement(groups)
+    for name in (f"{server}-{number}" for server in "abcd" for number in range(20)):
+        for member in placement.of(partition_of(name)).rightful:
+            assert (await stores[member.name].store.stat(name)).size == 1
+    assert (await replicate_groups(groups, pause=nothing)).runs == {}
+
+
+def test_a_single_group_with_a_copy_everywhere_needs_no_placement() -> None:
+    members = [Member(name, MemoryStore()) for name in "ab"]
+    wanted = partitions_of([Group("one", members, 2, 2, 1)])
+    assert wanted == {"a": range(65_536), "b": range(65_536)}
+    halves = partitions_of([Group("one", members, 1, 1, 1)])
+    assert set(halves["a"]) | set(halves["b"]) == set(range(65_536))
+    assert not set(halves["a"]) & set(halves["b"])

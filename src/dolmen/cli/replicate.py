@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dolmen.cli.ending import FAILED, UNAVAILABLE, run
+from dolmen.cli.ending import FAILED, UNAVAILABLE, run, tell
 from dolmen.cli.options import Config, Json
 from dolmen.cli.output import emit, readable, report_bar
+from dolmen.errors import Unavailable
 
 if TYPE_CHECKING:
+    from dolmen.config import Group as GroupSettings
     from dolmen.replication import Report
     from dolmen.store import BlobStore
 
@@ -37,8 +39,8 @@ def replicate(
 ) -> None:
     """Copy to DESTINATION what it lacks of SOURCE, deletes included; nothing is removed.
 
-    Without stores, the servers of every group in the settings get all that stands
-    on any of them. A run may be interrupted at any time and started again. Exit
+    Without stores, the servers of every group in the settings get all they should
+    hold of what stands on any of them. A run may be interrupted at any time and started again. Exit
     status 0 only when everything is where it should be.
 
     [green]dolmen replicate http://10.0.0.1:3001 http://10.0.0.2:3001[/green]
@@ -59,19 +61,16 @@ async def _replicate(
 ) -> int:
     groups = _groups(config) if source is None else []
     while True:
-        if groups:
-            status = max([await _group(servers, as_json=as_json) for servers in groups])
+        if source is None or destination is None:
+            status = await _cluster(groups, as_json=as_json)
         else:
-            assert source is not None
-            assert destination is not None
             status = await _pair(source, destination, as_json=as_json)
         if not watch:
             return status
         await asyncio.sleep(PAUSE)
 
 
-def _groups(config: str | None) -> list[dict[str, str]]:
-    """The servers of every group: URL by name."""
+def _groups(config: str | None) -> list[GroupSettings]:
     from dolmen.config import load
     from dolmen.errors import BadSetting
 
@@ -80,7 +79,7 @@ def _groups(config: str | None) -> list[dict[str, str]]:
         raise BadSetting(
             "there is nothing to replicate: give two stores, or a --config that names groups"
         )
-    return [{server.name: server.url for server in group.servers} for group in groups]
+    return groups
 
 
 async def _pair(source: str, destination: str, *, as_json: bool) -> int:
@@ -92,15 +91,35 @@ async def _pair(source: str, destination: str, *, as_json: bool) -> int:
     return _tell(source, destination, report, as_json=as_json)
 
 
-async def _group(servers: dict[str, str], *, as_json: bool) -> int:
-    from dolmen.replication import replicate_group
+async def _cluster(settings: list[GroupSettings], *, as_json: bool) -> int:
+    from dolmen.cluster.groups import Group, Member
+    from dolmen.replication import replicate_groups
 
-    async with _opened(servers) as stores:
+    urls = {server.name: server.url for group in settings for server in group.servers}
+    async with _opened(urls) as stores:
+        groups = [
+            Group(
+                group.name,
+                [
+                    Member(each.name, stores[each.name], each.weight, each.zone)
+                    for each in group.servers
+                ],
+                group.copies or 0,
+                group.write_copies or 0,
+                group.min_copies or 0,
+            )
+            for group in settings
+        ]
         with report_bar("replicate") as bar:
-            found = await replicate_group(
-                stores, progress=(lambda _from, _to, run: bar(run)) if bar else None
+            found = await replicate_groups(
+                groups, progress=(lambda _from, _to, run: bar(run)) if bar else None
             )
     statuses = [_tell(*pair, report, as_json=as_json) for pair, report in found.runs.items()]
+    for name, error in found.failing.items():
+        tell(Unavailable(error), name)
+        statuses.append(UNAVAILABLE)
+    if not statuses and not as_json:
+        print(f"{len(urls)} servers, in step")
     return max(statuses, default=0)
 
 

@@ -6,8 +6,16 @@ that was interrupted anywhere is simply run again.
 
 from __future__ import annotations
 
-from dolmen.replication.group import GroupReport, replicate_group
+from dolmen.replication.group import GroupReport, replicate_group, replicate_groups
 from dolmen.replication.replicate import replicate
 from dolmen.replication.report import Progress, Refused, Report
 
-__all__ = ["GroupReport", "Progress", "Refused", "Report", "replicate", "replicate_group"]
+__all__ = [
+    "GroupReport",
+    "Progress",
+    "Refused",
+    "Report",
+    "replicate",
+    "replicate_group",
+    "replicate_groups",
+]

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
+from dolmen.cluster.verify import verified
 from dolmen.errors import (
     BadContent,
     Corrupt,
@@ -22,7 +23,7 @@ from dolmen.errors import (
     Unauthorized,
     Unavailable,
 )
-from dolmen.names import checksum_of, matches_name
+from dolmen.names import checksum_of
 from dolmen.record import Kind
 from dolmen.replication.compare import Difference
 from dolmen.replication.patience import PASSING, Patience, Pause, Side, Stopped
@@ -42,6 +43,7 @@ class _Attempt:
     """One pass over the names of a batch that still wait."""
 
     waiting: dict[str, BlobInfo]
+    refused: list[str]
     sent: deque[Blob] = field(default_factory=deque)
     """What the destination has not answered for yet, in the order it was sent."""
     error: DolmenError = field(default_factory=lambda: Unavailable("a store left names unanswered"))
@@ -73,20 +75,21 @@ class Copier:
         self._full: Full | None = None
         self._barren = False  # the last batch that was given up had brought nothing at all
 
-    async def bring(self, differences: Sequence[Difference]) -> None:
-        """Touch or copy every one of these; what could not be is in the report.
+    async def bring(self, differences: Sequence[Difference]) -> list[str]:
+        """Touch or copy every one of these; returns the names refused, which are in the report.
 
         Raises `Stopped` when a server fails.
         """
+        refused: list[str] = []
         copies = [difference.info for difference in differences if not difference.touch]
         copies += await self._touch([each.info for each in differences if each.touch])
         waiting = {info.name: info for info in copies}
         patience = Patience(self._pause)
         while waiting:
             if self._full:
-                self._refuse_what_needs_room(waiting, self._full)
+                self._refuse_what_needs_room(waiting, refused, self._full)
             before = len(waiting)
-            attempt = _Attempt(waiting)
+            attempt = _Attempt(waiting, refused)
             await self._copy(attempt)
             if isinstance(attempt.error, _HOPELESS):
                 raise Stopped(attempt.error, attempt.side)
@@ -95,6 +98,7 @@ class Copier:
                 self._barren = False
             if waiting and not await patience.again():
                 self._give_up(attempt, barren=len(waiting) == len(copies))
+        return refused
 
     async def _touch(self, infos: Sequence[BlobInfo]) -> list[BlobInfo]:
         """Raise stamps without sending data; returns those for which that did not do."""
@@ -136,26 +140,36 @@ class Copier:
 
     async def _read(self, attempt: _Attempt) -> AsyncIterator[Blob]:
         """What waits, as the source has it now."""
-        verify = not self._source.capabilities.stamps
+        stamped = self._source.capabilities.stamps
         try:
             async with closing(self._source.get_many(list(attempt.waiting))) as answers:
                 async for answer in answers:
                     if isinstance(answer, Failed):
                         self._failed(attempt, answer.name, answer.error, "source")
                         continue
-                    name, whole = answer.info.name, answer.payload.whole
-                    if whole is None:
-                        answer.payload = Watched(answer.payload, name, verify=verify)
-                    elif verify and not matches_name(name, whole):
-                        error = Corrupt(f"the data under {name} does not have that digest")
-                        self._failed(attempt, name, error, "source")
+                    blob = await self._believed(answer) if not stamped else answer
+                    if isinstance(blob, Failed):
+                        self._failed(attempt, blob.name, blob.error, "source")
                         continue
-                    elif verify:
-                        answer.info.checksum = checksum_of(whole)
-                    attempt.sent.append(answer)
-                    yield answer
+                    if blob.payload.whole is None:
+                        blob.payload = Watched(blob.payload)
+                    attempt.sent.append(blob)
+                    yield blob
         except DolmenError as error:  # what came before is written all the same
             attempt.trouble(error, "source", broke=True)
+
+    async def _believed(self, blob: Blob) -> Blob | Failed:
+        """What a source without checksums gave, if it is what its name says it is."""
+        name = blob.info.name
+        try:
+            checked = await verified(blob, None)
+        except DolmenError as error:
+            return Failed(name, error)
+        if checked is None:
+            return Failed(name, Corrupt(f"the data under {name} does not have that digest"))
+        if checked.payload.whole is not None:
+            checked.info.checksum = checksum_of(checked.payload.whole)
+        return checked
 
     def _answered(self, attempt: _Attempt, blob: Blob, answer: Put | Failed) -> None:
         info = blob.info
@@ -190,6 +204,7 @@ class Copier:
         if isinstance(error, Full) and side == "destination":
             self._full = error
         self._report.refuse(name, error)
+        attempt.refused.append(name)
 
     def _give_up(self, attempt: _Attempt, *, barren: bool) -> None:
         """What still waits after many attempts is refused, or the run ends with `Stopped`.
@@ -202,10 +217,14 @@ class Copier:
         self._barren = barren
         for name in attempt.waiting:
             self._report.refuse(name, attempt.error)
+        attempt.refused += attempt.waiting
         attempt.waiting.clear()
 
-    def _refuse_what_needs_room(self, waiting: dict[str, BlobInfo], full: Full) -> None:
+    def _refuse_what_needs_room(
+        self, waiting: dict[str, BlobInfo], refused: list[str], full: Full
+    ) -> None:
         """A full store still takes deletes, and they are what gives it room again."""
         for name in [name for name, info in waiting.items() if info.kind != Kind.TOMBSTONE]:
             del waiting[name]
             self._report.refuse(name, full)
+            refused.append(name)

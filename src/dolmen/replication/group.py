@@ -1,12 +1,16 @@
-"""Bring every server of a group to what the group holds together."""
+"""Bring every server of a cluster to what it should hold."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dolmen.replication.patience import Pause
+from dolmen.cluster.groups import Group
+from dolmen.cluster.placement import Placement
+from dolmen.digests import Digests
+from dolmen.names import PARTITIONS
+from dolmen.replication.patience import Pause, Stopped, ask
 from dolmen.replication.replicate import replicate
 from dolmen.replication.report import Report
 from dolmen.store import ALL_PARTITIONS, BlobStore
@@ -17,15 +21,16 @@ PairProgress = Callable[[str, str, Report], None]
 
 @dataclass(slots=True)
 class GroupReport:
-    """The reports of all runs, by source and destination."""
+    """What a round did."""
 
     runs: dict[tuple[str, str], Report] = field(default_factory=dict)
+    """The runs that were needed, by source and destination."""
     failing: dict[str, str] = field(default_factory=dict)
     """Servers that failed, and what they said; runs that needed them were not begun."""
 
     @property
     def complete(self) -> bool:
-        """Whether every server now holds everything that stood on any of them."""
+        """Whether every server now holds all it should of what stands anywhere."""
         return not self.failing and all(report.complete for report in self.runs.values())
 
 
@@ -36,21 +41,29 @@ async def replicate_group(
     progress: PairProgress | None = None,
     pause: Pause = asyncio.sleep,
 ) -> GroupReport:
-    """Run every ordered pair of servers once, so each gets the newest of everything.
+    """Copy from every server to every other one what that one should hold.
 
-    One round is enough: whatever stands on any server goes from there to every
-    other one directly, so a server that fails or refuses something stands in
-    nobody else's way. Pairs that are in step cost a request to each side.
+    One round is enough: whatever stands on any server goes from there to all others
+    directly, so a server that fails or refuses something stands in nobody else's
+    way. Servers in step cost a request each.
 
     `wanted` gives the partitions a server should hold, by its name; without it
     every server holds all. Any server may be the source, also of what it should
-    no longer hold.
+    no longer hold. Must run in a task.
     """
     report = GroupReport()
+    digests: dict[str, Digests | None] = {}
+    for name, store in stores.items():
+        try:
+            digests[name] = await _digests(store, pause)
+        except Stopped as stopped:
+            report.failing[name] = str(stopped)
     for target, destination in stores.items():
         partitions = wanted[target] if wanted is not None else ALL_PARTITIONS
         for origin, source in stores.items():
             if origin == target or {origin, target} & report.failing.keys():
+                continue
+            if not _may_differ(digests[origin], digests[target], partitions):
                 continue
 
             def notice(run: Report, pair: tuple[str, str] = (origin, target)) -> None:
@@ -64,3 +77,48 @@ async def replicate_group(
             if run.stopped:
                 report.failing[origin if run.failing == "source" else target] = str(run.stopped)
     return report
+
+
+async def _digests(store: BlobStore, pause: Pause) -> Digests | None:
+    """A store's digests; None where it keeps none."""
+    if not (store.capabilities.digests and store.capabilities.stamps):
+        return None
+    return await ask(store.digests, side="source", pause=pause)
+
+
+def _may_differ(ours: Digests | None, theirs: Digests | None, partitions: Collection[int]) -> bool:
+    """Whether the source had anything in these partitions that the destination may have lacked.
+
+    What a run before this one brought to either of them is also on the server it
+    came from, and goes from there.
+    """
+    if ours is None or theirs is None:
+        return True
+    return any(at in partitions and at in ours.slots for at in ours.differing(theirs))
+
+
+def partitions_of(groups: Sequence[Group]) -> dict[str, Collection[int]]:
+    """The partitions each server of a cluster should hold, by the server's name."""
+    if len(groups) == 1 and groups[0].copies == len(groups[0].members):
+        return {member.name: ALL_PARTITIONS for member in groups[0].members}
+    wanted: dict[str, set[int]] = {
+        member.name: set() for group in groups for member in group.members
+    }
+    placement = Placement(groups)
+    for partition in range(PARTITIONS):
+        for member in placement.of(partition).rightful:
+            wanted[member.name].add(partition)
+    return dict(wanted)
+
+
+async def replicate_groups(
+    groups: Sequence[Group], *, progress: PairProgress | None = None, pause: Pause = asyncio.sleep
+) -> GroupReport:
+    """Bring every server of every group to what placement says it should hold.
+
+    What stands where it should not is a source like any other, and stays there.
+    """
+    stores = {member.name: member.store for group in groups for member in group.members}
+    return await replicate_group(
+        stores, wanted=partitions_of(groups), progress=progress, pause=pause
+    )

@@ -9,6 +9,7 @@ from dolmen.names import partition_of
 from dolmen.record import Kind
 from dolmen.replication.compare import Difference, compare, scope
 from dolmen.replication.copy import Copier
+from dolmen.replication.manifests import Chunks
 from dolmen.replication.patience import Pause, Stopped
 from dolmen.replication.report import Progress, Report
 from dolmen.replication.streams import closing
@@ -39,7 +40,8 @@ async def replicate(
     at any moment and run again.
 
     Manifests go last, in a second pass over the partitions that had any, so an
-    object that becomes visible at the destination has its chunks there.
+    object that becomes visible at the destination has its chunks there; see
+    `dolmen.replication.manifests`.
 
     Blobs that can't be copied are counted in the report and skipped; a server
     that fails ends the run, and the report says which and why. Must run in a task.
@@ -68,10 +70,11 @@ class _Run:
 
     async def whole(self, partitions: Collection[int]) -> None:
         """Both passes."""
+        chunks = Chunks(*self._stores, partitions, self._copier, self.report, self._pause)
         found = await scope(*self._stores, partitions, self._pause)
         self.report.total, self.report.compared = found.total, found.in_step
         await self._bring(self._all_but_manifests(found.partitions))
-        await self._bring(self._manifests(sorted(self._with_manifests)))
+        await self._bring(self._manifests(sorted(self._with_manifests)), chunks)
 
     async def _all_but_manifests(self, partitions: Sequence[int]) -> AsyncIterator[Difference]:
         if not partitions:
@@ -94,14 +97,16 @@ class _Run:
                 if difference and info.kind == Kind.MANIFEST:
                     yield difference
 
-    async def _bring(self, differences: AsyncIterator[Difference]) -> None:
+    async def _bring(
+        self, differences: AsyncIterator[Difference], chunks: Chunks | None = None
+    ) -> None:
         """Copy these, a few batches at once, while the next are being found."""
         free = asyncio.Semaphore(LANES)
         stops: list[Stopped] = []
 
         async def bring(batch: list[Difference]) -> None:
             try:
-                await self._copier.bring(batch)
+                await self._copier.bring(await chunks.see_to(batch) if chunks else batch)
                 self.progress(self.report)
             finally:
                 free.release()

@@ -48,9 +48,9 @@ class Report:
         """Whether the destination now holds everything the comparison found at the source."""
         return self.stopped is None and not self.refused
 
-    def refuse(self, name: str, error: DolmenError) -> None:
+    def refuse(self, name: str, error: DolmenError, *, reason: str = "") -> None:
         """Count a blob that was not copied."""
-        refused = self.refused.setdefault(type(error).__name__, Refused())
+        refused = self.refused.setdefault(reason or type(error).__name__, Refused())
         refused.count += 1
         if len(refused.examples) < EXAMPLES:
             refused.examples.append((name, str(error)))
