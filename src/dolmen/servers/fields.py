@@ -72,7 +72,7 @@ def metadata_of(headers: Headers) -> bytes:
             content_type = value
         elif name.startswith(b"x-"):
             if name.startswith(_OURS):
-                if name not in (b"x-dolmen-stamp", b"x-dolmen-kind"):
+                if name not in (b"x-dolmen-stamp", b"x-dolmen-kind", b"x-dolmen-checksum"):
                     raise InvalidName(
                         f"{name.decode('latin-1')} is no header of dolmen's, and X-Dolmen-… names "
                         "are kept for it; choose another name"
