@@ -7,13 +7,15 @@ import shutil
 import signal
 import sys
 import tempfile
+from importlib import import_module
 from pathlib import Path
 
-from bench import small  # noqa: F401 - registers figures, in the table's order
 from bench.figures import SUBJECTS, Bench, Line, NotMeasured, Subject
 from bench.machine import machine
 from bench.report import compare, save, show, show_line, show_machine
 
+MODULES = ("small", "large")
+"""Their figures, in the order of the table."""
 RESULTS = Path("bench", "results")
 """Under the current directory, whose file system is the one that is measured."""
 
@@ -25,6 +27,8 @@ def main() -> None:
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything is cleaned up
     RESULTS.mkdir(parents=True, exist_ok=True)
+    for module in MODULES:
+        import_module(f"bench.{module}")
     lines: list[Line] = []
     with tempfile.TemporaryDirectory(prefix="run-", dir=RESULTS.resolve()) as folder:
         facts = machine(Path(folder))

@@ -69,6 +69,15 @@ class Server:
                 total += sum(map(int, re.findall(r"^Anonymous: +(\d+) kB", text, re.MULTILINE)))
         return total * 1024
 
+    def busy(self) -> float:
+        """Seconds of processor time the whole family has used."""
+        ticks = 0
+        for pid in self.family():
+            with contextlib.suppress(OSError):
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
     def kill(self) -> None:
         """End the whole family with SIGKILL, as if the power of its programs were cut."""
         family = self.family()

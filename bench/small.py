@@ -15,7 +15,7 @@ from bench.figures import Bench, Figure, Measured, NotMeasured, measures
 from bench.processes import Server, api_server, blob_server, nginx
 
 SIZE = 1024
-COUNT = 10_000
+COUNT = 2_000
 """Objects that are read in turn."""
 
 
