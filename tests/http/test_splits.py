@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 
 import uvloop
 from hypothesis import given, settings
@@ -194,6 +195,10 @@ def test_a_chunked_body_cut_short_is_not_complete(coded, data) -> None:
     assert not decoder.ended
 
 
+def undated(data: bytes) -> bytes:
+    return re.sub(rb"Date: [^\r]*\r\n", b"", data)
+
+
 async def test_every_single_cut_of_a_pipeline(kit) -> None:
     data = (
         b"GET /1 HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -213,4 +218,4 @@ async def test_every_single_cut_of_a_pipeline(kit) -> None:
         await transport.feed_all(data[:at])
         await transport.feed_all(data[at:])
         await kit.settle(3)
-        assert transport.written == whole.written, at
+        assert undated(transport.written) == undated(whole.written), at

@@ -8,7 +8,7 @@ import types
 from collections.abc import Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any
 
-from dolmen.http.encoding import encode_headers
+from dolmen.http.encoding import EncodedHeaders, encode_headers
 from dolmen.http.messages import Request, Response, Stream
 from dolmen.http.problems import HTTPError, problem
 from dolmen.http.wire import Wire
@@ -68,8 +68,8 @@ class Exchange(Wire):
     """
 
     __slots__ = (
-        "_begun", "_framing", "_handler", "_head_only", "_started", "_task",
-        "expecting", "idle", "request", "server", "since",
+        "_begun", "_framing", "_handler", "_started", "_task",
+        "expecting", "idle", "request", "served", "server", "since",
     )  # fmt: skip
 
     _framing: Framing
@@ -84,14 +84,16 @@ class Exchange(Wire):
         self.request: Request | None = None
         self.expecting = False
         self._begun = False
-        self._head_only = False
+        self.served = False  # whether anything has been answered yet
         self.since = server.now
 
     def run(self, request: Request, framing: Framing) -> None:
         """Let the handler answer `request`, at once or later."""
         self.idle = False
         self._framing = framing
-        self._begin(request)
+        self.request = request
+        if self.server.observe is not None:
+            self._started = self.loop.time()
         try:
             coro = self._handler(request)
             waiting = coro.send(None)
@@ -99,22 +101,39 @@ class Exchange(Wire):
             response = stop.value
             if type(response) is not Response:
                 response = self._failed(TypeError(f"a handler gave {response!r}"))
+            elif (
+                # The common case in one go; `answer` and what it calls do the same for any.
+                type(response.body) is bytes
+                and type(response.headers) is EncodedHeaders
+                and response.status == 200
+                and framing.keep_alive
+                and framing.http11
+                and self.inflow is None
+                and not self._paused
+                and request.method != "HEAD"
+                and len(response.body) <= _COPY_UP_TO
+                and self.server.plain
+            ):
+                body = response.body
+                self.transport.write(
+                    b"%b%bContent-Length: %d\r\n\r\n%b"
+                    % (self.server.heads.start(200), response.headers.lines, len(body), body)
+                )
+                self.request = None
+                self.since = self.server.now
+                self.served = self.idle = True
+                return
         except Exception as error:  # noqa: BLE001 - becomes an answer
             response = self._failed(error)
         except asyncio.CancelledError:
             self.transport.abort()
             return
         else:
+            self._begun = False
             self._spawn(self._finish_later(coro, waiting))
             return
-        self.answer(response)
-
-    def _begin(self, request: Request) -> None:
-        self.request = request
         self._begun = False
-        self._head_only = request.method == "HEAD"
-        if self.server.observe is not None:
-            self._started = self.loop.time()
+        self.answer(response)
 
     def _spawn(self, coro: Coroutine[Any, Any, None]) -> None:
         task = self.loop.create_task(coro)
@@ -166,7 +185,7 @@ class Exchange(Wire):
             self.answer(problem(500, _FAILED))
             return
         status = response.status
-        if self._head_only or status in (204, 304):
+        if self._wants_head() or status in (204, 304):
             size = 0
             self.transport.write(head)
         elif size <= _COPY_UP_TO:
@@ -195,7 +214,7 @@ class Exchange(Wire):
             if not self.lost:
                 self._begun = True
                 self.transport.write(head)
-                if not self._head_only and status not in (204, 304):
+                if not self._wants_head() and status not in (204, 304):
                     sent = await self.send_stream(stream, chunk=length is None and http11)
         except Exception:
             # An answer that has begun must not end as if it were complete.
@@ -209,6 +228,9 @@ class Exchange(Wire):
             self.finish(status, sent, keep=keep)
         else:
             self.answer(problem(500, _FAILED))
+
+    def _wants_head(self) -> bool:
+        return self.request is not None and self.request.method == "HEAD"
 
     def _keeps(self) -> bool:
         """Whether the connection can take another request after this one's answer."""
@@ -250,6 +272,7 @@ class Exchange(Wire):
         if observe is not None:
             observe(self.request, status, sent, self.loop.time() - self._started)
         self.request = None
+        self.served = True
         self.since = self.server.now
         self.after_answer(keep=keep)
 

@@ -56,7 +56,6 @@ class ServerConnection(Exchange):
         "_loopback",
         "_parser",
         "_pending",
-        "_seen",
         "_skipped",
         "_small",
         "_stall",
@@ -74,7 +73,6 @@ class ServerConnection(Exchange):
         self._lines: bytes | None = None
         self._pending: tuple[str, bytes, Framing] | None = None
         self._lingering = False
-        self._seen = False
         self._small = min(4096, server.limits.request_line)  # no limit can be exceeded by so little
         self.peer: Address = None
         self._advancing = False
@@ -303,7 +301,6 @@ class ServerConnection(Exchange):
 
     def after_answer(self, *, keep: bool) -> None:
         """Go on with the next request, or make an end."""
-        self._seen = True
         inflow = self.inflow
         if self.lost:
             return
@@ -342,7 +339,6 @@ class ServerConnection(Exchange):
         self._pending = None
         self._lines = None
         self._framing = _REFUSED
-        self._head_only = False
         response = problem(error.status, error.detail, headers=error.headers)
         head = self._head(response, len(response.body), keep=False)  # type: ignore[arg-type]
         self.transport.write(head + response.body)  # type: ignore[operator]
@@ -385,7 +381,7 @@ class ServerConnection(Exchange):
             if self._held:
                 if now - self.since > limits.header_deadline:
                     self.refuse(HTTPError(408, "The request's headers took too long to arrive."))
-            elif now - self.since > (limits.keep_alive if self._seen else limits.header_deadline):
+            elif now - self.since > (limits.keep_alive if self.served else limits.header_deadline):
                 self.transport.close()
         elif self._pending or self.request is None or self._awaits_body():
             self._check_body(now)

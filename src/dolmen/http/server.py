@@ -42,6 +42,7 @@ class Server:
         self.limits = limits
         self.policy = policy
         self.observe = observe
+        self.plain = observe is None  # whether answers need nothing done beside them
         self.heads = Heads()
         self.connections: set[ServerConnection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
@@ -89,6 +90,7 @@ class Server:
         What still runs after `timeout` seconds is cut off.
         """
         self.draining = True
+        self.plain = False
         for listener in self._listeners:
             listener.close()
         for connection in list(self.connections):
@@ -104,6 +106,7 @@ class Server:
     async def close(self) -> None:
         """Stop at once: cut every connection, and wait until the handlers have cleaned up."""
         self.draining = True
+        self.plain = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
