@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 from bench.figures import NotMeasured
@@ -41,7 +41,7 @@ def receive(port: int, path: str, buffer: memoryview) -> None:
 
 def received(
     port: int, path: str, size: int, *, buffer: memoryview | None = None
-) -> Iterator[memoryview]:
+) -> Generator[memoryview, None, None]:
     """GET a body of `size` bytes, piece by piece; with a buffer of that size, into it."""
     into = buffer if buffer is not None else memoryview(bytearray(_READ))
     with _connected(port) as sock:
