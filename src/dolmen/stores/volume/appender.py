@@ -36,7 +36,11 @@ class Appender:
 
     def _new_segment(self) -> Segment:
         segment = create(self._disk, self._layout, self._recent)
-        publish(self._disk, self._layout, segment)
+        try:
+            publish(self._disk, self._layout, segment)
+        except BaseException:
+            segment.discard()
+            raise
         return segment
 
     def has_room(self, size: int) -> bool:
@@ -68,8 +72,7 @@ class Appender:
         try:
             self._disk.reserve(segment.fd, 0, SEGMENT_HEADER + size)
         except BaseException:
-            self._disk.unlink(segment.path)
-            segment.close()
+            segment.discard()
             raise
         return segment, segment.append(size)
 

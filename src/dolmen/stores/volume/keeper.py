@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Protocol
 
 from dolmen.stores.volume.disk import Disk
@@ -66,6 +67,7 @@ class ProcessKeeper:
     def __init__(self, path: str) -> None:
         self._path = path
         self._loop = asyncio.get_running_loop()
+        self._closed = False
         self._start()
 
     def _start(self) -> None:
@@ -77,6 +79,8 @@ class ProcessKeeper:
         self._timer = self._loop.call_later(1, self._look)
 
     def _look(self) -> None:
+        if self._closed:
+            return
         status = self._process.poll()
         if status is None:
             self._timer = self._loop.call_later(1, self._look)
@@ -88,6 +92,7 @@ class ProcessKeeper:
 
     def close(self) -> None:
         """See `Keeper`."""
+        self._closed = True
         self._loop.call_soon_threadsafe(self._timer.cancel)
         assert self._process.stdin is not None
         self._process.stdin.close()
@@ -100,14 +105,11 @@ def main() -> None:
     disk = Disk()
     layout = prepare(disk, path)
     membership = Membership(disk, layout)
-    index, recent = membership.join()
-    merge = Merge(disk, layout, index, recent)
-    try:
+    with ExitStack() as leaving:
+        leaving.callback(membership.leave)
+        membership.join()
+        merge = Merge(disk, layout, membership.index, membership.recent)
+        leaving.callback(merge.close)
         while not select.select([sys.stdin], [], [], PAUSE)[0]:
-            if recent.count():
+            if membership.recent.count():
                 merge.merge(wait=False)
-    finally:
-        merge.close()
-        recent.close()
-        index.close()
-        membership.leave()

@@ -14,6 +14,10 @@ sealed/NNNNNN/   all others, 4,096 to a folder
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import lmdb
 
 from dolmen.errors import BadVolume
 from dolmen.stores.volume.disk import Disk
@@ -30,7 +34,8 @@ class Layout:
     def __init__(self, root: str) -> None:
         self.root = root
         self.index = os.path.join(root, "index")
-        self.fresh_index = self.index + ".new"
+        self.new_index = self.index + ".new"
+        self.unfinished_index = self.index + ".part"
         self.recent = os.path.join(root, "recent")
         self.active = os.path.join(root, "active")
         self.sealed = os.path.join(root, "sealed")
@@ -69,6 +74,18 @@ def segment_number(name: str) -> int | None:
         return None
 
 
+@contextmanager
+def usable(root: str) -> Iterator[None]:
+    """Say of whatever the system or LMDB refuses that the folder can't be used: `BadVolume`."""
+    try:
+        yield
+    except (OSError, lmdb.Error) as error:
+        raise BadVolume(
+            f"{root} can't be used as a volume: {error}; it takes a folder on a local disk that "
+            "works and has room, which the user dolmen runs as may read and write"
+        ) from error
+
+
 def prepare(disk: Disk, root: str) -> Layout:
     """Make the folder of a volume, or check the one that is there.
 
@@ -76,23 +93,14 @@ def prepare(disk: Disk, root: str) -> Layout:
     format, or can't be read or written.
     """
     layout = Layout(root)
-    try:
+    with usable(root):
         if not disk.exists(layout.marker):
             _make(disk, layout)
-        if not disk.exists(layout.index) and disk.exists(layout.fresh_index):
-            # A reindex was cut off after its index was complete and the old one moved away.
-            disk.rename(layout.fresh_index, layout.index)
-            disk.flush_directory(layout.root)
         fd = disk.open(layout.marker)
         try:
             found = disk.read(fd, 100, 0)
         finally:
             disk.close(fd)
-    except OSError as error:
-        raise BadVolume(
-            f"{root} can't be used as a volume: {error.strerror}; choose another folder, "
-            "or give the user dolmen runs as the right to read and write it"
-        ) from error
     words = found.decode("ascii", "replace").split()
     if words[:2] != ["dolmen", "volume"] or len(words) < 3 or not words[2].isdigit():
         raise BadVolume(f"{layout.marker} is not the mark of a volume: it holds {found[:40]!r}")
@@ -105,18 +113,27 @@ def prepare(disk: Disk, root: str) -> Layout:
 
 
 def _make(disk: Disk, layout: Layout) -> None:
-    if not disk.exists(layout.root):
-        disk.make_directory(layout.root)
-    ours = {"index", "recent", "active", "sealed", "opening.lock", "users.lock", "merge.lock"}
-    foreign = [name for name in disk.names(layout.root) if name not in ours | {MARKER + ".part"}]
+    """Make a new volume; of several processes that try at once the first one does."""
+    disk.make_directory(layout.root)
+    folders = (layout.index, layout.recent, layout.active, layout.sealed)
+    files = (layout.marker, layout.holder, layout.marker + ".part", layout.holder + ".part")
+    locks = (layout.lock("opening"), layout.lock("users"), layout.lock("merge"))
+    ours = {os.path.basename(path) for path in (*folders, *files, *locks)}
+    foreign = [name for name in disk.names(layout.root) if name not in ours]
     if foreign:
         raise BadVolume(
             f"{layout.root} is not a volume and not empty (it holds {foreign[0]!r}); nothing was "
             "changed: choose an empty or a new folder"
         )
-    for folder in (layout.index, layout.recent, layout.active, layout.sealed):
-        disk.make_directory(folder)
-    write_whole(disk, layout.marker, b"dolmen volume %d\n" % FORMAT)
+    opening = disk.open_lock(layout.lock("opening"))
+    try:
+        disk.lock(opening, wait=True)
+        if not disk.exists(layout.marker):
+            for folder in folders:
+                disk.make_directory(folder)
+            write_whole(disk, layout.marker, b"dolmen volume %d\n" % FORMAT)
+    finally:
+        disk.close(opening)
 
 
 def write_whole(disk: Disk, path: str, content: bytes) -> None:

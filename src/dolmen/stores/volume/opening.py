@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import socket
 import uuid
+from contextlib import ExitStack
 
 from dolmen.errors import BadVolume
 from dolmen.stores.volume.disk import Disk
@@ -33,82 +34,113 @@ def this_machine() -> str:
 
 
 class Membership:
-    """The share of this process in an open volume."""
+    """The share of this process in an open volume: its locks, `index` and `recent`.
+
+    `leave` lets go of whatever it has by then, so it is also what a failed `join` needs.
+    """
 
     def __init__(self, disk: Disk, layout: Layout) -> None:
         self._disk, self._layout = disk, layout
-        self._opening = disk.open_lock(layout.lock("opening"))
-        self._users = disk.open_lock(layout.lock("users"))
+        self._locks: list[int] = []
+        self._holds = False
+        self._open = ExitStack()
 
-    def join(self) -> tuple[Index, Recent]:
+    def join(self) -> None:
         """Open the index and recent, recovering what dead processes left.
 
-        Raises `BadVolume` when another machine has the volume open.
+        Raises `BadVolume` when another machine has the volume open, or this very process.
         """
         disk, layout = self._disk, self._layout
-        disk.lock(self._opening, wait=True)
-        try:
-            alone = disk.lock(self._users)
-            self._hold()
-            index = Index(disk, layout.index)
-            if alone:  # written without sync: after a power cut it may hold anything
-                disk.remove_folder(layout.recent)
-                disk.make_directory(layout.recent)
-            recent = Recent(disk, layout.recent)
-            if alone:
-                if not index.last_number() and disk.names(layout.sealed):
-                    raise BadVolume(
-                        f"the index of {layout.root} is missing, but its segments are there: "
-                        f"run `dolmen reindex volume:{layout.root}`, which rebuilds it from them"
-                    )
-                last = max([index.last_number(), *leftover_segments(disk, layout)])
-                recent.begin(sequence=index.last_sequence() + 1, number=last + 1)
-            recover(disk, layout, index, recent)
-            disk.lock(self._users, shared=True, wait=True)
-        finally:
-            disk.unlock(self._opening)
-        return index, recent
+        opening, users = self._open_locks()
+        disk.lock(opening, wait=True)
+        alone = disk.lock(users)
+        self._hold()
+        if alone:
+            put_new_index_in_place(disk, layout)
+            # Written without sync: after a power cut it may hold anything.
+            disk.remove_folder(layout.recent)
+            disk.make_directory(layout.recent)
+        self.index = Index(disk, layout.index)
+        self._open.callback(self.index.close)
+        self.recent = Recent(disk, layout.recent)
+        self._open.callback(self.recent.close)
+        if alone:
+            if not self.index.last_number() and disk.names(layout.sealed):
+                raise BadVolume(
+                    f"the index of {layout.root} is missing, but its segments are there: "
+                    f"run `dolmen reindex volume:{layout.root}`, which rebuilds it from them"
+                )
+            last = max([self.index.last_number(), *leftover_segments(disk, layout)])
+            self.recent.begin(sequence=self.index.last_sequence() + 1, number=last + 1)
+        recover(disk, layout, self.index, self.recent)
+        disk.lock(users, shared=True, wait=True)
+        disk.unlock(opening)
 
     def join_alone(self) -> None:
         """Have the volume for this process only; raises `BadVolume` when others use it."""
-        self._disk.lock(self._opening, wait=True)
-        if not self._disk.lock(self._users):
-            self._disk.unlock(self._opening)
+        opening, users = self._open_locks()
+        self._disk.lock(opening, wait=True)
+        if not self._disk.lock(users):
             raise BadVolume(
-                f"{self._layout.root} is in use by another process; stop the servers that have "
-                "it open, then try again"
+                f"{self._layout.root} is in use; stop the servers that have it open, then try again"
             )
         self._hold()
 
-    def recover_dead(self, index: Index, recent: Recent) -> None:
+    def recover_dead(self) -> None:
         """Recover segments of processes that died while this one lives."""
-        if not self._disk.lock(self._opening):
+        opening = self._locks[0]
+        if not self._disk.lock(opening):
             return  # somebody is at it
         try:
-            recover(self._disk, self._layout, index, recent)
+            recover(self._disk, self._layout, self.index, self.recent)
         finally:
-            self._disk.unlock(self._opening)
+            self._disk.unlock(opening)
 
     def leave(self) -> None:
         """Let go; the last to leave takes the machine's name off the folder."""
+        self._open.close()
         disk = self._disk
-        if disk.lock(self._users) and disk.exists(self._layout.holder):
-            disk.unlock(self._users)
-            disk.unlink(self._layout.holder)
-        disk.close(self._users)
-        disk.close(self._opening)
+        try:
+            if self._holds:
+                opening, users = self._locks
+                disk.lock(opening, wait=True)  # nobody joins meanwhile
+                if disk.lock(users) and disk.exists(self._layout.holder):
+                    disk.unlink(self._layout.holder)
+        finally:
+            while self._locks:
+                disk.close(self._locks.pop())
+
+    def _open_locks(self) -> list[int]:
+        for name in ("opening", "users"):
+            self._locks.append(self._disk.open_lock(self._layout.lock(name)))
+        return self._locks
 
     def _hold(self) -> None:
         """Note that this machine has the volume, unless another one does."""
         disk, path, machine = self._disk, self._layout.holder, this_machine()
         if disk.exists(path):
             fd = disk.open(path)
-            found = disk.read(fd, 1000, 0).decode("utf-8", "replace").strip()
-            disk.close(fd)
-            if found == machine:
-                return
-            raise BadVolume(
-                f"{self._layout.root} is open on another machine ({found.split('/')[0]}); if that "
-                f"machine is gone for good, remove the file {path} and start again"
-            )
-        write_whole(disk, path, machine.encode() + b"\n")
+            try:
+                found = disk.read(fd, 1000, 0).decode("utf-8", "replace").strip()
+            finally:
+                disk.close(fd)
+            if found != machine:
+                raise BadVolume(
+                    f"{self._layout.root} is open on another machine ({found.split('/')[0]}); if "
+                    f"that machine is gone for good, remove the file {path} and start again"
+                )
+        else:
+            write_whole(disk, path, machine.encode() + b"\n")
+        self._holds = True
+
+
+def put_new_index_in_place(disk: Disk, layout: Layout) -> None:
+    """Let the index that a reindex completed take the place of the old one, if there is one.
+
+    It bears its name only when it is complete, and nobody opens the volume before this is
+    done, so it may be repeated after any crash.
+    """
+    if disk.exists(layout.new_index):
+        disk.remove_folder(layout.index)
+        disk.rename(layout.new_index, layout.index)
+        disk.flush_directory(layout.root)

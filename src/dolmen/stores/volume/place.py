@@ -63,7 +63,6 @@ class Place:
     def abandon(self) -> None:
         """The record will never come."""
         if self.alone:
-            self._disk.unlink(self.segment.path)
-            self.segment.close()
+            self.segment.discard()
         else:
             self.segment.release_extent(self.offset)

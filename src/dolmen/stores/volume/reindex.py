@@ -23,8 +23,8 @@ from dolmen.record import Kind
 from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.entry import unpack
 from dolmen.stores.volume.index import Index
-from dolmen.stores.volume.layout import Layout, prepare, segment_number
-from dolmen.stores.volume.opening import Membership
+from dolmen.stores.volume.layout import Layout, prepare, segment_number, usable
+from dolmen.stores.volume.opening import Membership, put_new_index_in_place
 from dolmen.stores.volume.recovery import owner_of, sort_out
 from dolmen.stores.volume.scan import Scanner
 from dolmen.stores.volume.segment import SEGMENT_HEADER
@@ -57,26 +57,24 @@ def reindex(
     disk = disk or Disk()
     layout = prepare(disk, path)
     membership = Membership(disk, layout)
-    membership.join_alone()
     try:
-        fresh, old = layout.fresh_index, layout.index + ".old"
-        disk.remove_folder(fresh)
-        disk.make_directory(fresh)
-        notes = _notes(disk, layout.index)
-        index = Index(disk, fresh)
-        try:
-            result = _rebuild(disk, layout, index, progress)
-            for key, value in notes.items():
-                index.note(key, value)
-            index.settle()
-        finally:
-            index.close()
-        disk.remove_folder(old)
-        if disk.exists(layout.index):
-            disk.rename(layout.index, old)
-        disk.rename(fresh, layout.index)
-        disk.flush_directory(layout.root)
-        disk.remove_folder(old)
+        with usable(path):
+            membership.join_alone()
+            put_new_index_in_place(disk, layout)
+            disk.remove_folder(layout.unfinished_index)
+            disk.make_directory(layout.unfinished_index)
+            notes = _notes(disk, layout.index)
+            index = Index(disk, layout.unfinished_index)
+            try:
+                result = _rebuild(disk, layout, index, progress)
+                for key, value in notes.items():
+                    index.note(key, value)
+                index.settle()
+            finally:
+                index.close()
+            disk.rename(layout.unfinished_index, layout.new_index)
+            disk.flush_directory(layout.root)
+            put_new_index_in_place(disk, layout)
     finally:
         membership.leave()
     return result
@@ -139,6 +137,8 @@ def _take(
         owner = owner_of(disk, fd, number)
     except BadVolume as error:
         result.damaged.append(str(error))
+        with index.slice() as change:
+            change.mark(number, 0)  # its number stays taken
         return
     scanner = Scanner(disk, fd, owner, verify=lambda _: active)
     found = list(scanner.records(SEGMENT_HEADER))

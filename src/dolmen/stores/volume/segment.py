@@ -119,6 +119,13 @@ class Segment:
             settled = min(self._extents, default=self.end)
             return Reach(settled, self.end, self.retired and settled == self.end)
 
+    def discard(self) -> None:
+        """Remove the file, to which nothing has been committed."""
+        try:
+            self._disk.unlink(self.path)
+        finally:
+            self.close()
+
     def close(self) -> None:
         """Close the file and let go of its lock."""
         self._disk.close(self.fd)
@@ -129,14 +136,16 @@ def create(disk: Disk, layout: Layout, recent: Recent) -> Segment:
     while True:
         number = recent.take_number()
         path = layout.unfinished(number)
-        fd = disk.create(path)
-        disk.lock(fd, wait=True)
-        if disk.linked(fd):
-            break
-        disk.close(fd)  # somebody's recovery took it for a leftover before it was locked
-    owner = os.urandom(16)
-    disk.write(fd, [encode_header(number, owner)], 0)
-    return Segment(disk, number, owner, fd, path)
+        segment = Segment(disk, number, os.urandom(16), disk.create(path), path)
+        try:
+            disk.lock(segment.fd, wait=True)
+            if disk.linked(segment.fd):
+                disk.write(segment.fd, [encode_header(number, segment.owner)], 0)
+                return segment
+        except BaseException:
+            segment.discard()
+            raise
+        segment.close()  # somebody's recovery took it for a leftover before it was locked
 
 
 def publish(disk: Disk, layout: Layout, segment: Segment) -> None:
@@ -144,5 +153,5 @@ def publish(disk: Disk, layout: Layout, segment: Segment) -> None:
     disk.flush(segment.fd)
     path = layout.active_segment(segment.number)
     disk.rename(segment.path, path)
-    disk.flush_directory(layout.active)
     segment.path = path
+    disk.flush_directory(layout.active)

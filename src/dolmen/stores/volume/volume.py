@@ -15,6 +15,9 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import lmdb
 
 from dolmen import metadata
 from dolmen.digests import Digests
@@ -40,7 +43,7 @@ from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.entry import Entry, key_of, unpack
 from dolmen.stores.volume.group import Group
 from dolmen.stores.volume.keeper import PAUSE, Keeper, ProcessKeeper, ThreadKeeper
-from dolmen.stores.volume.layout import prepare
+from dolmen.stores.volume.layout import prepare, usable
 from dolmen.stores.volume.merge import Merge
 from dolmen.stores.volume.opening import Membership
 from dolmen.stores.volume.reads import WHOLE, Files, Reader
@@ -74,26 +77,28 @@ class VolumeStore(OneByOne):
         segment_size: int | None,
     ) -> None:
         """Open the volume. Blocks while it recovers; see `open_volume`."""
-        self._clock = clock
-        layout = prepare(disk, path)
         self.path = path
-        self._layout, self._disk = layout, disk
-        self._membership = Membership(disk, layout)
-        self._index, self._recent = self._membership.join()
-        self._merge = Merge(disk, layout, self._index, self._recent)
-        self._log = Log(
-            disk,
-            layout,
-            self._index,
-            self._recent,
-            clock=clock,
-            now=now,
-            segment_size=segment_size,
-        )
-        self._executor = ThreadPoolExecutor(4, thread_name_prefix="dolmen-volume")
-        self._files = Files(disk, layout)
-        self._reader = Reader(disk, self._files, self._executor, self._quarantine)
+        self._clock = clock
+        self._disk = disk
         self._closed = False
+        self._closing: asyncio.Future[None] | None = None
+        with ExitStack() as leaving, usable(path):
+            layout = prepare(disk, path)
+            membership = Membership(disk, layout)
+            leaving.callback(membership.leave)
+            membership.join()
+            self._recover_dead = membership.recover_dead
+            index, recent = self._index, self._recent = membership.index, membership.recent
+            self._merge = Merge(disk, layout, index, recent)
+            leaving.callback(self._merge.close)
+            self._log = Log(
+                disk, layout, index, recent, clock=clock, now=now, segment_size=segment_size
+            )
+            self._executor = ThreadPoolExecutor(4, thread_name_prefix="dolmen-volume")
+            self._files = Files(disk, layout)
+            leaving.callback(self._files.close)
+            self._reader = Reader(disk, self._files, self._executor, self._quarantine)
+            self._leaving = leaving.pop_all()
 
     def start(self, *, apart: bool) -> None:
         """Begin to commit and to merge (`apart`: in a process of its own). On the event loop."""
@@ -103,10 +108,7 @@ class VolumeStore(OneByOne):
             if apart
             else ThreadKeeper(self._merge, self._recent, failed=self._merge_failed, pause=PAUSE)
         )
-        self._group = Group(
-            self._log,
-            recover=lambda: self._membership.recover_dead(self._index, self._recent),
-        )
+        self._group = Group(self._log, recover=self._recover_dead)
 
     # Writing
 
@@ -357,24 +359,27 @@ class VolumeStore(OneByOne):
         self._log.broken = f"its index could not be written: {error}"
 
     async def aclose(self) -> None:
-        """Finish what is queued, merge it, and let go."""
-        if self._closed:
-            return
+        """Finish what is queued, merge it, and let go. Goes on to the end if it is given up."""
         self._closed = True
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._end())
+        await asyncio.shield(self._closing)
+
+    async def _end(self) -> None:
         await self._group.close()
         await self._loop.run_in_executor(None, self._keeper.close)
         await self._loop.run_in_executor(None, self._close)
 
     def _close(self) -> None:
-        self._executor.shutdown(wait=True)
-        self._log.close()
-        if self._log.broken is None:
-            self._merge.merge()
-        self._files.close()
-        self._merge.close()
-        self._recent.close()
-        self._index.close()
-        self._membership.leave()
+        try:
+            with self._leaving:
+                self._executor.shutdown(wait=True)
+                self._log.close()
+                if self._log.broken is None:
+                    self._merge.merge()
+        except (OSError, lmdb.Error) as error:
+            # What was answered is in the segments; the next opening finds it there.
+            _log.error("the volume %s could not be closed in order: %r", self.path, error)
 
 
 async def open_volume(

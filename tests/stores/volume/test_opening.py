@@ -1,0 +1,198 @@
+"""Opening: what is refused, with what words, and that nothing is left behind by it."""
+
+import errno
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dolmen.errors import BadVolume, DolmenError
+from dolmen.payload import Bytes
+from dolmen.stores.volume import open_volume
+from dolmen.stores.volume.disk import Disk
+from dolmen.stores.volume.reindex import reindex
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def filled(path: Path, count: int = 3) -> dict[str, bytes]:
+    """A volume with some blobs, closed."""
+    contents = {f"name{number}": b"content %d" % number for number in range(count)}
+    store = await open_volume(str(path))
+    for name, data in contents.items():
+        await store.put(name, Bytes(data))
+    await store.aclose()
+    return contents
+
+
+async def held(path: Path) -> dict[str, bytes]:
+    """What a volume holds."""
+    store = await open_volume(str(path))
+    try:
+        names = [info.name async for info in store.list()]
+        return {name: bytes((await store.get(name)).payload.whole or b"") for name in names}
+    finally:
+        await store.aclose()
+
+
+async def test_a_folder_with_something_else_in_it_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(b"mine")
+    with pytest.raises(BadVolume, match=r"not empty \(it holds 'photo.jpg'\)"):
+        await open_volume(str(tmp_path))
+    assert os.listdir(tmp_path) == ["photo.jpg"]
+
+
+async def test_a_newer_format_is_refused(tmp_path):
+    contents = await filled(tmp_path / "v")
+    (tmp_path / "v/dolmen-volume").write_text("dolmen volume 2\n")
+    before = sorted(os.walk(tmp_path / "v"))
+    with pytest.raises(BadVolume, match="use the newer dolmen"):
+        await open_volume(str(tmp_path / "v"))
+    assert sorted(os.walk(tmp_path / "v")) == before
+    (tmp_path / "v/dolmen-volume").write_text("dolmen volume 1\n")
+    assert await held(tmp_path / "v") == contents
+
+
+@pytest.mark.parametrize("mark", ["", "dolmen", "dolmen volume", "dolmen volume x", "photo album"])
+async def test_a_mark_that_is_none_is_refused(tmp_path, mark):
+    await filled(tmp_path / "v")
+    (tmp_path / "v/dolmen-volume").write_text(mark)
+    with pytest.raises(BadVolume, match="not the mark of a volume"):
+        await open_volume(str(tmp_path / "v"))
+
+
+async def test_a_volume_open_on_another_machine_is_refused_and_can_be_tried_again(tmp_path):
+    contents = await filled(tmp_path / "v")
+    holder = tmp_path / "v/holder"
+    holder.write_text("elsewhere/0123\n")
+    before = descriptors()
+    for _ in range(3):
+        with pytest.raises(BadVolume, match="open on another machine"):
+            await open_volume(str(tmp_path / "v"))
+        with pytest.raises(BadVolume, match="open on another machine"):
+            reindex(str(tmp_path / "v"))
+    assert descriptors() == before
+    assert holder.read_text() == "elsewhere/0123\n"
+    holder.unlink()
+    assert await held(tmp_path / "v") == contents
+
+
+async def test_a_lost_index_is_said_to_be_lost_and_reindex_brings_it_back(tmp_path):
+    contents = await filled(tmp_path / "v")
+    for file in (tmp_path / "v/index").iterdir():
+        file.unlink()
+    (tmp_path / "v/index").rmdir()
+    before = descriptors()
+    for _ in range(3):
+        with pytest.raises(BadVolume, match="dolmen reindex"):
+            await open_volume(str(tmp_path / "v"))
+    assert descriptors() == before
+    reindex(str(tmp_path / "v"))
+    assert await held(tmp_path / "v") == contents
+
+
+async def test_a_second_opening_in_one_process_is_refused_and_the_first_goes_on(tmp_path):
+    store = await open_volume(str(tmp_path / "v"))
+    before = descriptors()
+    for _ in range(3):
+        with pytest.raises(BadVolume, match="already open in this process"):
+            await open_volume(str(tmp_path / "v"))
+        with pytest.raises(BadVolume, match="in use"):
+            reindex(str(tmp_path / "v"))
+    assert descriptors() == before
+    await store.put("name", Bytes(b"data"))
+    assert (await store.get("name")).payload.whole == b"data"
+    await store.aclose()
+    assert await held(tmp_path / "v") == {"name": b"data"}
+
+
+async def test_the_last_to_leave_takes_the_name_of_the_machine_along(tmp_path):
+    store = await open_volume(str(tmp_path / "v"))
+    assert (tmp_path / "v/holder").read_text().startswith(socket.gethostname())
+    await store.aclose()
+    assert not (tmp_path / "v/holder").exists()
+
+
+class Failing(Disk):
+    """A disk on which the call of a given number fails, and only that one."""
+
+    def __init__(self, number: int, error: int) -> None:
+        self.left, self.error = number, error
+
+    def __getattribute__(self, name):
+        found = super().__getattribute__(name)
+        if name in ("left", "error") or not callable(found):
+            return found
+
+        def call(*args, **options):
+            if name not in ("close", "unlock"):
+                self.left -= 1
+                if self.left == 0:
+                    raise OSError(self.error, os.strerror(self.error))
+            return found(*args, **options)
+
+        return call
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.EACCES, errno.EMFILE, errno.ENOSPC])
+async def test_an_opening_that_fails_anywhere_says_so_and_leaves_nothing_open(tmp_path, error):
+    contents = await filled(tmp_path / "v")
+    before = descriptors()
+    for number in range(1, 200):
+        disk = Failing(number, error)
+        try:
+            store = await open_volume(str(tmp_path / "v"), disk=disk)
+        except DolmenError:
+            assert descriptors() == before, f"call {number}"
+            continue
+        all_went_well = disk.left > 0
+        disk.left = 0
+        await store.aclose()
+        assert descriptors() == before, f"call {number}"
+        if all_went_well:
+            break
+    else:
+        pytest.fail("opening has no end")
+    assert await held(tmp_path / "v") == contents
+
+
+OPEN = """
+import asyncio, sys
+from dolmen.payload import Bytes
+from dolmen.stores.volume import open_volume
+
+async def main():
+    sys.stdin.readline()
+    store = await open_volume(sys.argv[1])
+    await store.put(sys.argv[2], Bytes(b"data"))
+    await store.aclose()
+
+print("ready", flush=True)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("attempt", range(5))
+async def test_several_processes_make_a_new_volume_at_once(tmp_path, attempt):
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", OPEN, str(tmp_path / "v"), f"name{number}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for number in range(4)
+    ]
+    for process in processes:
+        assert process.stdout.readline() == b"ready\n"
+    for process in processes:
+        process.stdin.write(b"go\n")
+        process.stdin.flush()
+    failed = [process.communicate()[1].decode() for process in processes]
+    assert failed == [""] * 4
+    assert (await held(tmp_path / "v")).keys() == {f"name{number}" for number in range(4)}
