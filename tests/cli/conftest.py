@@ -75,6 +75,26 @@ async def dolmen(tmp_path: Path) -> AsyncIterator[Runner]:
         await process.communicate()
 
 
+async def answering(url: str) -> None:
+    """Wait until a server answers: its line comes when the port is taken, a moment before."""
+    async with AsyncClient(url) as client:
+        while True:
+            try:
+                await client.cluster()
+            except Unavailable:
+                await asyncio.sleep(0.01)
+            except NotFound:  # a blob server
+                return
+            else:
+                return
+
+
+@pytest.fixture(name="answering")
+def answering_fixture() -> Callable[[str], Awaitable[None]]:
+    """See `answering`."""
+    return answering
+
+
 Serving = Callable[[str], Awaitable[tuple[str, Process]]]
 
 
@@ -88,13 +108,7 @@ def blob_server(dolmen: Runner) -> Serving:
         line = (await process.stdout.readline()).decode()
         assert " on http://" in line, line
         url = line.split(" on ")[1].strip()
-        async with AsyncClient(url) as client:
-            while True:  # the line comes when the port is taken, a moment before it listens
-                try:
-                    await client.cluster()
-                except Unavailable:
-                    await asyncio.sleep(0.01)
-                except NotFound:  # it is no API server, but it answers
-                    return url, process
+        await answering(url)
+        return url, process
 
     return start

@@ -141,3 +141,23 @@ async def test_a_port_in_use_is_told_in_a_line(dolmen: Any, blob_server: Any) ->
     assert ended.status == 2
     assert "in use" in ended.err
     assert "Traceback" not in ended.err
+
+
+async def test_serve_starts_everything_and_tells_how_to_use_it(dolmen: Any, answering: Any) -> None:
+    process = await dolmen.start(
+        "serve", "--listen", "127.0.0.1:0", "--download-listen", "127.0.0.1:0"
+    )
+    first = (await process.stdout.readline()).decode()
+    url = first.split(" on ")[1].split(",")[0]
+    assert url.startswith("http://127.0.0.1:")
+    assert b"curl -T FILE" in await process.stdout.readline()
+    assert b"dolmen get ID" in await process.stdout.readline()
+    (dolmen.folder / "a.txt").write_bytes(b"hello")
+    await answering(url)
+    put = await dolmen("put", "a.txt", "--server", url)
+    assert put.status == 0, put
+    got = await dolmen("get", put.out.split()[0], "-o", "-", "--server", url)
+    assert got.out == "hello"
+    assert (dolmen.folder / "dolmen-data").is_dir()
+    process.send_signal(signal.SIGINT)
+    assert await process.wait() == 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from dolmen.cli.ending import run
 from dolmen.cli.options import SERVER, Json, ServerOption
 from dolmen.cli.output import emit
@@ -21,8 +19,8 @@ async def _ls(server: str, *, as_json: bool) -> None:
     from dolmen.client import AsyncClient
 
     async with AsyncClient(server) as client:
-        async for listed in client.list():
+        async for object_id in client.list():
             if as_json:
-                emit(dataclasses.asdict(listed))
+                emit({"id": object_id})
             else:
-                print(listed.id)
+                print(object_id)

@@ -92,21 +92,22 @@ async def _pair(source: str, destination: str, *, as_json: bool) -> int:
 
 
 async def _cluster(settings: list[GroupSettings], *, as_json: bool) -> int:
-    from dolmen.cluster.groups import Group, Member
+    from dolmen.cluster.groups import Member, make_group
     from dolmen.replication import replicate_groups
 
     urls = {server.name: server.url for group in settings for server in group.servers}
     async with _opened(urls) as stores:
         groups = [
-            Group(
+            make_group(
                 group.name,
                 [
                     Member(each.name, stores[each.name], each.weight, each.zone)
                     for each in group.servers
                 ],
-                group.copies or 0,
-                group.write_copies or 0,
-                group.min_copies or 0,
+                copies=group.copies,
+                write_copies=group.write_copies,
+                min_copies=group.min_copies,
+                volatile=True,  # what may be written to is for whoever writes there to decide
             )
             for group in settings
         ]

@@ -22,10 +22,12 @@ def stat(object_id: ObjectId, server: ServerOption = SERVER, json: Json = False)
     print(f"{info.id}\n  size      {readable(info.size)} ({info.size})")
     for name, value in sorted(info.metadata.items()):
         print(f"  {name:9} {value}")
-    for copy in info.copies:
-        print("  copy      " + ", ".join(f"{key} {value}" for key, value in copy.items()))
+    print(f"  copies    {info.copies} of {info.wanted}")
+    for each in info.servers:
+        detail = f" ({each['detail']})" if "detail" in each else ""
+        print(f"  on        {each['server']}: {each['state']}{detail}")
     if info.degraded:
-        print("  degraded: it has fewer copies than its group wants; dolmen replicate makes them")
+        print("  degraded: dolmen replicate makes the missing copies")
 
 
 async def _stat(object_id: str, server: str) -> ObjectInfo:

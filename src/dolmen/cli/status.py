@@ -34,7 +34,7 @@ def status(
     else:
         for line in _lines(said):
             print(line)
-    raise typer.Exit(FAILED if said.get("reasons") or said.get("writable") is False else 0)
+    raise typer.Exit(FAILED if _amiss(said) else 0)
 
 
 async def _of_cluster(server: str) -> dict[str, object]:
@@ -57,6 +57,15 @@ async def _of_store(url: str) -> dict[str, object]:
         await store.aclose()
     held = {"blobs": digests.count, "bytes": digests.size, "root": digests.root}
     return {"store": url, **held, **condition}
+
+
+def _amiss(value: object) -> bool:
+    """Whether a store somewhere in this is not as it should be."""
+    if isinstance(value, dict):
+        if value.get("reachable") is False or value.get("writable") is False:
+            return True
+        return bool(value.get("reasons")) or any(map(_amiss, value.values()))
+    return isinstance(value, list) and any(map(_amiss, value))
 
 
 def _lines(value: object, indent: str = "") -> list[str]:

@@ -14,14 +14,13 @@ from __future__ import annotations
 
 from dolmen.client.asynchronous import AsyncClient, Download
 from dolmen.client.files import download_file, upload_file
-from dolmen.client.objects import Listed, ObjectInfo, Uploaded
+from dolmen.client.objects import ObjectInfo, Uploaded
 from dolmen.client.synchronous import Client
 
 __all__ = [
     "AsyncClient",
     "Client",
     "Download",
-    "Listed",
     "ObjectInfo",
     "Uploaded",
     "download_file",

@@ -11,7 +11,6 @@ from typing import Self
 from urllib.parse import quote, urlencode, urlsplit
 
 from dolmen.client.objects import (
-    Listed,
     ObjectInfo,
     Uploaded,
     decode_metadata,
@@ -21,11 +20,10 @@ from dolmen.errors import BadContent, BadSetting, Corrupt, InvalidName
 from dolmen.http import Client as Connections
 from dolmen.http import ClientResponse, Streamed, Timeouts
 from dolmen.names import is_object_id
-from dolmen.stores.wire import error_of, lines_of, object_of
+from dolmen.stores.wire import error_of, object_of
 
 DEFAULT_SERVER = "http://127.0.0.1:9991"
 _NO_METADATA: Mapping[str, str] = MappingProxyType({})
-_NDJSON = (b"Accept", b"application/x-ndjson")
 _PATIENT = Timeouts(first_byte=600.0)  # a large upload is answered when its last copy is on disk
 
 
@@ -125,28 +123,26 @@ class AsyncClient:
     async def stat(self, object_id: str) -> ObjectInfo:
         """What is known of an object, and where its copies are; raises `NotFound`."""
         said = await object_of(await self._ask("GET", f"/objects/{_checked(object_id)}"))
+        head = await self._ask("HEAD", f"/fetch/{object_id}")
         return ObjectInfo(
             object_id,
             said["size"],
-            said.get("metadata", {}),
-            tuple(said.get("copies", ())),
-            bool(said.get("degraded", False)),
+            decode_metadata(head.headers),
+            said["copies"],
+            said["wanted"],
+            tuple(said["servers"]),
         )
 
-    async def list(self) -> AsyncIterator[Listed]:
-        """Every object, once each, in pages behind the scenes."""
-        cursor: str | None = None
+    async def list(self) -> AsyncIterator[str]:
+        """The id of every object, once each, in pages behind the scenes."""
+        target = "/objects"
         while True:
-            target = "/objects" + (f"?{urlencode({'cursor': cursor})}" if cursor else "")
-            cursor = None
-            async with await self._ask("GET", target, [_NDJSON]) as response:
-                async for line in lines_of(response):
-                    if "next" in line:
-                        cursor = line["next"]
-                    else:
-                        yield Listed(line["id"], line.get("size"))
-            if cursor is None:
+            said = await object_of(await self._ask("GET", target))
+            for object_id in said["ids"]:
+                yield object_id
+            if said["next"] is None:
                 return
+            target = f"/objects?{urlencode({'cursor': said['next']})}"
 
     async def delete(self, object_id: str) -> None:
         """Delete an object everywhere. Deleting what is not there is no error."""

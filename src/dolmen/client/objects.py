@@ -22,22 +22,23 @@ class Uploaded:
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
-    """An object in a listing. `size` is in bytes, None where the server does not tell."""
-
-    id: str
-    size: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """What the server knows of an object: `metadata` by lower-case name, and where it is."""
+    """What the server knows of an object. `size` is in bytes, `metadata` by lower-case name.
+
+    `copies` stand of `wanted`; `servers` tells of each server what it has.
+    """
 
     id: str
     size: int
     metadata: Mapping[str, str] = field(default_factory=dict)
-    copies: tuple[Mapping[str, Any], ...] = ()
-    degraded: bool = False
+    copies: int = 0
+    wanted: int = 0
+    servers: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def degraded(self) -> bool:
+        """Whether it has fewer copies than its group wants."""
+        return self.copies < self.wanted
 
     @property
     def file_name(self) -> str | None:

@@ -9,7 +9,7 @@ from typing import Self
 
 from dolmen.client.asynchronous import DEFAULT_SERVER, AsyncClient
 from dolmen.client.files import download_file, upload_file
-from dolmen.client.objects import Listed, ObjectInfo, Uploaded
+from dolmen.client.objects import ObjectInfo, Uploaded
 
 _NO_METADATA: Mapping[str, str] = MappingProxyType({})
 
@@ -63,11 +63,11 @@ class Client:
         """See `AsyncClient.stat`."""
         return self._runner.run(self._client.stat(object_id))
 
-    def list(self) -> Iterator[Listed]:
+    def list(self) -> Iterator[str]:
         """See `AsyncClient.list`."""
         listing = aiter(self._client.list())
-        while (listed := self._runner.run(_next(listing))) is not None:
-            yield listed
+        while (object_id := self._runner.run(_next(listing))) is not None:
+            yield object_id
 
     def delete(self, object_id: str) -> None:
         """See `AsyncClient.delete`."""
@@ -87,5 +87,5 @@ class Client:
         self.close()
 
 
-async def _next(listing: AsyncIterator[Listed]) -> Listed | None:
+async def _next(listing: AsyncIterator[str]) -> str | None:
     return await anext(listing, None)
