@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from dolmen.errors import DolmenError, NotFound
 from dolmen.payload import Bytes
@@ -28,7 +28,7 @@ class OneByOne:
 
     async def put_many(self: BlobStore, blobs: AsyncIterator[Blob]) -> AsyncIterator[Put | Failed]:
         """See `BlobStore.put_many`. At most `WINDOW` puts are under way."""
-        under_way: deque[Awaitable[Put | Failed]] = deque()
+        under_way: deque[asyncio.Future[Put | Failed]] = deque()
         try:
             async for blob in blobs:
                 under_way.append(asyncio.ensure_future(put_any(self, blob)))
@@ -40,8 +40,8 @@ class OneByOne:
                 yield await under_way.popleft()
         finally:
             for task in under_way:
-                assert isinstance(task, asyncio.Future)
                 task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
 
 
 async def get_any(store: BlobStore, name: str) -> Blob | Failed:

@@ -12,8 +12,8 @@ from dolmen.payload import Bytes
 from dolmen.record import Kind
 from dolmen.store import BlobStore, Outcome
 from dolmen.testing.conformance.material import at, content, info_of, names, recomputed, standing
-from dolmen.testing.conformance.setting import Place, Suite, needs_stamps
-from dolmen.testing.conformance.writes import same
+from dolmen.testing.conformance.rivals import same
+from dolmen.testing.conformance.setting import Place, Suite
 
 
 async def assert_deleted(store: BlobStore, name: str, stamp: int) -> None:
@@ -40,7 +40,6 @@ class Deletes(Suite):
         assert (await store.put("name", Bytes(b"two"))).outcome is Outcome.CREATED
         assert await content(store, "name") == b"two"
 
-    @needs_stamps
     async def test_a_plain_delete_is_stamped_above_what_stands(self, store: BlobStore) -> None:
         put = await store.put("name", Bytes(b"one"))
         deleted = await store.delete("name")
@@ -51,7 +50,6 @@ class Deletes(Suite):
         assert again.outcome is Outcome.CREATED
         assert again.stamp > deleted.stamp
 
-    @needs_stamps
     async def test_an_absent_name_gets_a_tombstone_too(self, store: BlobStore) -> None:
         assert await store.delete("stamped", stamp=at(1)) == (Outcome.CREATED, at(1))
         await assert_deleted(store, "stamped", at(1))
@@ -59,7 +57,6 @@ class Deletes(Suite):
         assert plain.outcome is Outcome.CREATED
         await assert_deleted(store, "plain", plain.stamp)
 
-    @needs_stamps
     async def test_the_newer_of_delete_and_put_stands(self, store: BlobStore) -> None:
         async def put(stamp: int) -> tuple[Outcome, int]:
             return await store.put("name", Bytes(b"one"), stamp=stamp)
@@ -78,7 +75,6 @@ class Deletes(Suite):
         assert await store.delete("name", stamp=at(6)) == (Outcome.CREATED, at(6))
         await assert_deleted(store, "name", at(6))
 
-    @needs_stamps
     async def test_a_removed_blob_leaves_nothing(self, store: BlobStore) -> None:
         await store.put("name", Bytes(b"one"), stamp=at(5))
         await store.put("beside", Bytes(b"beside"), stamp=at(5))
@@ -94,7 +90,6 @@ class Deletes(Suite):
         assert await store.put("name", Bytes(b"old"), stamp=at(1)) == (Outcome.CREATED, at(1))
         assert await content(store, "name") == b"old"
 
-    @needs_stamps
     async def test_only_the_stamp_named_is_removed(self, store: BlobStore) -> None:
         await store.put("name", Bytes(b"one"), stamp=at(5))
         for stamp in (0, at(5) - 1, at(5) + 1):
@@ -106,7 +101,6 @@ class Deletes(Suite):
         assert await content(store, "name") == b"one"
         assert await store.remove("name", if_stamp=at(6))
 
-    @needs_stamps
     async def test_a_tombstone_can_be_removed(self, store: BlobStore) -> None:
         await store.delete("name", stamp=at(5))
         assert not await store.remove("name", if_stamp=at(4))
@@ -115,13 +109,11 @@ class Deletes(Suite):
         assert await names(store.list(tombstones=True)) == []
         assert (await store.digests()).count == 0
 
-    @needs_stamps
     async def test_what_arrived_lately_is_not_removed(self, store: BlobStore) -> None:
         await store.put("name", Bytes(b"one"), stamp=at(1))
         assert not await store.remove("name", if_stamp=at(1), min_age=3600)
         assert await content(store, "name") == b"one"
 
-    @needs_stamps
     async def test_a_touch_makes_a_blob_young_again(self, store: BlobStore, place: Place) -> None:
         await store.put("name", Bytes(b"one"), stamp=at(1))
         await store.delete("deleted", stamp=at(1))

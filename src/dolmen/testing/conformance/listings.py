@@ -24,8 +24,8 @@ from dolmen.testing.conformance.material import (
     recomputed,
     streamed,
 )
-from dolmen.testing.conformance.setting import Suite, needs_stamps
-from dolmen.testing.conformance.writes import same
+from dolmen.testing.conformance.rivals import same
+from dolmen.testing.conformance.setting import Suite
 
 
 async def fill(store: BlobStore, chosen: list[str], *, deleted: int = 0) -> list[BlobInfo]:
@@ -58,7 +58,6 @@ class Listings(Suite):
         assert await names(store.list(tombstones=True, prefix="a", after="b")) == []
         assert await store.digests() == Digests({})
 
-    @needs_stamps
     async def test_everything_is_listed_in_order_with_all_that_is_known(
         self, store: BlobStore
     ) -> None:
@@ -148,7 +147,6 @@ class Listings(Suite):
         await store.put("more", Bytes(b"more"))
         assert len(await names(store.list())) == len(crowd()) + 1
 
-    @needs_stamps
     async def test_digests_follow_every_write(self, store: BlobStore) -> None:
         model = MemoryStore()
         big = noise(300_000)
@@ -175,7 +173,6 @@ class Listings(Suite):
             assert digests.encode() == (await model.digests()).encode(), number
             assert digests.root == (await model.digests()).root
 
-    @needs_stamps
     async def test_digests_do_not_depend_on_the_order_of_arrival(self, store: BlobStore) -> None:
         model = MemoryStore()
         infos = await fill(store, crowd()[:50], deleted=3)

@@ -3,21 +3,18 @@
 Hypothesis makes up the calls and shortens those that find a difference. The model
 is `MemoryStore`, whose rules are `dolmen.stores.verdict`; so that the two need not
 agree on the time of day, the model is told which stamp the store gave a plain write.
-
-Every run makes up the same calls. With `DOLMEN_TEST_LONG=1` there are more of them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
@@ -28,54 +25,21 @@ from dolmen.record import Kind
 from dolmen.stamps import Clock
 from dolmen.store import ALL_PARTITIONS, Blob, BlobInfo, BlobStore, Put
 from dolmen.stores.memory import MemoryStore
-from dolmen.testing.conformance.material import (
-    META,
-    OTHER_META,
-    at,
-    crowd,
-    noise,
-    read,
-    standing,
-    streamed,
-)
+from dolmen.testing.conformance.material import at, read, standing, streamed
+from dolmen.testing.conformance.rivals import Write
 from dolmen.testing.conformance.setting import Place, Suite, Time
-from dolmen.testing.conformance.writes import Write
+from dolmen.testing.conformance.strategies import (
+    NAMES,
+    contents,
+    examples,
+    kinds,
+    metas,
+    names_,
+    steps,
+    writes,
+)
 
 T = TypeVar("T")
-LONG = os.environ.get("DOLMEN_TEST_LONG") == "1"
-NAMES = [*crowd()[:2], "name", "other"]
-
-
-class Content(bytes):
-    """Bytes that don't fill the report of a failure."""
-
-    def __repr__(self) -> str:
-        return bytes.__repr__(self) if len(self) < 20 else f"<{len(self)} bytes>"
-
-
-CONTENTS = [Content(data) for data in (b"", b"one", b"two", noise(70_000))]
-names_ = st.sampled_from(NAMES)
-contents = st.sampled_from(CONTENTS)
-metas = st.sampled_from([b"", META, OTHER_META])
-kinds = st.sampled_from([Kind.BLOB, Kind.MANIFEST])
-steps = st.integers(-1, 1) | st.integers(2, 8).map(at)
-"""A stamp: so far from the one that stands, or a fixed one."""
-writes = st.builds(Write, st.integers(0, 6).map(at), kinds, contents, metas) | st.builds(
-    Write, st.integers(0, 6).map(at), st.just(Kind.TOMBSTONE), st.just(b""), st.just(b"")
-)
-
-
-def examples(count: int) -> settings:
-    """So many examples, twenty times as many in a long run; always the same ones."""
-    return settings(
-        max_examples=count * 20 if LONG else count,
-        stateful_step_count=60 if LONG else 30,
-        derandomize=True,
-        database=None,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-        phases=[Phase.generate, Phase.shrink],
-    )
 
 
 class Told(Clock):

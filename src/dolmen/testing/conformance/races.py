@@ -23,8 +23,8 @@ from dolmen.testing.conformance.material import (
     standing,
     streamed,
 )
-from dolmen.testing.conformance.setting import Suite, needs_stamps
-from dolmen.testing.conformance.writes import RIVALS, same
+from dolmen.testing.conformance.rivals import RIVALS, same
+from dolmen.testing.conformance.setting import Suite
 
 WRITERS = 12
 
@@ -75,7 +75,6 @@ class Races(Suite):
         assert told[data].stamp == max(answer.stamp for answer in told.values())
         assert await store.digests() == await recomputed(store)
 
-    @needs_stamps
     async def test_stamped_writes_at_once_end_with_the_highest_rank(self, store: BlobStore) -> None:
         rng = random.Random(3)  # noqa: S311 - nothing secret
         names_ = [f"n{number}" for number in range(20)]
@@ -87,7 +86,6 @@ class Races(Suite):
             assert same(await standing(store, name), highest.info(name))
         assert await store.digests() == await recomputed(store)
 
-    @needs_stamps
     async def test_a_touch_and_a_delete_at_once_end_with_the_newer(self, store: BlobStore) -> None:
         for number in range(10):
             name = f"n{number}"

@@ -73,12 +73,3 @@ class Suite:
         store = await self.make_store(place)
         yield store
         await store.aclose()
-
-    @pytest.fixture
-    def stamps(self, store: BlobStore) -> None:
-        """Skip where the store keeps no stamps."""
-        if not store.capabilities.stamps:
-            pytest.skip("this store keeps no stamps")
-
-
-needs_stamps = pytest.mark.usefixtures("stamps")

@@ -25,8 +25,8 @@ from dolmen.testing.conformance.material import (
     standing,
     streamed,
 )
-from dolmen.testing.conformance.setting import Place, Suite, needs_stamps
-from dolmen.testing.conformance.writes import same
+from dolmen.testing.conformance.rivals import same
+from dolmen.testing.conformance.setting import Place, Suite
 
 
 class Upkeep(Suite):
@@ -78,7 +78,6 @@ class Upkeep(Suite):
                 assert await content(again, f"n{number}") == noise(100 * number, number)
         await again.aclose()
 
-    @needs_stamps
     async def test_a_store_opened_again_holds_what_it_held(
         self, store: BlobStore, place: Place
     ) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple
 
 import pytest
 
@@ -17,7 +16,7 @@ from dolmen.names import checksum_of
 from dolmen.payload import Bytes
 from dolmen.record import Kind
 from dolmen.stamps import MAX_STAMP
-from dolmen.store import BlobInfo, BlobStore, Outcome, Put
+from dolmen.store import BlobInfo, BlobStore, Outcome
 from dolmen.testing.conformance.material import (
     META,
     OTHER_META,
@@ -27,7 +26,8 @@ from dolmen.testing.conformance.material import (
     standing,
     streamed,
 )
-from dolmen.testing.conformance.setting import Place, Suite, needs_stamps
+from dolmen.testing.conformance.rivals import RIVALS, Write, same
+from dolmen.testing.conformance.setting import Place, Suite
 
 BAD_NAMES = ["", ".a", "-a", "_a", "..", "a/b", "a b", "a\n", "a\0", "ä", "a\udcff", "x" * 129]
 GOOD_NAMES = ["a", "A", "0", "a..b", "Z-._", "x" * 128, "chunk-" + "0" * 64]
@@ -38,59 +38,6 @@ OVERFULL_META = (
     + b"a"
     + bytes(metadata.METADATA_MAX - 3)
 )
-
-
-class Write(NamedTuple):
-    """A stamped write to a name not yet chosen."""
-
-    stamp: int
-    kind: Kind
-    data: bytes = b""
-    meta: bytes = b""
-
-    async def to(self, store: BlobStore, name: str) -> Put:
-        """Carry it out."""
-        if self.kind is Kind.TOMBSTONE:
-            return await store.delete(name, stamp=self.stamp)
-        return await store.put(
-            name, Bytes(self.data), meta=self.meta, stamp=self.stamp, kind=self.kind
-        )
-
-    def info(self, name: str) -> BlobInfo:
-        """What stands after it."""
-        return info_of(name, self.data, stamp=self.stamp, kind=self.kind, meta=self.meta)
-
-    def answer(self, before: BlobInfo | None) -> Put:
-        """What the contract makes of it, given what stands before."""
-        new = self.info("")
-        if before is None:
-            return Put(Outcome.CREATED, self.stamp)
-        if new.rank < before.rank:
-            return Put(Outcome.SUPERSEDED, before.stamp)
-        same = (new.kind, new.checksum) == (before.kind, before.checksum)
-        if same and (new.kind is not Kind.TOMBSTONE or new.rank == before.rank):
-            return Put(Outcome.UNCHANGED, self.stamp)
-        return Put(Outcome.CREATED, self.stamp)
-
-
-RIVALS = [
-    Write(at(5), Kind.BLOB, b"one"),
-    Write(at(5), Kind.BLOB, b"one", META),
-    Write(at(5), Kind.BLOB, b"two"),
-    Write(at(5), Kind.MANIFEST, b"one"),
-    Write(at(5), Kind.TOMBSTONE),
-    Write(at(5) - 1, Kind.BLOB, b"one"),
-    Write(at(5) + 1, Kind.BLOB, b"one", OTHER_META),
-    Write(at(5) + 1, Kind.TOMBSTONE),
-]
-
-
-def same(found: BlobInfo | None, wanted: BlobInfo) -> bool:
-    """Whether two infos agree in all but the time of arrival."""
-    return found is not None and (
-        (found.name, found.size, *found.rank, found.metadata)
-        == (wanted.name, wanted.size, *wanted.rank, wanted.metadata)
-    )
 
 
 class Writes(Suite):
@@ -156,12 +103,11 @@ class Writes(Suite):
         for payload in (Bytes(b"one"), streamed(b"one")):
             again = await store.put("name", payload, meta=OTHER_META)
             assert again.outcome is Outcome.UNCHANGED
-            assert again.stamp > first.stamp or not store.capabilities.stamps
+            assert again.stamp > first.stamp
             first = again
         wanted = info_of("name", b"one", stamp=first.stamp, meta=OTHER_META)
         assert same(await store.stat("name"), wanted)
 
-    @needs_stamps
     async def test_a_plain_put_is_stamped_above_what_stands(
         self, store: BlobStore, place: Place
     ) -> None:
@@ -170,7 +116,6 @@ class Writes(Suite):
         assert (await store.put("name", Bytes(b"one"))).stamp > ahead
         assert (await store.delete("name")).stamp > ahead
 
-    @needs_stamps
     async def test_no_stamp_is_given_days_ahead_of_the_clock(
         self, store: BlobStore, place: Place
     ) -> None:
@@ -190,7 +135,6 @@ class Writes(Suite):
         assert (await store.put("deleted", Bytes(b"two"), stamp=ahead + 1)).stamp == ahead + 1
         assert (await store.put("another", Bytes(b"two"))).stamp < ahead
 
-    @needs_stamps
     async def test_every_order_of_arrival_ends_with_the_highest_rank(
         self, store: BlobStore
     ) -> None:
@@ -210,7 +154,6 @@ class Writes(Suite):
         orders = itertools.permutations(RIVALS, 3)
         await asyncio.gather(*(arrive(f"o{number}", order) for number, order in enumerate(orders)))
 
-    @needs_stamps
     async def test_stamps_of_64_bits_are_told_apart_by_their_last(self, store: BlobStore) -> None:
         edges = [0, 1, (1 << 53), (1 << 53) + 1, (1 << 63) - 1, 1 << 63, MAX_STAMP - 1, MAX_STAMP]
         for number, stamp in enumerate(edges):
@@ -222,7 +165,6 @@ class Writes(Suite):
             answer = await store.put("up", Bytes(b"late"), stamp=stamp)
             assert answer == (Outcome.SUPERSEDED, MAX_STAMP)
 
-    @needs_stamps
     @pytest.mark.parametrize("size", [3, 200_000])
     async def test_an_identical_stamped_put_is_a_write(self, store: BlobStore, size: int) -> None:
         data = b"x" * size
@@ -234,7 +176,6 @@ class Writes(Suite):
         assert (await store.delete("name", stamp=at(2))).outcome is Outcome.SUPERSEDED
         assert await content(store, "name") == data
 
-    @needs_stamps
     async def test_a_blob_and_a_manifest_replace_one_another(self, store: BlobStore) -> None:
         kinds = (Kind.BLOB, Kind.MANIFEST, Kind.BLOB)
         for number, kind in enumerate(kinds):
@@ -275,59 +216,3 @@ class Writes(Suite):
                 with pytest.raises(BadContent):
                     await store.put(f"name{number}", payload, checksum=checksum_of(b"other"))
                 assert await standing(store, f"name{number}") is None
-
-    @needs_stamps
-    async def test_a_touch_raises_stamp_and_metadata_and_keeps_the_bytes(
-        self, store: BlobStore
-    ) -> None:
-        data = b"content"
-        checksum = checksum_of(data)
-        for kind in (Kind.BLOB, Kind.MANIFEST):
-            await store.put(kind.name, Bytes(data), stamp=at(1), kind=kind)
-            calls = [
-                (at(2), META, (Outcome.UNCHANGED, at(2))),
-                (at(2), META, (Outcome.UNCHANGED, at(2))),
-                (at(1), OTHER_META, (Outcome.SUPERSEDED, at(2))),
-                (at(3), b"", (Outcome.UNCHANGED, at(3))),
-                (at(3), META, (Outcome.UNCHANGED, at(3))),  # none has the lowest hash there is
-                (at(3), b"", (Outcome.SUPERSEDED, at(3))),
-            ]
-            for stamp, meta, expected in calls:
-                answer = await store.touch(kind.name, stamp=stamp, checksum=checksum, meta=meta)
-                assert answer == expected
-            wanted = info_of(kind.name, data, stamp=at(3), kind=kind, meta=META)
-            assert same(await store.stat(kind.name), wanted)
-            assert await content(store, kind.name) == data
-
-    @needs_stamps
-    async def test_a_touch_finds_only_the_live_blob_of_that_checksum(
-        self, store: BlobStore
-    ) -> None:
-        await store.put("other", Bytes(b"other"), stamp=at(1))
-        await store.put("deleted", Bytes(b"content"), stamp=at(1))
-        await store.delete("deleted", stamp=at(2))
-        for name in ("absent", "other", "deleted"):
-            with pytest.raises(NotFound):
-                await store.touch(name, stamp=at(3), checksum=checksum_of(b"content"), meta=b"")
-        with pytest.raises(NotFound):
-            await store.touch("deleted", stamp=at(3), checksum=bytes(16), meta=b"")
-        assert same(await store.stat("other"), info_of("other", b"other", stamp=at(1)))
-        assert same(
-            await store.stat("deleted", tombstones=True),
-            info_of("deleted", b"", stamp=at(2), kind=Kind.TOMBSTONE),
-        )
-
-    @needs_stamps
-    async def test_arrival_is_the_second_of_the_last_write_that_counted(
-        self, store: BlobStore, place: Place
-    ) -> None:
-        await store.put("name", Bytes(b"x"), stamp=at(1))
-        first = int(place.time.now())
-        place.time.advance(100)
-        await store.put("name", Bytes(b"y"), stamp=at(0))
-        assert (await store.stat("name")).arrived == first
-        await store.touch("name", stamp=at(2), checksum=checksum_of(b"x"), meta=b"")
-        assert (await store.stat("name")).arrived == first + 100
-        place.time.advance(100)
-        await store.put("name", Bytes(b"x"), stamp=at(3))
-        assert (await store.stat("name")).arrived == first + 200

@@ -1,0 +1,73 @@
+"""Touches: stamp and metadata are raised, the bytes stay; and the time of arrival."""
+
+# ruff: noqa: D102 - the names say what is held
+
+from __future__ import annotations
+
+import pytest
+
+from dolmen.errors import NotFound
+from dolmen.names import checksum_of
+from dolmen.payload import Bytes
+from dolmen.record import Kind
+from dolmen.store import BlobStore, Outcome
+from dolmen.testing.conformance.material import META, OTHER_META, at, content, info_of
+from dolmen.testing.conformance.rivals import same
+from dolmen.testing.conformance.setting import Place, Suite
+
+
+class Touches(Suite):
+    """Touches."""
+
+    async def test_a_touch_raises_stamp_and_metadata_and_keeps_the_bytes(
+        self, store: BlobStore
+    ) -> None:
+        data = b"content"
+        checksum = checksum_of(data)
+        for kind in (Kind.BLOB, Kind.MANIFEST):
+            await store.put(kind.name, Bytes(data), stamp=at(1), kind=kind)
+            calls = [
+                (at(2), META, (Outcome.UNCHANGED, at(2))),
+                (at(2), META, (Outcome.UNCHANGED, at(2))),
+                (at(1), OTHER_META, (Outcome.SUPERSEDED, at(2))),
+                (at(3), b"", (Outcome.UNCHANGED, at(3))),
+                (at(3), META, (Outcome.UNCHANGED, at(3))),  # none has the lowest hash there is
+                (at(3), b"", (Outcome.SUPERSEDED, at(3))),
+            ]
+            for stamp, meta, expected in calls:
+                answer = await store.touch(kind.name, stamp=stamp, checksum=checksum, meta=meta)
+                assert answer == expected
+            wanted = info_of(kind.name, data, stamp=at(3), kind=kind, meta=META)
+            assert same(await store.stat(kind.name), wanted)
+            assert await content(store, kind.name) == data
+
+    async def test_a_touch_finds_only_the_live_blob_of_that_checksum(
+        self, store: BlobStore
+    ) -> None:
+        await store.put("other", Bytes(b"other"), stamp=at(1))
+        await store.put("deleted", Bytes(b"content"), stamp=at(1))
+        await store.delete("deleted", stamp=at(2))
+        for name in ("absent", "other", "deleted"):
+            with pytest.raises(NotFound):
+                await store.touch(name, stamp=at(3), checksum=checksum_of(b"content"), meta=b"")
+        with pytest.raises(NotFound):
+            await store.touch("deleted", stamp=at(3), checksum=bytes(16), meta=b"")
+        assert same(await store.stat("other"), info_of("other", b"other", stamp=at(1)))
+        assert same(
+            await store.stat("deleted", tombstones=True),
+            info_of("deleted", b"", stamp=at(2), kind=Kind.TOMBSTONE),
+        )
+
+    async def test_arrival_is_the_second_of_the_last_write_that_counted(
+        self, store: BlobStore, place: Place
+    ) -> None:
+        await store.put("name", Bytes(b"x"), stamp=at(1))
+        first = int(place.time.now())
+        place.time.advance(100)
+        await store.put("name", Bytes(b"y"), stamp=at(0))
+        assert (await store.stat("name")).arrived == first
+        await store.touch("name", stamp=at(2), checksum=checksum_of(b"x"), meta=b"")
+        assert (await store.stat("name")).arrived == first + 100
+        place.time.advance(100)
+        await store.put("name", Bytes(b"x"), stamp=at(3))
+        assert (await store.stat("name")).arrived == first + 200
