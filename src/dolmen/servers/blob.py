@@ -73,7 +73,7 @@ class BlobServer:
         routes.add("POST", "/records", self.take_records)
         routes.add("POST", "/records/read", self.read_records)
         routes.add("GET", "/notes", self.notes)
-        routes.add("PUT", "/notes/{key}", self.note)
+        routes.add("POST", "/notes", self.note)
         routes.add("GET", "/alive", self.alive)
         routes.add("GET", "/healthz", self.healthz)
         routes.add("GET", "/readyz", self.readyz)
@@ -91,7 +91,7 @@ class BlobServer:
         check_name(name)
         headers = request.headers
         exact = headers.get(b"x-dolmen-metadata")
-        meta = _from_base64(exact) if exact is not None else metadata_of(headers)
+        meta = metadata.check(_from_base64(exact)) if exact is not None else metadata_of(headers)
         checksum = headers.get(b"x-dolmen-checksum")
         payload = await payload_of(request.body, ContentDigest(headers), self._spool_folder)
         put = await self._store.put(
@@ -113,7 +113,8 @@ class BlobServer:
     async def get(self, request: Request, name: str) -> Response:
         """Send a blob, or a range of it."""
         if request.method == "HEAD":
-            info = await self._store.stat(name)
+            tombstones = b"?" in request.target and request.query.get("tombstones") == "1"
+            info = await self._store.stat(name, tombstones=tombstones)
             return Response(200, describe(info), Nothing(info.size))
         headers = request.headers
         if b"range" not in headers and b"if-none-match" not in headers:
@@ -186,7 +187,7 @@ class BlobServer:
                         name,
                         stamp=parse_stamp(str(item.get("stamp"))),
                         checksum=_checksum(str(item.get("checksum"))),
-                        meta=_from_base64(str(item.get("metadata", "")).encode()),
+                        meta=metadata.check(_from_base64(str(item.get("metadata", "")).encode())),
                     )
                 except DolmenError as error:
                     yield _failure(name, error)
@@ -268,10 +269,13 @@ class BlobServer:
         notes = await self._store.notes()
         return answer({key: b64encode(value).decode() for key, value in notes.items()})
 
-    async def note(self, request: Request, key: str) -> Response:
-        """Keep a note."""
-        check_name(key)
-        await self._store.note(key, bytes(await request.body.read(65_536)))
+    async def note(self, request: Request, _: str) -> Response:
+        """Keep a note: `{"key": text, "value": base64}`."""
+        order = await _order(request, {"key", "value"})
+        key = order.get("key")
+        if not isinstance(key, str) or not 0 < len(key.encode()) <= 500:
+            raise HTTPError(400, "A note's key is text of 1 to 500 bytes.")
+        await self._store.note(key, _from_base64(str(order.get("value", "")).encode()))
         return Response(204)
 
     async def alive(self, _request: Request, _: str) -> Response:
@@ -458,6 +462,6 @@ def _checksum(text: str) -> bytes:
 
 def _from_base64(text: bytes) -> bytes:
     try:
-        return metadata.check(b64decode(text, validate=True))
+        return b64decode(text, validate=True)
     except ValueError as error:
-        raise InvalidName(f"metadata is not base64: {error}") from error
+        raise InvalidName(f"{text[:60]!r} is not base64: {error}") from error

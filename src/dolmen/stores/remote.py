@@ -18,7 +18,7 @@ from base64 import b64decode, b64encode
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from dolmen import metadata
 from dolmen.digests import Digests
@@ -27,7 +27,6 @@ from dolmen.errors import (
     BadSetting,
     Corrupt,
     DolmenError,
-    NotFound,
     OutcomeUnknown,
     ReadOnly,
     Unavailable,
@@ -36,7 +35,7 @@ from dolmen.http.calls import ClientResponse
 from dolmen.http.client import Client
 from dolmen.http.messages import Streamed
 from dolmen.names import check_name, checksum_of, is_chunk_name, is_object_id, partition_of
-from dolmen.payload import Bytes, Payload, Stream
+from dolmen.payload import Bytes, Payload, Piece, Stream
 from dolmen.record import Kind
 from dolmen.stamps import format_stamp, parse_stamp
 from dolmen.store import (
@@ -109,7 +108,7 @@ class RemoteStore:
         else:
             headers.extend(metadata.decode(meta))
         whole = payload.whole
-        body = whole if whole is not None else Streamed(aiter(payload), payload.size)
+        body = whole if whole is not None else Streamed(_to_the_end(payload), payload.size)
         response = await self._ask(
             "POST", f"/blob/{name}", headers, body, expect_continue=whole is None
         )
@@ -155,13 +154,8 @@ class RemoteStore:
     async def stat(self, name: str, *, tombstones: bool = False) -> BlobInfo:
         """See `BlobStore.stat`."""
         check_name(name)
-        try:
-            response = await self._ask("HEAD", f"/blob/{name}")
-        except NotFound as absent:
-            if tombstones and absent.stamp:
-                return BlobInfo(name, 0, Kind.TOMBSTONE, absent.stamp, NO_CHECKSUM)
-            raise
-        return info_of(name, response)
+        also = "?tombstones=1" if tombstones and self.capabilities.stamps else ""
+        return info_of(name, await self._ask("HEAD", f"/blob/{name}{also}"))
 
     async def touch(self, name: str, *, stamp: int, checksum: bytes, meta: bytes) -> Put:
         """See `BlobStore.touch`."""
@@ -296,35 +290,42 @@ class RemoteStore:
                 before.cancel()
 
     async def _send(self, batch: Sequence[Blob]) -> Sequence[Put | Failed]:
+        results: dict[int, Put | Failed] = {}
+        sent: list[int] = []
+        for number, blob in enumerate(batch):
+            try:  # here, for a single one that is not allowed would fail the whole stream there
+                check_name(blob.info.name)
+                metadata.check(blob.info.metadata)
+                sent.append(number)
+            except DolmenError as error:
+                results[number] = Failed(blob.info.name, error)
+
         async def each() -> AsyncIterator[Blob | Failed]:
-            for blob in batch:
-                yield blob
+            for number in sent:
+                yield batch[number]
 
         body = b"".join([piece async for piece in records.encode(each())])
-        names = [blob.info.name for blob in batch]
+        waiting = deque(sent)
         try:
             response = await self._ask("POST", "/records", (), body)
-            results: deque[Put | Failed] = deque()
             async for line in lines_of(response):
-                try:
-                    results.append(put_of(line))
-                except DolmenError as error:
-                    results.append(Failed(line.get("name", ""), error))
+                if waiting:
+                    number = waiting.popleft()
+                    results[number] = _result(batch[number].info.name, line)
         except DolmenError as error:
-            return [Failed(name, error) for name in names]
-        missing = names[len(results) :]
-        return [
-            *results,
-            *(
-                Failed(name, OutcomeUnknown(f"{self._address} said nothing of {name}"))
-                for name in missing
-            ),
-        ]
+            results |= {number: Failed(batch[number].info.name, error) for number in waiting}
+        else:
+            for number in waiting:
+                name = batch[number].info.name
+                unknown = OutcomeUnknown(f"{self._address} said nothing of {name}")
+                results[number] = Failed(name, unknown)
+        return [results[number] for number in range(len(batch))]
 
     async def note(self, key: str, value: bytes) -> None:
         """See `BlobStore.note`."""
         self._needs_stamps("given notes")
-        await self._ask("PUT", f"/notes/{quote(key, safe='')}", (), value)
+        order = {"key": key, "value": b64encode(value).decode()}
+        await self._ask("POST", "/notes", (), json.dumps(order).encode())
 
     async def notes(self) -> dict[str, bytes]:
         """See `BlobStore.notes`."""
@@ -381,6 +382,27 @@ class RemoteStore:
                 raise told(line)
             return line
         raise OutcomeUnknown(f"{self._address} gave no answer to {target}")
+
+
+def _result(name: str, line: dict[str, Any]) -> Put | Failed:
+    try:
+        return put_of(line)
+    except DolmenError as error:
+        return Failed(name, error)
+
+
+async def _to_the_end(payload: Payload) -> AsyncIterator[Piece]:
+    """The pieces, the last one only when the payload has ended well.
+
+    A payload may fail after its last byte; the far server must not have all of it then.
+    """
+    held: bytes | None = None
+    async for piece in payload:
+        if held is not None:
+            yield held
+        held = bytes(piece)
+    if held is not None:
+        yield held
 
 
 async def _batches(blobs: AsyncIterator[Blob]) -> AsyncIterator[list[Blob] | Blob]:

@@ -7,6 +7,8 @@ from dolmen.testing.conformance import Conformance, Place
 
 
 class TestVolume(Conformance):
+    model_examples = 200
+
     async def make_store(self, place: Place) -> BlobStore:
         return await open_volume(
             str(place.path),

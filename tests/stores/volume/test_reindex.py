@@ -1,0 +1,122 @@
+"""Reindex: the segments alone give the index that was, whenever it is broken off."""
+
+import os
+import random
+import shutil
+
+import pytest
+
+from dolmen.errors import BadVolume, Corrupt, NotFound
+from dolmen.names import checksum_of
+from dolmen.payload import Bytes
+from dolmen.record import HEADER_SIZE
+from dolmen.stamps import Clock
+from dolmen.stores.volume import open_volume, reindex as reindexing
+from dolmen.stores.volume.reindex import reindex
+from dolmen.stores.volume.volume import VolumeStore
+from dolmen.stores.volume.write import Op, Write
+from dolmen.testing.crash import PowerCut, SimulatedDisk
+
+SEGMENT = 4_000
+
+
+def put(name: str, data: bytes, stamp: int | None = None) -> Write:
+    from dolmen.record import block_sums
+
+    return Write(
+        Op.PUT,
+        name,
+        stamp=stamp,
+        kind=1,
+        checksum=checksum_of(data),
+        data=data,
+        sums=block_sums(data),
+        length=len(data),
+    )
+
+
+def simulated(root, seed: int) -> SimulatedDisk:
+    os.makedirs(root)
+    return SimulatedDisk(str(root), rng=random.Random(seed))
+
+
+def opened(disk: SimulatedDisk) -> VolumeStore:
+    wall = iter(range(1_700_000_000_000, 1_800_000_000_000))
+    return VolumeStore(
+        disk.root + "/volume",
+        disk=disk,
+        clock=Clock(lambda: next(wall)),
+        now=lambda: 1_000_000.0,
+        segment_size=SEGMENT,
+    )
+
+
+def filled(disk: SimulatedDisk) -> dict[str, int]:
+    """Names and stamps; some sealed segments, deletes and removals."""
+    store = opened(disk)
+    for number in range(20):
+        store._log.commit([put(f"n{number}", bytes([number]) * 900)])
+        if number % 5 == 4:
+            store._merge.merge()
+    store._log.commit([Write(Op.DELETE, "n3", stamp=None)])
+    stamp = store._live("n7").stamp
+    store._log.commit([Write(Op.REMOVE, "n7", stamp=stamp)])
+    store._index.note("scrubbed", b"yesterday")
+    held = shown(store)
+    store._close()
+    return held
+
+
+def shown(store: VolumeStore) -> dict[str, int]:
+    found = {}
+    for number in range(20):
+        try:
+            found[f"n{number}"] = store._live(f"n{number}").stamp
+        except NotFound as absent:
+            found[f"n{number}"] = -absent.stamp
+    return found
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["index there", "index lost"])
+def test_broken_off_at_any_operation_and_repeated_it_gives_the_index_that_was(tmp_path, lost):
+    for seed in range(1, 400):
+        disk = simulated(tmp_path / str(seed), seed)
+        held = filled(disk)
+        path = disk.root + "/volume"
+        if lost:
+            shutil.rmtree(path + "/index")
+        disk.cut_after(seed)
+        try:
+            reindex(path, disk=disk)
+            done = True
+        except PowerCut:
+            done = False
+            if seed % 2:
+                disk.kill()
+            else:
+                disk = disk.power_cut(str(tmp_path / f"{seed}-after"))
+                path = disk.root + "/volume"
+        disk._countdown = None
+        disk.dead = False
+        # Opened before the repetition, it shows what was, or says that the index is missing.
+        try:
+            store = opened(disk)
+        except BadVolume as error:
+            assert lost
+            assert "dolmen reindex" in str(error)
+            reindex(path, disk=disk)
+            store = opened(disk)
+        assert shown(store) == held, f"cut at {seed}"
+        store._merge.merge()
+        digests = store._index.digests()
+        store._close()
+        reindex(path, disk=disk)
+        store = opened(disk)
+        assert shown(store) == held
+        assert store._index.digests() == digests
+        if not lost:
+            assert store._index.notes() == {"scrubbed": b"yesterday"}
+        store._close()
+        if done:
+            return
+    pytest.fail("reindex has no end")
