@@ -66,6 +66,7 @@ async def test_a_source_that_breaks_off_leaves_nothing_running():
     async def blobs():
         async for blob in many(5):
             yield blob
+        await asyncio.sleep(0)  # the puts begin
         raise Unavailable("the other store went away")
 
     store = Slow()
