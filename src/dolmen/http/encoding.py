@@ -13,7 +13,7 @@ _CONTROLS = bytes(c for c in (*range(32), 127) if c != 9)  # RFC 9110, 5.5: in n
 _RESERVED = frozenset(
     b"content-length transfer-encoding connection keep-alive date server host expect".split()
 )
-_known_names: set[bytes] = set()
+_starts: dict[bytes, bytes] = {}  # header names that may be sent, as lines begin with them
 
 
 class EncodedHeaders:
@@ -25,13 +25,17 @@ class EncodedHeaders:
         self.lines = encode_headers(headers)
 
 
-def _check_name(name: bytes) -> None:
-    if not _TOKEN.match(name):
-        raise ValueError(f"{name!r} is not a header name")
-    if name.lower() in _RESERVED:
-        raise ValueError(f"the header {name.decode()} is written by the HTTP layer")
-    if len(_known_names) < 1024:
-        _known_names.add(name)
+def _line_start(name: bytes) -> bytes:
+    start = _starts.get(name)
+    if start is None:
+        if not _TOKEN.match(name):
+            raise ValueError(f"{name!r} is not a header name")
+        if name.lower() in _RESERVED:
+            raise ValueError(f"the header {name.decode()} is written by the HTTP layer")
+        start = name + b": "
+        if len(_starts) < 1024:
+            _starts[name] = start
+    return start
 
 
 def encode_headers(headers: Sequence[tuple[bytes, bytes]] | EncodedHeaders) -> bytes:
@@ -42,12 +46,14 @@ def encode_headers(headers: Sequence[tuple[bytes, bytes]] | EncodedHeaders) -> b
     """
     if isinstance(headers, EncodedHeaders):
         return headers.lines
-    lines = b""
-    for name, value in headers:
-        if name not in _known_names:
-            _check_name(name)
-        lines += b"%b: %b\r\n" % (name, value)
-    if len(lines.translate(None, _CONTROLS)) != len(lines) - 2 * len(headers):
+    try:
+        parts = [_starts[name] + value for name, value in headers]
+    except KeyError:
+        parts = [_line_start(name) + value for name, value in headers]
+    count = len(parts)
+    parts.append(b"")
+    lines = b"\r\n".join(parts)
+    if len(lines.translate(None, _CONTROLS)) != len(lines) - 2 * count:
         raise ValueError("a header value has control characters")
     return lines
 

@@ -8,7 +8,7 @@ import types
 from collections.abc import Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any
 
-from dolmen.http.encoding import EncodedHeaders, encode_headers
+from dolmen.http.encoding import encode_headers
 from dolmen.http.messages import Request, Response, Stream
 from dolmen.http.problems import HTTPError, problem
 from dolmen.http.wire import Wire
@@ -104,7 +104,6 @@ class Exchange(Wire):
             elif (
                 # The common case in one go; `answer` and what it calls do the same for any.
                 type(response.body) is bytes
-                and type(response.headers) is EncodedHeaders
                 and response.status == 200
                 and framing.keep_alive
                 and framing.http11
@@ -115,14 +114,19 @@ class Exchange(Wire):
                 and self.server.plain
             ):
                 body = response.body
-                self.transport.write(
-                    b"%b%bContent-Length: %d\r\n\r\n%b"
-                    % (self.server.heads.start(200), response.headers.lines, len(body), body)
-                )
-                self.request = None
-                self.since = self.server.now
-                self.served = self.idle = True
-                return
+                try:
+                    lines = encode_headers(response.headers)
+                except ValueError as error:
+                    response = self._failed(error)
+                else:
+                    self.transport.write(
+                        b"%b%bContent-Length: %d\r\n\r\n%b"
+                        % (self.server.heads.start(200), lines, len(body), body)
+                    )
+                    self.request = None
+                    self.since = self.server.now
+                    self.served = self.idle = True
+                    return
         except Exception as error:  # noqa: BLE001 - becomes an answer
             response = self._failed(error)
         except asyncio.CancelledError:
