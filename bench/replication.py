@@ -1,0 +1,69 @@
+"""Replication of small objects from one blob server to another, both on a volume."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import uvloop
+
+from bench.figures import Bench, Figure, Measured, NotMeasured, measures
+from bench.filling import fill, put
+from bench.processes import Server, blob_server
+from dolmen.replication import Report, replicate
+from dolmen.stores import open_store
+
+SIZE = 1024
+COUNT, LONG = 100_000, 1_000_000
+MISSING = 1_000
+
+
+@measures(
+    Figure("replicate, small objects", "/s", 25_000, 80_000),
+    Figure("replicate, in step", "s", 1, 0.05),
+    Figure("replicate, 1,000 missing", "s", 2, 0.3),
+)
+def replication(bench: Bench) -> Iterator[Measured]:
+    """Copies to empty volumes; then to one that is in step, and to one that lacks a few."""
+    count = LONG if bench.long else COUNT
+    fill(bench.folder / "source", count, size=SIZE)
+    copying, in_step, missing = (Measured([], note=f"of {count:,}") for _ in range(3))
+    with blob_server(bench.folder / "source") as source:
+        for at in range(bench.rounds):
+            with blob_server(bench.folder / f"destination-{at}") as destination:
+                copying.samples.append(count / _run(source, destination, count))
+                if at == bench.rounds - 1:
+                    yield copying
+                    in_step.samples = [_run(source, destination, 0) for _ in range(5)]
+                    yield in_step
+                    for begin in range(count, count + bench.rounds * MISSING, MISSING):
+                        uvloop.run(_add(source, range(begin, begin + MISSING)))
+                        missing.samples.append(_run(source, destination, MISSING))
+                    yield missing
+
+
+def _run(source: Server, destination: Server, expected: int) -> float:
+    """Seconds of a run that has so many blobs to copy, connections and all."""
+
+    async def run() -> tuple[float, Report]:
+        start = time.perf_counter()
+        stores = await open_store(source.base), await open_store(destination.base)
+        try:
+            report = await replicate(*stores)
+            return time.perf_counter() - start, report
+        finally:
+            for store in stores:
+                await store.aclose()
+
+    seconds, report = uvloop.run(run())
+    if not report.complete or report.copied != expected:
+        raise NotMeasured(f"{expected} blobs were to be copied, but the report says {report}")
+    return seconds
+
+
+async def _add(server: Server, numbers: range) -> None:
+    store = await open_store(server.base)
+    try:
+        await put(store, numbers, size=SIZE)
+    finally:
+        await store.aclose()
