@@ -148,7 +148,7 @@ def make_call_connection() -> tuple[FakeTransport, Any]:
     """A client connection on a fake transport, and the pool it reports to."""
     pool = SimpleNamespace(
         loop=asyncio.get_running_loop(), name="far", timeouts=None,
-        released=[], forgotten=[],
+        released=[], forgotten=[], clock=Clock(),
     )  # fmt: skip
     pool.release = pool.released.append
     pool.forget = pool.forgotten.append

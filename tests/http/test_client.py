@@ -528,29 +528,25 @@ async def test_a_closed_client_is_unavailable(kit) -> None:
 
 
 @pytest.fixture
-async def slow(clock, monkeypatch):
+async def slow(clock, kit):
     """A client of a server that says `said` and then nothing; time moves when told."""
     stack = contextlib.AsyncExitStack()
 
     async def slow(said: bytes):
         far = await stack.enter_async_context(Far([said]))
-        loop = asyncio.get_running_loop()
-        client = Client(*far.address, timeouts=Timeouts(first_byte=5, idle=3), clock=loop.time)
+        client = Client(*far.address, timeouts=Timeouts(first_byte=5, idle=3), clock=clock)
         await stack.enter_async_context(client)
 
         async def later(seconds: float) -> None:
-            for connection in client.pool._connections:
-                connection.check(loop.time())
-                connection.check(loop.time() + seconds)
-                connection.since = 0.0 if seconds < 0 else connection.since
-            for _ in range(5):
-                await asyncio.sleep(0)
+            clock.time += seconds
+            client.pool.sweep()
+            await kit.settle(5)
 
         async def asked() -> None:
             while not far.requests:
                 await asyncio.sleep(0)
-            for _ in range(20):
-                await asyncio.sleep(0)
+            await kit.settle(20)
+            client.pool.sweep()
 
         return client, later, asked
 
@@ -565,7 +561,7 @@ async def test_no_answer_in_time(slow, method, error) -> None:
     await asked()
     await later(4)
     assert not asking.done()
-    await later(6)
+    await later(2)
     with pytest.raises(error, match="did not answer within 5 s"):
         await asking
 
@@ -585,19 +581,21 @@ async def test_an_answer_that_stops(slow, size) -> None:
         await asyncio.sleep(0)
     await later(2)
     assert not asking.done()
-    await later(4)
+    await later(2)
+    await later(2)
     with pytest.raises(Unavailable, match="sent nothing of its answer for 3 s"):
         await asking
 
 
-async def test_idle_connections_are_closed_before_the_server_does(kit) -> None:
-    async with await start_server(kit.echo) as server, kit.client_of(server) as client:
+async def test_idle_connections_are_closed_before_the_server_does(kit, clock) -> None:
+    async with await start_server(kit.echo) as server, kit.client_of(server, clock=clock) as client:
         await client.request("GET", "/")
+        clock.time += 29
+        client.pool.sweep()
         [connection] = client.pool._connections
-        now = asyncio.get_running_loop().time()
-        connection.check(now + 29)
         assert not connection.transport.is_closing()
-        connection.check(now + 31)
+        clock.time += 2
+        client.pool.sweep()
         await kit.settle()
         assert not client.pool._connections
 

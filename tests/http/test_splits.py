@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 
@@ -10,6 +11,7 @@ import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dolmen.errors import Unavailable
 from dolmen.http import Response
 from dolmen.http.chunked import ChunkDecoder
 
@@ -219,3 +221,68 @@ async def test_every_single_cut_of_a_pipeline(kit) -> None:
         await transport.feed_all(data[at:])
         await kit.settle(3)
         assert undated(transport.written) == undated(whole.written), at
+
+
+GRAMMAR = st.sampled_from(
+    [
+        *(b"GET ", b"POST ", b"/", b"/x?y", b" HTTP/1.1\r\n", b" HTTP/1.0\r\n", b"Host: a\r\n"),
+        *(b"Content-Length: 3\r\n", b"Content-Length: 100000\r\n", b"Connection: close\r\n"),
+        *(b"Transfer-Encoding: chunked\r\n", b"Expect: 100-continue\r\n", b"\r\n", b"\n", b"\r"),
+        *(b"3\r\nabc\r\n", b"0\r\n\r\n", b"abc", b"\x00", b": ", b" "),
+        *(b"Upgrade: x\r\nConnection: upgrade\r\n", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"),
+    ]
+)
+
+
+def test_no_bytes_break_the_server(kit) -> None:
+    """Whatever comes in, what goes out is well-formed, and nothing is raised."""
+
+    @settings(deadline=None, max_examples=500)
+    @given(st.lists(st.one_of(GRAMMAR, st.binary(max_size=3)), max_size=25), PLACES)
+    def check(tokens, places) -> None:
+        async def play() -> None:
+            transport = kit.make_connection(kit.echo)
+            for piece in cut(b"".join(tokens), places):
+                await transport.feed_all(piece)
+            await kit.settle()
+            transport.close()
+            await kit.settle()
+            assert not transport.server.tasks
+            kit.parse_answers(transport.written)
+
+        uvloop.run(play())
+
+    check()
+
+
+RESPONSES = st.sampled_from(
+    [
+        b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 204 X\r\n\r\n",
+        b"HTTP/1.0 404 X\r\n", b"Content-Length: 3\r\n", b"Content-Length: 99999\r\n", b"\r\n",
+        b"Transfer-Encoding: chunked\r\n", b"Connection: close\r\n", b"3\r\nabc\r\n", b"abc",
+        b"0\r\n\r\n", b"\n", b"\x00", b": ",
+    ]
+)  # fmt: skip
+
+
+def test_no_bytes_break_the_client(kit) -> None:
+    @settings(deadline=None, max_examples=500)
+    @given(st.lists(st.one_of(RESPONSES, st.binary(max_size=3)), max_size=15), PLACES, MODES)
+    def check(tokens, places, mode) -> None:
+        async def play() -> None:
+            transport, _ = kit.make_call_connection()
+            _, future = transport.get_protocol().begin(head_only=False, reads=True)
+
+            async def receive() -> None:
+                with contextlib.suppress(Unavailable):
+                    await collect((await future).body, mode)
+
+            receiving = asyncio.ensure_future(receive())
+            for piece in cut(b"".join(tokens), places):
+                await transport.feed_all(piece)
+            transport.close()
+            await receiving
+
+        uvloop.run(play())
+
+    check()

@@ -137,7 +137,7 @@ class ClientConnection(Wire):
         self._head_only = head_only
         self._interim = 0
         self._parser = HttpResponseParser(None)
-        self.since = self.loop.time()
+        self.since = self.pool.clock()
         answer: asyncio.Future[ClientResponse] = self.loop.create_future()
         self.call = call = Call(self, answer, reads=reads)
         return call, answer
@@ -324,20 +324,25 @@ class ClientConnection(Wire):
         if clean and framing.keep_alive and not self.transport.is_closing():
             self.resume()
             self.used = True
-            self.since = self.loop.time()
+            self.since = self.pool.clock()
             self.pool.release(self)
         else:
             self.transport.abort()
 
     def abandon(self, inflow: Inflow) -> None:
         """Nobody will read the rest of the response."""
+        # This may be a finalizer, on any thread.
+        if not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self._abandoned, inflow)
+
+    def _abandoned(self, inflow: Inflow) -> None:
         if self.inflow is inflow:
             self.transport.abort()
 
     def resume_writing(self) -> None:
         """Called by the loop: the socket takes more again."""
         super().resume_writing()
-        self.since = self.loop.time()
+        self.since = self.pool.clock()
 
     def check(self, now: float) -> None:
         """Hold the far side to its deadlines; called a few times a second."""

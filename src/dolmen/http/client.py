@@ -125,7 +125,10 @@ class Client:
         *,
         fresh: bool,
     ) -> ClientResponse:
-        connection = await self.pool.acquire(fresh=fresh, sure=not reads)
+        pool = self.pool
+        connection = None if fresh else pool.take(sure=not reads)
+        if connection is None:
+            connection = await pool.acquire(fresh=fresh, sure=not reads)
         call, answer = connection.begin(head_only=method == "HEAD", reads=reads)
         try:
             if body is None:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from dolmen.http.server import Server
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+"""A coroutine function. It is begun outside any task and in the connection's own context: one
+that needs `asyncio.timeout`, a `TaskGroup`, `current_task()` or context variables of its own
+awaits `asyncio.sleep(0)` first, after which it runs in a task."""
 Observer = Callable[[Request | None, int, int, float], None]
 """Called after each answer: the request (None when it could not be parsed), the status,
 the bytes of its body that were sent, and the seconds since the request's head was read."""
@@ -274,7 +277,10 @@ class Exchange(Wire):
         """Called when an answer has been handed to the socket."""
         observe = self.server.observe
         if observe is not None:
-            observe(self.request, status, sent, self.loop.time() - self._started)
+            try:
+                observe(self.request, status, sent, self.loop.time() - self._started)
+            except Exception:
+                log.exception("observing an answer failed")
         self.request = None
         self.served = True
         self.since = self.server.now

@@ -53,7 +53,7 @@ class Pool:
         self.name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self.timeouts = timeouts
         self.loop = asyncio.get_running_loop()
-        self._clock = clock or time.monotonic
+        self.clock = clock or time.monotonic
         self._tls = tls
         self._limit = limit
         self._opening = 0
@@ -64,27 +64,43 @@ class Pool:
         self._closed = False
         self._emptied: asyncio.Future[None] | None = None
 
-    async def acquire(self, *, fresh: bool, sure: bool) -> ClientConnection:
-        """A connection for one request; `release` or closing it gives it back.
+    def take(self, *, sure: bool) -> ClientConnection | None:
+        """An idle connection, if there is one; `release` or closing it gives it back.
 
-        `fresh` asks for one that was never used, `sure` for a look at the socket
-        whether the server has closed it meanwhile. Raises Unavailable.
+        `sure` asks for a look at the socket whether the server has closed it meanwhile.
+        """
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.transport.is_closing():
+                continue
+            if not sure or not _has_input(connection):
+                return connection
+            connection.transport.abort()
+            self.forget(connection)
+        return None
+
+    async def acquire(self, *, fresh: bool, sure: bool) -> ClientConnection:
+        """As `take`, but opens a connection or waits for one; `fresh` asks for a new one.
+
+        Raises Unavailable.
         """
         while not self._closed:
-            while self._idle:
-                connection = self._idle.pop()
-                if connection.transport.is_closing():
-                    continue
-                if not fresh and not (sure and _has_input(connection)):
-                    return connection
-                connection.transport.abort()
-                self.forget(connection)
+            if fresh:
+                self._drop_idle()
+            elif (connection := self.take(sure=sure)) is not None:
+                return connection
             if len(self._connections) + self._opening < self._limit:
                 return await self._connect()
             given = await self._wait_in_line()
             if given is not None and not given.transport.is_closing():
                 return given
         raise Unavailable(f"the client for {self.name} is closed")
+
+    def _drop_idle(self) -> None:
+        while self._idle:
+            connection = self._idle.pop()
+            connection.transport.abort()
+            self.forget(connection)
 
     async def _wait_in_line(self) -> ClientConnection | None:
         """A connection, or None for the right to look again."""
@@ -173,7 +189,7 @@ class Pool:
 
     def sweep(self) -> None:
         """Close the connections whose deadlines are over; called by the timer."""
-        now = self._clock()
+        now = self.clock()
         for connection in list(self._connections):
             connection.check(now)
 

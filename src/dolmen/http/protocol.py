@@ -14,6 +14,7 @@ from httptools import (
 
 from dolmen.errors import BadContent
 from dolmen.http.body import NO_BODY, Body
+from dolmen.http.deadlines import Watch
 from dolmen.http.exchange import Exchange
 from dolmen.http.head import (
     Framing,
@@ -41,44 +42,30 @@ class ServerConnection(Exchange):
     """Cuts the bytes of one connection into requests and hands each to the exchange.
 
     llhttp checks every head, fed up to the empty line and no further, so that
-    pipelined bytes wait here (`_held`) until their turn. Bodies with a length
+    pipelined bytes wait here (`held`) until their turn. Bodies with a length
     are counted, not parsed. The header lines of the last request and what they
     mean are kept, as a client mostly sends the same ones again.
     """
 
     __slots__ = (
-        "_advancing",
-        "_fed",
-        "_held",
-        "_last_arrived",
-        "_lines",
-        "_lingering",
-        "_loopback",
-        "_parser",
-        "_pending",
-        "_skipped",
-        "_small",
-        "_stall",
-        "_window",
-        "peer",
+        "_advancing", "_fed", "_lines", "_loopback", "_parser", "_skipped", "_small", "_watch",
+        "held", "lingering", "peer", "pending",
     )  # fmt: skip
 
     def __init__(self, server: Server, *, loopback: bool) -> None:
         super().__init__(server)
         self._loopback = loopback
         self._parser = HttpRequestParser(None)
-        self._held = bytearray()
+        self.held = bytearray()
         self._fed = 0
         self._skipped = False
         self._lines: bytes | None = None
-        self._pending: tuple[str, bytes, Framing] | None = None
-        self._lingering = False
+        self.pending: tuple[str, bytes, Framing] | None = None
+        self.lingering = False
         self._small = min(4096, server.limits.request_line)  # no limit can be exceeded by so little
         self.peer: Address = None
         self._advancing = False
-        self._stall = -1
-        self._last_arrived = 0
-        self._window = (0.0, 0)
+        self._watch = Watch()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the loop."""
@@ -108,7 +95,7 @@ class ServerConnection(Exchange):
         """Called by the loop."""
         if (
             self.idle
-            and not self._held
+            and not self.held
             and not self._write_paused
             and len(data) <= self._small
             and 0 < data.find(_END) == len(data) - 4
@@ -123,7 +110,7 @@ class ServerConnection(Exchange):
                 return
             self._take_head(data)
             return
-        if self._lingering:
+        if self.lingering:
             return
         inflow = self.inflow
         if inflow is not None and not inflow.ended:
@@ -133,9 +120,9 @@ class ServerConnection(Exchange):
                 self.body_ended()
             if not data:
                 return
-        if self._pending is not None:
+        if self.pending is not None:
             self.arrived += len(data)
-        self._held += data
+        self.held += data
         self._advance()
 
     def _advance(self) -> None:
@@ -149,10 +136,10 @@ class ServerConnection(Exchange):
             self._advancing = False
 
     def _take_held(self) -> None:
-        held = self._held
-        while held and not self._lingering and not self.transport.is_closing():
-            if self._pending is not None:
-                length = self._pending[2].length or 0
+        held = self.held
+        while held and not self.lingering and not self.transport.is_closing():
+            if self.pending is not None:
+                length = self.pending[2].length or 0
                 if len(held) < length:
                     return
                 body = bytes(held[:length])
@@ -167,7 +154,7 @@ class ServerConnection(Exchange):
 
     def _read_head(self) -> bool:
         """Feed what is held of a head to the parser; True when the head was complete."""
-        held = self._held
+        held = self.held
         if not self._fed:
             if held[0] in b"\r\n":
                 # One empty line before a request is forgiven (RFC 9112, 2.2), if well formed.
@@ -266,29 +253,28 @@ class ServerConnection(Exchange):
     def _take_body(self, method: str, target: bytes, framing: Framing) -> None:
         length = framing.length
         limits = self.server.limits
-        self.since = self.server.now
-        self._window = (self.since, self.arrived)
+        self._watch.body_begins(self)
         if length is not None and length <= limits.whole_body and not framing.expects:
             self.idle = False
-            self._pending = (method, target, framing)
-            if len(self._held) >= length:
-                body = bytes(self._held[:length])
-                del self._held[:length]
+            self.pending = (method, target, framing)
+            if len(self.held) >= length:
+                body = bytes(self.held[:length])
+                del self.held[:length]
                 self._run_pending(Body(body))
             return
         self.expecting = framing.expects
         self.inflow = inflow = Inflow(self, length, limits.body_size)
-        if self._held:
+        if self.held:
             self.expecting = False
-            held = bytes(self._held)
-            self._held.clear()
+            held = bytes(self.held)
+            self.held.clear()
             self.arrived += len(held)
-            self._held += inflow.feed(held)
+            self.held += inflow.feed(held)
         request = Request(method, target, framing.headers, Body(None, inflow), self.peer)
         self.run(request, framing)
 
     def _run_pending(self, body: Body) -> None:
-        pending, self._pending = self._pending, None
+        pending, self.pending = self.pending, None
         if pending is not None:
             method, target, framing = pending
             self.run(Request(method, target, framing.headers, body, self.peer), framing)
@@ -296,7 +282,7 @@ class ServerConnection(Exchange):
     def body_ended(self) -> None:
         """The body is complete: listen on, for the client going away or its next request."""
         self.resume()
-        if self.idle is False and self.request is None and not self._lingering:
+        if self.idle is False and self.request is None and not self.lingering:
             self._next()
 
     def after_answer(self, *, keep: bool) -> None:
@@ -323,7 +309,7 @@ class ServerConnection(Exchange):
             return
         if self._paused:
             self.resume()
-        if self._held and not self._write_paused:
+        if self.held and not self._write_paused:
             self._advance()
 
     def resume_writing(self) -> None:
@@ -336,7 +322,7 @@ class ServerConnection(Exchange):
     def refuse(self, error: HTTPError) -> None:
         """Answer without a handler and close; the rest of what comes is thrown away."""
         self.idle = False
-        self._pending = None
+        self.pending = None
         self._lines = None
         self._framing = _REFUSED
         response = problem(error.status, error.detail, headers=error.headers)
@@ -351,8 +337,8 @@ class ServerConnection(Exchange):
         """Send FIN but read on for a moment: closing on unread bytes would reset the connection
         and could take the answer from the client.
         """
-        self._lingering = True
-        self._held.clear()
+        self.lingering = True
+        self.held.clear()
         self.since = self.server.now
         if self.transport.can_write_eof():
             self.transport.write_eof()
@@ -360,61 +346,18 @@ class ServerConnection(Exchange):
 
     def hang_up_if_idle(self) -> None:
         """Close unless a request has begun to arrive or is being answered."""
-        if self.idle and not self._held:
+        if self.idle and not self.held:
             self.transport.close()
+
+    def cut_body(self, error: HTTPError) -> None:
+        """Stop waiting for a body: its reader gets the error, or the client if nobody reads."""
+        if self.pending is not None:
+            self.refuse(error)
+        elif self.request is None or self.inflow is None:
+            self.transport.abort()
+        else:
+            self.inflow.fail(error)
 
     def check(self, now: float) -> None:
         """Hold the peer to its deadlines; called about once a second."""
-        limits = self.server.limits
-        if self._lingering:
-            if now - self.since > limits.linger:
-                self.transport.abort()
-        elif self._write_paused or self.transport.is_closing():
-            left = self.transport.get_write_buffer_size()
-            if left != self._stall:
-                self._stall = left
-                self.since = now
-            elif now - self.since > limits.body_idle:
-                self.transport.abort()
-        elif self.idle:
-            self._stall = -1
-            if self._held:
-                if now - self.since > limits.header_deadline:
-                    self.refuse(HTTPError(408, "The request's headers took too long to arrive."))
-            elif now - self.since > (limits.keep_alive if self.served else limits.header_deadline):
-                self.transport.close()
-        elif self._pending or self.request is None or self._awaits_body():
-            self._check_body(now)
-        else:  # the handler is at work
-            self._stall = -1
-            self.since = now
-            self._window = (now, self.arrived)
-
-    def _awaits_body(self) -> bool:
-        inflow = self.inflow
-        if inflow is None or inflow.ended:
-            return False
-        # Its reader may just have been woken by what arrived last.
-        return inflow.waiter is not None or self.arrived != self._last_arrived
-
-    def _check_body(self, now: float) -> None:
-        limits = self.server.limits
-        since, before = self._window
-        slow = False
-        if now - since >= 60:
-            slow = self.arrived - before < limits.body_rate * (now - since)
-            self._window = (now, self.arrived)
-        if self.arrived != self._last_arrived:
-            self._last_arrived = self.arrived
-            self.since = now
-        elif now - self.since > limits.body_idle:
-            slow = True
-        if not slow:
-            return
-        error = HTTPError(408, "The request's body took too long to arrive.")
-        if self._pending is not None:
-            self.refuse(error)
-        elif self.request is None:
-            self.transport.abort()
-        elif self.inflow is not None:
-            self.inflow.fail(error)
+        self._watch.check(self, now)
