@@ -327,6 +327,25 @@ async def test_continue_is_sent_when_the_body_is_first_read(kit) -> None:
     assert transport.ended is False
 
 
+async def test_continue_is_sent_after_a_streamed_answer_too(kit) -> None:
+    async def pieces():
+        yield b"streamed"
+
+    async def handler(request):
+        if request.method == "GET":
+            return Response(200, [], Streamed(pieces(), 8))
+        return Response(200, [], await request.body.read(100))
+
+    transport = kit.make_connection(handler)
+    transport.feed(GET)
+    await kit.settle()
+    assert transport.written.endswith(b"streamed")
+    transport.written = b""
+    transport.feed(EXPECT % 5)
+    await kit.settle()
+    assert transport.written == b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
 async def test_an_expecting_upload_is_refused_before_its_body(kit, ask) -> None:
     transport = await ask(Response(507, [], b"full"), EXPECT % 5)
     [answer] = kit.parse_answers(transport.written)

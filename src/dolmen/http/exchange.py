@@ -282,6 +282,7 @@ class Exchange(Wire):
             except Exception:
                 log.exception("observing an answer failed")
         self.request = None
+        self._begun = False  # or the next request would get no 100 Continue
         self.served = True
         self.since = self.server.now
         self.after_answer(keep=keep)
