@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -22,6 +23,9 @@ async def handler(request):
     if request.target == b"/slow":
         print("begun", flush=True)
         await asyncio.sleep(0.5)
+    if request.target == b"/endless":
+        print("begun", flush=True)
+        await asyncio.Event().wait()
     return Response(200, [], b"%d" % os.getpid())
 async def start(sockets):
     if len(sys.argv) > 2 and os.path.exists(sys.argv[2]):
@@ -62,6 +66,7 @@ def run():
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
         running.append(process)
         return process, int(process.stdout.readline())
@@ -97,16 +102,39 @@ def test_all_serve_and_all_end_when_told(run, workers, number) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_running_request_ends_first(run, workers) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_running_request_ends_first(run, workers, number) -> None:
     process, port = run(workers)
     ask(port)
     with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
         sock.sendall(b"GET /slow HTTP/1.0\r\n\r\n")
         assert process.stdout.readline() == "begun\n"
-        process.send_signal(signal.SIGTERM)
+        os.killpg(process.pid, number)  # as a terminal and a service manager do
         assert sock.recv(65536).startswith(b"HTTP/1.1 200")
     process.communicate(timeout=20)
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_second_signal_cuts_running_requests_off(run, workers) -> None:
+    process, port = run(workers)
+    ask(port)
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
+        sock.sendall(b"GET /endless HTTP/1.0\r\n\r\n")
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGTERM)
+        while True:  # until the first signal has been heard
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=10).close()
+            except ConnectionRefusedError:
+                break
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(ConnectionResetError):
+            assert sock.recv(65536) == b""
+    out, _ = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert out.count("stopped") == workers
 
 
 def test_a_killed_worker_comes_back(run) -> None:

@@ -24,6 +24,8 @@ Stop = Callable[[], Awaitable[None]]
 
 log = logging.getLogger("dolmen.http")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_CUT = signal.SIGUSR1  # from parent to worker: wait for running requests no longer
+_STOPPING = 30.0  # what workers get to close their stores after the drain
 _STEADY = 10.0  # a worker that lived this long did not fail at starting
 _LONGEST_PAUSE = 8.0
 
@@ -142,7 +144,7 @@ class _Parent:
 
     def _end(self, watched: set[signal.Signals]) -> None:
         """Pass the signal on; workers drain by themselves, a second signal cuts them off."""
-        deadline = time.monotonic() + self._drain + 5
+        deadline = time.monotonic() + self._drain + _STOPPING
         logged, self._due = self._due, []
         self._signal(signal.SIGTERM)
         while self._running and (left := deadline - time.monotonic()) > 0:
@@ -153,7 +155,7 @@ class _Parent:
                     continue
             got = signal.sigtimedwait(watched, left)
             if got is not None and got.si_signo in _SIGNALS:
-                self._signal(signal.SIGTERM)
+                self._signal(_CUT)
         self._due = logged
 
     def _signal(self, number: int) -> None:
@@ -199,11 +201,17 @@ async def _serve(
 
     def parent_gone(descriptor: int) -> None:
         loop.remove_reader(descriptor)
-        tell()
+        told.set()
 
-    for number in _SIGNALS:
-        loop.add_signal_handler(number, tell)
-    if lifeline is not None:
+    if lifeline is None:
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, tell)
+    else:
+        # A terminal or a service manager signals the whole group, and the parent signals too:
+        # hearing the same thing twice must not count as impatience.
+        loop.add_signal_handler(signal.SIGTERM, told.set)
+        loop.add_signal_handler(signal.SIGINT, told.set)
+        loop.add_signal_handler(_CUT, again.set)
         loop.add_reader(lifeline, parent_gone, lifeline)
     try:
         servers = await start(sockets)
