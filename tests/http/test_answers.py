@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 
 import pytest
@@ -598,3 +599,56 @@ async def test_observe_is_told_of_every_answer(kit) -> None:
     transport.feed(b"BAD\r\n\r\n")
     assert [s[:2] for s in seen] == [(b"/", 201), (b"/", 201), (b"/stream", 200), (None, 400)]
     assert [s[2] for s in seen[:3]] == [5, 0, 3]
+
+
+async def test_an_observer_that_fails_harms_nobody(kit, caplog) -> None:
+    def observe(*_) -> None:
+        raise RuntimeError("no metrics")
+
+    transport = kit.make_connection(answering(Response(200, [], b"x")), observe=observe)
+    transport.feed(GET + GET)
+    assert [a.status for a in kit.parse_answers(transport.written)] == [200, 200]
+    assert "no metrics" in caplog.text
+
+
+async def test_a_stream_that_fails_to_close_harms_nobody(kit, ask, caplog) -> None:
+    class Stubborn(Counted):
+        async def aclose(self) -> None:
+            raise RuntimeError("stuck")
+
+    transport = await ask(Response(200, [], Stubborn([b"x"])), GET)
+    assert kit.parse_answers(transport.written)[0].body == b"x"
+    assert "stuck" in caplog.text
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_a_handler_that_cancels_itself_ends_the_connection(kit, waits) -> None:
+    async def handler(request):
+        if waits:
+            await asyncio.sleep(0)
+        raise asyncio.CancelledError
+
+    transport = kit.make_connection(handler)
+    transport.feed(GET)
+    await kit.settle()
+    assert transport.aborted
+    assert not transport.written
+
+
+async def test_an_answer_to_who_is_gone_is_dropped(kit) -> None:
+    stream = Counted([b"x"])
+
+    async def handler(request):
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        return Response(200, [], stream if request.target == b"/stream" else b"x")
+
+    for target in (b"/ ", b"/stream "):
+        transport = kit.make_connection(handler)
+        transport.feed(GET.replace(b"/ ", target))
+        await kit.settle()
+        transport.close()
+        await kit.settle()
+        assert not transport.written
+        assert not transport.server.tasks
+    assert stream.closed == 1

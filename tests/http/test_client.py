@@ -612,3 +612,72 @@ async def test_a_streamed_upload_and_download_at_once(kit) -> None:
         # The answer begins before the upload has ended, which stops the upload.
         answer = await client.request("POST", "/", body=Source(65536 * 4))
         answer.close()
+
+
+async def test_a_server_that_takes_nothing_of_the_request(clock, kit) -> None:
+    writers = []
+
+    async def serve(reader, writer) -> None:
+        writers.append(writer)
+        writer.transport.pause_reading()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    address = server.sockets[0].getsockname()
+    async with Client(*address, timeouts=Timeouts(idle=3), clock=clock) as client:
+        asking = asyncio.create_task(client.request("POST", "/", body=Source(1 << 40)))
+        left = -1
+        while True:
+            await kit.settle(1000)
+            connections = list(client.pool._connections)
+            if connections and connections[0].stalled:
+                if connections[0].transport.get_write_buffer_size() == left:
+                    break
+                left = connections[0].transport.get_write_buffer_size()
+        client.pool.sweep()
+        clock.time += 2
+        client.pool.sweep()
+        assert not asking.done()
+        clock.time += 2
+        client.pool.sweep()
+        with pytest.raises(OutcomeUnknown, match="took nothing of the request for 3 s"):
+            await asking
+    server.close()
+    for writer in writers:
+        writer.transport.abort()
+    await server.wait_closed()
+
+
+@pytest.fixture
+def full():
+    """An address whose queue of connections is full, so that connecting never ends."""
+    with contextlib.ExitStack() as stack:
+        sock = stack.enter_context(socket.socket())
+        sock.bind(("127.0.0.1", 0))
+        sock.listen(0)
+        for _ in range(4):
+            other = stack.enter_context(socket.socket())
+            other.setblocking(False)
+            other.connect_ex(sock.getsockname())
+        yield sock.getsockname()
+
+
+async def test_connecting_has_an_end(full) -> None:
+    async with Client(*full, timeouts=Timeouts(connect=0.05)) as client:
+        with pytest.raises(Unavailable, match=r"did not accept a connection within 0\.05 s"):
+            await client.request("POST", "/", body=b"x")
+
+
+async def test_connecting_can_be_cancelled_and_makes_room(full) -> None:
+    async with Client(*full, connections=1) as client:
+        first = asyncio.create_task(client.request("GET", "/"))
+        second = asyncio.create_task(client.request("GET", "/"))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.wait([first])
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert client.pool._opening == 1
+        second.cancel()
+        await asyncio.wait([second])
+        assert client.pool._opening == 0
