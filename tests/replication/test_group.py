@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from dolmen.cluster.groups import Group, Member
 from dolmen.cluster.placement import Placement
-from dolmen.errors import TooLarge
+from dolmen.errors import TooLarge, Unavailable
 from dolmen.names import partition_of
 from dolmen.payload import Bytes
 from dolmen.replication import replicate_group, replicate_groups
@@ -44,6 +46,22 @@ async def test_a_server_that_is_down_does_not_keep_the_others_from_equality() ->
     stores["a"].down = False
     assert (await replicate_group(stores, pause=nothing)).complete
     assert (await stores["a"].store.digests()).count == 60
+
+
+@pytest.mark.parametrize("method", ["list", "get_many", "put_many"])
+async def test_whoever_fails_in_the_middle_is_named(method: str) -> None:
+    stores = await different(3)
+
+    async def fail(called: str, _name: str) -> None:
+        if called == method:
+            raise Unavailable("gone")
+
+    stores["b"].pause = fail
+    report = await replicate_group(stores, pause=nothing)
+    assert list(report.failing) == ["b"]
+    union = {f"{name}-{number}" for name in "ac" for number in range(20)}
+    for name in "ac":
+        assert union <= {info.name async for info in stores[name].store.list()}
 
 
 async def test_a_refusal_of_one_server_does_not_keep_a_blob_from_another() -> None:

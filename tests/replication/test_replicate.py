@@ -15,8 +15,10 @@ from dolmen.names import is_object_id, partition_of
 from dolmen.payload import Bytes, Payload, Piece, Stream
 from dolmen.record import Kind
 from dolmen.replication import Report, replicate
+from dolmen.replication.compare import Difference
 from dolmen.replication.patience import TRIES
-from dolmen.store import Blob
+from dolmen.replication.replicate import batches
+from dolmen.store import Blob, BlobInfo, Failed
 from dolmen.stores.memory import MemoryStore
 from dolmen.testing.faulty import Fault, FaultyStore
 
@@ -103,6 +105,14 @@ async def test_a_newer_stamp_of_the_same_content_is_a_touch_without_data() -> No
     assert (report.touched, report.copied, report.bytes) == (300, 0, 0)
     assert not [call for call in left.calls if call[0] == "get"]
     assert await same(source, destination)
+
+
+async def test_other_content_is_copied_without_trying_a_touch() -> None:
+    source, destination = MemoryStore(), FaultyStore(MemoryStore())
+    await source.put("a", Bytes(b"new"), stamp=2)
+    await destination.put("a", Bytes(b"old"), stamp=1)
+    assert (await replicate(source, destination)).copied == 1
+    assert not [call for call in destination.calls if call[0] == "touch"]
 
 
 async def test_a_touch_that_finds_no_good_copy_becomes_a_copy() -> None:
@@ -230,6 +240,27 @@ async def test_names_that_stay_unreachable_do_not_hold_up_the_rest() -> None:
     assert report.refused["Unavailable"].count == 2
 
 
+async def test_a_source_of_which_no_name_can_be_read_ends_the_run_early() -> None:
+    source = FaultyStore(await filled(10_000))
+
+    async def refuse(method: str, _name: str) -> None:
+        if method == "get":
+            raise Unavailable("503")
+
+    source.pause = refuse
+    report = await replicate(source, MemoryStore(), pause=nothing)
+    assert isinstance(report.stopped, Unavailable)
+    assert report.failing == "source"
+    assert report.refused["Unavailable"].count < 10_000
+
+
+async def test_slow_progress_is_progress() -> None:
+    source, destination = await filled(100), FaultyStore(MemoryStore())
+    destination.script("put_many", *[Fault.CUT] * 4 * TRIES)
+    assert (await replicate(source, destination, pause=nothing)).complete
+    assert await same(source, destination.store)  # type: ignore[arg-type]
+
+
 async def test_a_full_destination_still_gets_the_deletes() -> None:
     source, destination = await filled(12_000), MemoryStore()
     for number in range(0, 12_000, 2):
@@ -280,6 +311,45 @@ async def test_a_body_that_breaks_the_whole_stream_is_put_down_to_its_blob() -> 
     assert report.refused["Corrupt"].examples == [("bad", "block 3 is damaged")]
     assert report.stopped is None
     assert report.copied == 3
+
+
+async def test_a_body_that_breaks_is_put_down_to_the_source_whatever_the_destination_says() -> None:
+    class Vague(MemoryStore):
+        async def put_many(self, blobs):  # type: ignore[no-untyped-def,override]
+            async for blob in blobs:
+                try:
+                    yield await self.put(blob.info.name, blob.payload, stamp=blob.info.stamp)
+                except Corrupt:
+                    yield Failed(blob.info.name, TooLarge("the body was odd"))
+
+    source = Broken(Corrupt("block 3 is damaged"))
+    for name in ("a", "bad"):
+        await source.put(name, Bytes(b"hallo"))
+    report = await replicate(source, Vague(), pause=nothing)
+    assert report.refused["Corrupt"].examples == [("bad", "block 3 is damaged")]
+
+
+async def test_listings_are_closed_when_a_run_stops() -> None:
+    source, destination = await filled(9_000), FaultyStore(MemoryStore())
+    open_now = 0
+
+    class Counting(MemoryStore):
+        async def list(self, **options):  # type: ignore[no-untyped-def,override]
+            nonlocal open_now
+            open_now += 1
+            try:
+                async for info in source.list(**options):
+                    yield info
+            finally:
+                open_now -= 1
+
+    counting = Counting()
+    counting.digests = source.digests  # type: ignore[method-assign]
+    counting.get = source.get  # type: ignore[method-assign]
+    destination.script("put", *[ReadOnly("its disk failed")] * 9_000)
+    report = await replicate(counting, destination, pause=nothing)
+    assert isinstance(report.stopped, ReadOnly)
+    assert open_now == 0
 
 
 async def test_what_the_destination_refuses_of_a_stream_is_put_down_to_its_blob() -> None:
@@ -358,6 +428,20 @@ async def test_what_a_store_without_checksums_gives_must_fit_its_name(streamed: 
     assert report.copied == 2
     assert report.refused["Corrupt"].examples[0][0] == wrong_id
     assert bytes((await destination.get(right_id)).payload.whole or b"") == good
+
+
+async def test_a_batch_is_bounded_in_names_and_in_bytes() -> None:
+    async def found(size: int, count: int) -> AsyncIterator[Difference]:
+        for number in range(count):
+            yield Difference(BlobInfo(str(number), size, 1, 1, bytes(16)), touch=False)
+
+    async def sizes(size: int, count: int) -> list[int]:
+        return [len(batch) async for batch in batches(found(size, count))]
+
+    assert await sizes(0, 5_000) == [2_048, 2_048, 904]
+    assert await sizes(20 << 20, 9) == [4, 4, 1]
+    assert await sizes(1 << 40, 2) == [1, 1]
+    assert await sizes(-1, 3) == [3]
 
 
 async def test_progress_grows_to_the_total() -> None:
