@@ -53,6 +53,7 @@ class Volume:
         """Let go of LMDB's files as a dead process does."""
         if self.store is not None:
             self.store._executor.shutdown()
+            self.store._files.close()
             for env in (self.store._index.env, self.store._recent.env):
                 env.close()
             self.store = None

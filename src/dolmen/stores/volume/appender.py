@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable
 
+import lmdb
+
 from dolmen.errors import Full
 from dolmen.record import record_size
 from dolmen.stores.volume.disk import Disk
@@ -15,7 +17,13 @@ from dolmen.stores.volume.segment import SEGMENT_HEADER, Segment, create, publis
 
 SEGMENT_SIZE = 1 << 30
 """Where a segment is retired, in bytes; less on a disk under 64 GiB."""
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
+
+def no_room(error: BaseException) -> bool:
+    """Whether an error says that the disk is full."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return isinstance(error, lmdb.DiskError)
 
 
 class Appender:
@@ -59,12 +67,7 @@ class Appender:
         size = record_size(0, 0, length) + name_and_metadata
         if not self.has_room(size):
             raise self.full()
-        try:
-            segment, offset = self._own_segment(size) if alone else self._extent(size)
-        except OSError as error:
-            if error.errno in _NO_ROOM:
-                raise self.full() from error
-            raise
+        segment, offset = self._own_segment(size) if alone else self._extent(size)
         return Place(self._disk, segment, offset, name_and_metadata, length, alone=alone)
 
     def _own_segment(self, size: int) -> tuple[Segment, int]:
@@ -93,8 +96,9 @@ class Appender:
         try:
             self._disk.write(segment.fd, parts, offset)
         except OSError as error:
-            if error.errno not in _NO_ROOM or not segment.give_back(offset):
+            if not no_room(error):
                 raise
+            segment.give_back(offset, size)
             self._disk.flush(segment.fd)
             raise self.full() from error
         return offset

@@ -31,11 +31,11 @@ from dataclasses import dataclass, field
 
 import lmdb
 
-from dolmen.errors import DolmenError, OutcomeUnknown, ReadOnly
+from dolmen.errors import DolmenError, OutcomeUnknown, ReadOnly, Unavailable
 from dolmen.record import Kind
 from dolmen.stamps import Clock
 from dolmen.stores.verdict import Action
-from dolmen.stores.volume.appender import Appender
+from dolmen.stores.volume.appender import Appender, no_room
 from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.entry import Entry, unpack
 from dolmen.stores.volume.index import Index
@@ -44,6 +44,9 @@ from dolmen.stores.volume.place import Place
 from dolmen.stores.volume.recent import Change, Recent
 from dolmen.stores.volume.segment import Segment
 from dolmen.stores.volume.write import Write
+
+LOOKS = 30_000
+"""How often a write looks whether another process is through with its name before it gives up."""
 
 
 @dataclass(slots=True)
@@ -123,11 +126,17 @@ class Log:
             self._decide(writes, batch, waiting)
         except DolmenError as error:
             _fail(writes, error)
-        except (OSError, lmdb.Error) as error:
-            _fail(writes, self._break(f"its index failed: {error}"))
+        except Exception as error:  # noqa: BLE001 - a caller must never be left waiting
+            _fail(writes, self.refused(error))
         else:
             return batch, waiting
         return Batch(batch.segment), []
+
+    def refused(self, error: Exception) -> DolmenError:
+        """What to tell of an error that came before anything was committed."""
+        if no_room(error):
+            return self.appender.full()
+        return Unavailable(f"the volume {self._root} stored nothing, because of: {error!r}")
 
     def _decide(self, writes: list[Write], batch: Batch, waiting: list[Write]) -> None:
         now = self._now()
@@ -177,7 +186,6 @@ class Log:
                 self._disk.write(place.segment.fd, [head], place.offset)
                 homes[place.segment.number] = place.segment
             appender.flush(homes.values())
-            appender.roll()
         except DolmenError as error:
             _fail(batch.writes, error)
         except OSError as error:
@@ -189,6 +197,15 @@ class Log:
                 write.value = write.entry(batch.segment.number, start + offset, arrived)
             for write, place, _ in batch.placed:
                 write.value = write.entry(place.segment.number, place.offset, arrived)
+            self._roll()
+
+    def _roll(self) -> None:
+        """Go on in a new segment if need be. The batch is on disk, whatever comes of this."""
+        try:
+            self.appender.roll()
+        except (OSError, lmdb.Error) as error:
+            if not no_room(error):  # else the old one has to do until there is
+                self._break(f"a new segment could not be made: {error}")
 
     def show(self, batch: Batch) -> None:
         """Let the batch's entries be seen and its claims go."""
@@ -200,17 +217,20 @@ class Log:
                 if shown:
                     change.put(shown)
                     homes = {batch.segment.number: batch.segment}
-                    for write, place, _ in batch.placed:
+                    for _, place, _ in batch.placed:
                         homes[place.segment.number] = place.segment
                         if place.alone:
                             alone.append(place.segment)
                         else:
                             place.segment.release_extent(place.offset)
-                        write.place = None  # it is no longer the caller's to abandon
+                        place.gone = True
                     for home in homes.values():
                         change.set_segment(home.number, home.reach())
+                elif self.broken is not None:
+                    # Whatever came of it on the disk, it will be found there and read again.
+                    change.set_segment(batch.segment.number, batch.segment.doubtful_reach())
                 alone += self.appender.let_go(change)
-        except (OSError, lmdb.Error) as error:
+        except Exception as error:  # noqa: BLE001 - a caller must never be left waiting
             self._break(f"its index failed: {error}")
             _fail(batch.writes, OutcomeUnknown(f"the volume's index failed: {error}"))
         for segment in alone:
@@ -258,7 +278,16 @@ def _unclaimed(change: Change, writes: list[Write], waiting: list[Write]) -> dic
     held = change.claimed([write.key for write in writes])
     free: dict[bytes, Write] = {}
     for write in writes:
-        if write.key in held or write.key in free:
+        if write.key in held:
+            write.looks += 1
+            if write.looks < LOOKS:
+                waiting.append(write)
+            else:
+                write.error = Unavailable(
+                    f"{write.name} is being written by a process that does not come to an end; "
+                    "nothing was stored: try again, or restart the servers of this volume"
+                )
+        elif write.key in free:
             waiting.append(write)
         else:
             free[write.key] = write

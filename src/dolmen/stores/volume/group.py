@@ -10,6 +10,7 @@ step (measured: docs/decisions/2026-11-23-commit-on-the-loop.md).
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -20,7 +21,9 @@ from dolmen.store import Put
 from dolmen.stores.volume.commit import Batch, Log
 from dolmen.stores.volume.write import Write, settle
 
+_log = logging.getLogger("dolmen.volume")
 BATCH_MAX = 512
+_BATCH_BYTES = 64 << 20
 _LOOK_AGAIN = 0.001
 """Seconds between two looks at a name that another process is deciding about."""
 _CLAIMANT_DIED = 200
@@ -33,10 +36,10 @@ class Group:
     def __init__(self, log: Log, *, recover: Callable[[], object]) -> None:
         self._log = log
         self._recover = recover
+        self._recovering: asyncio.Future[object] | None = None
         self._loop = asyncio.get_running_loop()
         self._queue: deque[Write] = deque()
         self._scheduled = False
-        self._looks = 0
         self._closed = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -63,38 +66,49 @@ class Group:
         """Commit what is queued, then end the thread."""
         self._closed = True
         await self._idle.wait()
+        if self._recovering is not None:
+            await asyncio.wait([self._recovering])
         self._batches.put(None)
         await self._loop.run_in_executor(None, self._thread.join)
 
     def _begin(self) -> None:
         """Decide about the next batch and give it to the disk; one is under way at a time."""
-        queue = self._queue
-        writes = [queue.popleft() for _ in range(min(len(queue), BATCH_MAX))]
+        writes = self._take()
         batch, waiting = self._log.claim(writes)
-        queue.extendleft(reversed(waiting))
-        if batch.writes:
-            self._looks = 0
-            if len(batch.writes) + len(waiting) < len(writes):
-                claimed = set(map(id, (*batch.writes, *waiting)))
-                settle([write for write in writes if id(write) not in claimed])
-            self._batches.put(batch)
-            return
+        if len(batch.writes) + len(waiting) < len(writes):
+            undecided = set(map(id, (*batch.writes, *waiting)))
+            settle([write for write in writes if id(write) not in undecided])
         if waiting:
-            held = set(map(id, waiting))
-            settle([write for write in writes if id(write) not in held])
-            self._look_again()
-            return
-        settle(writes)
-        self._next()
-
-    def _look_again(self) -> None:
-        """Every name is being decided about in another process: wait a moment."""
-        self._looks += 1
-        if self._looks % _CLAIMANT_DIED == 0:
-            recovering = self._loop.run_in_executor(None, self._recover)
-            recovering.add_done_callback(lambda _: self._begin())
-        else:
+            self._queue.extendleft(reversed(waiting))
+            if any(write.looks % _CLAIMANT_DIED == _CLAIMANT_DIED - 1 for write in waiting):
+                self._recover_dead()
+        if batch.writes:
+            self._batches.put(batch)
+        elif waiting:
             self._loop.call_later(_LOOK_AGAIN, self._begin)
+        else:
+            self._next()
+
+    def _take(self) -> list[Write]:
+        """The next writes, as many as one commit should carry, without those given up by now."""
+        queue, size = self._queue, 0
+        writes: list[Write] = []
+        while queue and len(writes) < BATCH_MAX and size < _BATCH_BYTES:
+            write = queue.popleft()
+            if write.done is None or not write.done.done():
+                writes.append(write)
+                size += write.room
+        return writes
+
+    def _recover_dead(self) -> None:
+        if self._recovering is None:
+            self._recovering = self._loop.run_in_executor(None, self._recover)
+            self._recovering.add_done_callback(self._recovered)
+
+    def _recovered(self, recovering: asyncio.Future[object]) -> None:
+        self._recovering = None
+        if not recovering.cancelled() and (error := recovering.exception()) is not None:
+            _log.error("what a dead process left could not be recovered: %r", error)
 
     def _finish(self, batch: Batch) -> None:
         """The batch is on disk, or failed: show it and answer."""

@@ -30,6 +30,8 @@ class Place:
     ) -> None:
         self.segment, self.offset, self.alone = segment, offset, alone
         self.checksum = b""
+        self.gone = False
+        """The record stands in it, or it was abandoned."""
         self._disk = disk
         self._data = offset + HEADER_SIZE + head
         self._length = length
@@ -61,7 +63,10 @@ class Place:
         self.checksum = self._hasher.digest(CHECKSUM_SIZE)
 
     def abandon(self) -> None:
-        """The record will never come."""
+        """The record will never come, unless it stands already."""
+        if self.gone:
+            return
+        self.gone = True
         if self.alone:
             self.segment.discard()
         else:

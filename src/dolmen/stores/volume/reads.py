@@ -8,28 +8,39 @@ read with their head, whose name must be the one asked for.
 
 from __future__ import annotations
 
-import asyncio
+import errno
+import weakref
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Executor
 
 from crc32c import crc32c
 
-from dolmen.errors import Corrupt
+from dolmen.errors import Corrupt, Unavailable
 from dolmen.payload import Bytes, Payload, Piece, Stream
 from dolmen.record import BLOCK, HEADER_SIZE, block_sums, sums_size
 from dolmen.store import Range
 from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.entry import Entry
 from dolmen.stores.volume.layout import Layout
+from dolmen.stores.volume.upload import InThread
 
 WHOLE = 262_144
 """Blobs up to this many bytes are read at once; larger ones in pieces of this size."""
 _OPEN_MAX = 256
 
 
+class File:
+    """An open segment. Its descriptor is closed when nobody has the file in hand any more."""
+
+    __slots__ = ("__weakref__", "fd")
+
+    def __init__(self, disk: Disk, fd: int) -> None:
+        self.fd = fd
+        weakref.finalize(self, disk.close, fd)
+
+
 class Files:
-    """Descriptors of segments, the ones used last kept open. For the event loop's thread."""
+    """Open segments, the ones used last. For the event loop's thread."""
 
     def __init__(self, disk: Disk, layout: Layout) -> None:
         self._disk, self._layout = disk, layout
@@ -41,7 +52,7 @@ class Files:
         if file is None:
             file = self._open[number] = File(self._disk, self._opened(number))
             if len(self._open) > _OPEN_MAX:
-                self._open.popitem(last=False)[1].release()
+                self._open.popitem(last=False)
         else:
             self._open.move_to_end(number)
         return file
@@ -54,55 +65,42 @@ class Files:
 
     def close(self) -> None:
         """Close every file, as soon as nobody reads it."""
-        while self._open:
-            self._open.popitem()[1].release()
-
-
-class File:
-    """A descriptor that is closed when its last user lets go."""
-
-    __slots__ = ("_disk", "_users", "fd")
-
-    def __init__(self, disk: Disk, fd: int) -> None:
-        self.fd = fd
-        self._disk = disk
-        self._users = 1
-
-    def hold(self) -> None:
-        """Keep it open."""
-        self._users += 1
-
-    def release(self) -> None:
-        """Let go."""
-        self._users -= 1
-        if not self._users:
-            self._disk.close(self.fd)
+        self._open.clear()
 
 
 class Reader:
-    """Reads the data of entries. `failed(name, entry)` is told of every copy that is damaged."""
+    """Reads the data of entries. `failed(name, entry)` is told of every copy that is damaged.
+
+    What the system can't read (EIO) is damaged as well; any other refusal is `Unavailable`.
+    """
 
     def __init__(
         self,
         disk: Disk,
         files: Files,
-        executor: Executor,
+        in_thread: InThread,
         failed: Callable[[str, Entry], None],
     ) -> None:
-        self._disk, self._files, self._executor, self._failed = disk, files, executor, failed
+        self._disk, self._files, self._in_thread, self._failed = disk, files, in_thread, failed
 
     def cached(self, name: bytes, entry: Entry) -> bytes | bytearray | None:
         """The data of a small blob if the page cache has it all, checked; else None.
 
         Raises `FileNotFoundError` when the segment is gone.
         """
-        file = self._files.get(entry.segment)
-        record = self._disk.read_cached(file.fd, entry.record_size(name), entry.offset)
+        try:
+            file = self._files.get(entry.segment)
+            record = self._disk.read_cached(file.fd, entry.record_size(name), entry.offset)
+        except OSError as error:
+            raise self._refused(name.decode(), entry, error) from error
         return None if record is None else self._checked(name, entry, record)
 
     async def read(self, name: str, entry: Entry, byte_range: Range | None) -> Payload:
         """The data, or a range of it; raises `FileNotFoundError` when the segment is gone."""
-        file = self._files.get(entry.segment)
+        try:
+            file = self._files.get(entry.segment)
+        except OSError as error:
+            raise self._refused(name, entry, error) from error
         length = entry.length
         if byte_range is not None:
             start = min(byte_range[0], length)
@@ -112,7 +110,7 @@ class Reader:
         if length > WHOLE:
             return self._stream(name, entry, file, 0, length)
         encoded = name.encode()
-        record = await self._read(file, entry.record_size(encoded), entry.offset)
+        record = await self._read(name, entry, file, entry.record_size(encoded), entry.offset)
         return Bytes(self._checked(encoded, entry, record))
 
     def _checked(self, name: bytes, entry: Entry, record: bytes | bytearray) -> bytes | bytearray:
@@ -121,7 +119,8 @@ class Reader:
         end = start + entry.length
         data = record[start:end]
         sums = record[end:]
-        if record[HEADER_SIZE : HEADER_SIZE + len(name)] == name:
+        whole = len(record) == entry.record_size(name)
+        if whole and record[HEADER_SIZE : HEADER_SIZE + len(name)] == name:
             if entry.length <= BLOCK:
                 if not data or crc32c(data) == int.from_bytes(sums, "little"):
                     return data
@@ -136,16 +135,12 @@ class Reader:
 
     def _stream(self, name: str, entry: Entry, file: File, start: int, stop: int) -> Payload:
         async def opened() -> AsyncIterator[Piece]:
-            file.hold()
-            try:
-                at = start
-                while at < stop:
-                    # Pieces end at block borders, so no block is read twice.
-                    end = min(at - at % BLOCK + WHOLE, stop)
-                    yield await self._blocks(name, entry, file, at, end)
-                    at = end
-            finally:
-                file.release()
+            at = start
+            while at < stop:
+                # Pieces end at block borders, so no block is read twice.
+                end = min(at - at % BLOCK + WHOLE, stop)
+                yield await self._blocks(name, entry, file, at, end)
+                at = end
 
         return Stream(stop - start, opened)
 
@@ -157,28 +152,34 @@ class Reader:
         first = start // BLOCK
         begin = first * BLOCK
         end = min((stop + BLOCK - 1) // BLOCK * BLOCK, entry.length)
-        data = await self._read(file, end - begin, data_offset + begin)
-        sums = await self._read(
-            file, sums_size(end - begin), data_offset + entry.length + 4 * first
-        )
+        data = await self._read(name, entry, file, end - begin, data_offset + begin)
+        at = data_offset + entry.length + 4 * first
+        sums = await self._read(name, entry, file, sums_size(end - begin), at)
         if len(data) < end - begin or block_sums(data) != sums:
             raise self._damaged(name, entry)
         if (begin, end) == (start, stop):
             return data
         return memoryview(data)[start - begin : stop - begin]
 
-    async def _read(self, file: File, length: int, offset: int) -> bytes | bytearray:
-        cached = self._disk.read_cached(file.fd, length, offset)
-        return cached if cached is not None else await self._waiting(file, length, offset)
+    async def _read(
+        self, name: str, entry: Entry, file: File, length: int, offset: int
+    ) -> bytes | bytearray:
+        try:
+            cached = self._disk.read_cached(file.fd, length, offset)
+            if cached is not None:
+                return cached
+            # The call has the file in hand until it ends, even if nobody waits for it any more.
+            found: bytes = await self._in_thread(_read_file, self._disk, file, length, offset)
+        except OSError as error:
+            raise self._refused(name, entry, error) from error
+        return found
 
-    async def _waiting(self, file: File, length: int, offset: int) -> bytes:
-        """Read in a thread; the file stays open until that is done, even if nobody waits."""
-        file.hold()
-        reading = asyncio.get_running_loop().run_in_executor(
-            self._executor, self._disk.read, file.fd, length, offset
-        )
-        reading.add_done_callback(lambda _: file.release())
-        return await reading
+    def _refused(self, name: str, entry: Entry, error: OSError) -> Exception:
+        if isinstance(error, FileNotFoundError):
+            return error
+        if error.errno == errno.EIO:
+            return self._damaged(name, entry)
+        return Unavailable(f"segment {entry.segment:08x} can't be read: {error}")
 
     def _damaged(self, name: str, entry: Entry) -> Corrupt:
         self._failed(name, entry)
@@ -186,3 +187,7 @@ class Reader:
             f"this copy of {name} is damaged (segment {entry.segment:08x}, byte {entry.offset}) "
             "and was quarantined; replication brings it back from another copy"
         )
+
+
+def _read_file(disk: Disk, file: File, length: int, offset: int) -> bytes:
+    return disk.read(file.fd, length, offset)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import struct
 import threading
+from contextlib import suppress
 
 from crc32c import crc32c
 
@@ -81,14 +82,18 @@ class Segment:
             self.end += size
         return offset
 
-    def give_back(self, offset: int) -> bool:
-        """Undo the last `append` after a write that failed, unless an extent lies behind it."""
+    def give_back(self, offset: int, size: int) -> None:
+        """Undo the last `append` after a write that failed for want of room.
+
+        Where room was handed out behind it meanwhile, it becomes an empty extent.
+        """
         with self._lock:
-            if any(start >= offset for start in self._extents):
-                return False
-            self._disk.truncate(self.fd, offset)
-            self.end = offset
-        return True
+            if self.end == offset + size:
+                self._disk.truncate(self.fd, offset)
+                self.end = offset
+            else:
+                cover = extent_head(self.owner, size - HEADER_SIZE)
+                self._disk.write(self.fd, [cover], offset)
 
     def retire(self) -> None:
         """Nothing new is begun here from now on."""
@@ -119,12 +124,16 @@ class Segment:
             settled = min(self._extents, default=self.end)
             return Reach(settled, self.end, self.retired and settled == self.end)
 
+    def doubtful_reach(self) -> Reach:
+        """The same after a flush that failed: only what was flushed before is settled."""
+        reach = self.reach()
+        return Reach(min(reach.settled, self.flushed), reach.end, finished=False)
+
     def discard(self) -> None:
         """Remove the file, to which nothing has been committed."""
-        try:
+        with suppress(OSError):  # else the next opening removes it
             self._disk.unlink(self.path)
-        finally:
-            self.close()
+        self.close()
 
     def close(self) -> None:
         """Close the file and let go of its lock."""

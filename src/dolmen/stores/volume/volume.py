@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from typing import TypeVar
 
 import lmdb
 
@@ -47,8 +48,10 @@ from dolmen.stores.volume.layout import prepare, usable
 from dolmen.stores.volume.merge import Merge
 from dolmen.stores.volume.opening import Membership
 from dolmen.stores.volume.reads import WHOLE, Files, Reader
+from dolmen.stores.volume.upload import Upload
 from dolmen.stores.volume.write import Op, Write
 
+T = TypeVar("T")
 _log = logging.getLogger("dolmen.volume")
 CHUNK = 4 << 20
 """Streamed blobs up to this size go to the active segment, larger ones to their own."""
@@ -97,7 +100,7 @@ class VolumeStore(OneByOne):
             self._executor = ThreadPoolExecutor(4, thread_name_prefix="dolmen-volume")
             self._files = Files(disk, layout)
             leaving.callback(self._files.close)
-            self._reader = Reader(disk, self._files, self._executor, self._quarantine)
+            self._reader = Reader(disk, self._files, self._in_thread, self._quarantine)
             self._leaving = leaving.pop_all()
 
     def start(self, *, apart: bool) -> None:
@@ -130,7 +133,7 @@ class VolumeStore(OneByOne):
             return await self._put_streamed(name, payload, meta, stamp, kind, checksum)
         data = await read_whole(payload)
         if size > SMALL:
-            found, sums = await self._loop.run_in_executor(self._executor, _sums, data)
+            found, sums = await self._in_thread(_sums, data)
         else:
             found, sums = checksum_of(data), block_sums(data)
         _compare(name, found, checksum)
@@ -160,44 +163,23 @@ class VolumeStore(OneByOne):
         size = payload.size
         if size > LARGEST:
             raise TooLarge(f"{name} is {size} bytes; a volume keeps up to {LARGEST}")
-        run = self._loop.run_in_executor
-        place = await run(
-            self._executor,
-            lambda: self._log.place(len(name) + len(meta), size, alone=size > CHUNK),
-        )
-        write = Write(Op.PUT, name, stamp=stamp, kind=kind, metadata=meta, length=size, place=place)
-        taking: asyncio.Future[None] | None = None
+        upload = Upload(self._log, self._in_thread, alone_above=CHUNK)
         try:
-            async for piece in payload:
-                if taking is not None:
-                    await taking
-                # The next piece is received while this one is written.
-                taking = run(self._executor, place.take, bytes(piece))
-            if taking is not None:
-                await taking
-            await run(self._executor, place.finish)
+            place = await upload.receive(payload, len(name) + len(meta))
             _compare(name, place.checksum, checksum)
-            write.checksum = place.checksum
-            return await asyncio.shield(self._group.submit(write))
+            write = Write(
+                Op.PUT,
+                name,
+                stamp=stamp,
+                kind=kind,
+                checksum=place.checksum,
+                metadata=meta,
+                length=size,
+                place=place,
+            )
+            return await upload.commit(self._group.submit(write))
         finally:
-            await self._done_with(write, taking)
-
-    async def _done_with(self, write: Write, taking: asyncio.Future[None] | None) -> None:
-        """Give back the place of a write that did not come to stand in it."""
-        if write.done is not None and not write.done.done():
-            # The caller gave up while the commit was under way: it decides first.
-            write.done.add_done_callback(lambda _: self._abandon(write))
-        elif taking is not None and not taking.done():
-            taking.add_done_callback(lambda _: self._abandon(write))
-        else:
-            self._abandon(write)
-
-    def _abandon(self, write: Write) -> None:
-        if write.done is not None and not write.done.cancelled():
-            write.done.exception()  # seen
-        if write.place is not None:
-            write.place.abandon()
-            write.place = None
+            upload.end()
 
     async def put_many(self, blobs: AsyncIterator[Blob]) -> AsyncIterator[Put | Failed]:
         """See `BlobStore.put_many`. Small blobs share commits without waiting for each other."""
@@ -260,6 +242,7 @@ class VolumeStore(OneByOne):
             try:
                 payload = await self._reader.read(name, entry, byte_range)
             except FileNotFoundError as error:
+                self._quarantine(name, entry)
                 raise Corrupt(
                     f"segment {entry.segment:08x}, which holds {name}, is missing from "
                     f"{self.path}; replication brings the copy back"
@@ -275,7 +258,10 @@ class VolumeStore(OneByOne):
         if self._closed:
             raise Unavailable(f"the volume {self.path} is closed")
         key = key_of(name)
-        value = self._recent.get(key) or self._index.get(key)
+        try:
+            value = self._recent.get(key) or self._index.get(key)
+        except lmdb.Error as error:
+            raise Unavailable(f"the index of {self.path} can't be read: {error!r}") from error
         entry = unpack(value) if value is not None else None
         if entry is None or entry.kind == Kind.REMOVAL:
             raise NotFound(f"{name} is not here")
@@ -300,9 +286,7 @@ class VolumeStore(OneByOne):
             start = max(first.to_bytes(2, "big"), beyond)
             end = stop.to_bytes(2, "big") if stop < PARTITIONS else b"\xff\xff\xff"
             while True:
-                page = await self._loop.run_in_executor(
-                    self._executor, self._index.page, start, end, _PAGE
-                )
+                page = await self._ask(self._index.page, start, end, _PAGE)
                 for key, value in page:
                     name = key[2:].decode()
                     entry = unpack(value)
@@ -317,13 +301,11 @@ class VolumeStore(OneByOne):
     async def digests(self) -> Digests:
         """See `BlobStore.digests`."""
         await self._merged()
-        return await self._loop.run_in_executor(self._executor, self._index.digests)
+        return await self._ask(self._index.digests)
 
     async def _merged(self) -> None:
-        if self._closed:
-            raise Unavailable(f"the volume {self.path} is closed")
-        if self._recent.count():
-            await self._loop.run_in_executor(self._executor, self._merge.merge)
+        if await self._ask(self._recent.count):
+            await self._ask(self._merge.merge)
 
     def _quarantine(self, name: str, entry: Entry) -> None:
         _log.error(
@@ -332,27 +314,40 @@ class VolumeStore(OneByOne):
             entry.segment,
             entry.offset,
         )
-        self._loop.run_in_executor(self._executor, self._log.quarantine, key_of(name), entry)
+        if not self._closed:
+            marking = self._in_thread(self._log.quarantine, key_of(name), entry)
+            marking.add_done_callback(_log_failure)
 
     # The store itself
 
     async def note(self, key: str, value: bytes) -> None:
         """See `BlobStore.note`."""
-        await self._loop.run_in_executor(self._executor, self._index.note, key, value)
+        await self._ask(self._index.note, key, value)
 
     async def notes(self) -> dict[str, bytes]:
         """See `BlobStore.notes`."""
-        return self._index.notes()
+        return await self._ask(self._index.notes)
 
     async def condition(self) -> Condition:
         """See `BlobStore.condition`."""
-        free, total = self._disk.space(self.path)
+        free, total = await self._ask(self._disk.space, self.path)
         reasons = []
         if self._log.broken is not None:
             reasons.append(f"takes no writes: {self._log.broken}")
         if free < self._log.appender.reserve:
             reasons.append("the disk is full: puts are refused")
         return Condition(free, total, writable=not reasons, reasons=reasons)
+
+    def _in_thread(self, call: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
+        if self._closed:
+            raise Unavailable(f"the volume {self.path} is closed")
+        return self._loop.run_in_executor(self._executor, call, *arguments)
+
+    async def _ask(self, call: Callable[..., T], *arguments: object) -> T:
+        try:
+            return await self._in_thread(call, *arguments)
+        except (OSError, lmdb.Error) as error:
+            raise Unavailable(f"the volume {self.path} can't be asked: {error!r}") from error
 
     def _merge_failed(self, error: BaseException) -> None:
         _log.error("the index could not be written: %r", error)
@@ -437,6 +432,11 @@ async def _answer(name: str, under_way: asyncio.Future[Put]) -> Put | Failed:
 
 def _sums(data: bytes | memoryview) -> tuple[bytes, bytes]:
     return checksum_of(data), block_sums(data)
+
+
+def _log_failure(done: asyncio.Future[None]) -> None:
+    if not done.cancelled() and (error := done.exception()) is not None:
+        _log.error("a damaged copy could not be marked: %r", error)
 
 
 def _compare(name: str, found: bytes, announced: bytes | None) -> None:

@@ -6,9 +6,9 @@ import asyncio
 import enum
 from collections.abc import Sequence
 
-from dolmen.errors import DolmenError
+from dolmen.errors import DolmenError, InvalidName
 from dolmen.record import Kind, block_sums, encode_head, sums_size
-from dolmen.stamps import Clock
+from dolmen.stamps import MAX_STAMP, Clock
 from dolmen.store import Outcome, Put
 from dolmen.stores.verdict import (
     NO_CHECKSUM,
@@ -53,6 +53,7 @@ class Write:
         "key",
         "kind",
         "length",
+        "looks",
         "metadata",
         "min_age",
         "name",
@@ -80,6 +81,8 @@ class Write:
         place: Place | None = None,
         min_age: float = 0,
     ) -> None:
+        if stamp is not None and not 0 <= stamp <= MAX_STAMP:
+            raise InvalidName(f"{stamp} is no stamp: a stamp is a number of 64 bits")
         self.op, self.name, self.key = op, name, key_of(name)
         self.stamp, self.checksum, self.metadata = stamp, checksum, metadata
         self.kind = Kind.REMOVAL if op is Op.REMOVE else kind
@@ -91,6 +94,8 @@ class Write:
         self.standing: Entry | None = None
         self.sequence = 0
         self.value = b""
+        self.looks = 0
+        """How often its name was found to be claimed by another process."""
         self.done: asyncio.Future[Put] | None = None
 
     def judge(self, clock: Clock, now: float) -> Verdict:
@@ -170,7 +175,7 @@ class Write:
     @property
     def needs_room(self) -> bool:
         """Whether a full disk refuses it: new data does, what makes room or keeps data does not."""
-        return self.op is Op.PUT
+        return self.op is Op.PUT and self.place is None
 
     @property
     def room(self) -> int:
