@@ -168,9 +168,8 @@ class _Parent:
         status = 1
         try:
             os.close(self._grip)
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             sockets = [bind(host, port, reuse_port=True) for host, port in self._names]
-            serving = _serve(sockets, self._start, self._stop, self._drain, self._lifeline)
+            serving = _serve(sockets, self._start, self._stop, self._drain, (self._lifeline, mask))
             status = uvloop.run(serving)
         except BaseException:
             log.exception("worker %d failed", os.getpid())
@@ -189,9 +188,13 @@ async def _serve(
     start: Start,
     stop: Stop | None,
     drain: float,
-    lifeline: int | None,
+    parent: tuple[int, set[signal.Signals | int]] | None,
 ) -> int:
-    """Run one process's servers until a signal, or until the parent is gone."""
+    """Run one process's servers until a signal, or until the parent is gone.
+
+    `parent` is for workers: the pipe whose end tells that it is gone, and the
+    signals that were blocked before it forked, which no others are from here on.
+    """
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
     again = asyncio.Event()
@@ -203,7 +206,7 @@ async def _serve(
         loop.remove_reader(descriptor)
         told.set()
 
-    if lifeline is None:
+    if parent is None:
         for number in _SIGNALS:
             loop.add_signal_handler(number, tell)
     else:
@@ -212,7 +215,8 @@ async def _serve(
         loop.add_signal_handler(signal.SIGTERM, told.set)
         loop.add_signal_handler(signal.SIGINT, told.set)
         loop.add_signal_handler(_CUT, again.set)
-        loop.add_reader(lifeline, parent_gone, lifeline)
+        loop.add_reader(parent[0], parent_gone, parent[0])
+        signal.pthread_sigmask(signal.SIG_SETMASK, parent[1])
     try:
         servers = await start(sockets)
         try:
@@ -228,6 +232,6 @@ async def _serve(
     finally:
         if stop is not None:
             await stop()
-        if lifeline is not None:
-            loop.remove_reader(lifeline)
+        if parent is not None:
+            loop.remove_reader(parent[0])
     return 0
