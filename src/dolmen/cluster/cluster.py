@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
+from dolmen import metadata
 from dolmen.cluster.groups import Group, Member
 from dolmen.cluster.manifest import CHUNK, MANIFEST_MAX
 from dolmen.cluster.placement import Placement
@@ -105,6 +106,7 @@ class Cluster(OneByOne):
     ) -> Put:
         """See `BlobStore.put`. Of two plain puts the newer stamp wins; none is a conflict."""
         check_name(name)
+        metadata.check(meta)
         if payload.whole is None:
             payload = Bytes(await read_whole(payload))
         written = await self.write(
@@ -166,6 +168,7 @@ class Cluster(OneByOne):
     async def touch(self, name: str, *, stamp: int, checksum: bytes, meta: bytes) -> Put:
         """See `BlobStore.touch`: of every copy that is there."""
         check_name(name)
+        metadata.check(meta)
         answers, failures = await _each(
             self.members,
             lambda member: member.store.touch(name, stamp=stamp, checksum=checksum, meta=meta),
@@ -203,7 +206,7 @@ class Cluster(OneByOne):
                 try:
                     puts.append((member, await action(member, stamp)))
                 except (BadContent, InvalidName):
-                    raise  # the same on every member
+                    raise  # it would be the same on every member
                 except DolmenError as error:
                     failures.append((member.name, error))
                     continue
@@ -264,7 +267,7 @@ class Cluster(OneByOne):
         for member in self._in_order(self.placement.of(partition_of(name)).order):
             try:
                 blob = await member.store.get(name, byte_range=byte_range)
-                if blob.info.stamp <= deleted:
+                if deleted and blob.info.stamp <= deleted:
                     continue
                 if byte_range is not None and blob.info.size <= CHUNK:
                     # Only the whole can be checked against its name.
@@ -385,8 +388,8 @@ class Cluster(OneByOne):
         """See `BlobStore.condition`: of all members together."""
         answers, failures = await _each(self.members, lambda member: member.store.condition())
         return Condition(
-            sum(answer.free or 0 for answer in answers),
-            sum(answer.total or 0 for answer in answers),
+            sum(answer.free or 0 for answer in answers) or None,
+            sum(answer.total or 0 for answer in answers) or None,
             writable=any(answer.writable for answer in answers),
             reasons=[f"{name}: {error}" for name, error in failures]
             + [reason for answer in answers for reason in answer.reasons],

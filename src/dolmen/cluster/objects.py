@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from dolmen.cluster.budget import Budget
 from dolmen.cluster.cluster import Cluster
@@ -96,7 +96,7 @@ class Objects:
         """What is known of an object; `size` is the object's. Raises `NotFound`, `Unavailable`."""
         info = await self.cluster.stat(object_id)
         if info.kind == Kind.MANIFEST:
-            info.size = (await self._manifest(object_id)).size
+            return replace(info, size=(await self._manifest(object_id)).size)
         return info
 
     async def _manifest(self, object_id: str) -> Manifest:

@@ -59,18 +59,19 @@ async def upload(
     """
     if source.length is not None and source.length > OBJECT_MAX:
         raise TooLarge(f"{source.length} bytes are more than an object can have ({OBJECT_MAX})")
-    first = Chunk(budget)
+    first, second = Chunk(budget), Chunk(budget)
     try:
         await first.fill(source)
-        if first.size < CHUNK or source.length == CHUNK:
-            whole = bytes(first.data)
-            return await upload_small(
-                cluster, whole, meta=meta, expected_id=expected_id, digest=digest
-            )
-        large = _Large(cluster, budget, digest, now)
-        return await large.run(first, source, meta, expected_id)
+        if first.size == CHUNK and source.length is None:
+            await second.fill(source)  # is there more?
+        if second.size or (source.length or 0) > CHUNK:
+            large = _Large(cluster, budget, digest, now)
+            return await large.run(first, second, source, meta, expected_id)
+        whole = bytes(first.data)
+        return await upload_small(cluster, whole, meta=meta, expected_id=expected_id, digest=digest)
     finally:
         first.release()
+        second.release()
 
 
 async def upload_small(
@@ -103,25 +104,29 @@ class _Large:
         self._hasher = hashlib.new(digest, usedforsecurity=False)
         self._loop = asyncio.get_running_loop()
         self._sending: deque[asyncio.Task[tuple[str, int]]] = deque()
+        self._chunks: deque[Chunk] = deque()
         self._hashed: asyncio.Future[None] | None = None
         self._names: list[str] = []
         self._copies: list[int] = []
 
     async def run(
-        self, chunk: Chunk, source: Source, meta: bytes, expected: str | None
+        self, first: Chunk, chunk: Chunk, source: Source, meta: bytes, expected: str | None
     ) -> Uploaded:
-        """Send every chunk, then the manifest."""
-        started, size = self._now(), 0
+        """Send every chunk, then the manifest. `first` is full, `chunk` may be."""
+        started, size = self._now(), CHUNK
         try:
+            await self._take(first)
+            if not chunk.size:
+                await chunk.fill(source)
             while chunk.size:
                 size += chunk.size
                 if size > OBJECT_MAX:
                     raise TooLarge(f"an object has at most {OBJECT_MAX} bytes")
                 full = chunk.size == CHUNK
-                await self._take(chunk)
+                taken, chunk = chunk, Chunk(self._budget)
+                await self._take(taken)
                 if not full:
                     break
-                chunk = Chunk(self._budget)
                 await chunk.fill(source)
             while self._sending:
                 await self._oldest()
@@ -138,7 +143,8 @@ class _Large:
         return Uploaded(object_id, size, copies, written.outcome)
 
     async def _take(self, chunk: Chunk) -> None:
-        """Hash a chunk into the whole, in order, and begin to send it."""
+        """Hash a chunk into the whole, in order, and begin to send it. It is ours from now on."""
+        self._chunks.append(chunk)
         if self._hashed is not None:
             await asyncio.shield(self._hashed)
         self._hashed = self._loop.run_in_executor(None, self._hasher.update, chunk.data)
@@ -160,7 +166,9 @@ class _Large:
             chunk.release()
 
     async def _oldest(self) -> None:
-        name, copies = await self._sending.popleft()
+        name, copies = await self._sending[0]
+        self._sending.popleft()
+        self._chunks.popleft()
         self._names.append(name)
         self._copies.append(copies)
 
@@ -171,6 +179,8 @@ class _Large:
         await asyncio.gather(*self._sending, return_exceptions=True)
         if self._hashed is not None:
             await _ended(self._hashed)
+        for chunk in self._chunks:  # also of those that were stopped before they began
+            chunk.release()
 
     async def _renew(self, size: int) -> None:
         """Raise the stamps of all chunks: the first are old enough to be near being swept."""

@@ -1,0 +1,248 @@
+"""A set of stores is a store, and no combination of failures makes it lie."""
+
+import asyncio
+import hashlib
+import itertools
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dolmen.cluster.cluster import Cluster
+from dolmen.cluster.groups import Member, make_group
+from dolmen.errors import NoCopies, NotFound, Unavailable
+from dolmen.names import chunk_name, partition_of
+from dolmen.payload import Bytes, read_whole
+from dolmen.record import Kind
+from dolmen.stamps import Clock
+from dolmen.store import BlobStore, Outcome
+from dolmen.stores.memory import MemoryStore
+from dolmen.testing.conformance import Conformance, Place
+from dolmen.testing.faulty import Fault, FaultyStore
+
+
+class TestCluster(Conformance):
+    reopens = False
+
+    async def make_store(self, place: Place) -> BlobStore:
+        clock = Clock(place.time.wall)
+        stores = [MemoryStore(clock=clock, now=place.time.now) for _ in range(3)]
+        members = [Member(f"m{number}", store) for number, store in enumerate(stores)]
+        group = make_group("g", members, write_copies=3, volatile=True)
+        return Cluster([group], clock=clock)
+
+    @pytest.mark.parametrize("name", ["name", "0" * 64 + ".txt"])
+    async def test_a_new_blob_is_created_and_reads_as_it_was_put(self, store, name):
+        """As in the suite, without names that are digests: those must be their content's here."""
+        await super().test_a_new_blob_is_created_and_reads_as_it_was_put(store, name)
+
+
+def made(count=3, *, groups=1, **numbers):
+    stores = [FaultyStore(MemoryStore()) for _ in range(count * groups)]
+    parts = [stores[first * count : (first + 1) * count] for first in range(groups)]
+    return stores, Cluster(
+        [
+            make_group(
+                f"g{which}",
+                [Member(f"g{which}m{number}", store) for number, store in enumerate(part)],
+                volatile=True,
+                **numbers,
+            )
+            for which, part in enumerate(parts)
+        ]
+    )
+
+
+def id_of(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+async def read(cluster, name):
+    return bytes(await read_whole((await cluster.get(name)).payload))
+
+
+def in_order(cluster, name):
+    return [member.store for member in cluster.placement.of(partition_of(name)).order]
+
+
+async def test_a_write_goes_to_so_many_servers_and_passes_over_those_that_fail():
+    for down in itertools.chain.from_iterable(
+        itertools.combinations(range(4), count) for count in range(5)
+    ):
+        stores, cluster = made(4, write_copies=2)
+        for number in down:
+            stores[number].down = True
+        if len(down) == 4:
+            with pytest.raises(NoCopies) as raised:
+                await cluster.write("name", Bytes(b"data"))
+            assert len(raised.value.failures) == 4
+            continue
+        written = await cluster.write("name", Bytes(b"data"))
+        assert written.copies == min(2, 4 - len(down))
+
+
+async def test_every_server_of_every_group_is_tried_before_giving_up():
+    stores, cluster = made(2, groups=3, write_copies=1)
+    up = in_order(cluster, "name")[-1]
+    for store in stores:
+        store.down = store is not up
+    assert (await cluster.write("name", Bytes(b"data"))).copies == 1
+    assert await read(cluster, "name") == b"data"
+
+
+async def test_fewer_copies_than_the_least_is_a_failed_write():
+    stores, cluster = made(3, write_copies=2, min_copies=2)
+    stores[0].down = stores[1].down = True
+    with pytest.raises(NoCopies):
+        await cluster.write("name", Bytes(b"data"))
+
+
+async def test_a_write_that_meets_a_newer_stamp_is_repeated_above_it_everywhere():
+    stores, cluster = made(3, write_copies=3)
+    newer = cluster.clock.next() + 1000
+    await stores[1].delete("name", stamp=newer)
+    written = await cluster.write("name", Bytes(b"data"))
+    assert written.stamp > newer
+    for store in stores:
+        assert (await store.stat("name")).stamp == written.stamp
+
+
+async def test_not_found_needs_a_no_from_everyone():
+    stores, cluster = made(3)
+    with pytest.raises(NotFound):
+        await cluster.get("name")
+    stores[2].down = True
+    with pytest.raises(Unavailable):
+        await cluster.get("name")
+    stores[2].down = False
+    stores[1].script("get", Fault.CORRUPT)
+    with pytest.raises(Unavailable):
+        await cluster.get("name")
+
+
+async def test_a_tombstone_overrules_older_copies_but_not_newer_ones():
+    _stores, cluster = made(3)
+    first, second, _ = in_order(cluster, "name")
+    await second.put("name", Bytes(b"data"), stamp=5)
+    await first.delete("name", stamp=6)
+    with pytest.raises(NotFound) as raised:
+        await cluster.get("name")
+    assert raised.value.stamp == 6
+    await second.put("name", Bytes(b"data"), stamp=7)
+    assert await read(cluster, "name") == b"data"
+
+
+@pytest.mark.parametrize("size", [1, 70_000, 1 << 20])
+async def test_wrong_bytes_are_passed_over(size):
+    data = random.Random(1).randbytes(size)
+    for name in (id_of(data), hashlib.sha1(data).hexdigest(), chunk_name(data)):
+        stores, cluster = made(3, write_copies=3)
+        await cluster.write(name, Bytes(data))
+        first, second, _ = in_order(cluster, name)
+        first.script("get", Fault.WRONG)
+        second.script("get", Fault.ROTTEN)
+        assert await read(cluster, name) == data
+        for store in stores:
+            store.script("get", Fault.WRONG)
+        with pytest.raises(Unavailable):
+            await cluster.get(name)
+
+
+async def test_a_delete_reaches_every_server_that_may_hold_the_name():
+    stores, cluster = made(2, groups=2)
+    for store in stores:
+        await store.put("name", Bytes(b"data"), stamp=5)
+    await cluster.delete("name")
+    for store in stores:
+        assert (await store.stat("name", tombstones=True)).kind == Kind.TOMBSTONE
+    stores[0].down = stores[1].down = True
+    with pytest.raises(Unavailable, match="g0"):
+        await cluster.delete("name")
+
+
+async def test_a_delete_is_repeated_above_what_is_newer():
+    stores, cluster = made(3)
+    newer = cluster.clock.next() + 1000
+    await stores[2].put("name", Bytes(b"data"), stamp=newer)
+    assert (await cluster.delete("name")).stamp > newer
+    for store in stores:
+        assert (await store.stat("name", tombstones=True)).kind == Kind.TOMBSTONE
+
+
+async def test_a_chunk_that_is_there_is_touched_and_not_sent_again():
+    stores, cluster = made(3, write_copies=2)
+    name = chunk_name(b"data")
+    await cluster.write(name, Bytes(b"data"))
+    before = (await cluster.stat(name)).stamp
+    for store in stores:
+        store.calls.clear()
+    written = await cluster.write(name, Bytes(b"data"), known=True)
+    assert written.outcome is Outcome.UNCHANGED
+    assert written.stamp > before
+    assert not [call for store in stores for call in store.calls if call[0] == "put"]
+
+
+class Known:
+    """What a client was told: which uploads and deletes were acknowledged."""
+
+    def __init__(self):
+        self.live = {}
+        self.unsure = set()
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**32))
+def test_whatever_fails_nothing_acknowledged_is_lost_and_nothing_deleted_comes_back(seed):
+    asyncio.run(_workload(random.Random(seed)))
+
+
+async def _workload(rng):
+    stores, cluster = made(4, write_copies=2)
+    known = Known()
+    datas = [bytes([number]) * (number + 1) for number in range(6)]
+    for _ in range(40):
+        data = rng.choice(datas)
+        name = id_of(data)
+        choice = rng.random()
+        if choice < 0.25:
+            rng.choice(stores).down = rng.random() < 0.5
+        elif choice < 0.3:
+            rng.choice(stores).script(rng.choice(["put", "delete"]), Fault.UNHEARD)
+        elif choice < 0.7:
+            try:
+                await cluster.write(name, Bytes(data))
+            except (NoCopies, Unavailable):
+                known.unsure.add(name)
+            else:
+                known.live[name] = data
+                known.unsure.discard(name)
+        else:
+            try:
+                await cluster.delete(name)
+            except Unavailable:
+                known.unsure.add(name)
+            else:
+                known.live.pop(name, None)
+                known.unsure.discard(name)
+    for store in stores:
+        store.down = False
+    # Twice: answers that were still to be lost are lost in the first round.
+    for source, destination in [*itertools.permutations(stores, 2)] * 2:
+        names = [info.name async for info in source.list(tombstones=True)]
+
+        async def copies(source=source, names=names):
+            async for blob in source.get_many(names):
+                yield blob
+
+        async for _ in destination.put_many(copies()):
+            pass
+    for data in datas:
+        name = id_of(data)
+        if name in known.unsure:
+            continue
+        if name in known.live:
+            assert await read(cluster, name) == data
+        else:
+            with pytest.raises(NotFound):
+                await cluster.get(name)
