@@ -11,7 +11,7 @@ import pytest
 
 from dolmen import metadata
 from dolmen.errors import BadContent, Corrupt, Full, ReadOnly, TooLarge, Unavailable
-from dolmen.names import is_object_id, partition_of
+from dolmen.names import checksum_of, is_object_id, partition_of
 from dolmen.payload import Bytes, Payload, Piece, Stream
 from dolmen.record import Kind
 from dolmen.replication import Report, replicate
@@ -330,11 +330,17 @@ async def test_a_body_that_breaks_is_put_down_to_the_source_whatever_the_destina
 
 
 async def test_listings_are_closed_when_a_run_stops() -> None:
-    source, destination = await filled(9_000), FaultyStore(MemoryStore())
+    source, destination = await filled(15_000), FaultyStore(MemoryStore())
     open_now = 0
 
+    kept = []  # so that no garbage collection closes what the run left open
+
     class Counting(MemoryStore):
-        async def list(self, **options):  # type: ignore[no-untyped-def,override]
+        def list(self, **options):  # type: ignore[no-untyped-def,override]
+            kept.append(self.listing(**options))
+            return kept[-1]
+
+        async def listing(self, **options):  # type: ignore[no-untyped-def]
             nonlocal open_now
             open_now += 1
             try:
@@ -346,7 +352,7 @@ async def test_listings_are_closed_when_a_run_stops() -> None:
     counting = Counting()
     counting.digests = source.digests  # type: ignore[method-assign]
     counting.get = source.get  # type: ignore[method-assign]
-    destination.script("put", *[ReadOnly("its disk failed")] * 9_000)
+    destination.script("put", *[ReadOnly("its disk failed")] * 15_000)
     report = await replicate(counting, destination, pause=nothing)
     assert isinstance(report.stopped, ReadOnly)
     assert open_now == 0
@@ -420,7 +426,19 @@ async def test_what_a_store_without_checksums_gives_must_fit_its_name(streamed: 
                 blob.payload = Stream(len(whole), opened)
             return blob
 
-    source, destination = Streaming(), MemoryStore()
+    class Framing(MemoryStore):
+        async def put_many(self, blobs):  # type: ignore[no-untyped-def,override]
+            async def framed() -> AsyncIterator[Blob]:
+                async for blob in blobs:
+                    # A record carries the checksum of what is in memory.
+                    if blob.payload.whole is not None:
+                        assert blob.info.checksum == checksum_of(blob.payload.whole)
+                    yield blob
+
+            async for answer in super().put_many(framed()):
+                yield answer
+
+    source, destination = Streaming(), Framing()
     await source.put(right_id, Bytes(good), stamp=0)
     await source.put(wrong_id, Bytes(bad), stamp=0)
     await source.put("any-name", Bytes(bad), stamp=0)
