@@ -136,10 +136,14 @@ def test_a_plain_write_is_stamped_above_or_refused(standing):
 
 
 @pytest.mark.parametrize("standing", BLOBS)
-def test_a_damaged_copy_is_written_anew(standing):
+def test_a_damaged_copy_is_replaced_by_its_content_and_by_nothing_staler(standing):
     for write in BLOBS:
+        same = (write.kind, write.checksum) == (standing.kind, standing.checksum)
         verdict = judge(standing, write, damaged=True)
-        assert verdict == (Action.WRITE, (Outcome.CREATED, write.stamp))
+        if same or write.rank >= standing.rank:
+            assert verdict == (Action.WRITE, (Outcome.CREATED, write.stamp))
+        else:
+            assert verdict == (Action.KEEP, (Outcome.SUPERSEDED, standing.stamp))
     verdict = judge(standing, standing, damaged=True, plain=True)
     assert verdict.action is Action.WRITE
     assert verdict.answer.stamp > standing.stamp

@@ -48,6 +48,10 @@ def judge_put(
 ) -> Verdict:
     """Decide a put. `damaged` says that the copy that stands is quarantined.
 
+    A damaged copy is replaced by the same content, whatever its stamp, and by what
+    ranks at least as high; other content of a lower rank still loses to it, or a stale
+    copy would be served in place of what was acknowledged.
+
     Raises `Conflict` for a put without a stamp onto other live content.
     """
     if standing is None:
@@ -62,9 +66,9 @@ def judge_put(
             )
         fresh = clock.next(above=standing.stamp)
         return _write(fresh) if deleted or damaged else _revise(fresh)
-    if damaged:
-        return _write(stamp)
     order = _compare(standing, stamp, kind, checksum, metadata)
+    if damaged and (same or order >= 0):
+        return _write(stamp)
     if order <= 0:
         return _keep(standing, order)
     return _revise(stamp) if same else _write(stamp)
