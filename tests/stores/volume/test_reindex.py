@@ -6,12 +6,9 @@ import shutil
 
 import pytest
 
-from dolmen.errors import BadVolume, Corrupt, NotFound
+from dolmen.errors import BadVolume, NotFound
 from dolmen.names import checksum_of
-from dolmen.payload import Bytes
-from dolmen.record import HEADER_SIZE
 from dolmen.stamps import Clock
-from dolmen.stores.volume import open_volume, reindex as reindexing
 from dolmen.stores.volume.reindex import reindex
 from dolmen.stores.volume.volume import VolumeStore
 from dolmen.stores.volume.write import Op, Write
@@ -21,8 +18,6 @@ SEGMENT = 4_000
 
 
 def put(name: str, data: bytes, stamp: int | None = None) -> Write:
-    from dolmen.record import block_sums
-
     return Write(
         Op.PUT,
         name,
@@ -101,9 +96,8 @@ def test_broken_off_at_any_operation_and_repeated_it_gives_the_index_that_was(tm
         # Opened before the repetition, it shows what was, or says that the index is missing.
         try:
             store = opened(disk)
-        except BadVolume as error:
+        except BadVolume:
             assert lost
-            assert "dolmen reindex" in str(error)
             reindex(path, disk=disk)
             store = opened(disk)
         assert shown(store) == held, f"cut at {seed}"

@@ -136,9 +136,9 @@ class Appender:
         """Let go of every segment; `sound` says that all of them may count as finished."""
         segments = [*self._retired, self.active]
         if sound:
-            change = self._recent.change()
-            for segment in segments:
-                change.set_segment(segment.number, Reach(segment.end, segment.end, finished=True))
-            change.commit()
+            with self._recent.change() as change:
+                for segment in segments:
+                    end = segment.end
+                    change.set_segment(segment.number, Reach(end, end, finished=True))
         for segment in segments:
             segment.close()

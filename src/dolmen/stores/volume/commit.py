@@ -25,8 +25,7 @@ again on that file.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import lmdb
@@ -141,7 +140,7 @@ class Log:
     def _decide(self, writes: list[Write], batch: Batch, waiting: list[Write]) -> None:
         now = self._now()
         full = not self.appender.has_room(sum(write.room for write in writes))
-        with self._change() as change:
+        with self._recent.change() as change:
             free = _unclaimed(change, writes, waiting)
             standing = self._standing(change, list(free))
             claimed: list[Write] = []
@@ -211,7 +210,7 @@ class Log:
         """Let the batch's entries be seen and its claims go."""
         alone: list[Segment] = []
         try:
-            with self._change() as change:
+            with self._recent.change() as change:
                 change.release([write.key for write in batch.writes])
                 shown = [(write.key, write.value) for write in batch.writes if write.error is None]
                 if shown:
@@ -238,7 +237,7 @@ class Log:
 
     def quarantine(self, key: bytes, bad: Entry) -> None:
         """Mark the copy that failed its check, unless another stands by now."""
-        with self._change() as change:
+        with self._recent.change() as change:
             standing = self._standing(change, [key]).get(key)
             if (
                 standing is not None
@@ -250,16 +249,6 @@ class Log:
     def close(self) -> None:
         """Retire every segment; nothing is being streamed any more."""
         self.appender.close(sound=self.broken is None)
-
-    @contextmanager
-    def _change(self) -> Iterator[Change]:
-        change = self._recent.change()
-        try:
-            yield change
-        except BaseException:
-            change.abort()
-            raise
-        change.commit()
 
     def _break(self, why: str) -> ReadOnly:
         self.broken = why

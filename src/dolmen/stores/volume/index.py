@@ -211,9 +211,13 @@ class Slice:
         """Say how far a segment is reflected, once everything below has been applied."""
         self._transaction.put(number.to_bytes(4, "big"), _NUMBER.pack(watermark), db=self._segments)
 
-    def forget_removals(self) -> None:
-        """No scan will begin before any removal so far; they have done their work."""
-        self._transaction.drop(self._removals, delete=False)
+    def forget_removals(self, *, before: int) -> None:
+        """Forget the removals of lower sequences: no scan begins before what they removed."""
+        if self._any_removed:
+            with self._transaction.cursor(db=self._removals) as cursor:
+                done = [key for key, value in cursor if _NUMBER.unpack(value)[0] < before]
+            for key in done:
+                self._transaction.delete(key, db=self._removals)
 
     def _removed_after(self, key: bytes, sequence: int) -> bool:
         if not self._any_removed:

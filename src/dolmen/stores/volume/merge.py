@@ -47,7 +47,7 @@ class Merge:
         return True
 
     def _pass(self) -> None:
-        reached = self._recent.segments()
+        reached, sequence = self._recent.state()
         start = b""
         while True:
             entries = self._recent.page(start, SLICE)
@@ -60,7 +60,7 @@ class Merge:
                         for number, reach in reached.items():
                             change.mark(number, reach.settled)
                         if all(reach.settled == reach.end for reach in reached.values()):
-                            change.forget_removals()
+                            change.forget_removals(before=sequence)
                 # In small steps: whoever commits waits while one of them is made.
                 for first in range(0, len(entries), DROP):
                     self._recent.drop(entries[first : first + DROP])
@@ -82,9 +82,9 @@ class Merge:
         for number in numbers:
             folder = self._layout.sealed_folder(number)
             self._disk.make_directory(folder)
-            self._disk.rename(
-                self._layout.active_segment(number), self._layout.sealed_segment(number)
-            )
+            active = self._layout.active_segment(number)
+            if self._disk.exists(active):  # else a process died after it had moved it
+                self._disk.rename(active, self._layout.sealed_segment(number))
             folders.add(folder)
         for folder in folders:
             self._disk.flush_directory(folder)

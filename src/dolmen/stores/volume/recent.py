@@ -11,7 +11,8 @@ whether its writer is through with it), `facts` (the next sequence and number).
 from __future__ import annotations
 
 import struct
-from typing import Any, NamedTuple
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 
 from dolmen.stores.volume.disk import Disk
 
@@ -94,11 +95,17 @@ class Recent:
 
     def segments(self) -> dict[int, Reach]:
         """How far each active segment is visible."""
+        return self.state()[0]
+
+    def state(self) -> tuple[dict[int, Reach], int]:
+        """How far each active segment is visible, and the next sequence, of one moment."""
         with self.env.begin(db=self._segments) as transaction:
-            return {
+            reached = {
                 int.from_bytes(key, "big"): Reach(*_REACH.unpack(value))
                 for key, value in transaction.cursor()
             }
+            sequence: int = _NUMBER.unpack(transaction.get(_SEQUENCE, b"", db=self._facts))[0]
+        return reached, sequence
 
     def forget_segment(self, number: int) -> None:
         """A segment is sealed."""
@@ -111,7 +118,7 @@ class Recent:
 
 
 class Change:
-    """One transaction on recent. Nothing is seen by others before `commit`."""
+    """One transaction on recent, a context manager. Nothing is seen by others before its end."""
 
     def __init__(
         self, transaction: Any, blobs: Any, claims: Any, segments: Any, facts: Any
@@ -119,13 +126,19 @@ class Change:
         self._transaction = transaction
         self._blobs, self._claims, self._segments, self._facts = blobs, claims, segments, facts
 
-    def commit(self) -> None:
-        """Make the changes visible to every process."""
-        self._transaction.commit()
+    def __enter__(self) -> Self:
+        return self
 
-    def abort(self) -> None:
-        """Forget them."""
-        self._transaction.abort()
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self._transaction.commit()
+        else:
+            self._transaction.abort()
 
     def get_many(self, keys: list[bytes]) -> dict[bytes, bytes]:
         """The packed entries awaiting the merge under those of the keys that have one."""
@@ -158,11 +171,11 @@ class Change:
         for key in keys:
             self._transaction.delete(key, db=self._claims)
 
-    def release_all(self, number: int) -> None:
-        """Drop every claim of a commit that will never end."""
-        claimant = number.to_bytes(4, "big")
+    def release_all(self, numbers: list[int]) -> None:
+        """Drop the claims of commits that will never end, by the numbers of their segments."""
+        claimants = {number.to_bytes(4, "big") for number in numbers}
         with self._transaction.cursor(db=self._claims) as cursor:
-            held = [key for key, value in cursor if value == claimant]
+            held = [key for key, value in cursor if value in claimants]
         for key in held:
             self._transaction.delete(key, db=self._claims)
 

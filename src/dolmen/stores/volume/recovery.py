@@ -10,7 +10,10 @@ For every segment in `active/` whose lock is free (its writer is gone):
 3. what can't be read and was never flushed is sealed off: a torn tail is cut off,
    a torn record before others is covered by an empty extent. What was flushed and
    fails its checksum becomes a quarantined entry: damaged, not absent.
-4. flush again, then let the entries be seen, and drop the writer's claims.
+4. flush again, then let the entries be seen.
+
+Then the claims of the dead writers are dropped, all at once: a name may be claimed by
+one segment's commit and have its record in another.
 """
 
 from __future__ import annotations
@@ -66,6 +69,7 @@ def recover(disk: Disk, layout: Layout, index: Index, recent: Recent) -> int:
     """
     reached = recent.segments()
     entries = 0
+    dead: list[int] = []
     for name in disk.names(layout.active):
         if name.endswith(UNFINISHED):
             _drop_unfinished(disk, f"{layout.active}/{name}")
@@ -77,12 +81,15 @@ def recover(disk: Disk, layout: Layout, index: Index, recent: Recent) -> int:
         try:
             if not disk.lock(fd):
                 continue  # its writer lives
+            if not dead:  # a writer that was killed may not have flushed its segment's name
+                disk.flush_directory(layout.active)
+            dead.append(number)
             start = max(index.watermark(number), reach.settled if reach else 0)
             recovered = _recover_segment(disk, fd, number, start, index, recent)
         finally:
             disk.close(fd)
         entries += len(recovered.entries)
-        _let_be_seen(recent, recovered)
+        _let_be_seen(index, recent, recovered)
         for gap in recovered.damaged:
             _log.error(
                 "segment %08x is damaged from byte %d to %d; what lay there is lost here: "
@@ -91,6 +98,9 @@ def recover(disk: Disk, layout: Layout, index: Index, recent: Recent) -> int:
                 gap.start,
                 gap.stop,
             )
+    if dead:
+        with recent.change() as change:
+            change.release_all(dead)
     return entries
 
 
@@ -183,9 +193,8 @@ def sort_out(
             recovered.end = item.start
             disk.truncate(fd, item.start)
             break
-        if isinstance(item, Found):
-            cover = extent_head(owner, item.head.size - HEADER_SIZE)
-            disk.write(fd, [cover], item.offset)
+        start = item.offset if isinstance(item, Found) else item.start
+        disk.write(fd, [extent_head(owner, item.stop - start - HEADER_SIZE)], start)
     return recovered
 
 
@@ -219,15 +228,16 @@ def entry_of(
     return key_of(head.name.decode()), entry
 
 
-def _let_be_seen(recent: Recent, recovered: Recovered) -> None:
-    change = recent.change()
+def _let_be_seen(index: Index, recent: Recent, recovered: Recovered) -> None:
     latest = recovered.latest()
-    change.raise_sequence(max((entry.sequence for entry in latest.values()), default=0))
-    for key, value in change.get_many(list(latest)).items():
-        if unpack(value).sequence >= latest[key].sequence:
-            del latest[key]
-    change.put([(key, entry.pack()) for key, entry in latest.items()])
-    change.release_all(recovered.number)
-    end = recovered.end
-    change.set_segment(recovered.number, Reach(end, end, finished=True))
-    change.commit()
+    with recent.change() as change:
+        change.raise_sequence(max((entry.sequence for entry in latest.values()), default=0))
+        # Other processes may have written these names, and merged them, since they were scanned.
+        newer = change.get_many(list(latest))
+        for key, entry in list(latest.items()):
+            known = unpack(newer[key]).sequence if key in newer else index.sequence_of(key)
+            if known >= entry.sequence:
+                del latest[key]
+        change.put([(key, entry.pack()) for key, entry in latest.items()])
+        end = recovered.end
+        change.set_segment(recovered.number, Reach(end, end, finished=True))
