@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import dolmen
 from dolmen import config
+from dolmen.cluster.budget import Budget
 from dolmen.cluster.cluster import Cluster
 from dolmen.cluster.groups import Group, Member, make_group
 from dolmen.cluster.objects import Objects
@@ -210,16 +211,17 @@ async def open_api(groups: Sequence[config.Group], settings: config.Settings) ->
                 make_group(
                     group.name,
                     members,
-                    copies=group.copies,
-                    write_copies=group.write_copies,
-                    min_copies=group.min_copies,
+                    copies=group.copies or settings.copies,
+                    write_copies=group.write_copies or settings.write_copies,
+                    min_copies=group.min_copies or settings.min_copies,
                 )
             )
     except BaseException:
         for store in opened:
             await store.aclose()
         raise
-    return ApiServer(Objects(Cluster(ready), digest=settings.digest))
+    budget = Budget(settings.limits.upload_memory)
+    return ApiServer(Objects(Cluster(ready), digest=settings.digest, budget=budget))
 
 
 def _check_id(name: str) -> None:

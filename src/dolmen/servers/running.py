@@ -8,6 +8,8 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
+from dolmen import config
+from dolmen.http.limits import Limits
 from dolmen.http.messages import Request, Response
 from dolmen.http.server import Server, start_server
 from dolmen.http.workers import run_workers
@@ -37,6 +39,7 @@ def run(
     addresses: Sequence[Address],
     *,
     workers: int,
+    limits: Limits,
     ready: Callable[[list[Address]], None],
 ) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit status.
@@ -58,12 +61,26 @@ def run(
         servers = []
         for routes, sock in zip(application.listeners, sockets, strict=True):
             routes.add("GET", "/metrics", metrics)
-            servers.append(await start_server(routes, sockets=[sock], observe=tally.observe))
+            servers.append(
+                await start_server(routes, sockets=[sock], limits=limits, observe=tally.observe)
+            )
         sharing = asyncio.create_task(_share(tally))
         ending.callback(sharing.cancel)
         return servers
 
     return run_workers(workers, addresses, start, stop=ending.aclose, ready=ready)
+
+
+def limits_of(settings: config.Settings) -> Limits:
+    """What one client may cost, as it is set."""
+    chosen = settings.limits
+    return Limits(
+        connections=chosen.connections,
+        body_size=chosen.body_size,
+        header_deadline=chosen.header_deadline,
+        body_idle=chosen.body_idle,
+        keep_alive=chosen.keep_alive,
+    )
 
 
 async def _share(tally: Tally) -> None:
