@@ -8,6 +8,8 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
+import uvloop
+
 from dolmen import config
 from dolmen.http.limits import Limits
 from dolmen.http.messages import Request, Response
@@ -45,7 +47,9 @@ def run(
     """Serve until SIGTERM or SIGINT; returns the exit status.
 
     `opened` is called in every worker process, on its event loop, and gives the
-    application. `ready` is told the real addresses.
+    application. `ready` is told the real addresses once they are served (with several
+    workers: once the application could be opened, and the addresses be had).
+    Raises `BadSetting`, `BadVolume` and what else opening raises.
     """
     board = Board(workers)
     ending = contextlib.AsyncExitStack()
@@ -66,9 +70,19 @@ def run(
             )
         sharing = asyncio.create_task(_share(tally))
         ending.callback(sharing.cancel)
+        if workers == 1:
+            ready([sock.getsockname()[:2] for sock in sockets])
         return servers
 
+    if workers == 1:
+        return run_workers(1, addresses, start, stop=ending.aclose)
+    # Here and once, or every worker would fail at it again and again.
+    uvloop.run(_try(opened))
     return run_workers(workers, addresses, start, stop=ending.aclose, ready=ready)
+
+
+async def _try(opened: Callable[[], Awaitable[Application]]) -> None:
+    await (await opened()).aclose()
 
 
 def limits_of(settings: config.Settings) -> Limits:
