@@ -161,3 +161,14 @@ async def test_serve_starts_everything_and_tells_how_to_use_it(dolmen: Any, answ
     assert (dolmen.folder / "dolmen-data").is_dir()
     process.send_signal(signal.SIGINT)
     assert await process.wait() == 0
+
+
+async def test_watching_goes_on_until_it_is_interrupted(dolmen: Any, blob_server: Any) -> None:
+    url, _ = await blob_server("memory:")
+    await fill(url, "a")
+    process = await dolmen.start("replicate", url, "volume:target", "--watch", "--json")
+    assert json.loads(await process.stdout.readline())["copied"] == 1
+    assert process.returncode is None
+    process.send_signal(signal.SIGINT)
+    _, err = await process.communicate()
+    assert (process.returncode, err) == (130, b"")
