@@ -12,12 +12,7 @@ import pytest
 from dolmen.errors import BadVolume, DolmenError
 from dolmen.payload import Bytes
 from dolmen.stores.volume import open_volume
-from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.reindex import reindex
-
-
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 async def filled(path: Path, count: int = 3) -> dict[str, bytes]:
@@ -66,7 +61,9 @@ async def test_a_mark_that_is_none_is_refused(tmp_path, mark):
         await open_volume(str(tmp_path / "v"))
 
 
-async def test_a_volume_open_on_another_machine_is_refused_and_can_be_tried_again(tmp_path):
+async def test_a_volume_open_on_another_machine_is_refused_and_can_be_tried_again(
+    tmp_path, descriptors
+):
     contents = await filled(tmp_path / "v")
     holder = tmp_path / "v/holder"
     holder.write_text("elsewhere/0123\n")
@@ -82,7 +79,7 @@ async def test_a_volume_open_on_another_machine_is_refused_and_can_be_tried_agai
     assert await held(tmp_path / "v") == contents
 
 
-async def test_a_lost_index_is_said_to_be_lost_and_reindex_brings_it_back(tmp_path):
+async def test_a_lost_index_is_said_to_be_lost_and_reindex_brings_it_back(tmp_path, descriptors):
     contents = await filled(tmp_path / "v")
     for file in (tmp_path / "v/index").iterdir():
         file.unlink()
@@ -96,7 +93,9 @@ async def test_a_lost_index_is_said_to_be_lost_and_reindex_brings_it_back(tmp_pa
     assert await held(tmp_path / "v") == contents
 
 
-async def test_a_second_opening_in_one_process_is_refused_and_the_first_goes_on(tmp_path):
+async def test_a_second_opening_in_one_process_is_refused_and_the_first_goes_on(
+    tmp_path, descriptors
+):
     store = await open_volume(str(tmp_path / "v"))
     before = descriptors()
     for _ in range(3):
@@ -118,40 +117,22 @@ async def test_the_last_to_leave_takes_the_name_of_the_machine_along(tmp_path):
     assert not (tmp_path / "v/holder").exists()
 
 
-class Failing(Disk):
-    """A disk on which the call of a given number fails, and only that one."""
-
-    def __init__(self, number: int, error: int) -> None:
-        self.left, self.error = number, error
-
-    def __getattribute__(self, name):
-        found = super().__getattribute__(name)
-        if name in ("left", "error") or not callable(found):
-            return found
-
-        def call(*args, **options):
-            if name not in ("close", "unlock"):
-                self.left -= 1
-                if self.left == 0:
-                    raise OSError(self.error, os.strerror(self.error))
-            return found(*args, **options)
-
-        return call
-
-
 @pytest.mark.parametrize("error", [errno.EIO, errno.EACCES, errno.EMFILE, errno.ENOSPC])
-async def test_an_opening_that_fails_anywhere_says_so_and_leaves_nothing_open(tmp_path, error):
+async def test_an_opening_that_fails_anywhere_says_so_and_leaves_nothing_open(
+    tmp_path, failing, descriptors, error
+):
     contents = await filled(tmp_path / "v")
     before = descriptors()
     for number in range(1, 200):
-        disk = Failing(number, error)
+        disk = failing()
+        disk.arm(number, error)
         try:
             store = await open_volume(str(tmp_path / "v"), disk=disk)
         except DolmenError:
             assert descriptors() == before, f"call {number}"
             continue
         all_went_well = disk.left > 0
-        disk.left = 0
+        disk.arm(0)
         await store.aclose()
         assert descriptors() == before, f"call {number}"
         if all_went_well:

@@ -8,6 +8,7 @@ import pytest
 
 from dolmen.errors import BadVolume, NotFound
 from dolmen.names import checksum_of
+from dolmen.record import block_sums
 from dolmen.stamps import Clock
 from dolmen.stores.volume.reindex import reindex
 from dolmen.stores.volume.volume import VolumeStore

@@ -71,7 +71,8 @@ class Files:
 class Reader:
     """Reads the data of entries. `failed(name, entry)` is told of every copy that is damaged.
 
-    What the system can't read (EIO) is damaged as well; any other refusal is `Unavailable`.
+    What the disk can't read (EIO) is `Corrupt`, but not marked as damaged: the next attempt may
+    succeed. Any other refusal is `Unavailable`.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class Reader:
             file = self._files.get(entry.segment)
             record = self._disk.read_cached(file.fd, entry.record_size(name), entry.offset)
         except OSError as error:
-            raise self._refused(name.decode(), entry, error) from error
+            raise _refused(entry, error) from error
         return None if record is None else self._checked(name, entry, record)
 
     async def read(self, name: str, entry: Entry, byte_range: Range | None) -> Payload:
@@ -100,7 +101,7 @@ class Reader:
         try:
             file = self._files.get(entry.segment)
         except OSError as error:
-            raise self._refused(name, entry, error) from error
+            raise _refused(entry, error) from error
         length = entry.length
         if byte_range is not None:
             start = min(byte_range[0], length)
@@ -110,7 +111,7 @@ class Reader:
         if length > WHOLE:
             return self._stream(name, entry, file, 0, length)
         encoded = name.encode()
-        record = await self._read(name, entry, file, entry.record_size(encoded), entry.offset)
+        record = await self._read(entry, file, entry.record_size(encoded), entry.offset)
         return Bytes(self._checked(encoded, entry, record))
 
     def _checked(self, name: bytes, entry: Entry, record: bytes | bytearray) -> bytes | bytearray:
@@ -152,18 +153,16 @@ class Reader:
         first = start // BLOCK
         begin = first * BLOCK
         end = min((stop + BLOCK - 1) // BLOCK * BLOCK, entry.length)
-        data = await self._read(name, entry, file, end - begin, data_offset + begin)
+        data = await self._read(entry, file, end - begin, data_offset + begin)
         at = data_offset + entry.length + 4 * first
-        sums = await self._read(name, entry, file, sums_size(end - begin), at)
+        sums = await self._read(entry, file, sums_size(end - begin), at)
         if len(data) < end - begin or block_sums(data) != sums:
             raise self._damaged(name, entry)
         if (begin, end) == (start, stop):
             return data
         return memoryview(data)[start - begin : stop - begin]
 
-    async def _read(
-        self, name: str, entry: Entry, file: File, length: int, offset: int
-    ) -> bytes | bytearray:
+    async def _read(self, entry: Entry, file: File, length: int, offset: int) -> bytes | bytearray:
         try:
             cached = self._disk.read_cached(file.fd, length, offset)
             if cached is not None:
@@ -171,15 +170,8 @@ class Reader:
             # The call has the file in hand until it ends, even if nobody waits for it any more.
             found: bytes = await self._in_thread(_read_file, self._disk, file, length, offset)
         except OSError as error:
-            raise self._refused(name, entry, error) from error
+            raise _refused(entry, error) from error
         return found
-
-    def _refused(self, name: str, entry: Entry, error: OSError) -> Exception:
-        if isinstance(error, FileNotFoundError):
-            return error
-        if error.errno == errno.EIO:
-            return self._damaged(name, entry)
-        return Unavailable(f"segment {entry.segment:08x} can't be read: {error}")
 
     def _damaged(self, name: str, entry: Entry) -> Corrupt:
         self._failed(name, entry)
@@ -191,3 +183,12 @@ class Reader:
 
 def _read_file(disk: Disk, file: File, length: int, offset: int) -> bytes:
     return disk.read(file.fd, length, offset)
+
+
+def _refused(entry: Entry, error: OSError) -> Exception:
+    if isinstance(error, FileNotFoundError):
+        return error
+    what = f"segment {entry.segment:08x} can't be read at byte {entry.offset}: {error}"
+    if error.errno == errno.EIO:
+        return Corrupt(f"{what}; check the disk, and read another copy meanwhile")
+    return Unavailable(what)
