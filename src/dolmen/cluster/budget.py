@@ -35,7 +35,8 @@ class Budget:
             if turn.done() and not turn.cancelled():
                 self.give(size)  # it came in the same moment
             else:
-                self._waiting.remove((size, turn))
+                if (size, turn) in self._waiting:
+                    self._waiting.remove((size, turn))
                 self.give(0)
             raise
 
@@ -44,5 +45,7 @@ class Budget:
         self.free += size
         while self._waiting and self._waiting[0][0] <= self.free:
             wanted, turn = self._waiting.popleft()
+            if turn.cancelled():
+                continue  # whoever waited was cancelled, and has not run since
             self.free -= wanted
             turn.set_result(None)

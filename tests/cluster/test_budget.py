@@ -1,0 +1,82 @@
+"""The bound on the bytes of all transfers, and what cancelled ones leave of it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+
+from dolmen.cluster.budget import Budget
+
+
+async def test_who_asks_for_more_waits_and_is_served_in_order() -> None:
+    budget, served = Budget(10), list[str]()
+
+    async def take(who: str, size: int) -> None:
+        await budget.take(size)
+        served.append(who)
+
+    await budget.take(10)
+    waiting = [asyncio.create_task(take("large", 8)), asyncio.create_task(take("small", 1))]
+    await asyncio.sleep(0)
+    budget.give(5)
+    await asyncio.sleep(0)
+    assert served == []
+    assert not budget.try_take(1)
+    budget.give(5)
+    await asyncio.gather(*waiting)
+    assert served == ["large", "small"]
+    assert budget.free == 1
+
+
+async def test_bytes_given_back_pass_over_one_cancelled_in_the_same_turn() -> None:
+    budget = Budget(1)
+    await budget.take(1)
+    first, second = (asyncio.create_task(budget.take(1)) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    budget.give(1)
+    await second
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert budget.free == 0
+
+
+async def test_one_cancelled_as_its_bytes_come_gives_them_back() -> None:
+    budget = Budget(1)
+    await budget.take(1)
+    first, second = (asyncio.create_task(budget.take(1)) for _ in range(2))
+    await asyncio.sleep(0)
+    budget.give(1)
+    first.cancel()
+    await second
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert budget.free == 0
+
+
+@pytest.mark.parametrize("seed", range(50))
+async def test_nothing_is_lost_or_made_however_takers_are_cancelled(seed: int) -> None:
+    chance, budget, held = random.Random(seed), Budget(20), list[int]()
+
+    async def take(size: int) -> None:
+        await budget.take(size)
+        held.append(size)
+
+    takers = []
+    for _ in range(200):
+        act = chance.randrange(4)
+        if act == 0:
+            takers.append(asyncio.create_task(take(chance.randrange(1, 21))))
+        elif act == 1 and takers:
+            chance.choice(takers).cancel()
+        elif act == 2 and held:
+            budget.give(held.pop(chance.randrange(len(held))))
+        else:
+            await asyncio.sleep(0)
+        assert 0 <= budget.free <= budget.size
+    for taker in takers:
+        taker.cancel()
+    await asyncio.gather(*takers, return_exceptions=True)
+    assert budget.free + sum(held) == budget.size
