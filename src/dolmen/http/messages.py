@@ -52,6 +52,8 @@ class Headers:
         """The value under this lower-case name; several are joined by a comma and a space."""
         joined = self._first
         if joined is None:
+            if self._surely_lacks(name):
+                return default
             joined = self._joined()
         return joined.get(name, default)
 
@@ -59,9 +61,17 @@ class Headers:
         """Every value under this lower-case name, in order of arrival."""
         return [value for known, value in self if known == name]
 
-    def __contains__(self, name: object) -> bool:
+    def __contains__(self, name: bytes) -> bool:
         joined = self._first
-        return name in (self._joined() if joined is None else joined)
+        if joined is None:
+            if self._surely_lacks(name):
+                return False
+            joined = self._joined()
+        return name in joined
+
+    def _surely_lacks(self, name: bytes) -> bool:
+        """Whether a look at the raw lines rules a name out: most are asked for in vain."""
+        return self._pairs is None and name not in self._lines.lower()
 
     def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
         pairs = self._pairs
