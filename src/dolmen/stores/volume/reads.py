@@ -2,8 +2,8 @@
 
 A read first asks for what the page cache has (`preadv` with RWF_NOWAIT, Linux);
 only a read that would wait for the disk goes to a thread. Every byte handed out
-has been compared with its CRC-32C, in whole blocks of 64 KiB; small records are
-read with their head, whose name must be the one asked for.
+has been compared with its CRC-32C, in whole blocks of 64 KiB, and comes from a record
+with the name asked for and the checksum the index has.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from collections.abc import AsyncIterator, Callable
 from crc32c import crc32c
 
 from dolmen.errors import Corrupt, Unavailable
+from dolmen.names import CHECKSUM_SIZE
 from dolmen.payload import Bytes, Payload, Piece, Stream
-from dolmen.record import BLOCK, HEADER_SIZE, block_sums, sums_size
+from dolmen.record import BLOCK, CHECKSUM_AT, HEADER_SIZE, block_sums, sums_size
 from dolmen.store import Range
 from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.entry import Entry
@@ -109,7 +110,7 @@ class Reader:
             if (start, stop) != (0, length):
                 return await self._range(name, entry, file, start, stop)
         if length > WHOLE:
-            return self._stream(name, entry, file, 0, length)
+            return await self._range(name, entry, file, 0, length)
         encoded = name.encode()
         record = await self._read(entry, file, entry.record_size(encoded), entry.offset)
         return Bytes(self._checked(encoded, entry, record))
@@ -120,8 +121,7 @@ class Reader:
         end = start + entry.length
         data = record[start:end]
         sums = record[end:]
-        whole = len(record) == entry.record_size(name)
-        if whole and record[HEADER_SIZE : HEADER_SIZE + len(name)] == name:
+        if len(record) == entry.record_size(name) and _is_of(record, name, entry):
             if entry.length <= BLOCK:
                 if not data or crc32c(data) == int.from_bytes(sums, "little"):
                     return data
@@ -130,6 +130,10 @@ class Reader:
         raise self._damaged(name.decode(), entry)
 
     async def _range(self, name: str, entry: Entry, file: File, start: int, stop: int) -> Payload:
+        encoded = name.encode()
+        head = await self._read(entry, file, HEADER_SIZE + len(encoded), entry.offset)
+        if not _is_of(head, encoded, entry):
+            raise self._damaged(name, entry)
         if stop - start > WHOLE:
             return self._stream(name, entry, file, start, stop)
         return Bytes(await self._blocks(name, entry, file, start, stop))
@@ -183,6 +187,14 @@ class Reader:
 
 def _read_file(disk: Disk, file: File, length: int, offset: int) -> bytes:
     return disk.read(file.fd, length, offset)
+
+
+def _is_of(head: bytes | bytearray, name: bytes, entry: Entry) -> bool:
+    """Whether this is the head of the record that the entry means."""
+    return (
+        head[HEADER_SIZE : HEADER_SIZE + len(name)] == name
+        and head[CHECKSUM_AT : CHECKSUM_AT + CHECKSUM_SIZE] == entry.checksum
+    )
 
 
 def _refused(entry: Entry, error: OSError) -> Exception:
