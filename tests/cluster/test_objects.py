@@ -181,6 +181,32 @@ async def test_a_download_that_is_given_up_gives_its_budget_back():
     assert objects._budget.free == objects._budget.size
 
 
+async def test_a_download_cancelled_amid_its_clean_up_gives_its_budget_back():
+    _stores, objects = made(1)
+    stored = await objects.upload(Source(data_of(4 * CHUNK)))
+    pieces = aiter((await objects.download(stored.id)).payload)
+    await anext(pieces)
+    closing = asyncio.create_task(pieces.aclose())
+    await asyncio.sleep(0)
+    assert objects._budget.free < objects._budget.size
+    closing.cancel()
+    await asyncio.gather(closing, return_exceptions=True)
+    assert objects._budget.free == objects._budget.size
+
+
+async def test_an_upload_cancelled_amid_its_clean_up_gives_its_budget_back():
+    _stores, objects = made(1)
+    source = Source(data_of(4 * CHUNK), fails_at=3 * CHUNK)
+    uploading = asyncio.create_task(objects.upload(source))
+    while source.at < 3 * CHUNK:
+        await asyncio.sleep(0)
+    for _ in range(20):
+        uploading.cancel()
+        await asyncio.sleep(0)
+    await asyncio.gather(uploading, return_exceptions=True)
+    assert objects._budget.free == objects._budget.size
+
+
 async def test_slow_uploads_never_keep_others_from_going_on():
     _stores, objects = made(1, budget=Budget(2 * CHUNK))
     slow = [Source(data_of(2 * CHUNK, seed), hold_at=CHUNK // 2) for seed in range(8)]

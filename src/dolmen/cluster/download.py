@@ -59,8 +59,10 @@ async def _pieces(
     finally:
         for task in fetching:
             task.cancel()
-        await asyncio.gather(*fetching, return_exceptions=True)
-        budget.give(CHUNK * len(fetching))
+        try:
+            await asyncio.gather(*fetching, return_exceptions=True)
+        finally:  # a client that goes away cancels what is already ending
+            budget.give(CHUNK * len(fetching))
 
 
 def _fetch(cluster: Cluster, manifest: Manifest, number: int) -> asyncio.Task[Piece]:

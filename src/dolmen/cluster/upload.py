@@ -176,7 +176,7 @@ class _Large:
         """Let nothing go on behind an upload that failed."""
         for task in self._sending:
             task.cancel()
-        await asyncio.gather(*self._sending, return_exceptions=True)
+        await _ended(*self._sending)
         if self._hashed is not None:
             await _ended(self._hashed)
         for chunk in self._chunks:  # also of those that were stopped before they began
@@ -193,7 +193,7 @@ class _Large:
 
 
 async def _ended(*futures: asyncio.Future[Any]) -> None:
-    """Wait for work in threads that can't be stopped, even while being cancelled."""
+    """Wait for work that can't be stopped, or was just told to stop, even while being cancelled."""
     waiting = asyncio.gather(*futures, return_exceptions=True)
     while not waiting.done():
         try:
