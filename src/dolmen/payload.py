@@ -10,10 +10,14 @@ valid until the next one is asked for.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Protocol, runtime_checkable
 
 from dolmen.errors import BadContent
+
+_FROM_HEAP = 1 << 20
+_PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
 Piece = bytes | bytearray | memoryview
 
@@ -98,7 +102,13 @@ async def read_whole(payload: Payload) -> bytes | memoryview:
     """All bytes of a payload in memory. For payloads known to be small."""
     if payload.whole is not None:
         return payload.whole
-    data = bytearray()
+    size = payload.size
+    # Large buffers straight from the system go back to it when they are done with; out of
+    # the allocator's heap they would pile up beside each other.
+    room = bytearray(size) if size <= _FROM_HEAP else mmap.mmap(-1, size, flags=_PRIVATE)
+    data = memoryview(room)
+    at = 0
     async for piece in payload:
-        data += piece
-    return memoryview(data)
+        data[at : at + len(piece)] = piece
+        at += len(piece)
+    return data[:at]

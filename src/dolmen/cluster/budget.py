@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-DEFAULT = 192 << 20
+DEFAULT = 160 << 20
 
 
 class Budget:

@@ -52,8 +52,12 @@ async def _pieces(
             data = memoryview(await fetching[0])
             begin = max(start - number * CHUNK, 0)
             end = min(stop - number * CHUNK, CHUNK)
-            for at in range(begin, end, _STEP):
-                yield data[at : min(at + _STEP, end)]
+            for at in range(begin, end - _STEP, _STEP):
+                yield data[at : at + _STEP]
+            # The socket may hold the last piece for long: a copy, or all of the chunk stays.
+            at = begin + max(0, (end - begin - 1) // _STEP) * _STEP
+            yield bytes(data[at:end])
+            del data
             fetching.popleft()
             budget.give(CHUNK)
     finally:

@@ -9,17 +9,33 @@ is complete takes its turn for the budget and is read back.
 from __future__ import annotations
 
 import asyncio
+import mmap
 import tempfile
 from types import TracebackType
 from typing import BinaryIO, Protocol, Self
 
 from dolmen.cluster.budget import Budget
 from dolmen.cluster.manifest import CHUNK
+from dolmen.errors import Corrupt, Full
 
 STEP = 262_144
 _SPARE_MAX = 8
-_spare: list[bytearray] = []
+_spare: list[mmap.mmap] = []
 """Buffers kept for the next chunk: the first touch of fresh memory is slow."""
+
+
+def _buffer() -> mmap.mmap:
+    """Room for a chunk; memory is only used for as much of it as is written."""
+    return (
+        _spare.pop()
+        if _spare
+        else mmap.mmap(-1, CHUNK, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    )
+
+
+def _give_back(buffer: mmap.mmap) -> None:
+    if len(_spare) < _SPARE_MAX:
+        _spare.append(buffer)
 
 
 class Source(Protocol):
@@ -37,14 +53,19 @@ class Chunk:
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
-        self._buffer = _spare.pop() if _spare else bytearray(CHUNK)
+        self._buffer: mmap.mmap | None = _buffer()
         self._held = 0
         self.size = 0
 
     @property
     def data(self) -> memoryview:
         """The bytes."""
-        return memoryview(self._buffer)[: self.size]
+        return self._room[: self.size]
+
+    @property
+    def _room(self) -> memoryview:
+        assert self._buffer is not None
+        return memoryview(self._buffer)
 
     async def fill(self, source: Source) -> None:
         """Receive up to a chunk's size."""
@@ -54,7 +75,7 @@ class Chunk:
                 await self._fill_by_file(source)
                 return
             self._held += step
-            got = await source.receive_into(memoryview(self._buffer)[self.size : self.size + step])
+            got = await source.receive_into(self._room[self.size : self.size + step])
             self.size += got
             if got < step:
                 return
@@ -62,9 +83,8 @@ class Chunk:
     async def _fill_by_file(self, source: Source) -> None:
         with _Spill() as spill:
             await spill.write(self.data)
-            self._budget.give(self._held)
-            self._held = 0
             size = self.size
+            self._let_go()
             step = memoryview(bytearray(STEP))
             while size < CHUNK:
                 wanted = min(STEP, CHUNK - size)
@@ -75,18 +95,21 @@ class Chunk:
                     break
             await self._budget.take(size)
             self._held = size
-            await spill.read_into(memoryview(self._buffer)[:size])
+            self._buffer = _buffer()
+            await spill.read_into(self._room[:size])
             self.size = size
 
     def release(self) -> None:
         """Give buffer and budget back, once. The data must not be used any more."""
-        if not self._buffer:
-            return
+        self._let_go()
+        self.size = 0
+
+    def _let_go(self) -> None:
         self._budget.give(self._held)
         self._held = 0
-        if len(_spare) < _SPARE_MAX:
-            _spare.append(self._buffer)
-        self._buffer = bytearray()
+        if self._buffer is not None:
+            _give_back(self._buffer)
+            self._buffer = None
 
 
 class _Spill:
@@ -105,13 +128,31 @@ class _Spill:
         self._file.close()
 
     async def write(self, data: memoryview) -> None:
-        await asyncio.get_running_loop().run_in_executor(None, self._file.write, data)
+        """Append bytes; raises `Full` when the temporary folder has no room."""
+
+        def write() -> None:
+            at = 0
+            while at < len(data):
+                at += self._file.write(data[at:])
+
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, write)
+        except OSError as error:
+            raise Full(
+                f"the folder for temporary files ({tempfile.gettempdir()}) has no room for what "
+                f"slow clients have sent so far: {error.strerror}; set TMPDIR to another"
+            ) from error
 
     async def read_into(self, buffer: memoryview) -> None:
+        """Read everything back from the start."""
+
         def read() -> None:
             self._file.seek(0)
             at = 0
             while at < len(buffer):
-                at += self._file.readinto(buffer[at:])  # type: ignore[attr-defined]
+                got = self._file.readinto(buffer[at:])  # type: ignore[attr-defined]
+                if not got:
+                    raise Corrupt("a temporary file was cut short")
+                at += got
 
         await asyncio.get_running_loop().run_in_executor(None, read)
