@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import TypeGuard
 
 from dolmen.errors import BadVolume, Corrupt
-from dolmen.record import HEADER_SIZE, Head
+from dolmen.record import HEAD_MAX, HEADER_SIZE, Head, decode_head
 from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.entry import Entry, key_of, unpack
 from dolmen.stores.volume.index import Index
@@ -139,14 +139,24 @@ def _recover_segment(
 
 
 def owner_of(disk: Disk, fd: int, number: int) -> bytes:
-    """The owner in a segment's header; `BadVolume` when the file is not that segment."""
+    """The owner of a segment: its header has it, and so has its first record.
+
+    Raises `BadVolume` when the file is not that segment or none that this dolmen reads.
+    """
+    start = disk.read(fd, SEGMENT_HEADER + HEAD_MAX, 0)
     try:
-        found, owner = decode_header(disk.read(fd, SEGMENT_HEADER, 0))
+        found, owner = decode_header(start)
     except Corrupt as error:
-        raise BadVolume(
-            f"segment {number:08x} can't be opened: {error}; move the file out of the volume's "
-            "folder, then run `dolmen replicate` to bring back what it held"
-        ) from error
+        try:
+            owner = decode_head(start, SEGMENT_HEADER).owner
+        except Corrupt:
+            raise BadVolume(
+                f"segment {number:08x} can't be read: {error}; move the file out of the volume's "
+                "folder, then run `dolmen reindex` and `dolmen replicate` to bring back what it "
+                "held"
+            ) from error
+        _log.error("segment %08x: %s; its records say the same", number, error)
+        return owner
     if found != number:
         raise BadVolume(f"segment {number:08x} says it is {found:08x}; was the file renamed?")
     return owner

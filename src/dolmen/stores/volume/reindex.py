@@ -7,6 +7,10 @@ so an interrupted run changes nothing. What can't be read is reported, never
 guessed; where a record's head can be read but not its data, the blob is known and
 its copy will fail its check when it is read.
 
+Where the old index can be read, three things are taken over that stand nowhere else:
+the notes, which copies are quarantined, and which names had a write that no segment
+shows any more. Those answer as damaged then, not as absent or with an older content.
+
 Segments in `active/` may end in what a crash tore off, so their data is checked
 and torn parts are sealed off first, as in every opening.
 """
@@ -28,6 +32,9 @@ from dolmen.stores.volume.opening import Membership, put_new_index_in_place
 from dolmen.stores.volume.recovery import owner_of, sort_out
 from dolmen.stores.volume.scan import Scanner
 from dolmen.stores.volume.segment import SEGMENT_HEADER
+
+_PAGE = 2048
+_END = b"\xff\xff\xff"
 
 
 @dataclass(slots=True)
@@ -63,12 +70,12 @@ def reindex(
             put_new_index_in_place(disk, layout)
             disk.remove_folder(layout.unfinished_index)
             disk.make_directory(layout.unfinished_index)
-            notes = _notes(disk, layout.index)
             index = Index(disk, layout.unfinished_index)
             try:
                 result = _rebuild(disk, layout, index, progress)
-                for key, value in notes.items():
-                    index.note(key, value)
+                if disk.exists(layout.index):
+                    _take_over(disk, layout.index, index, result)
+                _count(index, result)
                 index.settle()
             finally:
                 index.close()
@@ -80,20 +87,40 @@ def reindex(
     return result
 
 
-def _notes(disk: Disk, path: str) -> dict[str, bytes]:
-    """The notes of the old index, as far as it can be read: they stand nowhere else."""
-    if not disk.exists(path):
-        return {}
+def _take_over(disk: Disk, path: str, index: Index, result: Reindexed) -> None:
+    """Take over from the old index what stands nowhere else, as far as it can be read."""
     try:
-        index = Index(disk, path)
-    except lmdb.Error:
-        return {}
+        old = Index(disk, path)
+    except lmdb.Error as error:
+        result.damaged.append(f"the old index and its notes can't be read: {error}")
+        return
     try:
-        return index.notes()
-    except lmdb.Error:
-        return {}
+        for key, note in old.notes().items():
+            index.note(key, note)
+        start = b""
+        while page := old.page(start, _END, _PAGE):
+            with index.slice() as change:
+                change.apply(_lost(page, index, result))
+            start = page[-1][0] + b"\0"
+    except lmdb.Error as error:
+        result.damaged.append(f"the old index can't be read to its end: {error}")
     finally:
-        index.close()
+        old.close()
+
+
+def _lost(
+    page: list[tuple[bytes, bytes]], index: Index, result: Reindexed
+) -> list[tuple[bytes, bytes]]:
+    """Those of the old index's entries whose copies are damaged, marked as such."""
+    lost = []
+    for key, value in page:
+        entry, found = unpack(value), index.sequence_of(key)
+        if found < entry.sequence:
+            result.damaged.append(f"{key[2:].decode()}: no segment shows its last write any more")
+        elif found > entry.sequence or not entry.damaged:
+            continue
+        lost.append((key, entry._replace(damaged=True).pack()))
+    return lost
 
 
 def _rebuild(
@@ -109,12 +136,15 @@ def _rebuild(
         finally:
             disk.close(fd)
     progress(len(segments), len(segments))
+    return result
+
+
+def _count(index: Index, result: Reindexed) -> None:
     for _, value in index.entries():
         if unpack(value).kind == Kind.TOMBSTONE:
             result.tombstones += 1
         else:
             result.blobs += 1
-    return result
 
 
 def _segments(disk: Disk, layout: Layout) -> Iterator[tuple[int, str, bool]]:
@@ -140,7 +170,7 @@ def _take(
         with index.slice() as change:
             change.mark(number, 0)  # its number stays taken
         return
-    scanner = Scanner(disk, fd, owner, verify=lambda _: active)
+    scanner = Scanner(disk, fd, owner, verify=lambda head: active or head.kind == Kind.REVISION)
     found = list(scanner.records(SEGMENT_HEADER))
     recovered = sort_out(disk, fd, number, owner, found, scanner.size, sealed=not active)
     if recovered.sealed_off:

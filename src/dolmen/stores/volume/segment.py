@@ -20,7 +20,7 @@ from contextlib import suppress
 
 from crc32c import crc32c
 
-from dolmen.errors import Corrupt
+from dolmen.errors import BadVolume, Corrupt
 from dolmen.record import HEADER_SIZE, Kind, encode_head
 from dolmen.stamps import wall_ms
 from dolmen.stores.volume.disk import Disk
@@ -42,14 +42,20 @@ def encode_header(number: int, owner: bytes) -> bytes:
 
 
 def decode_header(header: bytes) -> tuple[int, bytes]:
-    """Number and owner of a segment; raises `Corrupt` when this is no segment's header."""
+    """Number and owner of a segment; raises `Corrupt` when this is no segment's header.
+
+    Raises `BadVolume` for one of a newer version.
+    """
     if len(header) < SEGMENT_HEADER:
         raise Corrupt("a segment's header is cut short")
     magic, version, number, owner, _ = _HEADER.unpack_from(header)
     if magic != _MAGIC or crc32c(header[: _HEADER.size]) != _CRC.unpack_from(header, 60)[0]:
         raise Corrupt("a segment's header fails its checksum")
     if version != _VERSION:
-        raise Corrupt(f"a segment of version {version}; this dolmen reads version {_VERSION}")
+        raise BadVolume(
+            f"a segment is of version {version}, and this dolmen reads version {_VERSION}: "
+            "use the newer dolmen that wrote it"
+        )
     return number, owner
 
 
