@@ -31,8 +31,15 @@ def replication(bench: Bench) -> Iterator[Measured]:
     with blob_server(bench.folder / "source") as source:
         for at in range(bench.rounds):
             with blob_server(bench.folder / f"destination-{at}") as destination:
+                before = source.busy(), destination.busy(), time.process_time()
                 copying.samples.append(count / _run(source, destination, count))
+                after = source.busy(), destination.busy(), time.process_time()
+                each = [(b - a) / count * 1e6 for a, b in zip(before, after, strict=True)]
                 if at == bench.rounds - 1:
+                    copying.note += (
+                        "; µs of processor time a blob: source {:.0f}, destination {:.0f}, "
+                        "replicator {:.0f}".format(*each)
+                    )
                     yield copying
                     in_step.samples = [_run(source, destination, 0) for _ in range(5)]
                     yield in_step
