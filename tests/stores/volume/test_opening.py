@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from crc32c import crc32c
 
 from dolmen.errors import BadVolume, DolmenError
 from dolmen.payload import Bytes
@@ -25,7 +26,7 @@ async def filled(path: Path, count: int = 3) -> dict[str, bytes]:
     return contents
 
 
-async def held(path: Path) -> dict[str, bytes]:
+async def held_by(path: Path) -> dict[str, bytes]:
     """What a volume holds."""
     store = await open_volume(str(path))
     try:
@@ -50,7 +51,7 @@ async def test_a_newer_format_is_refused(tmp_path):
         await open_volume(str(tmp_path / "v"))
     assert sorted(os.walk(tmp_path / "v")) == before
     (tmp_path / "v/dolmen-volume").write_text("dolmen volume 1\n")
-    assert await held(tmp_path / "v") == contents
+    assert await held_by(tmp_path / "v") == contents
 
 
 @pytest.mark.parametrize("mark", ["", "dolmen", "dolmen volume", "dolmen volume x", "photo album"])
@@ -76,7 +77,7 @@ async def test_a_volume_open_on_another_machine_is_refused_and_can_be_tried_agai
     assert descriptors() == before
     assert holder.read_text() == "elsewhere/0123\n"
     holder.unlink()
-    assert await held(tmp_path / "v") == contents
+    assert await held_by(tmp_path / "v") == contents
 
 
 async def test_a_lost_index_is_said_to_be_lost_and_reindex_brings_it_back(tmp_path, descriptors):
@@ -90,7 +91,7 @@ async def test_a_lost_index_is_said_to_be_lost_and_reindex_brings_it_back(tmp_pa
             await open_volume(str(tmp_path / "v"))
     assert descriptors() == before
     reindex(str(tmp_path / "v"))
-    assert await held(tmp_path / "v") == contents
+    assert await held_by(tmp_path / "v") == contents
 
 
 async def test_a_second_opening_in_one_process_is_refused_and_the_first_goes_on(
@@ -107,7 +108,7 @@ async def test_a_second_opening_in_one_process_is_refused_and_the_first_goes_on(
     await store.put("name", Bytes(b"data"))
     assert (await store.get("name")).payload.whole == b"data"
     await store.aclose()
-    assert await held(tmp_path / "v") == {"name": b"data"}
+    assert await held_by(tmp_path / "v") == {"name": b"data"}
 
 
 async def test_the_last_to_leave_takes_the_name_of_the_machine_along(tmp_path):
@@ -139,7 +140,29 @@ async def test_an_opening_that_fails_anywhere_says_so_and_leaves_nothing_open(
             break
     else:
         pytest.fail("opening has no end")
-    assert await held(tmp_path / "v") == contents
+    assert await held_by(tmp_path / "v") == contents
+
+
+async def test_a_segment_of_a_newer_version_is_refused_and_left_alone(tmp_path):
+    contents = await filled(tmp_path / "v")
+    (segment,) = (tmp_path / "v").rglob("*.seg")
+    held = segment.read_bytes()
+    header = held[:8] + (2).to_bytes(4, "little") + held[12:60]
+    segment.write_bytes(header + crc32c(header).to_bytes(4, "little") + held[64:])
+    newer = segment.read_bytes()
+    with pytest.raises(BadVolume, match="use the newer dolmen"):
+        reindex(str(tmp_path / "v"))
+    active = tmp_path / "v/active" / segment.name
+    segment.rename(active)
+    segment.parent.rmdir()
+    for file in (tmp_path / "v/index").iterdir():
+        file.unlink()
+    with pytest.raises(BadVolume, match="use the newer dolmen"):
+        await open_volume(str(tmp_path / "v"))
+    assert active.read_bytes() == newer
+    active.write_bytes(held)
+    reindex(str(tmp_path / "v"))
+    assert await held_by(tmp_path / "v") == contents
 
 
 OPEN = """
@@ -176,4 +199,4 @@ async def test_several_processes_make_a_new_volume_at_once(tmp_path, attempt):
         process.stdin.flush()
     failed = [process.communicate()[1].decode() for process in processes]
     assert failed == [""] * 4
-    assert (await held(tmp_path / "v")).keys() == {f"name{number}" for number in range(4)}
+    assert (await held_by(tmp_path / "v")).keys() == {f"name{number}" for number in range(4)}

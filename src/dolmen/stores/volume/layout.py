@@ -6,6 +6,7 @@ opening.lock     held while a process opens the volume, one at a time
 users.lock       held (shared) by every process that has it open
 merge.lock       held by the process that merges
 index/           LMDB, durable: where every blob lies
+index.part, .new one that a reindex is building; one that waits to take the place of index
 recent/          LMDB, a view of the segments' tails; emptied by whoever opens first
 active/          segments being written or not yet wholly in the index
 sealed/NNNNNN/   all others, 4,096 to a folder

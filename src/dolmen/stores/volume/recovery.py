@@ -86,6 +86,8 @@ def recover(disk: Disk, layout: Layout, index: Index, recent: Recent) -> int:
             dead.append(number)
             start = max(index.watermark(number), reach.settled if reach else 0)
             recovered = _recover_segment(disk, fd, number, start, index, recent)
+        except Corrupt as error:
+            raise BadVolume(str(error)) from error
         finally:
             disk.close(fd)
         entries += len(recovered.entries)
@@ -141,7 +143,8 @@ def _recover_segment(
 def owner_of(disk: Disk, fd: int, number: int) -> bytes:
     """The owner of a segment: its header has it, and so has its first record.
 
-    Raises `BadVolume` when the file is not that segment or none that this dolmen reads.
+    Raises `Corrupt` when the file can't be made out to be that segment, and `BadVolume`
+    when only a newer dolmen reads it.
     """
     start = disk.read(fd, SEGMENT_HEADER + HEAD_MAX, 0)
     try:
@@ -150,7 +153,7 @@ def owner_of(disk: Disk, fd: int, number: int) -> bytes:
         try:
             owner = decode_head(start, SEGMENT_HEADER).owner
         except Corrupt:
-            raise BadVolume(
+            raise Corrupt(
                 f"segment {number:08x} can't be read: {error}; move the file out of the volume's "
                 "folder, then run `dolmen reindex` and `dolmen replicate` to bring back what it "
                 "held"
@@ -158,7 +161,7 @@ def owner_of(disk: Disk, fd: int, number: int) -> bytes:
         _log.error("segment %08x: %s; its records say the same", number, error)
         return owner
     if found != number:
-        raise BadVolume(f"segment {number:08x} says it is {found:08x}; was the file renamed?")
+        raise Corrupt(f"segment {number:08x} says it is {found:08x}; was the file renamed?")
     return owner
 
 

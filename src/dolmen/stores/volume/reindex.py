@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 
 import lmdb
 
-from dolmen.errors import BadVolume
+from dolmen.errors import Corrupt
 from dolmen.record import Kind
 from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.entry import unpack
@@ -165,7 +165,7 @@ def _take(
 ) -> None:
     try:
         owner = owner_of(disk, fd, number)
-    except BadVolume as error:
+    except Corrupt as error:
         result.damaged.append(str(error))
         with index.slice() as change:
             change.mark(number, 0)  # its number stays taken
