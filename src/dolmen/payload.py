@@ -41,10 +41,8 @@ class Bytes:
 
     __slots__ = ("rereadable", "size", "whole")
 
-    def __init__(self, data: bytes | bytearray | memoryview) -> None:
-        self.whole: bytes | memoryview | None = (
-            memoryview(data) if isinstance(data, bytearray) else data
-        )
+    def __init__(self, data: bytes | memoryview) -> None:
+        self.whole: bytes | memoryview | None = data
         self.size = len(data)
         self.rereadable = True
 

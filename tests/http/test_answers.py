@@ -88,7 +88,7 @@ async def test_a_large_body_of_bytes_arrives(kit, ask) -> None:
 
 
 async def test_encoded_headers_are_sent_as_they_are(kit, ask) -> None:
-    headers = EncodedHeaders([(b"A", b"b"), (b"C", b"d")])
+    headers = EncodedHeaders.of([(b"A", b"b"), (b"C", b"d")])
     [answer] = kit.parse_answers((await ask(Response(200, headers, b"x"))).written)
     assert (answer.headers[b"a"], answer.headers[b"c"]) == (b"b", b"d")
 
@@ -237,7 +237,7 @@ async def test_headers_can_not_be_injected(kit, ask, caplog, header, stream) -> 
     assert b"c" not in answer.headers
     assert b"b" not in answer.headers
     with pytest.raises(ValueError, match="header"):
-        EncodedHeaders([header])
+        EncodedHeaders.of([header])
 
 
 async def test_problems_may_have_more_members() -> None:

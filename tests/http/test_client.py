@@ -100,7 +100,7 @@ async def test_a_request_is_what_was_asked(kit) -> None:
             ],
             "body": "hello",
         }
-        answer = await client.request("GET", b"/", EncodedHeaders(headers))
+        answer = await client.request("GET", b"/", EncodedHeaders.of(headers))
         assert ["x-c", "d"] in json.loads(answer.body.whole)["headers"]
         answer = await client.request("POST", "/")
         assert ["content-length", "0"] in json.loads(answer.body.whole)["headers"]

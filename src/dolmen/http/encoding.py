@@ -17,12 +17,17 @@ _starts: dict[bytes, bytes] = {}  # header names that may be sent, as lines begi
 
 
 class EncodedHeaders:
-    """Header lines checked and encoded once, for messages that always carry the same."""
+    """Header lines that need no checking any more, each ended by CRLF."""
 
     __slots__ = ("lines",)
 
-    def __init__(self, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
-        self.lines = encode_headers(headers)
+    def __init__(self, lines: bytes) -> None:
+        self.lines = lines
+
+    @classmethod
+    def of(cls, headers: Sequence[tuple[bytes, bytes]]) -> EncodedHeaders:
+        """Headers checked and encoded once, for messages that always carry the same."""
+        return cls(encode_headers(headers))
 
 
 def _line_start(name: bytes) -> bytes:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import types
 from collections.abc import Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any
 
-from dolmen.http.encoding import encode_headers
+from dolmen.http.encoding import EncodedHeaders, encode_headers
 from dolmen.http.messages import Request, Response, Stream
 from dolmen.http.problems import HTTPError, problem
 from dolmen.http.wire import Wire
@@ -28,6 +29,7 @@ the bytes of its body that were sent, and the seconds since the request's head w
 log = logging.getLogger("dolmen.http")
 _FAILED = "The server failed on this request; its log says why."
 _COPY_UP_TO = 64 * 1024  # a body no larger is joined to its head: one copy, one write
+_BODILESS = (204, 304)
 DISCARD_UP_TO = 64 * 1024  # an unread body no larger is thrown away to keep the connection
 
 
@@ -72,7 +74,7 @@ class Exchange(Wire):
 
     __slots__ = (
         "_begun", "_framing", "_handler", "_started", "_task",
-        "expecting", "idle", "request", "served", "server", "since",
+        "expecting", "held", "idle", "request", "served", "server", "since",
     )  # fmt: skip
 
     _framing: Framing
@@ -84,6 +86,7 @@ class Exchange(Wire):
         self._task: asyncio.Task[None] | None = None
         self._started = 0.0
         self.idle = True
+        self.held = bytearray()
         self.request: Request | None = None
         self.expecting = False
         self._begun = False
@@ -95,8 +98,7 @@ class Exchange(Wire):
         self.idle = False
         self._framing = framing
         self.request = request
-        if self.server.observe is not None:
-            self._started = self.loop.time()
+        self._started = time.perf_counter()
         try:
             coro = self._handler(request)
             waiting = coro.send(None)
@@ -104,32 +106,8 @@ class Exchange(Wire):
             response = stop.value
             if type(response) is not Response:
                 response = self._failed(TypeError(f"a handler gave {response!r}"))
-            elif (
-                # The common case in one go; `answer` and what it calls do the same for any.
-                type(response.body) is bytes
-                and response.status == 200
-                and framing.keep_alive
-                and framing.http11
-                and self.inflow is None
-                and not self._paused
-                and request.method != "HEAD"
-                and len(response.body) <= _COPY_UP_TO
-                and self.server.plain
-            ):
-                body = response.body
-                try:
-                    lines = encode_headers(response.headers)
-                except ValueError as error:
-                    response = self._failed(error)
-                else:
-                    self.transport.write(
-                        b"%b%bContent-Length: %d\r\n\r\n%b"
-                        % (self.server.heads.start(200), lines, len(body), body)
-                    )
-                    self.request = None
-                    self.since = self.server.now
-                    self.served = self.idle = True
-                    return
+            elif self._answer_soon(response):
+                return
         except Exception as error:  # noqa: BLE001 - becomes an answer
             response = self._failed(error)
         except asyncio.CancelledError:
@@ -141,6 +119,47 @@ class Exchange(Wire):
             return
         self._begun = False
         self.answer(response)
+
+    def _answer_soon(self, response: Response) -> bool:
+        """The common case in one go; `answer` and what it calls do the same for any.
+
+        The answer goes out with the others of this turn of the loop.
+        """
+        body, headers, status = response.body, response.headers, response.status
+        server, request = self.server, self.request
+        if (
+            not isinstance(body, (bytes, bytearray, memoryview))
+            or len(body) > _COPY_UP_TO
+            or type(headers) is not EncodedHeaders
+            or not self._framing.plain
+            or self.held
+            or self._paused
+            or self.inflow is not None
+            or server.draining
+            or status in _BODILESS
+            or request is None
+            or request.method == "HEAD"
+        ):
+            return False
+        head = server.heads.start(status)
+        size = len(body)
+        server.outbox.send(
+            self.transport,
+            b"%b%bContent-Length: %d\r\n\r\n%b" % (head, headers.lines, size, body),
+        )
+        if server.observe is not None:
+            self._observe(request, status, size)
+        self.request = None
+        self.since = server.now
+        self.served = self.idle = True
+        return True
+
+    def _observe(self, request: Request | None, status: int, sent: int) -> None:
+        try:
+            seconds = time.perf_counter() - self._started
+            self.server.observe(request, status, sent, seconds)  # type: ignore[misc]
+        except Exception:
+            log.exception("observing an answer failed")
 
     def _spawn(self, coro: Coroutine[Any, Any, None]) -> None:
         task = self.loop.create_task(coro)
@@ -159,7 +178,8 @@ class Exchange(Wire):
             body = response.body
             if isinstance(body, (bytes, bytearray, memoryview)):
                 self._task = None
-                self.answer(response)
+                if not self._answer_soon(response):
+                    self.answer(response)
             else:
                 await self._stream(response, body)
         except asyncio.CancelledError:
@@ -192,7 +212,7 @@ class Exchange(Wire):
             self.answer(problem(500, _FAILED))
             return
         status = response.status
-        if self._wants_head() or status in (204, 304):
+        if self._wants_head() or status in _BODILESS:
             size = 0
             self.transport.write(head)
         elif size <= _COPY_UP_TO:
@@ -221,7 +241,7 @@ class Exchange(Wire):
             if not self.lost:
                 self._begun = True
                 self.transport.write(head)
-                if not self._wants_head() and status not in (204, 304):
+                if not self._wants_head() and status not in _BODILESS:
                     sent = await self.send_stream(stream, chunk=length is None and http11)
         except Exception:
             # An answer that has begun must not end as if it were complete.
@@ -255,14 +275,15 @@ class Exchange(Wire):
 
     def _head(self, response: Response, length: int | None, *, keep: bool) -> bytes:
         """The answer's head; raises ValueError for headers that can't be sent."""
+        self.server.outbox.flush()
         headers = encode_headers(response.headers)
         status = response.status
         start = self.server.heads.start(status)
         framing = self._framing
-        if keep and framing.http11 and length is not None and status not in (204, 304):
+        if keep and framing.http11 and length is not None and status not in _BODILESS:
             return b"%b%bContent-Length: %d\r\n\r\n" % (start, headers, length)
         extra = b""
-        if status not in (204, 304):
+        if status not in _BODILESS:
             if length is not None:
                 extra = b"Content-Length: %d\r\n" % length
             elif framing.http11:
@@ -275,12 +296,8 @@ class Exchange(Wire):
 
     def finish(self, status: int, sent: int, *, keep: bool) -> None:
         """Called when an answer has been handed to the socket."""
-        observe = self.server.observe
-        if observe is not None:
-            try:
-                observe(self.request, status, sent, self.loop.time() - self._started)
-            except Exception:
-                log.exception("observing an answer failed")
+        if self.server.observe is not None:
+            self._observe(self.request, status, sent)
         self.request = None
         self._begun = False  # or the next request would get no 100 Continue
         self.served = True
@@ -296,4 +313,5 @@ class Exchange(Wire):
         if self.expecting:
             self.expecting = False
             if not self._begun and not self.transport.is_closing():
+                self.server.outbox.flush()
                 self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")

@@ -15,10 +15,13 @@ from dolmen.http.problems import HTTPError
 class Framing:
     """The headers of one message and what follows from them.
 
-    `length` is the body's announced size, None when there is no Content-Length.
+    `length` is the body's announced size, None when there is no Content-Length. `plain` when the
+    answer needs no header lines about the connection.
     """
 
-    __slots__ = ("chunked", "expects", "foreign", "headers", "http11", "keep_alive", "length")
+    __slots__ = (
+        "chunked", "expects", "foreign", "headers", "http11", "keep_alive", "length", "plain",
+    )  # fmt: skip
 
     def __init__(self, lines: bytes, *, http11: bool) -> None:
         self.http11 = http11
@@ -41,6 +44,7 @@ class Framing:
             connection = headers.get(b"connection", b"").lower()
             tokens = [token.strip() for token in connection.split(b",")]
             self.keep_alive = b"close" not in tokens and (http11 or b"keep-alive" in tokens)
+        self.plain = http11 and self.keep_alive
         self.foreign: str | None = None
 
 

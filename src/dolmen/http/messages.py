@@ -51,11 +51,7 @@ class Headers:
     def get(self, name: bytes, default: bytes | None = None) -> bytes | None:
         """The value under this lower-case name; several are joined by a comma and a space."""
         joined = self._first
-        if joined is None:
-            if self._surely_lacks(name):
-                return default
-            joined = self._joined()
-        return joined.get(name, default)
+        return (self._joined() if joined is None else joined).get(name, default)
 
     def get_all(self, name: bytes) -> list[bytes]:
         """Every value under this lower-case name, in order of arrival."""
@@ -63,15 +59,7 @@ class Headers:
 
     def __contains__(self, name: bytes) -> bool:
         joined = self._first
-        if joined is None:
-            if self._surely_lacks(name):
-                return False
-            joined = self._joined()
-        return name in joined
-
-    def _surely_lacks(self, name: bytes) -> bool:
-        """Whether a look at the raw lines rules a name out: most are asked for in vain."""
-        return self._pairs is None and name not in self._lines.lower()
+        return name in (self._joined() if joined is None else joined)
 
     def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
         pairs = self._pairs

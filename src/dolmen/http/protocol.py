@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from dolmen.http.server import Server
 
 _END = b"\r\n\r\n"
+_PLAIN_LINE = re.compile(rb"(GET|HEAD|PUT|POST|DELETE) (/[!\"$-~]*) HTTP/1\.1")
+_METHODS = {name.encode(): name for name in ("GET", "HEAD", "PUT", "POST", "DELETE")}
 _UNKNOWN_METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+ ")
 _REFUSED = Framing(b"\r\nConnection: close\r\n\r\n", http11=True)
 
@@ -42,21 +44,21 @@ class ServerConnection(Exchange):
     """Cuts the bytes of one connection into requests and hands each to the exchange.
 
     llhttp checks every head, fed up to the empty line and no further, so that
-    pipelined bytes wait here (`held`) until their turn. Bodies with a length
-    are counted, not parsed. The header lines of the last request and what they
-    mean are kept, as a client mostly sends the same ones again.
+    pipelined bytes wait (`held`) until their turn. Bodies with a length are counted,
+    not parsed. The header lines of the last request and what they mean are kept, as
+    a client mostly sends the same ones again; before those a plain request line
+    is told by a pattern alone.
     """
 
     __slots__ = (
         "_advancing", "_fed", "_lines", "_loopback", "_parser", "_skipped", "_small", "_watch",
-        "held", "lingering", "peer", "pending",
+        "lingering", "peer", "pending",
     )  # fmt: skip
 
     def __init__(self, server: Server, *, loopback: bool) -> None:
         super().__init__(server)
         self._loopback = loopback
         self._parser = HttpRequestParser(None)
-        self.held = bytearray()
         self._fed = 0
         self._skipped = False
         self._lines: bytes | None = None
@@ -89,27 +91,17 @@ class ServerConnection(Exchange):
 
     def eof_received(self) -> bool | None:
         """Called by the loop: the other side will send no more."""
+        self.server.outbox.flush()
         return None  # the transport sends what is written and closes
 
     def data_received(self, data: bytes) -> None:
         """Called by the loop."""
-        if (
-            self.idle
-            and not self.held
-            and not self._write_paused
-            and len(data) <= self._small
-            and 0 < data.find(_END) == len(data) - 4
-            and data[0] > 32
-        ):
-            try:
-                self._parser.feed_data(data)
-            except HttpParserUpgrade:
-                self._parser = HttpRequestParser(None)
-            except HttpParserError as error:
-                self._refuse_malformed(error, data)
-                return
-            self._take_head(data)
-            return
+        if self.idle and not self.held and not self._write_paused:
+            lines = self._lines
+            if lines is not None:
+                at = data.find(b"\r\n")
+                if data.startswith(lines, at) and self._take_repeated(data, at, at + len(lines)):
+                    return
         if self.lingering:
             return
         inflow = self.inflow
@@ -124,6 +116,22 @@ class ServerConnection(Exchange):
             self.arrived += len(data)
         self.held += data
         self._advance()
+
+    def _take_repeated(self, data: bytes, line: int, end: int) -> bool:
+        """Start on a whole request with the header lines of the last; False if it is none.
+
+        Its request line is `data[:line]`, its body begins at `end`.
+        """
+        words = _PLAIN_LINE.fullmatch(data, 0, line)
+        framing = self._framing
+        length = len(data) - end
+        if words is None or line > self._small or length != (framing.length or 0):
+            return False
+        method, target = words.groups()
+        body = Body(data[end:]) if length else NO_BODY
+        request = Request(_METHODS[method], target, framing.headers, body, self.peer)
+        self.run(request, framing)
+        return True
 
     def _advance(self) -> None:
         """Take what is held as far as it goes."""
@@ -202,16 +210,8 @@ class ServerConnection(Exchange):
         """Start on a request whose complete head the parser has accepted."""
         self._skipped = False
         at = head.find(b"\r\n")
-        lines = head[at:]
-        words = head[:at].split(b" ")
-        if lines == self._lines and len(words) == 3 and words[2] == b"HTTP/1.1":
-            method, target, _ = words
-            framing = self._framing
-        else:
-            framing = None
         try:
-            if framing is None or target[0] != 47 or b"#" in target:
-                method, target, framing = self._examine(head[:at], lines)
+            method, target, framing = self._examine(head[:at], head[at:])
             name = method.decode("ascii")
             if framing.foreign is not None and name not in SAFE_METHODS:
                 raise HTTPError(403, framing.foreign)  # noqa: TRY301 - one way to refuse
@@ -243,7 +243,13 @@ class ServerConnection(Exchange):
         if authority is not None:
             lines = replace_host(lines, authority)
             framing = request_framing(lines, http11=http11, policy=policy, loopback=self._loopback)
-        elif http11:
+        elif (
+            http11
+            and framing.foreign is None
+            and not framing.chunked
+            and not framing.expects
+            and (framing.length or 0) <= limits.whole_body
+        ):
             self._lines = lines
             self._framing = framing
             return method, target, framing
@@ -345,7 +351,7 @@ class ServerConnection(Exchange):
         self.resume()
 
     def hang_up_if_idle(self) -> None:
-        """Close unless a request has begun to arrive or is being answered."""
+        """Close unless a request has begun to arrive or is being answered. The outbox is empty."""
         if self.idle and not self.held:
             self.transport.close()
 

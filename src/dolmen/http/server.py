@@ -15,6 +15,7 @@ from dolmen.http.limits import Limits
 from dolmen.http.listening import listen_on
 from dolmen.http.messages import Address
 from dolmen.http.origins import SitePolicy, is_loopback
+from dolmen.http.outbox import Outbox
 from dolmen.http.protocol import ServerConnection
 
 TICK = 1.0
@@ -42,8 +43,8 @@ class Server:
         self.limits = limits
         self.policy = policy
         self.observe = observe
-        self.plain = observe is None  # whether answers need nothing done beside them
         self.heads = Heads()
+        self.outbox = Outbox(self.loop)
         self.connections: set[ServerConnection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
         self.draining = False
@@ -90,7 +91,7 @@ class Server:
         What still runs after `timeout` seconds is cut off.
         """
         self.draining = True
-        self.plain = False
+        self.outbox.flush()
         for listener in self._listeners:
             listener.close()
         for connection in list(self.connections):
@@ -106,7 +107,6 @@ class Server:
     async def close(self) -> None:
         """Stop at once: cut every connection, and wait until the handlers have cleaned up."""
         self.draining = True
-        self.plain = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -24,7 +24,7 @@ _STATUS: list[tuple[type[errors.DolmenError], int]] = [
     (errors.OutcomeUnknown, 500),
     (errors.NoCopies, 500),
 ]
-JSON = EncodedHeaders([(b"Content-Type", b"application/json")])
+JSON = EncodedHeaders.of([(b"Content-Type", b"application/json")])
 
 
 def status_of(error: errors.DolmenError) -> int:

@@ -46,7 +46,7 @@ PAGE = 1000
 PAGE_MAX = 100_000
 _ORDER_MAX = 16 << 20
 """The largest JSON order (names to read, touch, remove, partitions to list), in bytes."""
-ALIVE = Response(200, EncodedHeaders([(b"Content-Type", b"text/plain")]), b"alive")
+ALIVE = Response(200, EncodedHeaders.of([(b"Content-Type", b"text/plain")]), b"alive")
 
 
 class BlobServer:

@@ -11,6 +11,7 @@ import base64
 import binascii
 import hashlib
 import re
+from binascii import hexlify
 from email.utils import formatdate
 from functools import lru_cache
 
@@ -119,21 +120,20 @@ def describe(
         own = more + encode_headers([(b"Content-Type", content_type), *pairs, exact])
     if part is not None:
         own += b"Content-Range: %b\r\n" % content_range(*part, info.size)
+    stamp = info.stamp
     # The rest is hex digits, dates and kinds, and needs no checking for control characters.
-    headers = EncodedHeaders()
-    headers.lines = (
+    return EncodedHeaders(
         b"%bETag: %b\r\nAccept-Ranges: bytes\r\nLast-Modified: %b\r\n"
         b"X-Dolmen-Stamp: %016x\r\nX-Dolmen-Kind: %b\r\nX-Dolmen-Arrived: %d\r\n"
         % (
             own,
             tag or entity_tag(info),
-            _date(milliseconds(info.stamp) // 1000 or info.arrived),
-            info.stamp,
+            _date(milliseconds(stamp) // 1000 or info.arrived),
+            stamp,
             _KIND_NAMES[info.kind],
             info.arrived,
         )
     )
-    return headers
 
 
 def _presentable(pairs: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
@@ -143,7 +143,7 @@ def _presentable(pairs: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
 
 def entity_tag(info: BlobInfo) -> bytes:
     """The ETag of a blob: its checksum in quotes."""
-    return b'"%b"' % info.checksum.hex().encode()
+    return b'"%b"' % hexlify(info.checksum)
 
 
 @lru_cache(maxsize=4096)

@@ -1,7 +1,6 @@
 """Index entries: where a blob lies and all that `stat`, `list` and `digests` say of it.
 
-The key is the partition (2 bytes, big-endian, so keys sort in list order) and
-the name. The value, little-endian, 51 bytes and the metadata:
+The key is `names.key_of`. The value, little-endian, 51 bytes and the metadata:
 
     4  number of the segment         4  offset of the record in it
     2  length of the metadata inside the record (a revision may have given others)
@@ -15,13 +14,13 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from dolmen.names import partition_of
-from dolmen.record import HEADER_SIZE, Kind, sums_size
+from dolmen.record import BLOCK, HEADER_SIZE, Kind
 from dolmen.store import BlobInfo
 
 _VALUE = struct.Struct("<IIHIHQIHB16sI")
 _DAMAGED = 0x80
 _LOW = 0xFFFF_FFFF
+_SIZE = _VALUE.size
 
 
 class Entry(NamedTuple):
@@ -64,13 +63,15 @@ class Entry(NamedTuple):
             name, self.length, self.kind, self.stamp, self.checksum, self.metadata, self.arrived
         )
 
-    def data_offset(self, name: bytes) -> int:
-        """Where the data begins in the segment."""
-        return self.offset + HEADER_SIZE + len(name) + self.inner
+    def data_start(self, name: bytes) -> int:
+        """Where the data begins in the record that holds it."""
+        return HEADER_SIZE + len(name) + self.inner
 
     def record_size(self, name: bytes) -> int:
-        """The length of the record that holds the data."""
-        return HEADER_SIZE + len(name) + self.inner + self.length + sums_size(self.length)
+        """The length of that record."""
+        length = self.length
+        blocks = (length + BLOCK - 1) // BLOCK
+        return HEADER_SIZE + len(name) + self.inner + length + 4 * blocks
 
 
 def unpack(value: bytes) -> Entry:
@@ -78,25 +79,24 @@ def unpack(value: bytes) -> Entry:
     segment, offset, inner, low, high, stamp, slow, shigh, kind, checksum, arrived = (
         _VALUE.unpack_from(value)
     )
-    return Entry(
-        segment,
-        offset,
-        inner,
-        low | high << 32,
-        stamp,
-        slow | shigh << 32,
-        kind & ~_DAMAGED,
-        checksum,
-        arrived,
-        value[_VALUE.size :],
-        kind >= _DAMAGED,
+    return _entry(
+        (
+            segment,
+            offset,
+            inner,
+            low | high << 32,
+            stamp,
+            slow | shigh << 32,
+            kind & ~_DAMAGED,
+            checksum,
+            arrived,
+            value[_SIZE:],
+            kind >= _DAMAGED,
+        )
     )
 
 
-def key_of(name: str) -> bytes:
-    """The key of a name."""
-    encoded = name.encode()
-    return partition_of(name).to_bytes(2, "big") + encoded
+_entry = Entry._make  # a third faster than the call
 
 
 def stands(entry: Entry | None) -> bool:

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import errno
 import weakref
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 
 from crc32c import crc32c
 
 from dolmen.errors import Corrupt, Unavailable
-from dolmen.names import CHECKSUM_SIZE
 from dolmen.payload import Bytes, Payload, Piece, Stream
 from dolmen.record import BLOCK, CHECKSUM_AT, HEADER_SIZE, block_sums, sums_size
 from dolmen.store import Range
@@ -28,6 +26,8 @@ from dolmen.stores.volume.upload import InThread
 WHOLE = 262_144
 """Blobs up to this many bytes are read at once; larger ones in pieces of this size."""
 _OPEN_MAX = 256
+_RESIDUE = 0x48674BC7
+"""The CRC-32C of anything followed by its own CRC-32C, little-endian."""
 
 
 class File:
@@ -41,21 +41,20 @@ class File:
 
 
 class Files:
-    """Open segments, the ones used last. For the event loop's thread."""
+    """Open segments, the ones opened last. For the event loop's thread."""
 
     def __init__(self, disk: Disk, layout: Layout) -> None:
         self._disk, self._layout = disk, layout
-        self._open: OrderedDict[int, File] = OrderedDict()
+        self._open: dict[int, File] = {}
 
     def get(self, number: int) -> File:
         """The open segment; raises `FileNotFoundError` when it is gone."""
         file = self._open.get(number)
         if file is None:
-            file = self._open[number] = File(self._disk, self._opened(number))
-            if len(self._open) > _OPEN_MAX:
-                self._open.popitem(last=False)
-        else:
-            self._open.move_to_end(number)
+            file = File(self._disk, self._opened(number))
+            if len(self._open) >= _OPEN_MAX:
+                del self._open[next(iter(self._open))]
+            self._open[number] = file
         return file
 
     def _opened(self, number: int) -> int:
@@ -85,17 +84,18 @@ class Reader:
     ) -> None:
         self._disk, self._files, self._in_thread, self._failed = disk, files, in_thread, failed
 
-    def cached(self, name: bytes, entry: Entry) -> bytes | bytearray | None:
+    def cached(self, name: bytes, entry: Entry) -> memoryview | None:
         """The data of a small blob if the page cache has it all, checked; else None.
 
         Raises `FileNotFoundError` when the segment is gone.
         """
+        size = entry.record_size(name)
         try:
             file = self._files.get(entry.segment)
-            record = self._disk.read_cached(file.fd, entry.record_size(name), entry.offset)
+            record = self._disk.read_cached(file.fd, size, entry.offset)
         except OSError as error:
             raise _refused(entry, error) from error
-        return None if record is None else self._checked(name, entry, record)
+        return None if record is None else self._checked(name, entry, record, size)
 
     async def read(self, name: str, entry: Entry, byte_range: Range | None) -> Payload:
         """The data, or a range of it; raises `FileNotFoundError` when the segment is gone."""
@@ -112,21 +112,24 @@ class Reader:
         if length > WHOLE:
             return await self._range(name, entry, file, 0, length)
         encoded = name.encode()
-        record = await self._read(entry, file, entry.record_size(encoded), entry.offset)
-        return Bytes(self._checked(encoded, entry, record))
+        size = entry.record_size(encoded)
+        record = await self._read(entry, file, size, entry.offset)
+        return Bytes(self._checked(encoded, entry, record, size))
 
-    def _checked(self, name: bytes, entry: Entry, record: bytes | bytearray) -> bytes | bytearray:
-        """The data in a whole record, compared with its name and its checksums."""
+    def _checked(
+        self, name: bytes, entry: Entry, record: bytes | bytearray, size: int
+    ) -> memoryview:
+        """The data in a record of `size` bytes, compared with its name and its checksums."""
+        length = entry.length
         start = HEADER_SIZE + len(name) + entry.inner
-        end = start + entry.length
-        data = record[start:end]
-        sums = record[end:]
-        if len(record) == entry.record_size(name) and _is_of(record, name, entry):
-            if entry.length <= BLOCK:
-                if not data or crc32c(data) == int.from_bytes(sums, "little"):
-                    return data
-            elif block_sums(data) == sums:
-                return data
+        end = start + length
+        view = memoryview(record)
+        if len(record) == size and _is_of(record, name, entry):
+            if 0 < length <= BLOCK:
+                if crc32c(view[start:]) == _RESIDUE:
+                    return view[start:end]
+            elif block_sums(view[start:end]) == view[end:]:
+                return view[start:end]
         raise self._damaged(name.decode(), entry)
 
     async def _range(self, name: str, entry: Entry, file: File, start: int, stop: int) -> Payload:
@@ -153,7 +156,7 @@ class Reader:
         """The bytes of a range of at most a few blocks, checked in whole blocks."""
         if start == stop:
             return b""
-        data_offset = entry.data_offset(name.encode())
+        data_offset = entry.offset + entry.data_start(name.encode())
         first = start // BLOCK
         begin = first * BLOCK
         end = min((stop + BLOCK - 1) // BLOCK * BLOCK, entry.length)
@@ -191,10 +194,7 @@ def _read_file(disk: Disk, file: File, length: int, offset: int) -> bytes:
 
 def _is_of(head: bytes | bytearray, name: bytes, entry: Entry) -> bool:
     """Whether this is the head of the record that the entry means."""
-    return (
-        head[HEADER_SIZE : HEADER_SIZE + len(name)] == name
-        and head[CHECKSUM_AT : CHECKSUM_AT + CHECKSUM_SIZE] == entry.checksum
-    )
+    return head.startswith(name, HEADER_SIZE) and head.startswith(entry.checksum, CHECKSUM_AT)
 
 
 def _refused(entry: Entry, error: OSError) -> Exception:

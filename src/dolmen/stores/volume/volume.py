@@ -23,7 +23,7 @@ import lmdb
 from dolmen import metadata
 from dolmen.digests import Digests
 from dolmen.errors import BadContent, Corrupt, DolmenError, NotFound, TooLarge, Unavailable
-from dolmen.names import PARTITIONS, check_name, checksum_of
+from dolmen.names import PARTITIONS, check_name, checksum_of, key_of
 from dolmen.payload import Bytes, Payload, read_whole
 from dolmen.record import Kind, block_sums
 from dolmen.stamps import Clock
@@ -41,7 +41,7 @@ from dolmen.store import (
 from dolmen.stores.bulk import OneByOne, put_any
 from dolmen.stores.volume.commit import Log
 from dolmen.stores.volume.disk import Disk
-from dolmen.stores.volume.entry import Entry, key_of, unpack
+from dolmen.stores.volume.entry import Entry, unpack
 from dolmen.stores.volume.group import Group
 from dolmen.stores.volume.keeper import PAUSE, Keeper, ProcessKeeper, ThreadKeeper
 from dolmen.stores.volume.layout import prepare, usable
@@ -254,21 +254,20 @@ class VolumeStore(OneByOne):
         return self._live(name, tombstones=tombstones).info(name)
 
     def _live(self, name: str, *, tombstones: bool = False) -> Entry:
-        check_name(name)
         if self._closed:
             raise Unavailable(f"the volume {self.path} is closed")
         key = key_of(name)
         try:
             value = self._recent.get(key) or self._index.get(key)
         except lmdb.Error as error:
+            check_name(name)  # one that is too long is none that LMDB takes
             raise Unavailable(f"the index of {self.path} can't be read: {error!r}") from error
-        entry = unpack(value) if value is not None else None
-        if entry is None or entry.kind == Kind.REMOVAL:
+        if value is None:
+            check_name(name)  # here, as whatever has an entry has a good name
             raise NotFound(f"{name} is not here")
-        if entry.damaged:
-            raise Corrupt(f"this copy of {name} is damaged and quarantined")
-        if entry.kind == Kind.TOMBSTONE and not tombstones:
-            raise NotFound(f"{name} was deleted", stamp=entry.stamp)
+        entry = unpack(value)
+        if entry.kind > Kind.MANIFEST or entry.damaged:
+            _refuse(name, entry, tombstones=tombstones)
         return entry
 
     async def list(
@@ -421,6 +420,16 @@ def _write_of(info: BlobInfo, data: bytes | memoryview) -> Write:
         sums=block_sums(data),
         length=len(data),
     )
+
+
+def _refuse(name: str, entry: Entry, *, tombstones: bool) -> None:
+    """Raise what is to say of an entry that is no sound blob, unless it is a wanted tombstone."""
+    if entry.kind == Kind.REMOVAL:
+        raise NotFound(f"{name} is not here")
+    if entry.damaged:
+        raise Corrupt(f"this copy of {name} is damaged and quarantined")
+    if entry.kind == Kind.TOMBSTONE and not tombstones:
+        raise NotFound(f"{name} was deleted", stamp=entry.stamp)
 
 
 async def _answer(name: str, under_way: asyncio.Future[Put]) -> Put | Failed:

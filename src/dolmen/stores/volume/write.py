@@ -7,6 +7,7 @@ import enum
 from collections.abc import Sequence
 
 from dolmen.errors import DolmenError, InvalidName
+from dolmen.names import key_of
 from dolmen.record import Kind, block_sums, encode_head, sums_size
 from dolmen.stamps import MAX_STAMP, Clock
 from dolmen.store import Outcome, Put
@@ -20,7 +21,7 @@ from dolmen.stores.verdict import (
     may_remove,
 )
 from dolmen.stores.volume import revision
-from dolmen.stores.volume.entry import Entry, key_of
+from dolmen.stores.volume.entry import Entry
 from dolmen.stores.volume.place import Place
 from dolmen.stores.volume.segment import Segment
 
