@@ -247,7 +247,7 @@ def test_no_bytes_break_the_server(kit) -> None:
             await kit.settle()
             transport.close()
             await kit.settle()
-            assert not transport.server.tasks
+            assert not transport.server.running
             kit.parse_answers(transport.written)
 
         uvloop.run(play())

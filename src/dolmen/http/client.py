@@ -132,7 +132,7 @@ class Client:
         call, answer = connection.begin(head_only=method == "HEAD", reads=reads)
         try:
             if body is None:
-                connection.transport.write(head)
+                pool.outbox.send(connection.transport, head)
             else:
                 await self._send_body(call, head, body, expect=expect)
             call.sent = not connection.stop_sending()
@@ -160,7 +160,7 @@ class Client:
             transport.write(head)
             await connection.send_stream(body, chunk=body.length is None)
         elif len(body) <= _COPY_UP_TO:
-            transport.write(head + body)
+            connection.pool.outbox.send(transport, head + body)
         else:
             transport.writelines((head, body))
 

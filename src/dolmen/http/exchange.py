@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import types
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from dolmen.http.encoding import EncodedHeaders, encode_headers
 from dolmen.http.messages import Request, Response, Stream
 from dolmen.http.problems import HTTPError, problem
+from dolmen.http.steps import Ended, Steps
 from dolmen.http.wire import Wire
 
 if TYPE_CHECKING:
@@ -33,27 +33,6 @@ _BODILESS = (204, 304)
 DISCARD_UP_TO = 64 * 1024  # an unread body no larger is thrown away to keep the connection
 
 
-@types.coroutine
-def _resume(
-    coro: Coroutine[Any, Any, Any], waiting: Any
-) -> Generator[Any, Any, Any]:  # what a coroutine awaits has no common type
-    """Go on with a coroutine that was stepped outside a task and waits for `waiting`.
-
-    The future is yielded once more, now to the task this runs in, which sees
-    it as if the coroutine had awaited it there.
-    """
-    while True:
-        try:
-            yield waiting
-        except BaseException as error:  # noqa: BLE001 - handed on, cancellation too
-            try:
-                waiting = coro.throw(error)
-            except StopIteration as stop:
-                return stop.value
-        else:
-            return (yield from coro)
-
-
 async def _close(stream: Stream) -> None:
     close = getattr(stream, "aclose", None)
     if close is not None:
@@ -66,15 +45,13 @@ async def _close(stream: Stream) -> None:
 class Exchange(Wire):
     """Runs a connection's requests, one at a time.
 
-    A handler is first stepped right here, and only one that really waits
-    becomes a task (which `asyncio.timeout` and `current_task` need: a handler
-    that uses them awaits `asyncio.sleep(0)` first). When the client goes away
-    the task is cancelled.
+    A handler is stepped right here, and again whenever what it waits for is there
+    (`steps`). When the client goes away it is cancelled.
     """
 
     __slots__ = (
-        "_begun", "_framing", "_handler", "_started", "_task",
-        "expecting", "held", "idle", "request", "served", "server", "since",
+        "_begun", "_framing", "_handler", "_started",
+        "expecting", "held", "idle", "request", "served", "server", "since", "steps",
     )  # fmt: skip
 
     _framing: Framing
@@ -83,7 +60,7 @@ class Exchange(Wire):
         super().__init__(server.loop)
         self.server = server
         self._handler = server.handler
-        self._task: asyncio.Task[None] | None = None
+        self.steps: Steps | None = None
         self._started = 0.0
         self.idle = True
         self.held = bytearray()
@@ -115,7 +92,7 @@ class Exchange(Wire):
             return
         else:
             self._begun = False
-            self._spawn(self._finish_later(coro, waiting))
+            self._go_on(coro, waiting, self._handled)
             return
         self._begun = False
         self.answer(response)
@@ -145,7 +122,7 @@ class Exchange(Wire):
         size = len(body)
         server.outbox.send(
             self.transport,
-            b"%b%bContent-Length: %d\r\n\r\n%b" % (head, headers.lines, size, body),
+            b"%b%bContent-Length: %d\r\n\r\n%b" % (head, headers.lines, size, body),  # type: ignore[str-format]
         )
         if server.observe is not None:
             self._observe(request, status, size)
@@ -161,30 +138,36 @@ class Exchange(Wire):
         except Exception:
             log.exception("observing an answer failed")
 
-    def _spawn(self, coro: Coroutine[Any, Any, None]) -> None:
-        task = self.loop.create_task(coro)
-        self._task = task
-        self.server.tasks.add(task)
-        task.add_done_callback(self.server.tasks.discard)
+    def _go_on(self, coro: Coroutine[Any, Any, Any], waiting: object, ended: Ended) -> None:
+        self.steps = Steps(coro, waiting, ended)
+        self.server.running.add(self)
 
-    async def _finish_later(self, coro: Coroutine[Any, Any, Response], waiting: object) -> None:
-        try:
-            try:
-                response = await _resume(coro, waiting)
-                if type(response) is not Response:
-                    raise TypeError(f"a handler gave {response!r}")  # noqa: TRY301
-            except Exception as error:  # noqa: BLE001 - becomes an answer
-                response = self._failed(error)
-            body = response.body
-            if isinstance(body, (bytes, bytearray, memoryview)):
-                self._task = None
-                if not self._answer_soon(response):
-                    self.answer(response)
-            else:
-                await self._stream(response, body)
-        except asyncio.CancelledError:
+    def _stop(self) -> None:
+        self.steps = None
+        self.server.ended(self)
+
+    def _handled(self, response: Any, error: BaseException | None) -> None:
+        """The handler that had to wait has come to its end."""
+        self._stop()
+        if isinstance(error, asyncio.CancelledError):
             self.transport.abort()
-            raise
+            return
+        if isinstance(error, Exception):
+            response = self._failed(error)
+        elif type(response) is not Response:
+            response = self._failed(TypeError(f"a handler gave {response!r}"))
+        if not self._answer_soon(response):
+            self.answer(response)
+
+    def _streamed(self, sent: Any, error: BaseException | None) -> None:
+        """The answer whose body is a stream has come to its end, or was given up."""
+        self._stop()
+        if error is not None:
+            self.transport.abort()
+        elif self._begun or self.lost:
+            self.finish(*sent)
+        else:
+            self.answer(problem(500, _FAILED))
 
     def _failed(self, error: Exception) -> Response:
         if isinstance(error, HTTPError):
@@ -199,9 +182,10 @@ class Exchange(Wire):
             coro = self._stream(response, body)
             try:
                 waiting = coro.send(None)
-            except StopIteration:
-                return
-            self._spawn(self._stream_later(coro, waiting))
+            except StopIteration as stop:
+                self._streamed(stop.value, None)
+            else:
+                self._go_on(coro, waiting, self._streamed)
             return
         keep = self._keeps()
         size = len(body)
@@ -219,17 +203,10 @@ class Exchange(Wire):
             self.transport.write(head + body)
         else:
             self.transport.writelines((head, body))
-        self.finish(status, size, keep=keep)
+        self.finish(status, size, keep)
 
-    async def _stream_later(self, coro: Coroutine[Any, Any, None], waiting: object) -> None:
-        try:
-            await _resume(coro, waiting)
-        except asyncio.CancelledError:
-            self.transport.abort()
-            raise
-
-    async def _stream(self, response: Response, stream: Stream) -> None:
-        """Send an answer whose body is a stream."""
+    async def _stream(self, response: Response, stream: Stream) -> tuple[int, int, bool]:
+        """Send an answer whose body is a stream; returns what `finish` wants to know."""
         sent = 0
         keep = False
         status = response.status
@@ -250,11 +227,7 @@ class Exchange(Wire):
                 self.transport.abort()
         finally:
             await _close(stream)
-        self._task = None
-        if self._begun or self.lost:
-            self.finish(status, sent, keep=keep)
-        else:
-            self.answer(problem(500, _FAILED))
+        return status, sent, keep
 
     def _wants_head(self) -> bool:
         return self.request is not None and self.request.method == "HEAD"
@@ -294,7 +267,7 @@ class Exchange(Wire):
             extra += b"Connection: keep-alive\r\n"
         return b"%b%b%b\r\n" % (start, headers, extra)
 
-    def finish(self, status: int, sent: int, *, keep: bool) -> None:
+    def finish(self, status: int, sent: int, keep: bool) -> None:
         """Called when an answer has been handed to the socket."""
         if self.server.observe is not None:
             self._observe(self.request, status, sent)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from dolmen.errors import Unavailable
 from dolmen.http.calls import ClientConnection
+from dolmen.http.outbox import Outbox
 
 TICK = 0.25
 
@@ -54,6 +55,7 @@ class Pool:
         self.timeouts = timeouts
         self.loop = asyncio.get_running_loop()
         self.clock = clock or time.monotonic
+        self.outbox = Outbox(self.loop)
         self._tls = tls
         self._limit = limit
         self._opening = 0

@@ -86,8 +86,8 @@ class ServerConnection(Exchange):
         self.server.forget(self)
         if self.inflow is not None:
             self.inflow.fail(BadContent("The client went away before the end of its body."))
-        if self._task is not None:
-            self._task.cancel()
+        if self.steps is not None:
+            self.steps.cancel()
 
     def eof_received(self) -> bool | None:
         """Called by the loop: the other side will send no more."""

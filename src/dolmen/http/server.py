@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from dolmen.http.encoding import Heads
-from dolmen.http.exchange import Handler, Observer
+from dolmen.http.exchange import Exchange, Handler, Observer
 from dolmen.http.limits import Limits
 from dolmen.http.listening import listen_on
 from dolmen.http.messages import Address
@@ -46,7 +46,7 @@ class Server:
         self.heads = Heads()
         self.outbox = Outbox(self.loop)
         self.connections: set[ServerConnection] = set()
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.running: set[Exchange] = set()  # those whose handler or answer waits for something
         self.draining = False
         self.addresses: list[Address] = []
         self.now = 0.0
@@ -54,6 +54,7 @@ class Server:
         self._listeners: list[asyncio.AbstractServer] = []
         self._timer: asyncio.TimerHandle | None = None
         self._emptied: asyncio.Future[None] | None = None
+        self._stopped: asyncio.Future[None] | None = None
         self.sweep()
 
     async def listen(self, sock: socket.socket, tls: ssl.SSLContext | None) -> None:
@@ -83,6 +84,12 @@ class Server:
         self.connections.discard(connection)
         if not self.connections and self._emptied is not None and not self._emptied.done():
             self._emptied.set_result(None)
+
+    def ended(self, exchange: Exchange) -> None:
+        """Called by an exchange that waits for nothing any more."""
+        self.running.discard(exchange)
+        if not self.running and self._stopped is not None and not self._stopped.done():
+            self._stopped.set_result(None)
 
     async def drain(self, timeout: float = 30.0) -> bool:
         """Stop accepting, let running requests end, then close; True when all of them did.
@@ -117,8 +124,9 @@ class Server:
         while self.connections:
             self._emptied = self.loop.create_future()
             await self._emptied
-        while self.tasks:
-            await asyncio.wait(self.tasks)
+        while self.running:
+            self._stopped = self.loop.create_future()
+            await self._stopped
         for listener in self._listeners:
             with contextlib.suppress(RuntimeError):
                 await listener.wait_closed()

@@ -96,7 +96,7 @@ class Tally(Collector):
         if request is None:
             key = ("malformed", "", status)
         else:
-            key = (request.state, request.method, status)
+            key = (str(request.state), request.method, status)
         row = self._rows.get(key)
         if row is None:
             row = self._rows[key] = [0.0] * (3 + len(BUCKETS) + 1)

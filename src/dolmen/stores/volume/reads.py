@@ -139,7 +139,7 @@ class Reader:
             raise self._damaged(name, entry)
         if stop - start > WHOLE:
             return self._stream(name, entry, file, start, stop)
-        return Bytes(await self._blocks(name, entry, file, start, stop))
+        return Bytes(memoryview(await self._blocks(name, entry, file, start, stop)))
 
     def _stream(self, name: str, entry: Entry, file: File, start: int, stop: int) -> Payload:
         async def opened() -> AsyncIterator[Piece]:

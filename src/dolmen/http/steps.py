@@ -1,0 +1,89 @@
+"""Coroutines run without a task: stepped at once, and again whenever what they wait for is there.
+
+A task costs 4 µs, of which most handlers that wait for a disk or a peer have no use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import types
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any
+
+Ended = Callable[[Any, BaseException | None], None]
+"""Called with what a coroutine returned, or the `Exception` or `CancelledError` it raised."""
+
+
+class Steps:
+    """Runs a coroutine that has been begun and waits for `waiting`; `ended` is called at its end.
+
+    It sees no `current_task()`. One that needs a task (for `asyncio.timeout` or a
+    `TaskGroup`) awaits `asyncio.sleep(0)`, after which it runs in one.
+    """
+
+    __slots__ = ("_cancelled", "_coro", "_ended", "_waiting")
+
+    def __init__(self, coro: Coroutine[Any, Any, Any], waiting: Any, ended: Ended) -> None:
+        self._coro = coro
+        self._ended = ended
+        self._cancelled = False
+        self._wait(waiting)
+
+    def cancel(self) -> None:
+        """Raise `CancelledError` in the coroutine, at what it waits for."""
+        if not self._waiting.cancel():
+            self._cancelled = True
+
+    def _wait(self, waiting: Any) -> None:
+        if getattr(waiting, "_asyncio_future_blocking", False):  # a future, as tasks tell it
+            waiting._asyncio_future_blocking = False  # noqa: SLF001
+            self._waiting = waiting
+            waiting.add_done_callback(self._step)
+        else:
+            self._waiting = asyncio.get_running_loop().create_task(_resume(self._coro, waiting))
+            self._waiting.add_done_callback(self._task_done)
+        if self._cancelled and self._waiting.cancel():
+            self._cancelled = False
+
+    def _step(self, _: asyncio.Future[Any]) -> None:
+        try:
+            if self._cancelled:
+                self._cancelled = False
+                waiting = self._coro.throw(asyncio.CancelledError())
+            else:
+                waiting = self._coro.send(None)
+        except StopIteration as stop:
+            self._ended(stop.value, None)
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - handed on
+            self._ended(None, error)
+        else:
+            self._wait(waiting)
+
+    def _task_done(self, task: asyncio.Task[Any]) -> None:
+        if task.cancelled():
+            self._ended(None, asyncio.CancelledError())
+        elif (error := task.exception()) is not None:
+            self._ended(None, error)
+        else:
+            self._ended(task.result(), None)
+
+
+@types.coroutine
+def _resume(
+    coro: Coroutine[Any, Any, Any], waiting: Any
+) -> Generator[Any, Any, Any]:  # what a coroutine awaits has no common type
+    """Go on with a coroutine that was stepped outside a task and waits for `waiting`.
+
+    What it waits for is yielded once more, now to the task this runs in, which sees it
+    as if the coroutine had awaited it there.
+    """
+    while True:
+        try:
+            yield waiting
+        except BaseException as error:  # noqa: BLE001 - handed on, cancellation too
+            try:
+                waiting = coro.throw(error)
+            except StopIteration as stop:
+                return stop.value
+        else:
+            return (yield from coro)
