@@ -13,6 +13,7 @@ encode to no bytes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 from blake3 import blake3
 
@@ -60,6 +61,7 @@ def decode(encoded: bytes) -> Iterator[tuple[bytes, bytes]]:
         position, last = value_end, name
 
 
+@lru_cache(maxsize=64)  # most blobs have the same: a media type
 def check(encoded: bytes) -> bytes:
     """Return metadata that came from outside if it is canonical and within bounds.
 

@@ -18,15 +18,18 @@ class Headers:
     """Received header fields, read-only; names are lower case, in order of arrival.
 
     Made from the raw header lines (each ended by CRLF), which are only taken
-    apart when somebody looks. Values have no surrounding white space.
+    apart when somebody looks. Values have no surrounding white space. `meaning` is
+    for what a handler makes of them: a connection that brings the same lines again
+    has the same Headers again.
     """
 
-    __slots__ = ("_first", "_lines", "_pairs")
+    __slots__ = ("_first", "_lines", "_pairs", "meaning")
 
     def __init__(self, lines: bytes = b"", pairs: list[tuple[bytes, bytes]] | None = None) -> None:
         self._lines = lines
         self._pairs = pairs
         self._first: dict[bytes, bytes] | None = None
+        self.meaning: object = None
 
     def _split(self) -> list[tuple[bytes, bytes]]:
         pairs = []

@@ -10,29 +10,31 @@ from __future__ import annotations
 
 import json
 import time
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import dolmen
 from dolmen import metadata
-from dolmen.errors import BadContent, DolmenError, InvalidName, NotFound
+from dolmen.errors import BadContent, DolmenError, NotFound
 from dolmen.http.conditional import not_modified, range_applies
 from dolmen.http.encoding import EncodedHeaders
 from dolmen.http.messages import Buffer, Request, Response, Streamed
 from dolmen.http.problems import HTTPError
 from dolmen.http.ranges import byte_range
 from dolmen.names import PARTITIONS, check_name
-from dolmen.payload import Piece
+from dolmen.payload import Bytes, Payload, Piece
 from dolmen.record import Kind
-from dolmen.servers.answers import answer, refusal
+from dolmen.servers.answers import JSON, answer, refusal
 from dolmen.servers.fields import (
+    Announced,
     ContentDigest,
+    announced_by,
     describe,
     entity_tag,
-    kind_of,
-    metadata_of,
+    parse_base64,
+    parse_checksum,
     stamp_of,
 )
 from dolmen.servers.incoming import payload_of
@@ -88,27 +90,36 @@ class BlobServer:
 
     async def put(self, request: Request, name: str) -> Response:
         """Store a blob."""
-        check_name(name)
-        headers = request.headers
-        exact = headers.get(b"x-dolmen-metadata")
-        meta = metadata.check(_from_base64(exact)) if exact is not None else metadata_of(headers)
-        checksum = headers.get(b"x-dolmen-checksum")
-        payload = await payload_of(request.body, ContentDigest(headers), self._spool_folder)
+        headers, data = request.headers, request.body.whole
+        announced = headers.meaning
+        if type(announced) is not Announced:
+            announced = headers.meaning = announced_by(headers)
+        payload: Payload
+        if data is not None and not announced.digested:
+            payload = Bytes(data)
+        else:
+            check_name(name)  # before the body is asked for
+            payload = await payload_of(request.body, ContentDigest(headers), self._spool_folder)
         put = await self._store.put(
             name,
             payload,
-            meta=meta,
-            stamp=stamp_of(headers),
-            kind=kind_of(headers),
-            checksum=_checksum(checksum.decode("latin-1")) if checksum is not None else None,
+            meta=announced.metadata,
+            stamp=announced.stamp,
+            kind=announced.kind,
+            checksum=announced.checksum,
         )
-        said = {
-            "id": name,
-            "status": "superseded" if put.outcome is Outcome.SUPERSEDED else "OK",
-            "size": payload.size,
-            "stamp": format_stamp(put.stamp),
-        }
-        return answer(said, 201 if put.outcome is Outcome.CREATED else 200)
+        return Response(
+            201 if put.outcome is Outcome.CREATED else 200,
+            JSON,
+            # A name that can be stored needs no quoting.
+            b'{"id": "%b", "status": "%b", "size": %d, "stamp": "%016x"}\n'
+            % (
+                name.encode(),
+                b"superseded" if put.outcome is Outcome.SUPERSEDED else b"OK",
+                payload.size,
+                put.stamp,
+            ),
+        )
 
     async def get(self, request: Request, name: str) -> Response:
         """Send a blob, or a range of it."""
@@ -186,8 +197,8 @@ class BlobServer:
                     put = await self._store.touch(
                         name,
                         stamp=parse_stamp(str(item.get("stamp"))),
-                        checksum=_checksum(str(item.get("checksum"))),
-                        meta=metadata.check(_from_base64(str(item.get("metadata", "")).encode())),
+                        checksum=parse_checksum(str(item.get("checksum"))),
+                        meta=metadata.check(parse_base64(str(item.get("metadata", "")).encode())),
                     )
                 except DolmenError as error:
                     yield _failure(name, error)
@@ -275,7 +286,7 @@ class BlobServer:
         key = order.get("key")
         if not isinstance(key, str) or not 0 < len(key.encode()) <= 500:
             raise HTTPError(400, "A note's key is text of 1 to 500 bytes.")
-        await self._store.note(key, _from_base64(str(order.get("value", "")).encode()))
+        await self._store.note(key, parse_base64(str(order.get("value", "")).encode()))
         return Response(204)
 
     async def alive(self, _request: Request, _: str) -> Response:
@@ -448,20 +459,3 @@ def limit_of(value: object) -> int:
     if not 1 <= limit <= PAGE_MAX:
         raise HTTPError(400, f"limit is a number from 1 to {PAGE_MAX}, not {value!r}.")
     return limit
-
-
-def _checksum(text: str) -> bytes:
-    try:
-        checksum = bytes.fromhex(text)
-    except ValueError:
-        checksum = b""
-    if len(checksum) != 16:
-        raise InvalidName(f"{text[:60]!r} is no checksum: it is 32 hex digits")
-    return checksum
-
-
-def _from_base64(text: bytes) -> bytes:
-    try:
-        return b64decode(text, validate=True)
-    except ValueError as error:
-        raise InvalidName(f"{text[:60]!r} is not base64: {error}") from error

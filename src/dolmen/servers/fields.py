@@ -14,6 +14,7 @@ import re
 from binascii import hexlify
 from email.utils import formatdate
 from functools import lru_cache
+from typing import NamedTuple
 
 from crc32c import crc32c
 
@@ -22,6 +23,7 @@ from dolmen.errors import BadContent, InvalidName
 from dolmen.http.encoding import EncodedHeaders, encode_headers
 from dolmen.http.messages import Headers
 from dolmen.http.ranges import content_range
+from dolmen.names import CHECKSUM_SIZE
 from dolmen.record import Kind
 from dolmen.stamps import milliseconds, parse_stamp
 from dolmen.store import BlobInfo
@@ -149,6 +151,49 @@ def entity_tag(info: BlobInfo) -> bytes:
 @lru_cache(maxsize=4096)
 def _date(seconds: int) -> bytes:
     return formatdate(min(seconds, 253_402_300_799), usegmt=True).encode()
+
+
+def parse_checksum(text: str) -> bytes:
+    """The 16 bytes of a checksum in hex; raises `InvalidName`."""
+    try:
+        checksum = bytes.fromhex(text)
+    except ValueError:
+        checksum = b""
+    if len(checksum) != CHECKSUM_SIZE:
+        raise InvalidName(f"{text[:60]!r} is no checksum: it is 32 hex digits")
+    return checksum
+
+
+def parse_base64(text: bytes) -> bytes:
+    """The bytes behind base64; raises `InvalidName`."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise InvalidName(f"{text[:60]!r} is not base64: {error}") from error
+
+
+class Announced(NamedTuple):
+    """What the header fields of an upload say of the blob."""
+
+    metadata: bytes
+    stamp: int | None
+    kind: Kind
+    checksum: bytes | None
+    digested: bool
+    """There is a `Content-Digest` to compare the body with."""
+
+
+def announced_by(headers: Headers) -> Announced:
+    """Read the header fields of an upload; raises `InvalidName`, `TooLarge`."""
+    exact = headers.get(b"x-dolmen-metadata")
+    checksum = headers.get(b"x-dolmen-checksum")
+    return Announced(
+        metadata.check(parse_base64(exact)) if exact is not None else metadata_of(headers),
+        stamp_of(headers),
+        kind_of(headers),
+        parse_checksum(checksum.decode("latin-1")) if checksum is not None else None,
+        b"content-digest" in headers,
+    )
 
 
 class ContentDigest:

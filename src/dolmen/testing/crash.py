@@ -22,11 +22,12 @@ import os
 import random
 import shutil
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import lmdb
 
-from dolmen.stores.volume.disk import Disk
+from dolmen.stores.volume.disk import Buffer, Disk
 
 _META_TXNID = 16 + 24 + 96 + 8
 _SECTOR = 512
@@ -206,7 +207,9 @@ class SimulatedDisk(Disk):
         file, _ = self._open.pop(fd)
         self._locks.get(id(file), {}).pop(fd, None)
 
-    def write(self, fd: int, buffers: list[bytes | memoryview], offset: int) -> int:
+    def write(
+        self, fd: int, buffers: Sequence[Buffer], offset: int, *, through: bool = False
+    ) -> int:
         """See `Disk`."""
         data = b"".join(buffers)
         cut = self._step()
@@ -217,10 +220,25 @@ class SimulatedDisk(Disk):
         self.free -= len(data)
         # The kernel writes pages: a long write may survive in any of its parts.
         file = self._open[fd][0]
+        before = len(file.pending)
         for at in range(0, max(len(data), 1), 1 << 16):
             self._put(file, data[at : at + (1 << 16)], offset + at)
         self._after(cut)
+        if through:
+            self._flush_since(file, before)
         return len(data)
+
+    def _flush_since(self, file: _File, before: int) -> None:
+        """Flush the pending writes from this one on, and with them every change of size."""
+        cut = self._step()
+        if self.fail_flush:
+            del file.pending[before:]
+            raise OSError(errno.EIO, "input/output error")
+        late = file.pending[:before]
+        file.pending = [change for change in late if change[1] is None] + file.pending[before:]
+        self._flush(file)
+        file.pending = [change for change in late if change[1] is not None]
+        self._after(cut)
 
     def _put(self, file: _File, data: bytes, offset: int) -> None:
         file.seen.extend(bytes(max(0, offset - len(file.seen))))
@@ -234,7 +252,10 @@ class SimulatedDisk(Disk):
             # As Linux does: the pages count as clean, and are lost all the same.
             self._open[fd][0].pending.clear()
             raise OSError(errno.EIO, "input/output error")
-        file = self._open[fd][0]
+        self._flush(self._open[fd][0])
+        self._after(cut)
+
+    def _flush(self, file: _File) -> None:
         for offset, written in file.pending:
             if written is None:
                 del file.platter[offset:]
@@ -243,7 +264,6 @@ class SimulatedDisk(Disk):
                 file.platter.extend(bytes(max(0, offset - len(file.platter))))
                 file.platter[offset : offset + len(written)] = written
         file.pending.clear()
-        self._after(cut)
 
     def flush_directory(self, path: str) -> None:
         """See `Disk`."""

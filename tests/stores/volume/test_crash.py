@@ -288,7 +288,20 @@ def without_flush(monkeypatch):
     def flush(self, segments):
         real(self, [home for home in segments if home.path.endswith(".part")])
 
+    def write(self, fd, buffers, offset, *, through=False):
+        return real_write(self, fd, buffers, offset)
+
+    real_write = SimulatedDisk.write
     monkeypatch.setattr(appender.Appender, "flush", flush)
+    monkeypatch.setattr(SimulatedDisk, "write", write)
+
+
+def without_writing_through(monkeypatch):
+    def write(self, fd, buffers, offset, *, through=False):
+        return real(self, fd, buffers, offset)
+
+    real = SimulatedDisk.write
+    monkeypatch.setattr(SimulatedDisk, "write", write)
 
 
 def answer_before_flush(monkeypatch):
@@ -302,7 +315,14 @@ def answer_before_flush(monkeypatch):
                 real(self, [home])
             late.append(home)
 
+    def write(self, fd, buffers, offset, *, through=False):
+        if through:
+            self.flush(fd)
+        return real_write(self, fd, buffers, offset)
+
+    real_write = SimulatedDisk.write
     monkeypatch.setattr(appender.Appender, "flush", flush)
+    monkeypatch.setattr(SimulatedDisk, "write", write)
 
 
 def without_flushing_the_index(monkeypatch):
@@ -368,7 +388,7 @@ def recovery_that_leaves_torn_records(monkeypatch):
             def truncate(self, fd, size):
                 pass
 
-            def write(self, fd, buffers, offset):
+            def write(self, fd, buffers, offset, **_):
                 pass
 
         return real(Deaf(), fd, number, owner, found, size, **options)
@@ -390,6 +410,7 @@ def removals_forgotten_too_soon(monkeypatch):
     "sabotage",
     [
         without_flush,
+        without_writing_through,
         answer_before_flush,
         without_flushing_the_index,
         watermarks_ahead_of_their_entries,

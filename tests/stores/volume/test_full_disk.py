@@ -2,14 +2,14 @@
 
 import errno
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
 from dolmen.errors import Full, NotFound
 from dolmen.payload import Bytes, Payload, Stream
 from dolmen.stores.volume import VolumeStore, open_volume
-from dolmen.stores.volume.disk import Disk
+from dolmen.stores.volume.disk import Buffer, Disk
 
 SEGMENT = 1 << 20
 
@@ -28,13 +28,15 @@ class Small(Disk):
             raise OSError(errno.ENOSPC, "no space left on device")
         self.left -= size
 
-    def write(self, fd: int, buffers: list[bytes | memoryview], offset: int) -> int:
+    def write(
+        self, fd: int, buffers: Sequence[Buffer], offset: int, *, through: bool = False
+    ) -> int:
         data = b"".join(buffers)
         grown = max(0, offset + len(data) - self.size(fd))
         if grown > self.left:
             super().write(fd, [data[: len(data) - grown + self.left]], offset)
         self._take(grown)
-        return super().write(fd, [data], offset)
+        return super().write(fd, [data], offset, through=through)
 
     def reserve(self, fd: int, offset: int, length: int) -> None:
         self._take(max(0, offset + length - self.size(fd)))
@@ -111,7 +113,7 @@ async def test_a_batch_without_room_before_an_upload_is_covered(tmp_path):
     uploads = []
     real = disk.write
 
-    def write(fd, buffers, offset):
+    def write(fd, buffers, offset, **_):
         disk.write = real
         # While the batch is about to be written, an upload takes room behind it.
         uploads.append(store._log.place(6, 100_000, alone=False))

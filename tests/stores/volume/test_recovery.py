@@ -241,7 +241,7 @@ def test_torn_parts_in_the_middle_are_not_taken_for_damage_later(tmp_path, seed)
     machine.commit(put("first", b"1"))
     segment = machine.store._log.appender.active
     batch, _ = machine.store._log.claim([put("torn", b"t" * 200), put("kept", b"k" * 200)])
-    offset = segment.append(batch.size)
+    offset = segment.append(batch.size)[0]
     machine.disk.write(segment.fd, batch.parts, offset)
     machine.disk.write(segment.fd, [b"garbage"], offset)  # the header of the first never arrived
     machine.kill()

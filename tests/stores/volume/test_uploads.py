@@ -3,14 +3,14 @@
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
 from dolmen.errors import DolmenError, NotFound, Unavailable
 from dolmen.payload import Bytes, Stream
 from dolmen.stores.volume import VolumeStore, open_volume
-from dolmen.stores.volume.disk import Disk
+from dolmen.stores.volume.disk import Buffer, Disk
 
 
 class Held(Disk):
@@ -34,13 +34,18 @@ class Held(Disk):
         self._wait("reserve")
         super().reserve(fd, offset, length)
 
-    def write(self, fd: int, buffers: list[bytes | memoryview], offset: int) -> int:
+    def write(
+        self, fd: int, buffers: Sequence[Buffer], offset: int, *, through: bool = False
+    ) -> int:
         self._wait("write")
         try:
-            return super().write(fd, buffers, offset)
+            written = super().write(fd, buffers, offset)
         except OSError as error:
             self.written_to_closed.append(error)
             raise
+        if through:
+            self.flush(fd)
+        return written
 
     def flush(self, fd: int) -> None:
         self._wait("flush")

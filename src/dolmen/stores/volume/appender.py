@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import lmdb
 
 from dolmen.errors import Full
 from dolmen.record import record_size
-from dolmen.stores.volume.disk import Disk
+from dolmen.stores.volume.disk import Buffer, Disk
 from dolmen.stores.volume.layout import Layout
 from dolmen.stores.volume.place import Place
 from dolmen.stores.volume.recent import Change, Reach, Recent
@@ -77,7 +77,7 @@ class Appender:
         except BaseException:
             segment.discard()
             raise
-        return segment, segment.append(size)
+        return segment, segment.append(size)[0]
 
     def _extent(self, size: int) -> tuple[Segment, int]:
         while True:
@@ -86,22 +86,27 @@ class Appender:
             if offset is not None:
                 return segment, offset
 
-    def append(self, parts: list[bytes | memoryview], size: int) -> int:
+    def append(self, parts: Sequence[Buffer], size: int, *, through: bool) -> tuple[int, bool]:
         """Write to the end of the active segment; returns the offset. Raises `Full`.
 
-        After `Full` nothing of it is there, nor comes back after a crash.
+        Asked to write `through` it tells whether it did, so that no flush is needed: it
+        can't where other bytes before these are not on disk. After `Full` nothing of
+        it is there, nor comes back after a crash.
         """
         segment = self.active
-        offset = segment.append(size)
+        offset, clean = segment.append(size)
+        through = through and clean
         try:
-            self._disk.write(segment.fd, parts, offset)
+            self._disk.write(segment.fd, parts, offset, through=through)
         except OSError as error:
             if not no_room(error):
                 raise
             segment.give_back(offset, size)
             self._disk.flush(segment.fd)
             raise self.full() from error
-        return offset
+        if through:
+            segment.flushed = offset + size
+        return offset, through
 
     def flush(self, segments: Iterable[Segment]) -> None:
         """Return when all that was written to these segments is on disk, their names too."""
@@ -109,10 +114,8 @@ class Appender:
             if segment.path == self._layout.unfinished(segment.number):
                 publish(self._disk, self._layout, segment)
                 segment.retire()
-                continue
-            end = segment.end
-            self._disk.flush(segment.fd)
-            segment.flushed = end
+            else:
+                segment.flush()
 
     def roll(self) -> None:
         """Go on in a new segment when the active one is long enough."""

@@ -56,6 +56,8 @@ class Batch:
     writes: list[Write] = field(default_factory=list)
     parts: list[bytes | memoryview] = field(default_factory=list)
     size: int = 0
+    start: int = 0
+    """Where they begin in the segment, once they are there."""
     appended: list[tuple[Write, int]] = field(default_factory=list)
     """Those whose record is in `parts`, and where it begins there."""
     placed: list[tuple[Write, Place, bytes]] = field(default_factory=list)
@@ -74,6 +76,19 @@ class Batch:
         if write.data:
             self.parts += (write.data, write.sums)
             self.size += len(write.data) + len(write.sums)
+
+    def entries(self, arrived: int) -> list[tuple[bytes, bytes]]:
+        """Key and packed entry of every write whose record is on disk."""
+        home, start = self.segment.number, self.start
+        return [
+            (write.key, write.entry(home, start + offset, arrived))
+            for write, offset in self.appended
+            if write.error is None
+        ] + [
+            (write.key, write.entry(place.segment.number, place.offset, arrived))
+            for write, place, _ in self.placed
+            if write.error is None
+        ]
 
 
 class Log:
@@ -177,10 +192,12 @@ class Log:
         appender = self.appender
         try:
             homes: dict[int, Segment] = {}
-            start = 0
             if batch.parts:
-                start = appender.append(batch.parts, batch.size)
-                homes[batch.segment.number] = batch.segment
+                batch.start, flushed = appender.append(
+                    batch.parts, batch.size, through=not batch.placed
+                )
+                if not flushed:
+                    homes[batch.segment.number] = batch.segment
             for _, place, head in batch.placed:
                 self._disk.write(place.segment.fd, [head], place.offset)
                 homes[place.segment.number] = place.segment
@@ -191,11 +208,6 @@ class Log:
             self._break(f"a write or flush failed: {error}")
             _fail(batch.writes, OutcomeUnknown(f"the volume could not be written: {error}"))
         else:
-            arrived = int(self._now())
-            for write, offset in batch.appended:
-                write.value = write.entry(batch.segment.number, start + offset, arrived)
-            for write, place, _ in batch.placed:
-                write.value = write.entry(place.segment.number, place.offset, arrived)
             self._roll()
 
     def _roll(self) -> None:
@@ -212,7 +224,7 @@ class Log:
         try:
             with self._recent.change() as change:
                 change.release([write.key for write in batch.writes])
-                shown = [(write.key, write.value) for write in batch.writes if write.error is None]
+                shown = batch.entries(int(self._now()))
                 if shown:
                     change.put(shown)
                     homes = {batch.segment.number: batch.segment}

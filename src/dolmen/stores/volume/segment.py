@@ -80,13 +80,29 @@ class Segment:
         self._disk = disk
         self._lock = threading.Lock()
         self._extents: set[int] = set()
+        self._unflushed: set[int] = set()
 
-    def append(self, size: int) -> int:
-        """Take the next `size` bytes; returns their offset."""
+    def append(self, size: int) -> tuple[int, bool]:
+        """Take the next `size` bytes; returns their offset, and whether all before is on disk.
+
+        It is not while an extent is being filled, or its header has not been flushed.
+        """
         with self._lock:
             offset = self.end
             self.end += size
-        return offset
+            return offset, not self._extents and not self._unflushed
+
+    def flush(self) -> None:
+        """Return when everything written so far is on disk."""
+        with self._lock:
+            end, heads = self.end, self._unflushed
+            self._unflushed = set()
+        try:
+            self._disk.flush(self.fd)
+        except BaseException:
+            self._unflushed |= heads
+            raise
+        self.flushed = end
 
     def give_back(self, offset: int, size: int) -> None:
         """Undo the last `append` after a write that failed for want of room.
@@ -116,6 +132,7 @@ class Segment:
             self._disk.reserve(self.fd, start, HEADER_SIZE + size)
             self._disk.write(self.fd, [extent_head(self.owner, size)], start)
             self._extents.add(start)
+            self._unflushed.add(start)
             self.end = start + HEADER_SIZE + size
         return start + HEADER_SIZE
 

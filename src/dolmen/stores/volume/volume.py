@@ -256,10 +256,10 @@ class VolumeStore(OneByOne):
     def _live(self, name: str, *, tombstones: bool = False) -> Entry:
         if self._closed:
             raise Unavailable(f"the volume {self.path} is closed")
-        key = key_of(name)
         try:
+            key = key_of(name)
             value = self._recent.get(key) or self._index.get(key)
-        except lmdb.Error as error:
+        except (lmdb.Error, UnicodeEncodeError) as error:
             check_name(name)  # one that is too long is none that LMDB takes
             raise Unavailable(f"the index of {self.path} can't be read: {error!r}") from error
         if value is None:

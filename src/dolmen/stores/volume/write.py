@@ -64,7 +64,6 @@ class Write:
         "stamp",
         "standing",
         "sums",
-        "value",
     )
 
     def __init__(
@@ -94,7 +93,6 @@ class Write:
         self.error: DolmenError | None = None
         self.standing: Entry | None = None
         self.sequence = 0
-        self.value = b""
         self.looks = 0
         """How often its name was found to be claimed by another process."""
         self.done: asyncio.Future[Put] | None = None
