@@ -58,12 +58,6 @@ def partition_of(name: str) -> int:
     return zlib.crc32(name.encode()) >> 16
 
 
-def key_of(name: str) -> bytes:
-    """Partition (2 bytes, big-endian) and name: keys sort in list order."""
-    encoded = name.encode()
-    return (zlib.crc32(encoded) >> 16).to_bytes(2, "big") + encoded
-
-
 def chunk_name(data: Buffer) -> str:
     """The name of a chunk with these bytes."""
     return CHUNK_PREFIX + blake3(data).hexdigest()

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from dolmen.errors import Unavailable
-from dolmen.names import key_of
 from dolmen.payload import Bytes
 from dolmen.stores.volume import commit, open_volume
+from dolmen.stores.volume.key import key_of
 from dolmen.stores.volume.reindex import reindex
 from dolmen.testing.conformance.material import recomputed
 

@@ -1,6 +1,6 @@
 """Index entries: where a blob lies and all that `stat`, `list` and `digests` say of it.
 
-The key is `names.key_of`. The value, little-endian, 51 bytes and the metadata:
+The key is in `key`. The value, little-endian, 51 bytes and the metadata:
 
     4  number of the segment         4  offset of the record in it
     2  length of the metadata inside the record (a revision may have given others)

@@ -22,6 +22,7 @@ from dolmen.digests import Digests, Slot, entry_hash
 from dolmen.record import Kind
 from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.entry import Entry, unpack
+from dolmen.stores.volume.key import name_of
 
 _SLOT = struct.Struct("<QQ16s")
 _NUMBER = struct.Struct("<Q")
@@ -62,17 +63,20 @@ class Index:
             value = transaction.get(key, db=self._removals)
             return _NUMBER.unpack(value)[0] if value is not None else 0
 
-    def page(self, start: bytes, stop: bytes, limit: int) -> list[tuple[bytes, bytes]]:
-        """Up to `limit` keys and values from `start` on and before `stop`, in order."""
+    def partitions(self, first: int, stop: int, least: int) -> list[tuple[bytes, bytes]]:
+        """Keys and values of whole partitions from `first` on and before `stop`.
+
+        Goes on until there are `least` of them, or none is left.
+        """
         found: list[tuple[bytes, bytes]] = []
         with self.env.begin(db=self.blobs) as transaction, transaction.cursor() as cursor:
-            if cursor.set_range(start):
+            if first < stop and cursor.set_range(first.to_bytes(2)):
                 for key, value in cursor.iternext():
-                    if key >= stop:
+                    if len(found) >= least and key[:2] != found[-1][0][:2]:
+                        break
+                    if int.from_bytes(key[:2]) >= stop:
                         break
                     found.append((key, value))
-                    if len(found) == limit:
-                        break
         return found
 
     def entries(self) -> Iterator[tuple[bytes, bytes]]:
@@ -234,7 +238,9 @@ class Slice:
 
 
 def _hash(key: bytes, entry: Entry) -> int:
-    return entry_hash(key[2:], entry.stamp, entry.kind, entry.checksum, entry.metadata)
+    return entry_hash(
+        name_of(key).encode(), entry.stamp, entry.kind, entry.checksum, entry.metadata
+    )
 
 
 def _slot(value: bytes) -> Slot:

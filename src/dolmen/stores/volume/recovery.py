@@ -23,11 +23,11 @@ from dataclasses import dataclass, field
 from typing import TypeGuard
 
 from dolmen.errors import BadVolume, Corrupt
-from dolmen.names import key_of
 from dolmen.record import HEAD_MAX, HEADER_SIZE, Head, decode_head
 from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.entry import Entry, unpack
 from dolmen.stores.volume.index import Index
+from dolmen.stores.volume.key import key_of
 from dolmen.stores.volume.layout import UNFINISHED, Layout, segment_number
 from dolmen.stores.volume.recent import Reach, Recent
 from dolmen.stores.volume.scan import Found, Gap, Scanner

@@ -23,10 +23,12 @@ from dataclasses import dataclass, field
 import lmdb
 
 from dolmen.errors import Corrupt
+from dolmen.names import PARTITIONS
 from dolmen.record import Kind
 from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.entry import unpack
 from dolmen.stores.volume.index import Index
+from dolmen.stores.volume.key import name_of
 from dolmen.stores.volume.layout import Layout, prepare, segment_number, usable
 from dolmen.stores.volume.opening import Membership, put_new_index_in_place
 from dolmen.stores.volume.recovery import owner_of, sort_out
@@ -34,7 +36,6 @@ from dolmen.stores.volume.scan import Scanner
 from dolmen.stores.volume.segment import SEGMENT_HEADER
 
 _PAGE = 2048
-_END = b"\xff\xff\xff"
 
 
 @dataclass(slots=True)
@@ -97,11 +98,11 @@ def _take_over(disk: Disk, path: str, index: Index, result: Reindexed) -> None:
     try:
         for key, note in old.notes().items():
             index.note(key, note)
-        start = b""
-        while page := old.page(start, _END, _PAGE):
+        following = 0
+        while page := old.partitions(following, PARTITIONS, _PAGE):
             with index.slice() as change:
                 change.apply(_lost(page, index, result))
-            start = page[-1][0] + b"\0"
+            following = int.from_bytes(page[-1][0][:2]) + 1
     except lmdb.Error as error:
         result.damaged.append(f"the old index can't be read to its end: {error}")
     finally:
@@ -116,7 +117,7 @@ def _lost(
     for key, value in page:
         entry, found = unpack(value), index.sequence_of(key)
         if found < entry.sequence:
-            result.damaged.append(f"{key[2:].decode()}: no segment shows its last write any more")
+            result.damaged.append(f"{name_of(key)}: no segment shows its last write any more")
         elif found > entry.sequence or not entry.damaged:
             continue
         lost.append((key, entry._replace(damaged=True).pack()))

@@ -23,7 +23,7 @@ import lmdb
 from dolmen import metadata
 from dolmen.digests import Digests
 from dolmen.errors import BadContent, Corrupt, DolmenError, NotFound, TooLarge, Unavailable
-from dolmen.names import PARTITIONS, check_name, checksum_of, key_of
+from dolmen.names import check_name, checksum_of, partition_of
 from dolmen.payload import Bytes, Payload, read_whole
 from dolmen.record import Kind, block_sums
 from dolmen.stamps import Clock
@@ -44,6 +44,7 @@ from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.entry import Entry, unpack
 from dolmen.stores.volume.group import Group
 from dolmen.stores.volume.keeper import PAUSE, Keeper, ProcessKeeper, ThreadKeeper
+from dolmen.stores.volume.key import key_of, name_of
 from dolmen.stores.volume.layout import prepare, usable
 from dolmen.stores.volume.merge import Merge
 from dolmen.stores.volume.opening import Membership
@@ -280,22 +281,20 @@ class VolumeStore(OneByOne):
     ) -> AsyncIterator[BlobInfo]:
         """See `BlobStore.list`."""
         await self._merged()
-        beyond = key_of(after) + b"\0" if after is not None else b""
+        last = (partition_of(after), after) if after is not None else (-1, "")
         for first, stop in _runs(partitions):
-            start = max(first.to_bytes(2, "big"), beyond)
-            end = stop.to_bytes(2, "big") if stop < PARTITIONS else b"\xff\xff\xff"
-            while True:
-                page = await self._ask(self._index.page, start, end, _PAGE)
-                for key, value in page:
-                    name = key[2:].decode()
-                    entry = unpack(value)
-                    if entry.damaged or not name.startswith(prefix):
+            following = max(first, last[0])
+            while following < stop:
+                page = await self._ask(self._index.partitions, following, stop, _PAGE)
+                listed = [(int.from_bytes(key[:2]), name_of(key), value) for key, value in page]
+                listed.sort()
+                for partition, name, value in listed:
+                    if (partition, name) <= last or not name.startswith(prefix):
                         continue
-                    if tombstones or entry.kind != Kind.TOMBSTONE:
+                    entry = unpack(value)
+                    if not entry.damaged and (tombstones or entry.kind != Kind.TOMBSTONE):
                         yield entry.info(name)
-                if len(page) < _PAGE:
-                    break
-                start = page[-1][0] + b"\0"
+                following = listed[-1][0] + 1 if listed else stop
 
     async def digests(self) -> Digests:
         """See `BlobStore.digests`."""

@@ -7,7 +7,6 @@ import enum
 from collections.abc import Sequence
 
 from dolmen.errors import DolmenError, InvalidName
-from dolmen.names import key_of
 from dolmen.record import Kind, block_sums, encode_head, sums_size
 from dolmen.stamps import MAX_STAMP, Clock
 from dolmen.store import Outcome, Put
@@ -22,6 +21,7 @@ from dolmen.stores.verdict import (
 )
 from dolmen.stores.volume import revision
 from dolmen.stores.volume.entry import Entry
+from dolmen.stores.volume.key import key_of
 from dolmen.stores.volume.place import Place
 from dolmen.stores.volume.segment import Segment
 
@@ -139,7 +139,7 @@ class Write:
             kind, length = Kind.REVISION, revision.SIZE
         return encode_head(
             kind,
-            self.key[2:],
+            self.name.encode(),
             self.metadata,
             length,
             self.answer.stamp,
