@@ -336,6 +336,32 @@ async def test_a_cancelled_request_closes_its_connection(kit) -> None:
         assert asking.cancelled()
 
 
+async def test_a_read_into_a_buffer_that_is_cancelled_closes_its_connection(kit) -> None:
+    async def handler(request):
+        async def pieces():
+            yield b"x" * 100
+            await asyncio.Event().wait()
+
+        return Response(200, [], Streamed(pieces(), 1_000_000))
+
+    async with await start_server(handler) as server, kit.client_of(server) as client:
+
+        async def ask() -> None:
+            answer = await client.request("GET", "/")
+            reading.set()
+            await answer.body.receive_into(memoryview(bytearray(1_000_000)))
+
+        reading = asyncio.Event()
+        asking = asyncio.create_task(ask())
+        await reading.wait()
+        await kit.settle()
+        asking.cancel()
+        await asyncio.wait([asking])
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert not client.pool._connections
+
+
 # Uploads.
 
 
@@ -508,6 +534,39 @@ async def test_a_lost_connection_makes_room_for_a_waiter(kit) -> None:
         assert outcomes[1].status == 200
 
 
+@pytest.mark.parametrize("later", range(4))
+async def test_a_request_cancelled_as_its_connection_is_made_leaves_none_behind(kit, later) -> None:
+    async with await start_server(kit.echo) as server:
+        client = kit.client_of(server, connections=1)
+        asking = asyncio.create_task(client.request("GET", "/"))
+        opening = None
+        while opening is None:
+            await asyncio.sleep(0)
+            opening = next((t for t in asyncio.all_tasks() if "create_connection" in repr(t)), None)
+        while not opening.done():
+            await asyncio.sleep(0)
+        await kit.settle(later)
+        asking.cancel()
+        await asyncio.wait([asking])
+        assert asking.cancelled()
+        await client.close()
+        await kit.settle(1000)
+        assert not server.connections
+        assert client.pool._opening == 0
+
+
+async def test_closing_twice_at_once_ends_both(kit) -> None:
+    async with await start_server(kit.echo) as server:
+        client = kit.client_of(server)
+        await client.request("GET", "/")
+        await asyncio.wait_for(asyncio.gather(client.close(), client.close()), 20)
+        _, writer = await asyncio.open_connection(*server.addresses[0])
+        while not server.connections:
+            await asyncio.sleep(0)
+        await asyncio.wait_for(asyncio.gather(server.close(), server.close()), 20)
+        writer.close()
+
+
 async def test_a_closed_client_is_unavailable(kit) -> None:
     async def handler(request):
         await asyncio.Event().wait()
@@ -585,6 +644,27 @@ async def test_an_answer_that_stops(slow, size) -> None:
     await later(2)
     with pytest.raises(Unavailable, match="sent nothing of its answer for 3 s"):
         await asking
+
+
+async def test_an_answer_before_the_end_of_the_upload_that_stops(slow, kit) -> None:
+    client, later, asked = await slow(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\nabc")
+
+    async def drops():
+        while True:
+            await asyncio.sleep(0)
+            yield b"drop"
+
+    answer = await client.request("POST", "/", body=Streamed(drops()))
+    await asked()
+    reading = asyncio.create_task(answer.body.read(1 << 20))
+    await kit.settle()
+    await later(0)
+    await later(2)
+    assert not reading.done()
+    await later(2)
+    assert reading.done()
+    with pytest.raises(OutcomeUnknown, match="sent nothing of its answer for 3 s"):
+        await reading
 
 
 async def test_idle_connections_are_closed_before_the_server_does(kit, clock) -> None:

@@ -358,10 +358,10 @@ class ClientConnection(Wire):
                 self.since = now
             elif now - self.since > timeouts.idle:
                 self._break(f"took nothing of the request for {timeouts.idle:g} s")
-        elif not call.sent:
-            self.since = now  # the caller's stream is what is slow
         elif not call.answered and self._pending is None:
-            if now - self.since > timeouts.first_byte:
+            if not call.sent:
+                self.since = now  # the caller's stream is what is slow
+            elif now - self.since > timeouts.first_byte:
                 self._break(f"did not answer within {timeouts.first_byte:g} s")
         elif self.inflow is None or self.inflow.waiter is not None:
             if self.arrived != self._last_arrived:

@@ -15,6 +15,7 @@ from dolmen.http.calls import ClientConnection
 from dolmen.http.outbox import Outbox
 
 TICK = 0.25
+Opening = asyncio.Task[tuple[asyncio.Transport, ClientConnection]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class Pool:
         self._waiters: deque[asyncio.Future[ClientConnection | None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
-        self._emptied: asyncio.Future[None] | None = None
+        self._emptied = asyncio.Event()
 
     def take(self, *, sure: bool) -> ClientConnection | None:
         """An idle connection, if there is one; `release` or closing it gives it back.
@@ -129,32 +130,33 @@ class Pool:
         )
         try:
             await asyncio.wait([task], timeout=self.timeouts.connect)
+            connection = self._opened(task)
+        except BaseException:
+            task.cancel()
+            task.add_done_callback(_close_unwanted)
+            self._pass_on(None)
+            raise
         finally:
             self._opening -= 1
-            if not task.done():
-                task.add_done_callback(_close_unwanted)
-                task.cancel()
-                self._pass_on(None)
-        error = None if task.cancelled() or not task.done() else task.exception()
-        if error is None and task.done() and not self._closed:
-            connection = task.result()[1]
-            if connection.lost:
-                self._pass_on(None)
-                raise Unavailable(f"{self.name} closed a new connection at once")
-            self._connections.add(connection)
-            if self._timer is None:
-                self._timer = self.loop.call_later(TICK, self._tick)
-            return connection
+        self._connections.add(connection)
+        if self._timer is None:
+            self._timer = self.loop.call_later(TICK, self._tick)
+        return connection
+
+    def _opened(self, task: Opening) -> ClientConnection:
+        """The connection that was made; raises Unavailable with the reason when it was not."""
         if not task.done():
             patience = self.timeouts.connect
             raise Unavailable(f"{self.name} did not accept a connection within {patience:g} s")
-        _close_unwanted(task)
-        self._pass_on(None)
-        if isinstance(error, OSError):
+        try:
+            connection = task.result()[1]
+        except OSError as error:
             raise Unavailable(f"can't connect to {self.name}: {error}") from error
-        if error is not None:
-            raise error
-        raise Unavailable(f"the client for {self.name} is closed")
+        if self._closed:
+            raise Unavailable(f"the client for {self.name} is closed")
+        if connection.lost:
+            raise Unavailable(f"{self.name} closed a new connection at once")
+        return connection
 
     def release(self, connection: ClientConnection) -> None:
         """Take a connection back whose request is over."""
@@ -180,8 +182,8 @@ class Pool:
             if connection in self._idle:
                 self._idle.remove(connection)
             self._pass_on(None)
-            if self._emptied is not None and not self._connections and not self._emptied.done():
-                self._emptied.set_result(None)
+            if not self._connections:
+                self._emptied.set()
 
     def _tick(self) -> None:
         self._timer = None
@@ -204,9 +206,9 @@ class Pool:
             self._pass_on(None)
         for connection in list(self._connections):
             connection.transport.abort()
-        if self._connections:
-            self._emptied = self.loop.create_future()
-            await self._emptied
+        while self._connections:
+            self._emptied.clear()
+            await self._emptied.wait()
 
 
 def _has_input(connection: ClientConnection) -> bool:
@@ -217,9 +219,7 @@ def _has_input(connection: ClientConnection) -> bool:
     return bool(poll.poll(0))
 
 
-def _close_unwanted(
-    task: asyncio.Task[tuple[asyncio.Transport, ClientConnection]],
-) -> None:
+def _close_unwanted(task: Opening) -> None:
     """Close a connection that came after everybody had stopped waiting for it."""
     if not task.cancelled() and task.exception() is None:
         task.result()[0].abort()

@@ -53,8 +53,7 @@ class Server:
         self._clock = clock
         self._listeners: list[asyncio.AbstractServer] = []
         self._timer: asyncio.TimerHandle | None = None
-        self._emptied: asyncio.Future[None] | None = None
-        self._stopped: asyncio.Future[None] | None = None
+        self._emptied = asyncio.Event()
         self.sweep()
 
     async def listen(self, sock: socket.socket, tls: ssl.SSLContext | None) -> None:
@@ -69,8 +68,8 @@ class Server:
 
     def tick(self) -> None:
         """Sweep now and once a second from now on, until closed."""
-        self.sweep()
         self._timer = self.loop.call_later(TICK, self.tick)
+        self.sweep()
 
     def sweep(self) -> None:
         """Take the time, and close the connections whose deadlines are over."""
@@ -82,14 +81,19 @@ class Server:
     def forget(self, connection: ServerConnection) -> None:
         """Called by a connection that is lost."""
         self.connections.discard(connection)
-        if not self.connections and self._emptied is not None and not self._emptied.done():
-            self._emptied.set_result(None)
+        if not self.connections:
+            self._emptied.set()
 
     def ended(self, exchange: Exchange) -> None:
         """Called by an exchange that waits for nothing any more."""
         self.running.discard(exchange)
-        if not self.running and self._stopped is not None and not self._stopped.done():
-            self._stopped.set_result(None)
+        if not self.running:
+            self._emptied.set()
+
+    async def _until_empty(self, ones: set[ServerConnection] | set[Exchange]) -> None:
+        while ones:
+            self._emptied.clear()
+            await self._emptied.wait()
 
     async def drain(self, timeout: float = 30.0) -> bool:
         """Stop accepting, let running requests end, then close; True when all of them did.
@@ -103,11 +107,9 @@ class Server:
             listener.close()
         for connection in list(self.connections):
             connection.hang_up_if_idle()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._until_empty(self.connections), timeout)
         ended = not self.connections
-        if not ended:
-            self._emptied = self.loop.create_future()
-            await asyncio.wait([self._emptied], timeout=timeout)
-            ended = not self.connections
         await self.close()
         return ended
 
@@ -121,12 +123,8 @@ class Server:
             listener.close()
         for connection in list(self.connections):
             connection.transport.abort()
-        while self.connections:
-            self._emptied = self.loop.create_future()
-            await self._emptied
-        while self.running:
-            self._stopped = self.loop.create_future()
-            await self._stopped
+        await self._until_empty(self.connections)
+        await self._until_empty(self.running)
         for listener in self._listeners:
             with contextlib.suppress(RuntimeError):
                 await listener.wait_closed()
