@@ -8,7 +8,7 @@ import random
 import pytest
 
 from dolmen.errors import BadContent
-from dolmen.http import Client, Response, Streamed, start_server
+from dolmen.http import Client, HTTPError, Limits, Response, Streamed, start_server
 
 MIB = 1 << 20
 DATA = random.Random(7).randbytes(5 * MIB + 12_345)
@@ -209,6 +209,37 @@ async def test_a_read_into_a_buffer_that_is_cancelled_leaves_the_buffer_alone(ki
         writer.close()
     [answer] = kit.parse_answers(got)
     assert answer.body == b"gave up"
+
+
+@pytest.mark.parametrize("length", [60_000, 1_000_000], ids=["kept", "closed"])
+@pytest.mark.parametrize("how", ["read", "into"])
+async def test_a_reader_that_outlives_the_answer_is_told(kit, length, how) -> None:
+    readers = []
+
+    async def handler(request):
+        reading = (
+            request.body.read(1 << 20)
+            if how == "read"
+            else request.body.receive_into(memoryview(bytearray(MIB)))
+        )
+        readers.append(asyncio.create_task(reading))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return Response(200, [], b"done")
+
+    limits = Limits(whole_body=0)
+    head = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % length
+    last = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    async with await start_server(handler, limits=limits) as server:
+        reader, writer = await asyncio.open_connection(*server.addresses[0])
+        writer.write(head + b"abc")
+        await reader.readuntil(b"done")
+        with pytest.raises(HTTPError, match="already been answered"):
+            await asyncio.wait_for(readers[0], 20)
+        if length < 65536:  # the rest is thrown away, and the next request served
+            writer.write(bytes(length - 3) + last)
+            await reader.readuntil(b"done")
+        writer.close()
 
 
 async def test_a_client_that_vanishes_mid_body_is_told_to_the_reader(kit) -> None:

@@ -115,10 +115,12 @@ class Inflow:
             self._wake()
 
     def discard(self) -> None:
-        """Throw away what is held and what still comes."""
+        """Throw away what is held and what still comes; who still reads gets an error."""
+        self._source.stop_direct()
         self._pieces.clear()
         self._held = 0
         self.error = self.error or HTTPError(400, "The request has already been answered.")
+        self._wake()
 
     def _wake(self) -> None:
         waiter, self.waiter = self.waiter, None
@@ -151,6 +153,7 @@ class Inflow:
                     await self._wait(direct=True)
                 except BaseException:
                     self.fail(BadContent("A read of this body was given up half way."))
+                    self._source.abandon(self)
                     raise
                 finally:
                     self._source.stop_direct()
