@@ -6,7 +6,7 @@ import re
 
 from dolmen.http.problems import HTTPError
 
-_RANGE = re.compile(rb"bytes=[ \t]*([0-9]*)-([0-9]*)[ \t]*\Z", re.IGNORECASE)
+_RANGE = re.compile(rb"bytes=[ \t]*([0-9]{0,99})-([0-9]{0,99})[ \t]*\Z", re.IGNORECASE)
 
 
 def byte_range(value: bytes | None, size: int) -> tuple[int, int] | None:
@@ -25,16 +25,16 @@ def byte_range(value: bytes | None, size: int) -> tuple[int, int] | None:
     if not first:
         if not last:
             return None
-        suffix = int(last[:20])
+        suffix = int(last)
         if suffix and size:
             return max(0, size - suffix), size
         raise _unsatisfiable(size)
-    start = int(first[:20])
-    if last and int(last[:20]) < start:
+    start = int(first)
+    if last and int(last) < start:
         return None
     if start >= size:
         raise _unsatisfiable(size)
-    return start, min(size, int(last[:20]) + 1) if last else size
+    return start, min(size, int(last) + 1) if last else size
 
 
 def content_range(start: int, end: int, size: int) -> bytes:

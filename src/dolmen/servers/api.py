@@ -111,15 +111,14 @@ class ApiServer:
         guess = _type_of(extension) if dot else _BINARY
         tag = b'"%b"' % object_id.encode()
         headers = request.headers
-        if request.method == "HEAD":
+        part = None
+        if request.method == "HEAD" or b"range" in headers or b"if-none-match" in headers:
             info = await self._objects.stat(object_id)
             described = describe(info, tag=tag, more=_SAFE, guess=guess)
-            return Response(200, described, Nothing(info.size))
-        part = None
-        if b"range" in headers or b"if-none-match" in headers:
-            info = await self._objects.stat(object_id)
             if not_modified(headers, tag):
-                return Response(304, describe(info, tag=tag, more=_SAFE, guess=guess))
+                return Response(304, described)
+            if request.method == "HEAD":
+                return Response(200, described, Nothing(info.size))
             part = _part(headers, info.size, tag)
         blob = await self._objects.download(object_id, byte_range=part)
         described = describe(blob.info, tag=tag, part=part, more=_SAFE, guess=guess)
