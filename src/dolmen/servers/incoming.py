@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
+import weakref
 from collections.abc import AsyncIterator
-from typing import BinaryIO
+from functools import partial
 
-from dolmen.errors import BadContent
+from dolmen.errors import Full
 from dolmen.http.body import Body
 from dolmen.payload import Bytes, Payload, Piece, Stream
 from dolmen.servers.fields import ContentDigest
@@ -22,7 +23,8 @@ async def payload_of(body: Body, digest: ContentDigest, spool_folder: str | None
 
     A body that does not say its length (chunked) is first written to an unlinked
     temporary file, in `spool_folder` where one is given. `digest` is checked before the
-    payload ends, so that a store never commits other bytes than were announced.
+    payload ends, so that a store never commits other bytes than were announced. Raises `Full`
+    when there is no room for the temporary file.
     """
     if body.whole is not None or (body.length is not None and body.length <= SMALL):
         data = await body.read(SMALL)
@@ -43,29 +45,41 @@ async def _checked(body: Body, digest: ContentDigest) -> AsyncIterator[Piece]:
     digest.check()
 
 
+class _Spool:
+    """An unlinked temporary file. Its descriptor is closed when nobody has it in hand any more, so
+    never under a thread that goes on writing after its caller was cancelled.
+    """
+
+    def __init__(self, folder: str | None) -> None:
+        self._fd, path = tempfile.mkstemp(dir=folder)
+        weakref.finalize(self, os.close, self._fd)
+        os.unlink(path)
+        self.size = 0
+
+    def write(self, piece: Piece) -> None:
+        left = memoryview(piece)
+        while left:
+            left = left[os.write(self._fd, left) :]
+        self.size += len(piece)
+
+    def read(self, at: int) -> bytes:
+        return os.pread(self._fd, _READ, at)
+
+
 async def _spooled(pieces: AsyncIterator[Piece], folder: str | None) -> Payload:
-    loop = asyncio.get_running_loop()
-    file: BinaryIO = await loop.run_in_executor(
-        None,
-        lambda: tempfile.TemporaryFile(dir=folder, buffering=0),  # noqa: SIM115 - it outlives this
-    )
-    size = 0
+    in_thread = partial(asyncio.get_running_loop().run_in_executor, None)
     try:
+        spool = await in_thread(_Spool, folder)
         async for piece in pieces:
-            await loop.run_in_executor(None, file.write, bytes(piece))
-            size += len(piece)
-    except BaseException:
-        file.close()
-        raise
+            await in_thread(spool.write, piece)
+    except OSError as error:
+        raise Full(
+            f"no room to collect a body of unknown length: {error.strerror}; "
+            "send it with a Content-Length, or make room"
+        ) from error
 
     async def opened() -> AsyncIterator[Piece]:
-        try:
-            for at in range(0, size, _READ):
-                data = await loop.run_in_executor(None, os.pread, file.fileno(), _READ, at)
-                if not data:
-                    raise BadContent("the temporary file of an upload was cut off")
-                yield data
-        finally:
-            file.close()
+        for at in range(0, spool.size, _READ):
+            yield await in_thread(spool.read, at)
 
-    return Stream(size, opened, rereadable=False)
+    return Stream(spool.size, opened, rereadable=False)
