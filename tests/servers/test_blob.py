@@ -4,13 +4,18 @@ import base64
 import hashlib
 import json
 import os
+import resource
 
 import pytest
 from crc32c import crc32c
 
+from dolmen import metadata
 from dolmen.digests import Digests
-from dolmen.http import Client, start_server
+from dolmen.http import Client, Streamed, start_server
+from dolmen.names import checksum_of
+from dolmen.payload import Bytes
 from dolmen.servers.blob import BlobServer
+from dolmen.stores.memory import MemoryStore
 from dolmen.stores.volume import open_volume
 
 
@@ -213,3 +218,96 @@ async def test_what_tells_of_the_server_itself(server):
     assert json.loads((await server("GET", "/readyz"))[2]) == {"ready": True, "reasons": []}
     status = json.loads((await server("GET", "/status"))[2])
     assert (status["store"], status["entries"], status["writable"]) == ("volume:test", 0, True)
+
+
+async def test_json_that_is_no_order_is_the_senders_fault(server):
+    for target, body in (
+        ("/blobs/list", b"[" * 100_000),
+        ("/blobs/list", b'{"cursor": [1]}'),
+        ("/blobs/list", b'{"prefix": "\\ud800"}'),
+        ("/blobs/touch", b'{"touches": [{"name": "a", "metadata": "\\ud800"}]}'),
+        ("/blobs/remove", b'{"removes": [], "min_age": NaN}'),
+        ("/records/read", b'{"names": ["\\ud800"]}'),
+        ("/notes", b'{"key": "\\ud800", "value": ""}'),
+        ("/notes", b'{"key": "a", "value": "\\u00e4"}'),
+    ):
+        assert (await server("POST", target, body))[0] == 400
+    assert (await server("POST", "/blobs/list", b'{"prefix": "\\ud83d\\ude00"}'))[0] == 200
+
+
+async def test_metadata_can_not_speak_to_proxies_nor_for_dolmen(server):
+    """However it came in: `X-Dolmen-Metadata` takes any pairs, as a copy must be exact."""
+    pairs = [(b"x-accel-redirect", b"/secret"), (b"x-dolmen-stamp", b"z"), (b"x-mine", b"1")]
+    exact = base64.b64encode(metadata.encode(pairs)).decode()
+    await server("PUT", "/blob/a", b"x", X_Dolmen_Metadata=exact)
+    for method in ("GET", "HEAD"):
+        headers = (await server(method, "/blob/a"))[1]
+        assert b"x-accel-redirect" not in headers
+        assert len(headers.get(b"x-dolmen-stamp")) == 16
+        assert headers.get(b"x-mine") == b"1"
+        assert headers.get(b"x-dolmen-metadata") == exact.encode()
+
+
+async def test_a_digest_that_is_not_ascii_is_refused(server):
+    status, _, body = await server("PUT", "/blob/a", b"x", Content_Digest="sha-256=:ä:")
+    assert status == 400
+    assert "is no digest" in json.loads(body)["detail"]
+
+
+async def test_a_blob_replaced_between_look_and_read_is_answered_as_what_it_is_now():
+    """A range or an If-Range was about what stood before."""
+
+    class Replaced(MemoryStore):
+        async def stat(self, name, *, tombstones=False):
+            info = await super().stat(name, tombstones=tombstones)
+            if info.size == 10:
+                await self.put(name, Bytes(b"new"), stamp=info.stamp + 1)
+            return info
+
+    store = Replaced()
+    async with await start_server(BlobServer(store, describes="memory:").handle) as server:
+        async with Client(*server.addresses[0]) as client:
+            old = b'"%b"' % checksum_of(b"0123456789").hex().encode()
+            for turn, (headers, status, body) in enumerate(
+                (
+                    ([(b"Range", b"bytes=1-8")], 206, b"ew"),
+                    ([(b"Range", b"bytes=5-8")], 416, None),
+                    ([(b"Range", b"bytes=1-8"), (b"If-Range", old)], 200, b"new"),
+                )
+            ):
+                await store.put("a", Bytes(b"0123456789"), stamp=10 * turn + 1)
+                answer = await client.request("GET", "/blob/a", headers)
+                assert answer.status == status
+                assert body is None or await answer.body.read(100) == body
+                if status == 206:
+                    assert answer.headers.get(b"content-range") == b"bytes 1-2/3"
+
+
+async def test_bodies_of_unknown_length(server, tmp_path):
+    async def pieces(size):
+        for at in range(0, size, 100_000):
+            yield data[at : min(size, at + 100_000)]
+
+    data = os.urandom(3_000_000)
+    for size in (0, 1, 70_000, 3_000_000):
+        assert (await server("PUT", f"/blob/c{size}", Streamed(pieces(size))))[0] == 201
+        assert (await server("GET", f"/blob/c{size}"))[2] == data[:size]
+    assert [each.name for each in tmp_path.iterdir()] == ["volume"]
+
+
+async def test_a_body_of_unknown_length_without_room_for_it_is_507(tmp_path):
+    async def pieces():
+        for _ in range(30):
+            yield bytes(100_000)
+
+    blob_server = BlobServer(MemoryStore(), describes="memory:", spool_folder=str(tmp_path))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    async with await start_server(blob_server.handle) as server:
+        async with Client(*server.addresses[0]) as client:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+            try:
+                answer = await client.request("PUT", "/blob/a", body=Streamed(pieces()))
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            assert answer.status == 507
+            assert (await client.request("GET", "/blob/a")).status == 404

@@ -143,6 +143,8 @@ class BlobServer:
         if range_applies(headers, tag):
             part = byte_range(headers.get(b"range"), info.size)
         blob = await self._store.get(name, byte_range=part)
+        if entity_tag(blob.info) != tag:  # it was replaced meanwhile: none of this was about it
+            return await self._get_part(request, name)
         status = 200 if part is None else 206
         return Response(status, describe(blob.info, part=part), body_of(blob))
 
@@ -180,7 +182,7 @@ class BlobServer:
         after = order.get("cursor")
         listing = self._store.list(
             partitions=_partitions(order.get("partitions")),
-            after=check_name(after) if after is not None else None,
+            after=check_name(str(after)) if after is not None else None,
             prefix=str(order.get("prefix", "")),
             tombstones=order.get("tombstones") is True,
         )
@@ -198,7 +200,7 @@ class BlobServer:
                         name,
                         stamp=parse_stamp(str(item.get("stamp"))),
                         checksum=parse_checksum(str(item.get("checksum"))),
-                        meta=metadata.check(parse_base64(str(item.get("metadata", "")).encode())),
+                        meta=metadata.check(parse_base64(str(item.get("metadata", "")))),
                     )
                 except DolmenError as error:
                     yield _failure(name, error)
@@ -212,7 +214,7 @@ class BlobServer:
         order = await _order(request, {"removes", "min_age"})
         removes = _items(order, "removes")
         min_age = order.get("min_age", 0)
-        if not isinstance(min_age, int | float) or min_age < 0:
+        if not isinstance(min_age, int | float) or not min_age >= 0:  # NaN is not
             raise HTTPError(400, f"min_age is a number of seconds, not {min_age!r}.")
 
         async def answers() -> AsyncIterator[dict[str, object]]:
@@ -286,7 +288,7 @@ class BlobServer:
         key = order.get("key")
         if not isinstance(key, str) or not 0 < len(key.encode()) <= 500:
             raise HTTPError(400, "A note's key is text of 1 to 500 bytes.")
-        await self._store.note(key, parse_base64(str(order.get("value", "")).encode()))
+        await self._store.note(key, parse_base64(str(order.get("value", ""))))
         return Response(204)
 
     async def alive(self, _request: Request, _: str) -> Response:
@@ -423,8 +425,10 @@ async def _order(request: Request, keys: set[str]) -> dict[str, Any]:
     """The JSON object a request carries, with no keys but these."""
     body = await request.body.read(_ORDER_MAX)
     try:
-        order = json.loads(bytes(body) or b"{}")
-    except ValueError as error:
+        order = json.loads(body or b"{}")
+        if b"\\u" in body:
+            json.dumps(order, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    except (ValueError, RecursionError) as error:
         raise HTTPError(400, f"The body is not JSON: {error}.") from error
     if not isinstance(order, dict) or not order.keys() <= keys:
         raise HTTPError(

@@ -8,7 +8,6 @@ browsers obey, which nobody should be able to store for others.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import re
 from binascii import hexlify
@@ -80,7 +79,7 @@ def metadata_of(headers: Headers) -> bytes:
                         f"{name.decode('latin-1')} is no header of dolmen's, and X-Dolmen-… names "
                         "are kept for it; choose another name"
                     )
-            elif name not in _PROXY and not name.startswith(_PROXY_PREFIXES):
+            elif not _is_obeyed(name):
                 pairs.append((name, value))
     if content_type and content_type != _NOBODY_CHOSE and MIME_TYPE not in headers:
         pairs.append((MIME_TYPE, content_type))
@@ -139,8 +138,20 @@ def describe(
 
 
 def _presentable(pairs: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """The pairs that can be header fields; a store may have been given any bytes."""
-    return [pair for pair in pairs if _NAME.fullmatch(pair[0]) and not _CONTROL.search(pair[1])]
+    """The pairs that may be header fields; a store may have been given any bytes as metadata."""
+    return [
+        (name, value)
+        for name, value in pairs
+        if _NAME.fullmatch(name)
+        and not _CONTROL.search(value)
+        and not name.startswith(_OURS)
+        and not _is_obeyed(name)
+    ]
+
+
+def _is_obeyed(name: bytes) -> bool:
+    """Whether proxies or browsers act on a field of this name."""
+    return name in _PROXY or name.startswith(_PROXY_PREFIXES)
 
 
 def entity_tag(info: BlobInfo) -> bytes:
@@ -164,7 +175,7 @@ def parse_checksum(text: str) -> bytes:
     return checksum
 
 
-def parse_base64(text: bytes) -> bytes:
+def parse_base64(text: bytes | str) -> bytes:
     """The bytes behind base64; raises `InvalidName`."""
     try:
         return base64.b64decode(text, validate=True)
@@ -238,7 +249,7 @@ def _parse_digest(value: bytes) -> dict[str, bytes]:
             continue  # RFC 9530: algorithms one does not know are passed over
         try:
             digest = base64.b64decode(encoded.strip(":"), validate=True)
-        except binascii.Error:
+        except ValueError:
             digest = b""
         if len(digest) != size or not (encoded.startswith(":") and encoded.endswith(":")):
             raise InvalidName(
