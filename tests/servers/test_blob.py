@@ -265,22 +265,24 @@ async def test_a_blob_replaced_between_look_and_read_is_answered_as_what_it_is_n
             return info
 
     store = Replaced()
-    async with await start_server(BlobServer(store, describes="memory:").handle) as server:
-        async with Client(*server.addresses[0]) as client:
-            old = b'"%b"' % checksum_of(b"0123456789").hex().encode()
-            for turn, (headers, status, body) in enumerate(
-                (
-                    ([(b"Range", b"bytes=1-8")], 206, b"ew"),
-                    ([(b"Range", b"bytes=5-8")], 416, None),
-                    ([(b"Range", b"bytes=1-8"), (b"If-Range", old)], 200, b"new"),
-                )
-            ):
-                await store.put("a", Bytes(b"0123456789"), stamp=10 * turn + 1)
-                answer = await client.request("GET", "/blob/a", headers)
-                assert answer.status == status
-                assert body is None or await answer.body.read(100) == body
-                if status == 206:
-                    assert answer.headers.get(b"content-range") == b"bytes 1-2/3"
+    async with (
+        await start_server(BlobServer(store, describes="memory:").handle) as server,
+        Client(*server.addresses[0]) as client,
+    ):
+        old = b'"%b"' % checksum_of(b"0123456789").hex().encode()
+        for turn, (headers, status, body) in enumerate(
+            (
+                ([(b"Range", b"bytes=1-8")], 206, b"ew"),
+                ([(b"Range", b"bytes=5-8")], 416, None),
+                ([(b"Range", b"bytes=1-8"), (b"If-Range", old)], 200, b"new"),
+            )
+        ):
+            await store.put("a", Bytes(b"0123456789"), stamp=10 * turn + 1)
+            answer = await client.request("GET", "/blob/a", headers)
+            assert answer.status == status
+            assert body is None or await answer.body.read(100) == body
+            if status == 206:
+                assert answer.headers.get(b"content-range") == b"bytes 1-2/3"
 
 
 async def test_bodies_of_unknown_length(server, tmp_path):
@@ -302,12 +304,14 @@ async def test_a_body_of_unknown_length_without_room_for_it_is_507(tmp_path):
 
     blob_server = BlobServer(MemoryStore(), describes="memory:", spool_folder=str(tmp_path))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    async with await start_server(blob_server.handle) as server:
-        async with Client(*server.addresses[0]) as client:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
-            try:
-                answer = await client.request("PUT", "/blob/a", body=Streamed(pieces()))
-            finally:
-                resource.setrlimit(resource.RLIMIT_FSIZE, before)
-            assert answer.status == 507
-            assert (await client.request("GET", "/blob/a")).status == 404
+    async with (
+        await start_server(blob_server.handle) as server,
+        Client(*server.addresses[0]) as client,
+    ):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+        try:
+            answer = await client.request("PUT", "/blob/a", body=Streamed(pieces()))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert answer.status == 507
+        assert (await client.request("GET", "/blob/a")).status == 404
