@@ -71,6 +71,17 @@ async def test_one_connection_too_many_is_told_to_come_back(kit) -> None:
     assert kit.parse_answers(fourth.written)[0].status == 200
 
 
+async def test_refused_connections_linger_only_while_they_are_few(kit) -> None:
+    from dolmen.http.protocol import ServerConnection
+
+    first = kit.make_connection(kit.echo, limits=Limits(connections=16))
+    more = [type(first)(ServerConnection(first.server, loopback=False)) for _ in range(20)]
+    refused = more[15:]
+    for transport in refused:
+        assert kit.parse_answers(transport.written)[0].status == 503
+    assert [transport.closing for transport in refused] == [False, False, True, True, True]
+
+
 async def test_a_refused_connection_is_cut_after_a_moment(kit, clock) -> None:
     transport = kit.make_connection(kit.echo, clock=clock)
     transport.feed(b"BAD\r\n\r\n")

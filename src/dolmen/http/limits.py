@@ -32,6 +32,6 @@ class Limits:
     body_rate: int = 1024
     """Least bytes a second, over each minute of waiting for a body; less is 408."""
     connections: int = 10_000
-    """Connections at once in this process; one more is answered 503 and closed."""
+    """Connections at once; one more is answered 503 and closed, after `linger` where few are."""
     linger: float = 2.0
     """How long what a refused client still sends is thrown away, so that it sees the answer."""

@@ -76,9 +76,14 @@ class ServerConnection(Exchange):
         self.peer = (peer[0], peer[1]) if isinstance(peer, tuple) else None
         connections = self.server.connections
         connections.add(self)
-        if len(connections) > self.server.limits.connections:
+        limit = self.server.limits.connections
+        if len(connections) > limit:
             detail = "This server has all the connections it can serve; try again shortly."
             self.refuse(HTTPError(503, detail, [(b"Retry-After", b"1")]))
+            if (
+                len(connections) > limit + limit // 8
+            ):  # they cost a descriptor each while they linger
+                self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the loop."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import resource
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import uvloop
@@ -19,6 +22,9 @@ from dolmen.servers.metrics import Board, Tally
 from dolmen.servers.routes import Routes
 
 Address = tuple[str, int]
+log = logging.getLogger("dolmen.servers")
+_FILES = 1024
+"""Descriptors a process keeps for its store: open segments, uploads, connections to others."""
 _METRICS = [(b"Content-Type", b"text/plain; version=0.0.4; charset=utf-8")]
 
 
@@ -51,6 +57,7 @@ def run(
     workers: once the application could be opened, and the addresses be had).
     Raises `BadSetting`, `BadVolume` and what else opening raises.
     """
+    limits = shared_out(limits, len(addresses))
     board = Board(workers)
     ending = contextlib.AsyncExitStack()
 
@@ -79,6 +86,29 @@ def run(
     # Here and once, or every worker would fail at it again and again.
     uvloop.run(_try(opened))
     return run_workers(workers, addresses, start, stop=ending.aclose, ready=ready)
+
+
+def shared_out(limits: Limits, listeners: int) -> Limits:
+    """The limits of each listener: the process's connections, shared out evenly.
+
+    They are fewer than was set where the store could otherwise find no descriptor left for a
+    segment or a connection of its own. This process's limit on descriptors is first raised as far
+    as it may be.
+    """
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = limits.connections * 9 // 8 + _FILES  # an eighth more linger while they are refused
+    if allowed != resource.RLIM_INFINITY and allowed < wanted:
+        allowed = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, most))
+    connections = limits.connections
+    if allowed != resource.RLIM_INFINITY and allowed < wanted:
+        connections = min(connections, max(allowed - _FILES, allowed // 2) * 8 // 9)
+        log.warning(
+            "at most %d connections, not %d: this process may open only %d files; "
+            "raise that to %d (ulimit -n, LimitNOFILE)",
+            connections, limits.connections, allowed, wanted,
+        )  # fmt: skip
+    return replace(limits, connections=max(1, connections // listeners))
 
 
 async def _try(opened: Callable[[], Awaitable[Application]]) -> None:
