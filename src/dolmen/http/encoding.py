@@ -30,7 +30,9 @@ class EncodedHeaders:
         return cls(encode_headers(headers))
 
 
-def _line_start(name: bytes) -> bytes:
+def _line(name: bytes, value: bytes) -> bytes:
+    if not isinstance(name, bytes) or not isinstance(value, bytes):
+        raise ValueError(f"a header is a pair of bytes, not {name!r} and {value!r}")  # noqa: TRY004
     start = _starts.get(name)
     if start is None:
         if not _TOKEN.match(name):
@@ -40,21 +42,22 @@ def _line_start(name: bytes) -> bytes:
         start = name + b": "
         if len(_starts) < 1024:
             _starts[name] = start
-    return start
+    return start + value
 
 
 def encode_headers(headers: Sequence[tuple[bytes, bytes]] | EncodedHeaders) -> bytes:
     """Headers as lines that each end in CRLF.
 
-    Raises ValueError for a name that is no token or belongs to the layer itself, and
-    for a value with control characters: a value can't begin a header of its own.
+    Raises ValueError for a name that is no token or belongs to the layer itself, for
+    what is not bytes, and for a value with control characters: a value can't begin a
+    header of its own.
     """
     if isinstance(headers, EncodedHeaders):
         return headers.lines
     try:
         parts = [_starts[name] + value for name, value in headers]
-    except KeyError:
-        parts = [_line_start(name) + value for name, value in headers]
+    except (KeyError, TypeError):
+        parts = [_line(name, value) for name, value in headers]
     count = len(parts)
     parts.append(b"")
     lines = b"\r\n".join(parts)
