@@ -160,6 +160,15 @@ async def test_connection_close_is_obeyed(kit, ask, value) -> None:
     assert transport.ended
 
 
+async def test_proxy_connection_close_counts_too(kit, ask) -> None:
+    """llhttp takes nothing more on a connection after it."""
+    data = b"GET / HTTP/1.1\r\nHost: a\r\nProxy-Connection: close\r\n\r\n"
+    transport = await ask(Response(200, [], b"x"), data + GET)
+    [answer] = kit.parse_answers(transport.written)
+    assert answer.headers[b"connection"] == b"close"
+    assert transport.ended
+
+
 @pytest.mark.parametrize(
     ("pieces", "length"), [([b"abc"], 5), ([b"abc", b"def"], 5), ([], 1), ([b"x"], 0)]
 )
@@ -227,6 +236,9 @@ async def test_what_is_no_response_is_a_500(kit, ask, caplog) -> None:
         (b"Content-Length", b"5"),
         (b"transfer-encoding", b"chunked"),
         (b"Connection", b"close"),
+        ("A", b"b"),
+        (b"A", "b"),
+        (b"A", None),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])

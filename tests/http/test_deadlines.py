@@ -55,6 +55,19 @@ async def test_a_head_that_drips_in_is_408(kit, start) -> None:
     assert transport.ended
 
 
+async def test_a_method_that_drips_in_is_408_after_the_same_time(kit, start) -> None:
+    transport = start()
+    transport.feed(GET)
+    await transport.later(5)
+    for _ in range(10):
+        transport.feed(b"X")
+        await transport.later(1)
+    assert not transport.ended
+    await transport.later(1)
+    _, answer = kit.parse_answers(transport.written)
+    assert answer.status == 408
+
+
 async def test_an_idle_connection_is_closed_after_keep_alive(start) -> None:
     transport = start()
     transport.feed(GET)

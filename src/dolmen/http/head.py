@@ -40,9 +40,10 @@ class Framing:
                 raise HTTPError(501, "The only transfer coding spoken here is chunked.")
             if not http11:
                 raise HTTPError(400, "Transfer-Encoding is not for HTTP/1.0.")
-        if b"\r\nconnection:" in lower:
-            connection = headers.get(b"connection", b"").lower()
-            tokens = [token.strip() for token in connection.split(b",")]
+        if b"connection:" in lower:
+            values = headers.get_all(b"connection")
+            values += headers.get_all(b"proxy-connection")  # llhttp takes it for the same
+            tokens = [token.strip() for token in b",".join(values).lower().split(b",")]
             self.keep_alive = b"close" not in tokens and (http11 or b"keep-alive" in tokens)
         self.plain = http11 and self.keep_alive
         self.foreign: str | None = None

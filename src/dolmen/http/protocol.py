@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _END = b"\r\n\r\n"
 _PLAIN_LINE = re.compile(rb"(GET|HEAD|PUT|POST|DELETE) (/[!\"$-~]*) HTTP/1\.1")
 _METHODS = {name.encode(): name for name in ("GET", "HEAD", "PUT", "POST", "DELETE")}
-_UNKNOWN_METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+ ")
+_METHOD = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+( |\Z)")
 _REFUSED = Framing(b"\r\nConnection: close\r\n\r\n", http11=True)
 
 
@@ -178,7 +178,12 @@ class ServerConnection(Exchange):
                     self._skipped = True
                     del held[:2]
                 return len(held) > 1 or not held
-            self.since = self.server.now
+            if not self._skipped:  # the deadline runs from the first byte
+                self._skipped = True
+                self.since = self.server.now
+            method = _METHOD.match(held)
+            if method is not None and not method[1] and len(held) < self.server.limits.request_line:
+                return False  # llhttp could not tell an unknown method from garbage yet
         end = held.find(_END, max(0, self._fed - 3))
         stop = len(held) if end < 0 else end + 4
         line = held.find(b"\r\n")
@@ -206,7 +211,7 @@ class ServerConnection(Exchange):
         return True
 
     def _refuse_malformed(self, error: HttpParserError, head: bytes | bytearray) -> None:
-        if isinstance(error, HttpParserInvalidMethodError) and _UNKNOWN_METHOD.match(head):
+        if isinstance(error, HttpParserInvalidMethodError) and _METHOD.match(head):
             self.refuse(HTTPError(501, "This request method is not known here."))
         else:
             self.refuse(HTTPError(400, f"The request is malformed: {error}."))
