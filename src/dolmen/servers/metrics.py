@@ -12,6 +12,7 @@ import bisect
 import fcntl
 import json
 import mmap
+import struct
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -24,7 +25,10 @@ from dolmen.http.messages import Request
 
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 """Upper bounds of the histogram of request times, in seconds."""
-_PART = 1 << 18
+_HALF = 1 << 18
+"""Room for the sums of one worker, twice: every route with every method takes 170 kB."""
+_PART = 2 * _HALF + 8
+_HEAD = struct.Struct("<II")
 Key = tuple[str, str, int]
 """Route, method, status."""
 Row = list[float]
@@ -32,7 +36,11 @@ Row = list[float]
 
 
 class Board:
-    """The file the workers share. Made before they are forked."""
+    """The file the workers share. Made before they are forked.
+
+    A part is a turn and a length, 4 bytes each, and two halves, of which an even turn's sums are
+    in the first: what a reader is looking at is never written to, nor lost with a killed worker.
+    """
 
     def __init__(self, workers: int) -> None:
         self._workers = workers
@@ -57,12 +65,13 @@ class Board:
         if self._mine is None:
             return
         data = json.dumps([[*key, *row] for key, row in rows.items()]).encode()
-        if len(data) + 8 > _PART:
+        if len(data) > _HALF:
             return
         at = self._mine * _PART
-        self._map[at : at + 8] = bytes(8)  # nobody takes a half-written part for whole
-        self._map[at + 8 : at + 8 + len(data)] = data
-        self._map[at : at + 8] = len(data).to_bytes(8, "little")
+        turn = (_HEAD.unpack_from(self._map, at)[0] + 1) % (1 << 32)
+        half = at + 8 + turn % 2 * _HALF
+        self._map[half : half + len(data)] = data
+        self._map[at : at + 8] = _HEAD.pack(turn, len(data))
 
     def sums(self) -> dict[Key, Row]:
         """The sums of all workers."""
@@ -77,8 +86,12 @@ class Board:
 
     def _read(self, part: int) -> dict[Key, Row]:
         at = part * _PART
-        length = int.from_bytes(self._map[at : at + 8], "little")
-        rows: list[list[Any]] = json.loads(self._map[at + 8 : at + 8 + length] or b"[]")
+        head = data = None
+        while head != (head := self._map[at : at + 8]):  # again, if it was written to meanwhile
+            turn, length = _HEAD.unpack(head)
+            half = at + 8 + turn % 2 * _HALF
+            data = self._map[half : half + length]
+        rows: list[list[Any]] = json.loads(data or b"[]")
         return {(row[0], row[1], row[2]): row[3:] for row in rows}
 
 
