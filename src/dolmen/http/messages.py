@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol, overload
-from urllib.parse import parse_qsl, unquote_to_bytes
+from urllib.parse import parse_qsl
 
 if TYPE_CHECKING:
     from dolmen.http.body import Body
@@ -25,9 +25,9 @@ class Headers:
 
     __slots__ = ("_first", "_lines", "_pairs", "meaning")
 
-    def __init__(self, lines: bytes = b"", pairs: list[tuple[bytes, bytes]] | None = None) -> None:
+    def __init__(self, lines: bytes = b"") -> None:
         self._lines = lines
-        self._pairs = pairs
+        self._pairs: list[tuple[bytes, bytes]] | None = None
         self._first: dict[bytes, bytes] | None = None
         self.meaning: object = None
 
@@ -103,14 +103,6 @@ class Request:
         target = self.target
         mark = target.find(b"?")
         return target if mark < 0 else target[:mark]
-
-    @property
-    def path(self) -> str:
-        """The path percent-decoded; what is not UTF-8 is kept as surrogate escapes."""
-        raw = self.raw_path
-        if b"%" in raw:
-            raw = unquote_to_bytes(raw)
-        return raw.decode("utf-8", "surrogateescape")
 
     @property
     def query(self) -> dict[str, str]:

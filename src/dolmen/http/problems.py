@@ -24,19 +24,12 @@ class HTTPError(DolmenError):
         self.detail = detail
         self.headers = headers
 
-    def __reduce__(self) -> tuple[type[HTTPError], tuple[int, str, Pairs]]:
-        return type(self), (self.status, self.detail, self.headers)
-
 
 class BodyTooLarge(HTTPError, TooLarge):  # noqa: N818 - as in dolmen.errors
     """A body went beyond the limit its reader gave; 413 when nobody catches it."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(413, f"The body is larger than the {limit} bytes allowed here.")
-        self.limit = limit
-
-    def __reduce__(self) -> tuple[type[BodyTooLarge], tuple[int]]:  # type: ignore[override]
-        return type(self), (self.limit,)
 
 
 def reason(status: int) -> str:
@@ -47,21 +40,11 @@ def reason(status: int) -> str:
         return "Unknown"
 
 
-def problem(
-    status: int,
-    detail: str,
-    *,
-    title: str | None = None,
-    headers: Pairs = (),
-    **members: object,
-) -> Response:
-    """A problem answer: type "about:blank", title, status, detail, and any extra JSON members.
-
-    `title` defaults to the status code's own phrase, as RFC 9457 asks of "about:blank".
-    """
+def problem(status: int, detail: str, *, headers: Pairs = (), **members: object) -> Response:
+    """A problem answer: type "about:blank", title, status, detail, and any extra JSON members."""
     told = {
         "type": "about:blank",
-        "title": title or reason(status),
+        "title": reason(status),
         "status": status,
         "detail": detail,
         **members,
