@@ -9,7 +9,7 @@ import socket
 import pytest
 
 from dolmen.errors import BadSetting
-from dolmen.http import Response, Streamed, listen_on, start_server
+from dolmen.http import Response, Streamed, bind, start_server
 
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -21,7 +21,7 @@ async def read_answer(reader) -> bytes:
 
 
 async def test_it_serves_a_bound_socket(kit) -> None:
-    sock = listen_on("127.0.0.1", 0)
+    sock = bind("127.0.0.1", 0)
     async with await start_server(kit.echo, sockets=[sock]) as server:
         assert server.addresses == [sock.getsockname()]
         got = await kit.exchange(sock.getsockname(), GET.replace(b"1.1", b"1.0"))
@@ -31,7 +31,7 @@ async def test_it_serves_a_bound_socket(kit) -> None:
 
 
 async def test_it_serves_several_sockets_and_ipv6(kit) -> None:
-    sockets = [listen_on("127.0.0.1", 0), listen_on("::1", 0)]
+    sockets = [bind("127.0.0.1", 0), bind("::1", 0)]
     async with await start_server(kit.echo, sockets=sockets) as server:
         for address in server.addresses:
             got = await kit.exchange(address, GET.replace(b"1.1", b"1.0"))
@@ -39,7 +39,7 @@ async def test_it_serves_several_sockets_and_ipv6(kit) -> None:
 
 
 async def test_an_occupied_port_is_a_setting_to_mend(kit) -> None:
-    with listen_on("127.0.0.1", 0) as sock:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
         with pytest.raises(BadSetting, match=f"port {port} on 127.0.0.1 is in use.*--listen"):
             await start_server(kit.echo, port=port)

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from dolmen.errors import BadSetting
-from dolmen.http import listen_on, run_workers
+from dolmen.http import run_workers
 
 PROGRAM = """
 import asyncio, logging, os, sys
@@ -187,7 +187,7 @@ def test_an_occupied_port_is_a_setting_to_mend(workers) -> None:
     async def start(sockets):
         raise AssertionError
 
-    with listen_on("127.0.0.1", 0) as sock:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
         with pytest.raises(BadSetting, match=f"port {port} on 127.0.0.1 is in use"):
             run_workers(workers, [("127.0.0.1", port)], start)

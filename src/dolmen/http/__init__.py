@@ -9,7 +9,7 @@ from dolmen.http.conditional import not_modified, range_applies
 from dolmen.http.encoding import EncodedHeaders
 from dolmen.http.exchange import Handler, Observer
 from dolmen.http.limits import Limits
-from dolmen.http.listening import listen_on
+from dolmen.http.listening import bind
 from dolmen.http.messages import Headers, Request, Response, Stream, Streamed
 from dolmen.http.origins import SitePolicy
 from dolmen.http.pool import Timeouts
@@ -37,9 +37,9 @@ __all__ = [
     "Stream",
     "Streamed",
     "Timeouts",
+    "bind",
     "byte_range",
     "content_range",
-    "listen_on",
     "not_modified",
     "problem",
     "range_applies",

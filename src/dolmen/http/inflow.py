@@ -4,34 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from dolmen.errors import BadContent
 from dolmen.http.chunked import BadChunk, ChunkDecoder
 from dolmen.http.problems import BodyTooLarge, HTTPError
 
+if TYPE_CHECKING:
+    from dolmen.http.wire import Wire
+
 HIGH_WATER = 64 * 1024
-
-
-class Source(Protocol):
-    """The connection an inflow is fed by."""
-
-    loop: asyncio.AbstractEventLoop
-
-    def pause(self) -> None:
-        """Stop reading from the socket."""
-
-    def want(self) -> None:
-        """Read from the socket: the body's reader has nothing left."""
-
-    def fill_direct(self, inflow: Inflow, view: memoryview) -> None:
-        """Let the socket write into `view`; `inflow.filled(n)` tells of each arrival."""
-
-    def stop_direct(self) -> None:
-        """Take the view away from the socket again."""
-
-    def abandon(self, inflow: Inflow) -> None:
-        """Nobody will read the rest of this body."""
 
 
 class Inflow:
@@ -47,7 +29,7 @@ class Inflow:
         "ended", "error", "length", "remaining", "waiter",
     )  # fmt: skip
 
-    def __init__(self, source: Source, length: int | None, limit: int) -> None:
+    def __init__(self, source: Wire, length: int | None, limit: int) -> None:
         self._source = source
         self.length = length
         self.remaining = 0 if length is None else length

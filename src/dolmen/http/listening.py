@@ -8,21 +8,12 @@ import socket
 from dolmen.errors import BadSetting
 
 
-def listen_on(
-    host: str, port: int, *, reuse_port: bool = False, backlog: int = 2048
-) -> socket.socket:
-    """Bind a listening TCP socket; port 0 lets the system choose one.
+def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
+    """Bind a TCP socket, not listening yet; port 0 lets the system choose one.
 
     A name that stands for several addresses is bound to the first, IPv4 before
     IPv6. Raises BadSetting when the address is in use, unknown, or not allowed.
     """
-    sock = bind(host, port, reuse_port=reuse_port)
-    sock.listen(backlog)
-    return sock
-
-
-def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
-    """As `listen_on`, but not listening yet: connections are refused."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror as error:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dolmen.http.encoding import Heads
 from dolmen.http.exchange import Exchange, Handler, Observer
 from dolmen.http.limits import Limits
-from dolmen.http.listening import listen_on
+from dolmen.http.listening import bind
 from dolmen.http.messages import Address
 from dolmen.http.origins import SitePolicy, is_loopback
 from dolmen.http.outbox import Outbox
@@ -156,7 +156,7 @@ async def start_server(
     """
     server = Server(handler, limits, policy, observe, clock)
     try:
-        for sock in sockets or [listen_on(host, port)]:
+        for sock in sockets or [bind(host, port)]:
             await server.listen(sock, tls)
     except BaseException:
         await server.close()
