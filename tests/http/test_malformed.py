@@ -275,6 +275,18 @@ async def test_what_is_allowed_is_served_and_the_connection_kept(kit, data, byte
     assert not transport.ended
 
 
+async def test_one_empty_line_is_forgiven_before_each_request(kit) -> None:
+    """Old clients send one behind each body."""
+    transport = kit.make_connection(kit.echo)
+    for _ in range(4):
+        transport.feed(with_length(b" 5"))
+        transport.feed(b"\r\n")
+    answers = kit.parse_answers(transport.written)
+    assert [answer.status for answer in answers] == [200] * 4
+    transport.feed(b"\r\n")
+    assert kit.parse_answers(transport.written)[-1].status == 400
+
+
 async def test_the_authority_of_an_absolute_target_overrules_host(kit) -> None:
     transport = kit.make_connection(kit.echo)
     transport.feed(b"GET http://b:8/c?d HTTP/1.1\r\nhost: a\r\nX: y\r\n\r\n")

@@ -80,9 +80,7 @@ class ServerConnection(Exchange):
         if len(connections) > limit:
             detail = "This server has all the connections it can serve; try again shortly."
             self.refuse(HTTPError(503, detail, [(b"Retry-After", b"1")]))
-            if (
-                len(connections) > limit + limit // 8
-            ):  # they cost a descriptor each while they linger
+            if len(connections) > limit + limit // 8:  # each costs a descriptor while it lingers
                 self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -132,6 +130,7 @@ class ServerConnection(Exchange):
         length = len(data) - end
         if words is None or line > self._small or length != (framing.length or 0):
             return False
+        self._skipped = False
         method, target = words.groups()
         body = Body(data[end:]) if length else NO_BODY
         request = Request(_METHODS[method], target, framing.headers, body, self.peer)
