@@ -17,6 +17,7 @@ from dolmen.http.pool import Pool, Timeouts
 _TARGET = re.compile(rb"/[!-~]*\Z")
 _METHOD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
 _READS = frozenset(("GET", "HEAD", "OPTIONS"))
+_COMMON = _READS | {"POST", "PUT", "DELETE"}
 _CHUNKED = b"Transfer-Encoding: chunked\r\n"
 _COPY_UP_TO = 64 * 1024
 _CONTINUE_PATIENCE = 2.0
@@ -81,7 +82,7 @@ class Client:
         if reads is None:
             reads = method in _READS
         raw = target.encode("ascii") if isinstance(target, str) else target
-        if not _TARGET.match(raw) or not _METHOD.match(method):
+        if not _TARGET.match(raw) or (method not in _COMMON and not _METHOD.match(method)):
             raise ValueError(f"{method} {target!r} can't be the start of a request")
         lines = encode_headers(headers)
         extra = b""

@@ -26,21 +26,17 @@ class Framing:
     def __init__(self, lines: bytes, *, http11: bool) -> None:
         self.http11 = http11
         self.headers = headers = Headers(lines)
-        self.length: int | None = None
+        length, coding = headers.get(b"content-length"), headers.get(b"transfer-encoding")
+        self.length = None if length is None else int(length)
         self.chunked = self.expects = False
         self.keep_alive = http11
-        # Looking for the few names that matter is cheaper than taking all lines apart.
-        lower = lines.lower()
-        at = lower.find(b"\r\ncontent-length:")
-        if at >= 0:
-            self.length = int(lower[at + 17 : lower.find(b"\r\n", at + 17)])
-        if b"\r\ntransfer-encoding:" in lower:
+        if coding is not None:
             self.chunked = True
-            if headers.get(b"transfer-encoding", b"").lower() != b"chunked":
+            if coding.lower() != b"chunked":
                 raise HTTPError(501, "The only transfer coding spoken here is chunked.")
             if not http11:
                 raise HTTPError(400, "Transfer-Encoding is not for HTTP/1.0.")
-        if b"connection:" in lower:
+        if b"connection" in headers or b"proxy-connection" in headers:
             values = headers.get_all(b"connection")
             values += headers.get_all(b"proxy-connection")  # llhttp takes it for the same
             tokens = [token.strip() for token in b",".join(values).lower().split(b",")]

@@ -42,8 +42,11 @@ class Headers:
 
     def _joined(self) -> dict[bytes, bytes]:
         joined: dict[bytes, bytes] = {}
-        for name, value in self:
-            joined[name] = joined[name] + b", " + value if name in joined else value
+        for line in self._lines.split(b"\r\n"):
+            if line:
+                raw, _, value = line.partition(b":")
+                name, value = raw.lower(), value.strip(b" \t")
+                joined[name] = joined[name] + b", " + value if name in joined else value
         self._first = joined
         return joined
 

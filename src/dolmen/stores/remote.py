@@ -145,8 +145,11 @@ class RemoteStore:
 
     def _check(self, info: BlobInfo, data: bytes, *, part: bool) -> None:
         # An object or chunk is checked against its name by whoever reads it; the rest here.
-        named = is_chunk_name(info.name) or is_object_id(info.name)
-        if part or not info.checksum.strip(b"\0") or (named and info.kind == Kind.BLOB):
+        if (
+            part
+            or info.checksum == NO_CHECKSUM
+            or (info.kind == Kind.BLOB and (is_object_id(info.name) or is_chunk_name(info.name)))
+        ):
             return
         if checksum_of(data) != info.checksum:
             raise Corrupt(f"{self._address} sent {info.name} with another checksum than it has")

@@ -117,7 +117,7 @@ def listed(line: dict[str, Any]) -> BlobInfo:
 
 async def object_of(response: ClientResponse) -> dict[str, Any]:
     """An answer that is one JSON object."""
-    said = json.loads(bytes(await response.body.read(ANSWER_MAX)) or b"{}")
+    said = json.loads((await response.body.read(ANSWER_MAX)).decode() or "{}")
     return said if isinstance(said, dict) else {}
 
 
