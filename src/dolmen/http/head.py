@@ -56,14 +56,12 @@ def request_framing(
     """
     framing = Framing(lines, http11=http11)
     headers = framing.headers
-    hosts = headers.get_all(b"host")
-    if len(hosts) > 1:
-        raise HTTPError(400, "The request has more than one Host header.")
-    if hosts:
-        if not is_host(hosts[0]):
-            raise HTTPError(400, "The Host header is not a host name with an optional port.")
+    host = headers.get(b"host")
+    if host is not None:
+        if not is_host(host):  # nor are several, joined by commas
+            raise HTTPError(400, "The Host header is not one host name with an optional port.")
         if policy is not None and loopback:
-            wrong = policy.misdirected(hosts[0])
+            wrong = policy.misdirected(host)
             if wrong is not None:
                 raise HTTPError(421, wrong)
     elif http11:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from dolmen.http.messages import Headers
 
@@ -52,6 +53,7 @@ def is_host(host: bytes) -> bool:
     return _HOST.match(host) is not None
 
 
+@lru_cache(maxsize=256)  # asked with every request whose headers are new
 def is_loopback(name: str) -> bool:
     """Whether a host name or address (IPv6 with or without brackets) is this very machine."""
     if name == "localhost" or name.endswith(".localhost"):

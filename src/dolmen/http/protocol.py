@@ -105,6 +105,10 @@ class ServerConnection(Exchange):
                 at = data.find(b"\r\n")
                 if data.startswith(lines, at) and self._take_repeated(data, at, at + len(lines)):
                     return
+            end = data.find(_END) + 4
+            if 4 <= end <= self._small and data[0] > 32:
+                self._take_first(data, end)
+                return
         if self.lingering:
             return
         inflow = self.inflow
@@ -136,6 +140,20 @@ class ServerConnection(Exchange):
         request = Request(_METHODS[method], target, framing.headers, body, self.peer)
         self.run(request, framing)
         return True
+
+    def _take_first(self, data: bytes, end: int) -> None:
+        """Start on the request whose short head is `data[:end]`; what follows waits."""
+        head = data[:end]
+        try:
+            self._parser.feed_data(head)
+        except HttpParserUpgrade:
+            self._parser = HttpRequestParser(None)
+        except HttpParserError as error:
+            self._refuse_malformed(error, head)
+            return
+        if end < len(data):
+            self.held += data[end:]
+        self._take_head(head)
 
     def _advance(self) -> None:
         """Take what is held as far as it goes."""
