@@ -531,6 +531,31 @@ async def test_a_client_that_goes_away_cancels_the_handler(kit, first) -> None:
     assert not transport.server.connections
 
 
+async def test_a_handler_is_cancelled_even_where_it_has_just_moved_on(kit) -> None:
+    """Its future was there and its task not begun when the client went away."""
+    seen = []
+    there = asyncio.get_running_loop().create_future()
+
+    async def handler(request):
+        try:
+            await there
+            seen.append("moved on")
+            await asyncio.sleep(0)
+            seen.append("not reached")
+        except asyncio.CancelledError:
+            await asyncio.sleep(0)
+            seen.append("cancelled")
+            raise
+
+    transport = kit.make_connection(handler)
+    transport.feed(GET)
+    there.set_result(None)
+    transport.close()
+    await kit.settle()
+    assert seen == ["moved on", "cancelled"]
+    assert not transport.server.running
+
+
 @pytest.mark.parametrize("size", [1_000_000, None])
 async def test_a_client_that_goes_away_within_its_body_cancels_the_reader(kit, size) -> None:
     ended = []

@@ -6,8 +6,7 @@ A task costs 4 µs, of which most handlers that wait for a disk or a peer have n
 from __future__ import annotations
 
 import asyncio
-import types
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 Ended = Callable[[Any, BaseException | None], None]
@@ -39,8 +38,8 @@ class Steps:
             waiting._asyncio_future_blocking = False  # noqa: SLF001
             self._waiting = waiting
             waiting.add_done_callback(self._step)
-        else:
-            self._waiting = asyncio.get_running_loop().create_task(_resume(self._coro, waiting))
+        else:  # a bare yield, as in `asyncio.sleep(0)`
+            self._waiting = asyncio.get_running_loop().create_task(self._coro)
             self._waiting.add_done_callback(self._task_done)
         if self._cancelled and self._waiting.cancel():
             self._cancelled = False
@@ -66,24 +65,3 @@ class Steps:
             self._ended(None, error)
         else:
             self._ended(task.result(), None)
-
-
-@types.coroutine
-def _resume(
-    coro: Coroutine[Any, Any, Any], waiting: Any
-) -> Generator[Any, Any, Any]:  # what a coroutine awaits has no common type
-    """Go on with a coroutine that was stepped outside a task and waits for `waiting`.
-
-    What it waits for is yielded once more, now to the task this runs in, which sees it
-    as if the coroutine had awaited it there.
-    """
-    while True:
-        try:
-            yield waiting
-        except BaseException as error:  # noqa: BLE001 - handed on, cancellation too
-            try:
-                waiting = coro.throw(error)
-            except StopIteration as stop:
-                return stop.value
-        else:
-            return (yield from coro)
