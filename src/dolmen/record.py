@@ -44,12 +44,15 @@ MAGIC = b"dlmn"
 VERSION = 1
 BLOCK = 65_536
 HEADER_SIZE = 76
+LENGTH_AT = 12
 CHECKSUM_AT = 36
 HEAD_MAX = HEADER_SIZE + NAME_MAX + METADATA_MAX
 NOBODY = bytes(16)
 
 _HEADER = struct.Struct("<4sBBBxHxxQQQ16s16sI")
 _CRC = struct.Struct("<I")
+LENGTH = struct.Struct("<Q")
+"""The length of the data, at `LENGTH_AT`."""
 
 
 class Kind(enum.IntEnum):
@@ -98,12 +101,12 @@ def sums_size(length: int) -> int:
     return 4 * ((length + BLOCK - 1) // BLOCK)
 
 
-def head_size(header: bytes | memoryview) -> int:
+def head_size(header: bytes | memoryview, offset: int = 0) -> int:
     """How many bytes stand before the data, told by the first `HEADER_SIZE` of them.
 
     Not yet checked: `decode_head` does that once they are all there.
     """
-    return HEADER_SIZE + header[6] + int.from_bytes(header[8:10], "little")
+    return HEADER_SIZE + header[offset + 6] + header[offset + 8] + (header[offset + 9] << 8)
 
 
 def record_size(name: int, metadata: int, length: int) -> int:

@@ -254,12 +254,13 @@ class BlobServer:
         try:
             async for result in self._store.put_many(blobs()):
                 name = names[len(lines)]
-                said = (
-                    _failure(name, result.error)
-                    if isinstance(result, Failed)
-                    else _success(name, result)
-                )
-                lines.append(json.dumps(said).encode())
+                if isinstance(result, Failed):
+                    lines.append(json.dumps(_failure(name, result.error)).encode())
+                else:  # needs no quoting
+                    lines.append(
+                        b'{"name": "%b", "status": "%b", "stamp": "%016x"}'
+                        % (name.encode(), result.outcome.encode(), result.stamp)
+                    )
         except DolmenError as error:
             if not lines:
                 return refusal(error)

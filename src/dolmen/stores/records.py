@@ -17,6 +17,8 @@ from dolmen.payload import Bytes, Piece, Stream
 from dolmen.record import (
     BLOCK,
     HEADER_SIZE,
+    LENGTH,
+    LENGTH_AT,
     BlockSums,
     Head,
     Kind,
@@ -86,34 +88,37 @@ async def decode(pieces: AsyncIterator[Piece]) -> AsyncIterator[Blob | Failed]:
     """
     source = _Source(pieces)
     count = 0
-    while await source.more():
+    while True:
+        needed = source.missing()
+        if needed:
+            if not await source.fill(needed):
+                break
+            continue
         count += 1
         try:
-            head = await _head(source)
-            if head.length > WHOLE:
-                rest = _Rest(source, head)
-                yield Blob(_info(head), Stream(head.length, rest.pieces, rereadable=False))
-                await rest.skip()
-                continue
-            data = await source.take(head.length)
-            sums = await source.take(sums_size(head.length))
+            head = source.head()
+            info = None if head.kind == Kind.REFUSED else _info(head)
         except Corrupt as error:
             raise BadContent(f"record {count} of the stream is damaged: {error}") from error
-        except BadContent as error:
-            raise BadContent(f"the stream is cut off in record {count}") from error
+        if head.length > WHOLE and info is not None:
+            rest = _Rest(source, head)
+            yield Blob(info, Stream(head.length, rest.pieces, rereadable=False))
+            await rest.skip()
+            continue
+        data, sums = source.take(head.length), source.take(sums_size(head.length))
         if not blocks_match(data, sums):
             raise BadContent(
                 f"record {count} of the stream is damaged: its data fails its checksum"
             )
-        if head.kind == Kind.REFUSED:
-            yield _failed(head, data)
-        else:
-            yield Blob(_info(head), Bytes(data))
-
-
-async def _head(source: _Source) -> Head:
-    fixed = await source.take(HEADER_SIZE)
-    return decode_head(fixed + await source.take(head_size(fixed) - HEADER_SIZE))
+        yield _failed(head, data) if info is None else Blob(info, Bytes(data))
+    if source.held:
+        try:
+            source.head()
+        except Corrupt as error:
+            raise BadContent(
+                f"the stream is cut off or damaged in record {count + 1}: {error}"
+            ) from error
+        raise BadContent(f"the stream is cut off in record {count + 1}")
 
 
 def _info(head: Head) -> BlobInfo:
@@ -138,37 +143,57 @@ def _failed(head: Head, data: bytes) -> Failed:
 
 
 class _Source:
-    """Pieces, taken apart into what is asked for."""
+    """Pieces, put together as far as a record goes, and taken apart again."""
 
     def __init__(self, pieces: AsyncIterator[Piece]) -> None:
         self._pieces = pieces
-        self._rest = memoryview(b"")
+        self._buffer: bytes = b""
+        self._at = 0
 
-    async def more(self) -> bool:
-        """Whether there is anything left."""
-        while not len(self._rest):
-            try:
-                self._rest = memoryview(await anext(self._pieces))
-            except StopAsyncIteration:
-                return False
-        return True
+    @property
+    def held(self) -> int:
+        """Bytes that have come and were not taken."""
+        return len(self._buffer) - self._at
 
-    async def take(self, length: int) -> bytes:
-        """Exactly so many bytes; raises `BadContent` when the stream ends before."""
-        if length <= len(self._rest):
-            taken, self._rest = self._rest[:length], self._rest[length:]
-            return bytes(taken)
-        parts = [bytes(self._rest)]
-        missing = length - len(self._rest)
-        self._rest = memoryview(b"")
-        while missing:
-            if not await self.more():
-                raise BadContent("the stream is cut off")
-            part = self._rest[:missing]
-            self._rest = self._rest[missing:]
-            missing -= len(part)
-            parts.append(bytes(part))
-        return b"".join(parts)
+    def missing(self) -> int:
+        """How many bytes must still come before the next record can be taken.
+
+        Zero when all of it is there, or the head of one that is read as a stream. More
+        may be missing once these have come.
+        """
+        held = self.held
+        if held < HEADER_SIZE:
+            return HEADER_SIZE - held
+        length = LENGTH.unpack_from(self._buffer, self._at + LENGTH_AT)[0]
+        size = head_size(self._buffer, self._at)
+        if length <= WHOLE:
+            size += length + sums_size(length)
+        return max(0, size - held)
+
+    async def fill(self, missing: int) -> bool:
+        """Have so many more bytes; False when the stream ends before."""
+        parts: list[Piece] = [memoryview(self._buffer)[self._at :]]
+        while missing > 0:
+            piece = await anext(self._pieces, None)
+            if piece is None:
+                break
+            missing -= len(piece)
+            # A piece is valid only until the next one is asked for.
+            parts.append(piece if missing <= 0 else bytes(piece))
+        self._buffer, self._at = b"".join(parts), 0
+        return missing <= 0
+
+    def head(self) -> Head:
+        """Take the head of the record that comes next; raises `Corrupt`."""
+        head = decode_head(self._buffer, self._at)
+        self._at += head.data_offset
+        return head
+
+    def take(self, length: int) -> bytes:
+        """Take so many bytes, which are there."""
+        at = self._at
+        self._at = at + length
+        return self._buffer[at : at + length]
 
 
 class _Rest:
@@ -178,21 +203,25 @@ class _Rest:
         self._source, self._head = source, head
         self._left = head.length
         self._sums = BlockSums()
-        self._checked = False
 
     async def pieces(self) -> AsyncIterator[Piece]:
         """The data, and at its end the check of all of it."""
         while self._left:
-            piece = await self._source.take(min(self._left, 4 * BLOCK))
+            piece = await self._take(min(self._left, 4 * BLOCK))
             self._left -= len(piece)
             self._sums.update(piece)
             if not self._left:
                 await self._check()
             yield piece
 
+    async def _take(self, length: int) -> bytes:
+        missing = length - self._source.held
+        if missing > 0 and not await self._source.fill(missing):
+            raise BadContent("the stream is cut off in a large record")
+        return self._source.take(length)
+
     async def _check(self) -> None:
-        self._checked = True
-        if await self._source.take(sums_size(self._head.length)) != self._sums.digest():
+        if await self._take(sums_size(self._head.length)) != self._sums.digest():
             raise BadContent("a record of the stream is damaged: its data fails its checksum")
 
     async def skip(self) -> None:
