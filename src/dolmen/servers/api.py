@@ -26,13 +26,13 @@ from dolmen.http.problems import HTTPError
 from dolmen.http.ranges import byte_range
 from dolmen.names import check_name, is_object_id
 from dolmen.servers.answers import answer
-from dolmen.servers.blob import ALIVE, Nothing, body_of, limit_of
+from dolmen.servers.blob import ALIVE, Nothing, body_of
 from dolmen.servers.fields import ContentDigest, describe, metadata_of
+from dolmen.servers.orders import PAGE, limit_of
 from dolmen.servers.routes import Routes
 from dolmen.store import BlobStore
 from dolmen.stores import open_store
 
-PAGE = 1000
 _FORM = b"multipart/form-data"
 _BINARY = b"application/octet-stream"
 _SAFE = (

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -22,7 +21,7 @@ import lmdb
 
 from dolmen import metadata
 from dolmen.digests import Digests
-from dolmen.errors import BadContent, Corrupt, DolmenError, NotFound, TooLarge, Unavailable
+from dolmen.errors import Corrupt, NotFound, TooLarge, Unavailable
 from dolmen.names import check_name, checksum_of, partition_of
 from dolmen.payload import Bytes, Payload, read_whole
 from dolmen.record import Kind, block_sums
@@ -38,7 +37,8 @@ from dolmen.store import (
     Put,
     Range,
 )
-from dolmen.stores.bulk import OneByOne, put_any
+from dolmen.stores.bulk import OneByOne
+from dolmen.stores.volume.bulk import put_many
 from dolmen.stores.volume.commit import Log
 from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.entry import Entry, unpack
@@ -50,7 +50,7 @@ from dolmen.stores.volume.merge import Merge
 from dolmen.stores.volume.opening import Membership
 from dolmen.stores.volume.reads import WHOLE, Files, Reader
 from dolmen.stores.volume.upload import Upload
-from dolmen.stores.volume.write import Op, Write
+from dolmen.stores.volume.write import Op, Write, compare
 
 T = TypeVar("T")
 _log = logging.getLogger("dolmen.volume")
@@ -60,8 +60,6 @@ SMALL = 65_536
 """Blobs up to this size are gathered in memory even when they are streamed."""
 LARGEST = 1 << 44
 _PAGE = 512
-_BULK_BLOBS = 2048
-_BULK_BYTES = 32 << 20
 
 
 class VolumeStore(OneByOne):
@@ -137,7 +135,7 @@ class VolumeStore(OneByOne):
             found, sums = await self._in_thread(_sums, data)
         else:
             found, sums = checksum_of(data), block_sums(data)
-        _compare(name, found, checksum)
+        compare(name, found, checksum)
         return await self._group.submit(
             Write(
                 Op.PUT,
@@ -167,7 +165,7 @@ class VolumeStore(OneByOne):
         upload = Upload(self._log, self._in_thread, alone_above=CHUNK)
         try:
             place = await upload.receive(payload, len(name) + len(meta))
-            _compare(name, place.checksum, checksum)
+            compare(name, place.checksum, checksum)
             write = Write(
                 Op.PUT,
                 name,
@@ -182,30 +180,9 @@ class VolumeStore(OneByOne):
         finally:
             upload.end()
 
-    async def put_many(self, blobs: AsyncIterator[Blob]) -> AsyncIterator[Put | Failed]:
+    def put_many(self, blobs: AsyncIterator[Blob]) -> AsyncIterator[Put | Failed]:
         """See `BlobStore.put_many`. Small blobs share commits without waiting for each other."""
-        under_way: deque[tuple[str, asyncio.Future[Put]]] = deque()
-        size = 0
-        async for blob in blobs:
-            data = blob.payload.whole
-            if data is None:
-                while under_way:
-                    yield await _answer(*under_way.popleft())
-                yield await put_any(self, blob)
-                continue
-            try:
-                under_way.append((blob.info.name, self._group.submit(_write_of(blob.info, data))))
-            except DolmenError as error:
-                failed: asyncio.Future[Put] = self._loop.create_future()
-                failed.set_exception(error)
-                under_way.append((blob.info.name, failed))
-            size += len(data)
-            if len(under_way) >= _BULK_BLOBS or size >= _BULK_BYTES:
-                while under_way:
-                    yield await _answer(*under_way.popleft())
-                size = 0
-        while under_way:
-            yield await _answer(*under_way.popleft())
+        return put_many(self, self._group, blobs)
 
     async def touch(self, name: str, *, stamp: int, checksum: bytes, meta: bytes) -> Put:
         """See `BlobStore.touch`."""
@@ -400,27 +377,6 @@ async def open_volume(
     return store
 
 
-def _write_of(info: BlobInfo, data: bytes | memoryview) -> Write:
-    """The write of a blob or tombstone that comes from another store."""
-    check_name(info.name)
-    metadata.check(info.metadata)
-    if info.kind == Kind.TOMBSTONE:
-        return Write(Op.DELETE, info.name, stamp=info.stamp)
-    checksum = checksum_of(data)
-    _compare(info.name, checksum, info.checksum)
-    return Write(
-        Op.PUT,
-        info.name,
-        stamp=info.stamp,
-        kind=info.kind,
-        checksum=checksum,
-        metadata=info.metadata,
-        data=data,
-        sums=block_sums(data),
-        length=len(data),
-    )
-
-
 def _refuse(name: str, entry: Entry, *, tombstones: bool) -> None:
     """Raise what is to say of an entry that is no sound blob, unless it is a wanted tombstone."""
     if entry.kind == Kind.REMOVAL:
@@ -431,13 +387,6 @@ def _refuse(name: str, entry: Entry, *, tombstones: bool) -> None:
         raise NotFound(f"{name} was deleted", stamp=entry.stamp)
 
 
-async def _answer(name: str, under_way: asyncio.Future[Put]) -> Put | Failed:
-    try:
-        return await under_way
-    except DolmenError as error:
-        return Failed(name, error)
-
-
 def _sums(data: bytes | memoryview) -> tuple[bytes, bytes]:
     return checksum_of(data), block_sums(data)
 
@@ -445,11 +394,6 @@ def _sums(data: bytes | memoryview) -> tuple[bytes, bytes]:
 def _log_failure(done: asyncio.Future[None]) -> None:
     if not done.cancelled() and (error := done.exception()) is not None:
         _log.error("a damaged copy could not be marked: %r", error)
-
-
-def _compare(name: str, found: bytes, announced: bytes | None) -> None:
-    if announced is not None and announced != found:
-        raise BadContent(f"the data of {name} does not have the checksum announced")
 
 
 def _runs(partitions: Iterable[int]) -> Iterable[tuple[int, int]]:

@@ -6,7 +6,7 @@ import asyncio
 import enum
 from collections.abc import Sequence
 
-from dolmen.errors import DolmenError, InvalidName
+from dolmen.errors import BadContent, DolmenError, InvalidName
 from dolmen.record import Kind, block_sums, encode_head, sums_size
 from dolmen.stamps import MAX_STAMP, Clock
 from dolmen.store import Outcome, Put
@@ -192,3 +192,9 @@ def settle(writes: Sequence[Write]) -> None:
             done.set_exception(write.error)
         else:
             done.set_result(write.answer)
+
+
+def compare(name: str, found: bytes, announced: bytes | None) -> None:
+    """Raise `BadContent` when the data has another checksum than was announced."""
+    if announced is not None and announced != found:
+        raise BadContent(f"the data of {name} does not have the checksum announced")

@@ -1,0 +1,89 @@
+"""Answers about many blobs: a line of JSON each, sent in pages while they come."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from collections.abc import AsyncIterator
+
+from dolmen.errors import DolmenError, NotFound
+from dolmen.http.messages import Response, Streamed
+from dolmen.record import Kind
+from dolmen.servers.orders import PAGE
+from dolmen.stamps import format_stamp
+from dolmen.store import BlobInfo, Put
+
+NDJSON = b"application/x-ndjson"
+_KINDS = {kind.value: kind.name.lower() for kind in Kind}
+
+
+def lines(items: AsyncIterator[str]) -> Response:
+    """An answer of these lines, sent a thousand at a time."""
+
+    async def encoded() -> AsyncIterator[bytes]:
+        gathered: list[str] = []
+        async for item in items:
+            gathered.append(item)
+            if len(gathered) == PAGE:
+                yield "\n".join([*gathered, ""]).encode()
+                gathered = []
+        if gathered:
+            yield "\n".join([*gathered, ""]).encode()
+
+    return Response(200, [(b"Content-Type", NDJSON)], Streamed(encoded()))
+
+
+async def listed(listing: AsyncIterator[BlobInfo], limit: int) -> AsyncIterator[str]:
+    """A line for each of the first `limit` blobs, and one that says where the next page begins."""
+    last = ""
+    async for info in listing:
+        if limit == 0:
+            yield json.dumps({"next": last})
+            return
+        yield entry(info)
+        last = info.name
+        limit -= 1
+
+
+def entry(info: BlobInfo) -> str:
+    """A blob as a line of a listing. A name that is stored needs no quoting."""
+    meta = f', "metadata": "{b64encode(info.metadata).decode()}"' if info.metadata else ""
+    return (
+        f'{{"name": "{info.name}", "size": {info.size}, "kind": "{_KINDS[info.kind]}", '
+        f'"stamp": "{info.stamp:016x}", "checksum": "{info.checksum.hex()}", '
+        f'"arrived": {info.arrived}{meta}}}'
+    )
+
+
+def written(name: str, put: Put) -> str:
+    """What became of a write under a good name."""
+    return f'{{"name": "{name}", "status": "{put.outcome}", "stamp": "{put.stamp:016x}"}}'
+
+
+def refused(name: str, error: DolmenError) -> str:
+    """Why a write did not happen. The name may be anything."""
+    said: dict[str, object] = {
+        "name": name,
+        "status": "refused",
+        "error": type(error).__name__,
+        "detail": str(error),
+    }
+    if isinstance(error, NotFound) and error.stamp:
+        said["stamp"] = format_stamp(error.stamp)
+    return json.dumps(said)
+
+
+async def array(listing: AsyncIterator[BlobInfo], limit: int | None) -> AsyncIterator[bytes]:
+    """Names as one JSON array, in pieces."""
+    gathered: list[str] = []
+    opening = "["
+    async for info in listing:
+        if limit is not None:
+            if limit == 0:
+                break
+            limit -= 1
+        gathered.append(f'"{info.name}"')
+        if len(gathered) == PAGE:
+            yield (opening + ",".join(gathered)).encode()
+            gathered, opening = [], ","
+    yield (opening + ",".join(gathered) if gathered or opening == "[" else "").encode() + b"]\n"
