@@ -104,6 +104,15 @@ def test_no_stamp_is_more_than_an_hour_ahead():
     assert clock.next(edge) == edge + 1
 
 
+def test_a_clock_that_has_gone_back_is_said_to_be_this_machines():
+    wall = Wall()
+    clock = Clock(wall)
+    clock.next()
+    wall.ms -= HORIZON_MS + 2
+    with pytest.raises(Unavailable, match=r"this machine's clock has gone back by 1\.0 hours"):
+        clock.next()
+
+
 def test_what_is_seen_far_ahead_does_not_move_the_clock():
     clock = Clock(Wall())
     clock.observe((NOW + HORIZON_MS + 1) << 16)

@@ -65,9 +65,13 @@ class Clock:
         stamp = max(wall << COUNTER_BITS, self.last + 1, above + 1)
         if milliseconds(stamp) > wall + HORIZON_MS:
             ahead = (milliseconds(stamp) - wall) / 3_600_000
+            what = (
+                f"this machine's clock has gone back by {ahead:.1f} hours since it last wrote"
+                if stamp == self.last + 1
+                else f"what stands was written by a clock {ahead:.1f} hours ahead of this machine's"
+            )
             raise Unavailable(
-                f"what stands was written by a clock {ahead:.1f} hours ahead of this machine's; "
-                "nothing was stored: set the clocks (NTP), or repeat when the time has come"
+                f"{what}; nothing was stored: set the clocks (NTP), or wait and repeat"
             )
         self.last = stamp
         return stamp

@@ -218,6 +218,7 @@ class BlobStore(Protocol):
 
         CREATED; UNCHANGED when that tombstone stood; SUPERSEDED when something of
         a higher rank stands (with its stamp, for the caller to repeat above it).
+        Raises `InvalidName`, also for the stamp 0.
         """
         ...
 

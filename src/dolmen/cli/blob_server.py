@@ -43,7 +43,9 @@ def blob_server(
         )
 
     async def opened() -> BlobServer:
-        return BlobServer(await open_store(url), describes=url)
+        opened = await open_store(url)
+        # Where the store has a folder, what is spooled takes room on its disk.
+        return BlobServer(opened, describes=url, spool_folder=getattr(opened, "path", None))
 
     def ready(addresses: list[tuple[str, int]]) -> None:
         for host, port in addresses:

@@ -38,6 +38,7 @@ def tell(error: Exception, about: str = "") -> None:
     text = str(error)
     if isinstance(error, OSError) and error.filename:
         text = f"{error.filename}: {error.strerror}"
+        about = "" if about == error.filename else about
     text = " ".join(text.split())
     print(f"dolmen: {about}{': ' if about else ''}{text}", file=sys.stderr, flush=True)
 

@@ -52,6 +52,7 @@ from dolmen.store import (
     Range,
 )
 from dolmen.stores.bulk import OneByOne
+from dolmen.stores.verdict import check_delete
 
 Failures = list[tuple[str, DolmenError]]
 Action = Callable[[Member, int], Awaitable[Put]]
@@ -229,6 +230,7 @@ class Cluster(OneByOne):
         then be repeated.
         """
         check_name(name)
+        check_delete(stamp)
         at = self.clock.next() if stamp is None else stamp
         for _ in range(_ROUNDS):
             answers: list[Put] = []

@@ -69,9 +69,10 @@ def run(
         async def metrics(_request: Request, _: str) -> Response:
             return Response(200, _METRICS, tally.text())
 
+        # The first listener alone: another may be open to the world.
+        application.listeners[0].add("GET", "/metrics", metrics)
         servers = []
         for routes, sock in zip(application.listeners, sockets, strict=True):
-            routes.add("GET", "/metrics", metrics)
             servers.append(
                 await start_server(routes, sockets=[sock], limits=limits, observe=tally.observe)
             )

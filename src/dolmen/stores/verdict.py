@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from typing import NamedTuple
 
-from dolmen.errors import Conflict, NotFound
+from dolmen.errors import Conflict, InvalidName, NotFound
 from dolmen.record import Kind
 from dolmen.stamps import Clock
 from dolmen.store import BlobInfo, Outcome, Put, rank
@@ -75,13 +75,20 @@ def judge_put(
 
 
 def judge_delete(standing: BlobInfo | None, *, stamp: int | None, clock: Clock) -> Verdict:
-    """Decide a delete."""
+    """Decide a delete; raises what `check_delete` raises."""
+    check_delete(stamp)
     if stamp is None:
         return _write(clock.next(above=standing.stamp if standing else 0))
     if standing is None:
         return _write(stamp)
     order = _compare(standing, stamp, Kind.TOMBSTONE, NO_CHECKSUM, b"")
     return _write(stamp) if order > 0 else _keep(standing, order)
+
+
+def check_delete(stamp: int | None) -> None:
+    """Raise `InvalidName` for a delete with the stamp 0, by which nobody could tell it happened."""
+    if stamp == 0:
+        raise InvalidName("a delete carries a stamp above 0")
 
 
 def judge_touch(

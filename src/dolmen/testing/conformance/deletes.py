@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import pytest
 
-from dolmen.errors import NotFound
+from dolmen.errors import InvalidName, NotFound
 from dolmen.names import checksum_of
 from dolmen.payload import Bytes
 from dolmen.record import Kind
@@ -100,6 +100,13 @@ class Deletes(Suite):
         assert not await store.remove("name", if_stamp=at(5))
         assert await content(store, "name") == b"one"
         assert await store.remove("name", if_stamp=at(6))
+
+    async def test_a_delete_without_a_time_is_refused(self, store: BlobStore) -> None:
+        await store.put("name", Bytes(b"one"), stamp=at(1))
+        for name in ("name", "absent"):
+            with pytest.raises(InvalidName):
+                await store.delete(name, stamp=0)
+        assert await content(store, "name") == b"one"
 
     async def test_a_tombstone_can_be_removed(self, store: BlobStore) -> None:
         await store.delete("name", stamp=at(5))
