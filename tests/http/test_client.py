@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import socket
 
 import pytest
@@ -193,6 +194,28 @@ async def test_a_write_looks_before_it_uses_a_kept_connection(kit) -> None:
         answer = await client.request("POST", "/", body=b"2")
         assert answer.status == 200
         assert far.connections == 2
+
+
+async def test_an_answer_nobody_asked_for_is_not_taken_for_that_of_the_next_request() -> None:
+    spoken = []
+
+    async def serve(reader, writer) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK)
+        await writer.drain()
+        # As proxies do to idle connections; written behind the back of the client's loop.
+        spoken.append(writer.get_extra_info("socket").fileno())
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with Client(*server.sockets[0].getsockname()) as client:
+        assert (await client.request("GET", "/")).status == 200
+        os.write(spoken[0], b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
+        answer = await client.request("GET", "/")
+        assert (answer.status, len(spoken)) == (200, 2)
+    server.close()
+    await server.wait_closed()
 
 
 async def test_nobody_listening_is_unavailable() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 from typing import TYPE_CHECKING
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
@@ -113,8 +114,8 @@ class ClientConnection(Wire):
     """
 
     __slots__ = (
-        "_fed", "_head_only", "_held", "_interim", "_last_arrived", "_parser", "_pending", "_stall",
-        "call", "pool", "since", "used",
+        "_fed", "_head_only", "_held", "_interim", "_last_arrived", "_parser", "_pending", "_poll",
+        "_stall", "call", "pool", "since", "used",
     )  # fmt: skip
 
     def __init__(self, pool: Pool) -> None:
@@ -126,6 +127,7 @@ class ClientConnection(Wire):
         self._parser = HttpResponseParser(None)
         self._held = bytearray()
         self._pending: tuple[int, Framing] | None = None
+        self._poll: select.poll | None = None
         self._head_only = False
         self._interim = 0
         self._fed = 0
@@ -141,6 +143,15 @@ class ClientConnection(Wire):
         answer: asyncio.Future[ClientResponse] = self.loop.create_future()
         self.call = call = Call(self, answer, reads=reads)
         return call, answer
+
+    def has_input(self) -> bool:
+        """Whether there is something to read that nobody asked for: an end, or a late answer."""
+        poll = self._poll
+        if poll is None:
+            sock = self.transport.get_extra_info("socket")
+            poll = self._poll = select.poll()
+            poll.register(sock.fileno(), select.POLLIN | select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def stop_sending(self) -> bool:
         """Whether the request is no longer wanted: it has been answered, or can't be."""

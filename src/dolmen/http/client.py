@@ -127,9 +127,9 @@ class Client:
         fresh: bool,
     ) -> ClientResponse:
         pool = self.pool
-        connection = None if fresh else pool.take(sure=not reads)
+        connection = None if fresh else pool.take()
         if connection is None:
-            connection = await pool.acquire(fresh=fresh, sure=not reads)
+            connection = await pool.acquire(fresh=fresh)
         call, answer = connection.begin(head_only=method == "HEAD", reads=reads)
         try:
             if body is None:

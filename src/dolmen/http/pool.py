@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import select
 import ssl
 import time
 from collections import deque
@@ -67,22 +66,22 @@ class Pool:
         self._closed = False
         self._emptied = asyncio.Event()
 
-    def take(self, *, sure: bool) -> ClientConnection | None:
-        """An idle connection, if there is one; `release` or closing it gives it back.
+    def take(self) -> ClientConnection | None:
+        """An idle connection on which nothing waits to be read, if there is one.
 
-        `sure` asks for a look at the socket whether the server has closed it meanwhile.
+        `release`, or closing it, gives it back.
         """
         while self._idle:
             connection = self._idle.pop()
             if connection.transport.is_closing():
                 continue
-            if not sure or not _has_input(connection):
+            if not connection.has_input():
                 return connection
             connection.transport.abort()
             self.forget(connection)
         return None
 
-    async def acquire(self, *, fresh: bool, sure: bool) -> ClientConnection:
+    async def acquire(self, *, fresh: bool) -> ClientConnection:
         """As `take`, but opens a connection or waits for one; `fresh` asks for a new one.
 
         Raises Unavailable.
@@ -90,7 +89,7 @@ class Pool:
         while not self._closed:
             if fresh:
                 self._drop_idle()
-            elif (connection := self.take(sure=sure)) is not None:
+            elif (connection := self.take()) is not None:
                 return connection
             if len(self._connections) + self._opening < self._limit:
                 return await self._connect()
@@ -209,14 +208,6 @@ class Pool:
         while self._connections:
             self._emptied.clear()
             await self._emptied.wait()
-
-
-def _has_input(connection: ClientConnection) -> bool:
-    """Whether an idle connection has something to read: an end, or what nobody asked for."""
-    sock = connection.transport.get_extra_info("socket")
-    poll = select.poll()
-    poll.register(sock.fileno(), select.POLLIN | select.POLLRDHUP)
-    return bool(poll.poll(0))
 
 
 def _close_unwanted(task: Opening) -> None:
