@@ -4,8 +4,10 @@ A put may have to send its bytes to a second server after the first failed, so
 whoever gives a payload promises that it can be read from the start more than
 once, where `rereadable` says so. Every payload knows its size beforehand.
 
-Pieces are buffers (`bytes` or `memoryview`) of any length but zero; a piece is
-valid until the next one is asked for.
+Pieces are buffers (`bytes` or `memoryview`) of any length but zero. A piece stays as it
+is for as long as anybody holds it or a view of it: a thread may go on with it and a
+socket send it later, without a copy. Who gives pieces never writes to their memory
+before (`dolmen.buffers` sees to that), and who takes them never does.
 """
 
 from __future__ import annotations

@@ -124,8 +124,8 @@ class Request:
 class Stream(Protocol):
     """A body that is produced while it is sent.
 
-    Iterating gives buffers; each must stay unchanged for good once given, as
-    the socket may still hold it. When `length` is known exactly that many bytes
+    Iterating gives buffers; each must stay unchanged for as long as anybody holds it
+    or a view of it, as the socket may. When `length` is known exactly that many bytes
     must come. An `aclose()` coroutine, if there is one, is awaited once, always:
     also when the stream was never iterated (HEAD, a client that went away).
     """

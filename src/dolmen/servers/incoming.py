@@ -9,13 +9,15 @@ import weakref
 from collections.abc import AsyncIterator
 from functools import partial
 
+from dolmen.buffers import Buffers
 from dolmen.errors import Full
 from dolmen.http.body import Body
 from dolmen.payload import Bytes, Payload, Piece, Stream
 from dolmen.servers.fields import ContentDigest
 
 SMALL = 65_536
-_READ = 1 << 20
+_PIECE = 1 << 20
+_buffers = Buffers(_PIECE, spare=16)
 
 
 async def payload_of(body: Body, digest: ContentDigest, spool_folder: str | None) -> Payload:
@@ -33,14 +35,24 @@ async def payload_of(body: Body, digest: ContentDigest, spool_folder: str | None
             digest.check()
         return Bytes(data)
     if body.length is not None:
-        return Stream(body.length, lambda: _checked(body, digest), rereadable=False)
-    return await _spooled(_checked(body, digest), spool_folder)
+        pieces = partial(_received, body, body.length)
+        return Stream(body.length, lambda: _checked(pieces(), digest), rereadable=False)
+    return await _spooled(_checked(aiter(body), digest), spool_folder)
 
 
-async def _checked(body: Body, digest: ContentDigest) -> AsyncIterator[Piece]:
-    async for piece in body:
+async def _received(body: Body, length: int) -> AsyncIterator[Piece]:
+    """Large pieces, straight from the socket into memory."""
+    while length:
+        piece = _buffers.take()[:length]
+        length -= await body.receive_into(piece)
+        yield piece
+
+
+async def _checked(pieces: AsyncIterator[Piece], digest: ContentDigest) -> AsyncIterator[Piece]:
+    in_thread = asyncio.get_running_loop().run_in_executor
+    async for piece in pieces:
         if digest:
-            digest.update(piece)
+            await in_thread(None, digest.update, piece)
         yield piece
     digest.check()
 
@@ -63,7 +75,7 @@ class _Spool:
         self.size += len(piece)
 
     def read(self, at: int) -> bytes:
-        return os.pread(self._fd, _READ, at)
+        return os.pread(self._fd, _PIECE, at)
 
 
 async def _spooled(pieces: AsyncIterator[Piece], folder: str | None) -> Payload:
@@ -79,7 +91,7 @@ async def _spooled(pieces: AsyncIterator[Piece], folder: str | None) -> Payload:
         ) from error
 
     async def opened() -> AsyncIterator[Piece]:
-        for at in range(0, spool.size, _READ):
+        for at in range(0, spool.size, _PIECE):
             yield await in_thread(spool.read, at)
 
     return Stream(spool.size, opened, rereadable=False)

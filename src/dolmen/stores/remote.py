@@ -399,11 +399,11 @@ async def _to_the_end(payload: Payload) -> AsyncIterator[Piece]:
 
     A payload may fail after its last byte; the far server must not have all of it then.
     """
-    held: bytes | None = None
+    held: Piece | None = None
     async for piece in payload:
         if held is not None:
             yield held
-        held = bytes(piece)
+        held = piece
     if held is not None:
         yield held
 

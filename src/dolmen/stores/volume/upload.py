@@ -41,7 +41,7 @@ class Upload:
             if writing is not None:
                 await self._wait(writing)
             # The next piece is received while this one is written.
-            writing = self._call = self._in_thread(self._place.take, bytes(piece))
+            writing = self._call = self._in_thread(self._place.take, piece)
         if writing is not None:
             await self._wait(writing)
         await self._wait(self._in_thread(self._place.finish))
