@@ -18,6 +18,9 @@ from dolmen.servers.fields import ContentDigest
 SMALL = 65_536
 _PIECE = 1 << 20
 _buffers = Buffers(_PIECE, spare=16)
+_ROOM = 64 << 20
+"""What the pieces on their way take together, unless there are a thousand uploads and more."""
+_receiving: set[Body] = set()
 
 
 async def payload_of(body: Body, digest: ContentDigest, spool_folder: str | None) -> Payload:
@@ -42,10 +45,15 @@ async def payload_of(body: Body, digest: ContentDigest, spool_folder: str | None
 
 async def _received(body: Body, length: int) -> AsyncIterator[Piece]:
     """Large pieces, straight from the socket into memory."""
-    while length:
-        piece = _buffers.take()[:length]
-        length -= await body.receive_into(piece)
-        yield piece
+    _receiving.add(body)
+    try:
+        while length:
+            share = max(SMALL, min(_PIECE, _ROOM // len(_receiving)))
+            piece = _buffers.take()[: min(length, share)]
+            length -= await body.receive_into(piece)
+            yield piece
+    finally:
+        _receiving.discard(body)
 
 
 async def _checked(pieces: AsyncIterator[Piece], digest: ContentDigest) -> AsyncIterator[Piece]:
