@@ -13,13 +13,15 @@ before (`dolmen.buffers` sees to that), and who takes them never does.
 from __future__ import annotations
 
 import mmap
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Protocol, runtime_checkable
 
+from dolmen.buffers import Buffers
 from dolmen.errors import BadContent
 
 _FROM_HEAP = 1 << 20
 _PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+_buffers = Buffers(4 << 20, spare=4)
 
 Piece = bytes | bytearray | memoryview
 
@@ -60,14 +62,22 @@ class Stream:
     `opened` is called for every reading and returns the pieces from the start.
     With `rereadable=False` a second reading raises `BadContent`. Pieces that
     add up to less or more than `size` raise `BadContent`, never pass silently.
+    `fill`, where what is read knows how, puts the bytes that come next straight into
+    a buffer and returns their number, 0 at the end.
     """
 
-    __slots__ = ("_opened", "_read", "rereadable", "size", "whole")
+    __slots__ = ("_opened", "_read", "fill", "rereadable", "size", "whole")
 
     def __init__(
-        self, size: int, opened: Callable[[], AsyncIterator[Piece]], *, rereadable: bool = True
+        self,
+        size: int,
+        opened: Callable[[], AsyncIterator[Piece]],
+        *,
+        rereadable: bool = True,
+        fill: Callable[[memoryview], Awaitable[int]] | None = None,
     ) -> None:
         self.size = size
+        self.fill = fill
         self.whole: bytes | memoryview | None = None
         self.rereadable = rereadable
         self._opened = opened
@@ -105,9 +115,20 @@ async def read_whole(payload: Payload) -> bytes | memoryview:
     size = payload.size
     # Large buffers straight from the system go back to it when they are done with; out of
     # the allocator's heap they would pile up beside each other.
-    room = bytearray(size) if size <= _FROM_HEAP else mmap.mmap(-1, size, flags=_PRIVATE)
-    data = memoryview(room)
+    if size <= _FROM_HEAP:
+        data = memoryview(bytearray(size))
+    elif size <= _buffers.size:
+        data = _buffers.take()[:size]
+    else:
+        data = memoryview(mmap.mmap(-1, size, flags=_PRIVATE))
     at = 0
+    if isinstance(payload, Stream) and payload.fill is not None:
+        while at < size:
+            got = await payload.fill(data[at:])
+            if not got:
+                raise BadContent(f"{size} bytes were announced, but only {at} came")
+            at += got
+        return data
     async for piece in payload:
         data[at : at + len(piece)] = piece
         at += len(piece)

@@ -139,7 +139,9 @@ class RemoteStore:
             size = response.body.length
             if size is None:
                 raise Unavailable(f"{self._address} does not say how long {name} is")
-            return Blob(info, Stream(size, lambda: aiter(response.body), rereadable=False))
+            body = response.body
+            pieces = Stream(size, lambda: aiter(body), rereadable=False, fill=body.receive_into)
+            return Blob(info, pieces)
         self._check(info, data, part=response.status == 206)
         return Blob(info, Bytes(data))
 
