@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 
 import lmdb
 
-from dolmen.stores.volume.disk import Buffer, Disk
+from dolmen.stores.volume.disk import Buffer, Disk, Room
 
 _META_TXNID = 16 + 24 + 96 + 8
 _SECTOR = 512
@@ -320,9 +320,11 @@ class SimulatedDisk(Disk):
         """See `Disk`."""
         return bytes(self._open[fd][0].seen[offset : offset + length])
 
-    def read_cached(self, fd: int, length: int, offset: int) -> bytearray | None:
+    def read_cached(self, fd: int, room: Room, offset: int) -> Room:
         """See `Disk`; here nothing ever waits."""
-        return self._open[fd][0].seen[offset : offset + length]
+        found = self.read(fd, len(room), offset)
+        room[: len(found)] = found
+        return room[: len(found)]
 
     def lock(self, fd: int, *, shared: bool = False, wait: bool = False) -> bool:
         """See `Disk`. Waiting for a lock that is held would be for ever here."""

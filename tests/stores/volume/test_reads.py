@@ -19,7 +19,7 @@ SIZES = {"empty": 0, "one": 1, "small": 1000, "block": 65_536, "two": 65_537, "l
 class Waiting(Disk):
     """A file system that knows no reads from the page cache alone, as tmpfs."""
 
-    def read_cached(self, fd: int, length: int, offset: int) -> None:
+    def read_cached(self, fd: int, room: bytearray | memoryview, offset: int) -> None:
         return None
 
 

@@ -15,10 +15,12 @@ import errno
 import fcntl
 import os
 from collections.abc import Sequence
+from typing import TypeVar
 
 import lmdb
 
 Buffer = bytes | bytearray | memoryview
+Room = TypeVar("Room", bytearray, memoryview)
 _IOV_MAX = 1024
 _DSYNC = getattr(os, "RWF_DSYNC", 0)
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -132,19 +134,18 @@ class Disk:
             data += more
         return data
 
-    def read_cached(self, fd: int, length: int, offset: int) -> bytearray | None:
-        """The same without ever waiting for the disk: None where it would have to.
+    def read_cached(self, fd: int, room: Room, offset: int) -> Room | None:
+        """The same into `room`, without ever waiting for the disk: None where it would have to.
 
         Some file systems (tmpfs) know no such read; there the answer is None too.
         """
-        buffer = bytearray(length)
         try:
-            got = os.preadv(fd, (buffer,), offset, os.RWF_NOWAIT)
+            got = os.preadv(fd, (room,), offset, os.RWF_NOWAIT)
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS):
                 return None
             raise
-        return buffer if got == length else None
+        return room if got == len(room) else None
 
     def lock(self, fd: int, *, shared: bool = False, wait: bool = False) -> bool:
         """Take the file's lock (`flock`); False when somebody else has it.

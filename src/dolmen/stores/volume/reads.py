@@ -14,17 +14,20 @@ from collections.abc import AsyncIterator, Callable
 
 from crc32c import crc32c
 
+from dolmen.buffers import Buffers
 from dolmen.errors import Corrupt, Unavailable
 from dolmen.payload import Bytes, Payload, Piece, Stream
 from dolmen.record import BLOCK, CHECKSUM_AT, HEADER_SIZE, block_sums, sums_size
 from dolmen.store import Range
-from dolmen.stores.volume.disk import Disk
+from dolmen.stores.volume.disk import Disk, Room
 from dolmen.stores.volume.entry import Entry
 from dolmen.stores.volume.layout import Layout
 from dolmen.stores.volume.upload import InThread
 
 WHOLE = 262_144
-"""Blobs up to this many bytes are read at once; larger ones in pieces of this size."""
+"""Blobs up to this many bytes are read at once."""
+_PIECE = 1 << 20
+"""Larger ones are read in pieces of this many bytes."""
 _OPEN_MAX = 256
 _RESIDUE = 0x48674BC7
 """The CRC-32C of anything followed by its own CRC-32C, little-endian."""
@@ -83,6 +86,7 @@ class Reader:
         failed: Callable[[str, Entry], None],
     ) -> None:
         self._disk, self._files, self._in_thread, self._failed = disk, files, in_thread, failed
+        self._buffers = Buffers(_PIECE, spare=16)
 
     def cached(self, name: bytes, entry: Entry) -> memoryview | None:
         """The data of a small blob if the page cache has it all, checked; else None.
@@ -92,7 +96,7 @@ class Reader:
         size = entry.record_size(name)
         try:
             file = self._files.get(entry.segment)
-            record = self._disk.read_cached(file.fd, size, entry.offset)
+            record = self._disk.read_cached(file.fd, bytearray(size), entry.offset)
         except OSError as error:
             raise _refused(entry, error) from error
         return None if record is None else self._checked(name, entry, record, size)
@@ -113,7 +117,7 @@ class Reader:
             return await self._range(name, entry, file, 0, length)
         encoded = name.encode()
         size = entry.record_size(encoded)
-        record = await self._read(entry, file, size, entry.offset)
+        record = await self._read(entry, file, bytearray(size), entry.offset)
         return Bytes(self._checked(encoded, entry, record, size))
 
     def _checked(
@@ -134,7 +138,7 @@ class Reader:
 
     async def _range(self, name: str, entry: Entry, file: File, start: int, stop: int) -> Payload:
         encoded = name.encode()
-        head = await self._read(entry, file, HEADER_SIZE + len(encoded), entry.offset)
+        head = await self._read(entry, file, bytearray(HEADER_SIZE + len(encoded)), entry.offset)
         if not _is_of(head, encoded, entry):
             raise self._damaged(name, entry)
         if stop - start > WHOLE:
@@ -146,13 +150,21 @@ class Reader:
             at = start
             while at < stop:
                 # Pieces end at block borders, so no block is read twice.
-                end = min(at - at % BLOCK + WHOLE, stop)
-                yield await self._blocks(name, entry, file, at, end)
+                end = min(at - at % BLOCK + _PIECE, stop)
+                yield await self._blocks(name, entry, file, at, end, self._buffers.take())
                 at = end
 
         return Stream(stop - start, opened)
 
-    async def _blocks(self, name: str, entry: Entry, file: File, start: int, stop: int) -> Piece:
+    async def _blocks(
+        self,
+        name: str,
+        entry: Entry,
+        file: File,
+        start: int,
+        stop: int,
+        room: memoryview | None = None,
+    ) -> Piece:
         """The bytes of a range of at most a few blocks, checked in whole blocks."""
         if start == stop:
             return b""
@@ -160,21 +172,25 @@ class Reader:
         first = start // BLOCK
         begin = first * BLOCK
         end = min((stop + BLOCK - 1) // BLOCK * BLOCK, entry.length)
-        data = await self._read(entry, file, end - begin, data_offset + begin)
+        size = end - begin
+        room = memoryview(bytearray(size)) if room is None else room[:size]
+        data = await self._read(entry, file, room, data_offset + begin)
         at = data_offset + entry.length + 4 * first
-        sums = await self._read(entry, file, sums_size(end - begin), at)
-        if len(data) < end - begin or block_sums(data) != sums:
+        sums = await self._read(entry, file, bytearray(sums_size(size)), at)
+        if len(data) < size or block_sums(data) != sums:
             raise self._damaged(name, entry)
         if (begin, end) == (start, stop):
             return data
         return memoryview(data)[start - begin : stop - begin]
 
-    async def _read(self, entry: Entry, file: File, length: int, offset: int) -> bytes | bytearray:
+    async def _read(self, entry: Entry, file: File, room: Room, offset: int) -> Room | bytes:
+        """What lies there: in `room`, or when it had to come from the disk, elsewhere."""
         try:
-            cached = self._disk.read_cached(file.fd, length, offset)
+            cached = self._disk.read_cached(file.fd, room, offset)
             if cached is not None:
                 return cached
             # The call has the file in hand until it ends, even if nobody waits for it any more.
+            length = len(room)
             found: bytes = await self._in_thread(_read_file, self._disk, file, length, offset)
         except OSError as error:
             raise _refused(entry, error) from error
