@@ -27,7 +27,9 @@ from dolmen.stores.volume.upload import InThread
 WHOLE = 262_144
 """Blobs up to this many bytes are read at once."""
 _PIECE = 1 << 20
-"""Larger ones are read in pieces of this many bytes."""
+"""Larger ones are read in pieces of this many bytes; in smaller ones by many at once."""
+_ROOM = 64 << 20
+"""What the pieces on their way take together, unless there are hundreds of readers and more."""
 _OPEN_MAX = 256
 _RESIDUE = 0x48674BC7
 """The CRC-32C of anything followed by its own CRC-32C, little-endian."""
@@ -87,6 +89,7 @@ class Reader:
     ) -> None:
         self._disk, self._files, self._in_thread, self._failed = disk, files, in_thread, failed
         self._buffers = Buffers(_PIECE, spare=16)
+        self._streams = 0
 
     def cached(self, name: bytes, entry: Entry) -> memoryview | None:
         """The data of a small blob if the page cache has it all, checked; else None.
@@ -148,11 +151,16 @@ class Reader:
     def _stream(self, name: str, entry: Entry, file: File, start: int, stop: int) -> Payload:
         async def opened() -> AsyncIterator[Piece]:
             at = start
-            while at < stop:
-                # Pieces end at block borders, so no block is read twice.
-                end = min(at - at % BLOCK + _PIECE, stop)
-                yield await self._blocks(name, entry, file, at, end, self._buffers.take())
-                at = end
+            self._streams += 1
+            try:
+                while at < stop:
+                    share = max(WHOLE, min(_PIECE, _ROOM // self._streams))
+                    # Pieces end at block borders, so no block is read twice.
+                    end = min((at + share) // BLOCK * BLOCK, stop)
+                    yield await self._blocks(name, entry, file, at, end, self._buffers.take())
+                    at = end
+            finally:
+                self._streams -= 1
 
         return Stream(stop - start, opened)
 
