@@ -253,7 +253,7 @@ async def test_headers_can_not_be_injected(kit, ask, caplog, header, stream) -> 
 
 async def test_problems_may_have_more_members() -> None:
     told = problem(404, "gone", headers=[(b"A", b"b")], stamp=5)
-    assert told.body.endswith(b'"stamp": 5}')
+    assert told.body.endswith(b'"stamp": 5}\n')
     assert b'"title": "Not Found"' in told.body
 
 
@@ -682,3 +682,8 @@ async def test_an_answer_to_who_is_gone_is_dropped(kit) -> None:
         assert not transport.written
         assert not transport.server.running
     assert stream.closed == 1
+
+
+async def test_a_problem_reads_well_in_a_terminal_whatever_it_is_about() -> None:
+    assert "curl … ü" in problem(415, "curl … ü").body.decode()
+    assert problem(404, "no path: \udcff").body.endswith(b'"detail": "no path: ?"}\n')

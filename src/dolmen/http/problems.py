@@ -50,4 +50,5 @@ def problem(status: int, detail: str, *, headers: Pairs = (), **members: object)
         **members,
     }
     lines = [(b"Content-Type", b"application/problem+json"), *headers]
-    return Response(status, lines, json.dumps(told).encode())
+    text = json.dumps(told, ensure_ascii=False) + "\n"  # as a person reads it in a terminal
+    return Response(status, lines, text.encode("utf-8", "replace"))
