@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
 from collections.abc import Coroutine
 from typing import TypeVar
@@ -45,13 +47,28 @@ def tell(error: Exception, about: str = "") -> None:
 
 def run(work: Coroutine[object, object, T]) -> T:
     """Run a command's coroutine; Ctrl-C cancels it, it cleans up, and typer exits with 130."""
+    import asyncio
+
     import uvloop
 
+    ended: list[T] = []
+
+    async def main() -> None:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        # Between two callbacks; the runner's own handler would cancel in the midst of one.
+        loop.add_signal_handler(signal.SIGINT, task.cancel)
+        with contextlib.suppress(asyncio.CancelledError):
+            ended.append(await work)
+
     try:
-        return uvloop.run(work)
+        uvloop.run(main())
     except BrokenPipeError:
         seen_enough()
         raise typer.Exit(0) from None
+    if not ended:
+        raise KeyboardInterrupt
+    return ended[0]
 
 
 def seen_enough() -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import json
 from base64 import b64decode, b64encode
-from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -50,6 +49,7 @@ from dolmen.store import (
     Range,
 )
 from dolmen.stores import records
+from dolmen.stores.batches import NAMES, batches, send
 from dolmen.stores.bulk import get_any, put_any
 from dolmen.stores.verdict import NO_CHECKSUM
 from dolmen.stores.wire import (
@@ -65,10 +65,6 @@ from dolmen.stores.wire import (
 )
 
 _PAGE = 10_000
-_NAMES = 2048
-"""How many blobs are asked for, or partitions listed, in one request."""
-_BATCH = 8 << 20
-"""How many bytes of small blobs go in one request."""
 _PLAIN = Capabilities(
     durable=True, largest=1 << 31, digests=False, ordered=False, conflicts=False, stamps=False
 )
@@ -211,10 +207,10 @@ class RemoteStore:
             return
         wanted = list(partitions)
         everything = len(wanted) == len(ALL_PARTITIONS)
-        for first in range(0, 1 if everything else len(wanted), _NAMES):
+        for first in range(0, 1 if everything else len(wanted), NAMES):
             order: dict[str, object] = {"prefix": prefix, "tombstones": tombstones, "limit": _PAGE}
             if not everything:
-                order["partitions"] = wanted[first : first + _NAMES]
+                order["partitions"] = wanted[first : first + NAMES]
             cursor = after
             while True:
                 if cursor is not None:
@@ -257,7 +253,7 @@ class RemoteStore:
             return
         done = 0
         while done < len(names):
-            batch = names[done : done + _NAMES]
+            batch = names[done : done + NAMES]
             response = await self._post("/records/read", {"names": [*batch]}, reads=True)
             try:
                 async for blob in records.decode(aiter(response.body)):
@@ -276,11 +272,11 @@ class RemoteStore:
             return
         before: asyncio.Task[Sequence[Put | Failed]] | None = None
         try:
-            async for batch in _batches(blobs):
+            async for batch in batches(blobs):
                 if isinstance(batch, Blob):
                     sending = None
                 else:
-                    sending = asyncio.create_task(self._send(batch))
+                    sending = asyncio.create_task(send(self._ask, self._address, batch))
                 if before is not None:
                     for result in await before:
                         yield result
@@ -293,38 +289,6 @@ class RemoteStore:
         finally:
             if before is not None:
                 before.cancel()
-
-    async def _send(self, batch: Sequence[Blob]) -> Sequence[Put | Failed]:
-        results: dict[int, Put | Failed] = {}
-        sent: list[int] = []
-        for number, blob in enumerate(batch):
-            try:  # here, for a single one that is not allowed would fail the whole stream there
-                check_name(blob.info.name)
-                metadata.check(blob.info.metadata)
-                sent.append(number)
-            except DolmenError as error:
-                results[number] = Failed(blob.info.name, error)
-
-        async def each() -> AsyncIterator[Blob | Failed]:
-            for number in sent:
-                yield batch[number]
-
-        body = b"".join([piece async for piece in records.encode(each())])
-        waiting = deque(sent)
-        try:
-            response = await self._ask("POST", "/records", (), body)
-            async for line in lines_of(response):
-                if waiting:
-                    number = waiting.popleft()
-                    results[number] = _result(batch[number].info.name, line)
-        except DolmenError as error:
-            results |= {number: Failed(batch[number].info.name, error) for number in waiting}
-        else:
-            for number in waiting:
-                name = batch[number].info.name
-                unknown = OutcomeUnknown(f"{self._address} said nothing of {name}")
-                results[number] = Failed(name, unknown)
-        return [results[number] for number in range(len(batch))]
 
     async def note(self, key: str, value: bytes) -> None:
         """See `BlobStore.note`."""
@@ -389,13 +353,6 @@ class RemoteStore:
         raise OutcomeUnknown(f"{self._address} gave no answer to {target}")
 
 
-def _result(name: str, line: dict[str, Any]) -> Put | Failed:
-    try:
-        return put_of(line)
-    except DolmenError as error:
-        return Failed(name, error)
-
-
 async def _to_the_end(payload: Payload) -> AsyncIterator[Piece]:
     """The pieces, the last one only when the payload has ended well.
 
@@ -408,26 +365,6 @@ async def _to_the_end(payload: Payload) -> AsyncIterator[Piece]:
         held = piece
     if held is not None:
         yield held
-
-
-async def _batches(blobs: AsyncIterator[Blob]) -> AsyncIterator[list[Blob] | Blob]:
-    """Small blobs in lists of bounded size, large ones alone, in order."""
-    batch: list[Blob] = []
-    size = 0
-    async for blob in blobs:
-        if blob.payload.whole is None:
-            if batch:
-                yield batch
-                batch, size = [], 0
-            yield blob
-            continue
-        batch.append(blob)
-        size += blob.payload.size
-        if len(batch) >= _NAMES or size >= _BATCH:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 async def open_url(url: str) -> RemoteStore:
