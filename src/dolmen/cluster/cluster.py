@@ -137,10 +137,11 @@ class Cluster(OneByOne):
             checksum = checksum_of(payload.whole)
 
         async def store(member: Member, at: int) -> Put:
-            if known:
+            if known and member.store.capabilities.stamps:
                 try:
+                    await member.store.stat(name)  # costs far less than a touch in vain
                     return await member.store.touch(name, stamp=at, checksum=checksum, meta=meta)
-                except NotFound:
+                except (NotFound, Corrupt):
                     pass
             return await member.store.put(
                 name, payload, meta=meta, stamp=at, kind=kind, checksum=checksum

@@ -16,8 +16,8 @@ from dolmen.payload import Bytes, Payload, Piece, Stream
 from dolmen.servers.fields import ContentDigest
 
 SMALL = 65_536
-_PIECE = 1 << 20
-_buffers = Buffers(_PIECE, spare=16)
+_PIECE = 2 << 20
+_buffers = Buffers(_PIECE, spare=8)
 _ROOM = 64 << 20
 """What the pieces on their way take together, unless there are a thousand uploads and more."""
 _receiving: set[Body] = set()

@@ -200,7 +200,6 @@ class Trial:
             if self.rng.random() < 0.2:  # the client went away
                 place.abandon()
                 return Write(Op.DELETE, name, stamp=None)
-            place.finish()
             write = Write(
                 Op.PUT,
                 name,

@@ -97,7 +97,6 @@ def put(name: str, data: bytes) -> Write:
 def streamed(machine: Machine, name: str, data: bytes, *, alone: bool) -> Write:
     place = machine.store._log.place(len(name), len(data), alone=alone)
     place.take(data)
-    place.finish()
     return Write(
         Op.PUT,
         name,

@@ -12,6 +12,7 @@ from blake3 import blake3
 
 from dolmen.errors import BadContent
 from dolmen.names import CHECKSUM_SIZE
+from dolmen.payload import Piece
 from dolmen.record import HEADER_SIZE, BlockSums
 from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.segment import Segment
@@ -40,27 +41,33 @@ class Place:
         self._hasher = blake3()
         self._sums = BlockSums()
 
-    def take(self, piece: bytes | memoryview) -> None:
-        """Write the next piece of the data; raises `BadContent` when it is too much."""
+    def take(self, piece: Piece) -> None:
+        """Write the next piece of the data, and the block checksums behind the last one.
+
+        Raises `BadContent` when it is too much.
+        """
         if self._written + len(piece) > self._length:
             raise BadContent(f"more than the {self._length} bytes announced came")
         self._hasher.update(piece)
         self._sums.update(piece)
-        self._disk.write(self.segment.fd, [piece], self._data + self._written)
+        at = self._data + self._written
         self._written += len(piece)
-        if self._written - self._behind >= _WRITE_BEHIND:
+        parts = [piece]
+        whole = self._written == self._length
+        if whole:
+            parts.append(self._sums.digest())
+            self.checksum = self._hasher.digest(CHECKSUM_SIZE)
+        self._disk.write(self.segment.fd, parts, at)
+        if whole or self._written - self._behind >= _WRITE_BEHIND:
             self._disk.write_behind(
                 self.segment.fd, self._data + self._behind, self._written - self._behind
             )
             self._behind = self._written
 
-    def finish(self) -> None:
-        """Write the block checksums behind the data, which must be whole now."""
+    def check_whole(self) -> None:
+        """Raise `BadContent` unless all of the data has come."""
         if self._written != self._length:
             raise BadContent(f"{self._length} bytes were announced, but only {self._written} came")
-        self._disk.write(self.segment.fd, [self._sums.digest()], self._data + self._length)
-        self._disk.write_behind(self.segment.fd, self._data + self._behind, self._length)
-        self.checksum = self._hasher.digest(CHECKSUM_SIZE)
 
     def abandon(self) -> None:
         """The record will never come, unless it stands already."""

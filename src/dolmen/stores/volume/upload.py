@@ -44,7 +44,7 @@ class Upload:
             writing = self._call = self._in_thread(self._place.take, piece)
         if writing is not None:
             await self._wait(writing)
-        await self._wait(self._in_thread(self._place.finish))
+        self._place.check_whole()
         return self._place
 
     async def commit(self, done: asyncio.Future[Put]) -> Put:
