@@ -30,6 +30,17 @@ async def test_who_asks_for_more_waits_and_is_served_in_order() -> None:
     assert budget.free == 1
 
 
+async def test_half_of_it_is_never_held_for_long() -> None:
+    budget = Budget(10)
+    assert budget.try_keep(5)
+    assert not budget.scarce
+    assert not budget.try_keep(1)
+    assert budget.try_take(1)
+    assert budget.scarce
+    budget.give(2)
+    assert budget.try_keep(1)
+
+
 async def test_bytes_given_back_pass_over_one_cancelled_in_the_same_turn() -> None:
     budget = Budget(1)
     await budget.take(1)

@@ -14,9 +14,10 @@ from dolmen.cluster.groups import Member, make_group
 from dolmen.cluster.manifest import CHUNK, decode
 from dolmen.cluster.objects import Objects
 from dolmen.cluster.upload import GRACE, upload
-from dolmen.errors import BadContent, NoCopies, NotFound, Unavailable
+from dolmen.errors import BadContent, Corrupt, NoCopies, NotFound, Unavailable
 from dolmen.payload import Bytes, read_whole
 from dolmen.record import Kind
+from dolmen.spool import Spool
 from dolmen.stores.memory import MemoryStore
 from dolmen.testing.faulty import FaultyStore
 
@@ -218,6 +219,48 @@ async def test_slow_uploads_never_keep_others_from_going_on():
         source.go_on.set()
     for source, stored in zip(slow, await asyncio.gather(*waiting), strict=True):
         assert await fetched(objects, stored.id) == source.data
+    assert objects._budget.free == objects._budget.size
+
+
+async def test_slow_readers_never_keep_others_from_going_on():
+    _stores, objects = made(1, budget=Budget(4 * CHUNK))
+    data = data_of(3 * CHUNK + 1000)
+    stored = await objects.upload(Source(data))
+    slow = [aiter((await objects.download(stored.id)).payload) for _ in range(8)]
+    first = [bytes(await anext(pieces)) for pieces in slow]
+    held_up = Source(data_of(2 * CHUNK), hold_at=CHUNK // 2)
+    uploading = asyncio.create_task(objects.upload(held_up))
+    other = data_of(2 * CHUNK, 1)
+    assert await fetched(objects, stored.id) == data
+    assert await fetched(objects, (await objects.upload(Source(other))).id) == other
+    for begun, pieces in zip(first, slow, strict=True):
+        assert begun + b"".join([bytes(piece) async for piece in pieces]) == data
+    held_up.go_on.set()
+    await uploading
+    assert objects._budget.free == objects._budget.size
+
+
+@pytest.mark.parametrize("budget", [4 * CHUNK, 40 * CHUNK])
+async def test_pieces_stay_as_they_are_while_somebody_holds_them(budget):
+    _stores, objects = made(1, budget=Budget(budget))
+    datas = [data_of(4 * CHUNK, seed) for seed in range(3)]
+    ids = [(await objects.upload(Source(data))).id for data in datas]
+    pieces = [
+        [piece async for piece in (await objects.download(object_id)).payload] for object_id in ids
+    ]
+    for data, held in zip(datas, pieces, strict=True):
+        assert b"".join(held) == data
+
+
+async def test_what_was_put_aside_is_checked_again(monkeypatch):
+    _stores, objects = made(1, budget=Budget(CHUNK))
+    stored = await objects.upload(Source(data_of(CHUNK)))
+    large = await upload(objects.cluster, Source(data_of(2 * CHUNK)), Budget())
+    assert (await fetched(objects, stored.id)) == data_of(CHUNK)
+    spooled = Spool.append
+    monkeypatch.setattr(Spool, "append", lambda self, data: spooled(self, bytes(len(data))))
+    with pytest.raises(Corrupt):
+        await fetched(objects, large.id)
     assert objects._budget.free == objects._budget.size
 
 

@@ -9,7 +9,12 @@ DEFAULT = 160 << 20
 
 
 class Budget:
-    """So many bytes may be held at once; who asks for more waits, first come first served."""
+    """So many bytes may be held at once; who asks for more waits, first come first served.
+
+    What is held for as long as a client pleases takes half of it at most (`try_keep`,
+    `scarce`): the other half goes round among those who give it back by themselves, so
+    nobody waits for a slow client.
+    """
 
     def __init__(self, size: int = DEFAULT) -> None:
         self.size = size
@@ -22,6 +27,15 @@ class Budget:
             return False
         self.free -= size
         return True
+
+    def try_keep(self, size: int) -> bool:
+        """The same for bytes that a slow client may hold for long."""
+        return self.free - size >= self.size // 2 and self.try_take(size)
+
+    @property
+    def scarce(self) -> bool:
+        """Whether bytes that were taken must not be held for as long as a client pleases."""
+        return bool(self._waiting) or self.free < self.size // 2
 
     async def take(self, size: int) -> None:
         """Take bytes, waiting for them if need be. `size` is at most the whole budget."""

@@ -1,4 +1,9 @@
-"""Downloading a large object: its chunks in order, each checked before a byte goes out."""
+"""Downloading a large object: its chunks in order, each checked before a byte goes out.
+
+A chunk is held in memory while it is sent, unless half of the budget is held already:
+then it goes to an unlinked temporary file and is sent from there, so that readers who
+are slow, however many, hold up nobody else.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +16,15 @@ from dolmen.cluster.cluster import Cluster
 from dolmen.cluster.manifest import CHUNK, Manifest
 from dolmen.errors import Corrupt, NotFound, Unavailable
 from dolmen.payload import Payload, Piece, Stream, read_whole
+from dolmen.record import BLOCK, block_sums
+from dolmen.spool import Spool
 from dolmen.store import Range
 
 AHEAD = 2
-"""Chunks fetched before the one being sent has gone, while the budget has room."""
+"""Chunks fetched before the one being sent has gone, while less than half the budget is held."""
 _STEP = 262_144
+_TAIL = 131_072
+"""More than a socket holds back before it asks its writer to wait."""
 
 
 def chunks_payload(
@@ -37,6 +46,7 @@ async def _pieces(
 ) -> AsyncIterator[Piece]:
     if start == stop:
         return
+    loop = asyncio.get_running_loop()
     first, last = start // CHUNK, (stop - 1) // CHUNK
     fetching: deque[asyncio.Task[Piece]] = deque()
     following = first
@@ -46,20 +56,31 @@ async def _pieces(
                 await budget.take(CHUNK)
                 fetching.append(_fetch(cluster, manifest, following))
                 following += 1
-            while following <= last and len(fetching) <= AHEAD and budget.try_take(CHUNK):
+            while following <= last and len(fetching) <= AHEAD and budget.try_keep(CHUNK):
                 fetching.append(_fetch(cluster, manifest, following))
                 following += 1
             data = memoryview(await fetching[0])
-            begin = max(start - number * CHUNK, 0)
-            end = min(stop - number * CHUNK, CHUNK)
-            for at in range(begin, end - _STEP, _STEP):
-                yield data[at : at + _STEP]
-            # The socket may hold the last piece for long: a copy, or all of the chunk stays.
-            at = begin + max(0, (end - begin - 1) // _STEP) * _STEP
-            yield bytes(data[at:end])
+            data = data[max(start - number * CHUNK, 0) : stop - number * CHUNK]
+            if not budget.scarce:
+                tail = max(len(data) - _TAIL, 0)
+                if tail:
+                    yield data[:tail]
+                # The socket may hold this for long, but by then no view of the chunk any more.
+                yield bytes(data[tail:])
+                del data
+                fetching.popleft()
+                budget.give(CHUNK)
+                continue
+            spool, sums = await loop.run_in_executor(None, _put_aside, data)
             del data
             fetching.popleft()
             budget.give(CHUNK)
+            for at in range(0, spool.size, _STEP):
+                room = memoryview(bytearray(_STEP))
+                piece = await loop.run_in_executor(None, spool.read, at, room)
+                if not sums.startswith(block_sums(piece), at // BLOCK * 4):
+                    raise Corrupt("a temporary file gave other bytes than were written to it")
+                yield piece
     finally:
         for task in fetching:
             task.cancel()
@@ -67,6 +88,12 @@ async def _pieces(
             await asyncio.gather(*fetching, return_exceptions=True)
         finally:  # a client that goes away cancels what is already ending
             budget.give(CHUNK * len(fetching))
+
+
+def _put_aside(data: memoryview) -> tuple[Spool, bytes]:
+    spool = Spool()
+    spool.append(data)
+    return spool, block_sums(data)
 
 
 def _fetch(cluster: Cluster, manifest: Manifest, number: int) -> asyncio.Task[Piece]:

@@ -1,41 +1,26 @@
 """The chunks of a body as it arrives, in memory while there is room and in a file when not.
 
-A chunk in progress holds as many bytes of the budget as have come. When the budget is
-spent, what has come goes to an unlinked temporary file and the rest of the chunk
-follows it there: however many clients are slow, they hold up nobody else. A chunk that
-is complete takes its turn for the budget and is read back.
+A chunk in progress holds as many bytes of the budget as have come. When half of the
+budget is held, what has come goes to an unlinked temporary file and the rest of the
+chunk follows it there: however many clients are slow, they hold up nobody else. A chunk
+that is complete takes its turn for the budget and is read back.
 """
 
 from __future__ import annotations
 
 import asyncio
-import mmap
-import tempfile
-from types import TracebackType
-from typing import BinaryIO, Protocol, Self
+from functools import partial
+from typing import Protocol
 
+from dolmen.buffers import Buffers
 from dolmen.cluster.budget import Budget
 from dolmen.cluster.manifest import CHUNK
-from dolmen.errors import Corrupt, Full
+from dolmen.spool import Spool
 
-STEP = 262_144
-_SPARE_MAX = 8
-_spare: list[mmap.mmap] = []
-"""Buffers kept for the next chunk: the first touch of fresh memory is slow."""
-
-
-def _buffer() -> mmap.mmap:
-    """Room for a chunk; memory is only used for as much of it as is written."""
-    return (
-        _spare.pop()
-        if _spare
-        else mmap.mmap(-1, CHUNK, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    )
-
-
-def _give_back(buffer: mmap.mmap) -> None:
-    if len(_spare) < _SPARE_MAX:
-        _spare.append(buffer)
+_STEP = 1 << 20
+"""In memory a chunk grows by this many bytes, through a file by a quarter of them."""
+_buffers = Buffers(CHUNK, spare=8)
+_NOTHING = memoryview(b"")
 
 
 class Source(Protocol):
@@ -53,7 +38,7 @@ class Chunk:
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
-        self._buffer: mmap.mmap | None = _buffer()
+        self._room = _buffers.take()
         self._held = 0
         self.size = 0
 
@@ -62,16 +47,11 @@ class Chunk:
         """The bytes."""
         return self._room[: self.size]
 
-    @property
-    def _room(self) -> memoryview:
-        assert self._buffer is not None
-        return memoryview(self._buffer)
-
     async def fill(self, source: Source) -> None:
         """Receive up to a chunk's size."""
         while self.size < CHUNK:
-            step = min(STEP, CHUNK - self.size)
-            if not self._budget.try_take(step):
+            step = min(_STEP, CHUNK - self.size)
+            if not self._budget.try_keep(step):
                 await self._fill_by_file(source)
                 return
             self._held += step
@@ -81,78 +61,29 @@ class Chunk:
                 return
 
     async def _fill_by_file(self, source: Source) -> None:
-        with _Spill() as spill:
-            await spill.write(self.data)
-            size = self.size
-            self._let_go()
-            step = memoryview(bytearray(STEP))
-            while size < CHUNK:
-                wanted = min(STEP, CHUNK - size)
-                got = await source.receive_into(step[:wanted])
-                await spill.write(step[:got])
-                size += got
-                if got < wanted:
-                    break
-            await self._budget.take(size)
-            self._held = size
-            self._buffer = _buffer()
-            await spill.read_into(self._room[:size])
-            self.size = size
+        in_thread = partial(asyncio.get_running_loop().run_in_executor, None)
+        spool = await in_thread(Spool)
+        await in_thread(spool.append, self.data)
+        self._let_go()
+        step = memoryview(bytearray(_STEP // 4))
+        while spool.size < CHUNK:
+            wanted = min(len(step), CHUNK - spool.size)
+            got = await source.receive_into(step[:wanted])
+            await in_thread(spool.append, step[:got])
+            if got < wanted:
+                break
+        await self._budget.take(spool.size)
+        self._held = spool.size
+        self._room = _buffers.take()
+        await in_thread(spool.read, 0, self._room)
+        self.size = spool.size
 
     def release(self) -> None:
-        """Give buffer and budget back, once. The data must not be used any more."""
+        """Give the budget back, once. Who still uses the data may go on with it."""
         self._let_go()
         self.size = 0
 
     def _let_go(self) -> None:
         self._budget.give(self._held)
         self._held = 0
-        if self._buffer is not None:
-            _give_back(self._buffer)
-            self._buffer = None
-
-
-class _Spill:
-    """An unlinked temporary file."""
-
-    def __enter__(self) -> Self:
-        self._file: BinaryIO = tempfile.TemporaryFile(buffering=0)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.close()
-
-    async def write(self, data: memoryview) -> None:
-        """Append bytes; raises `Full` when the temporary folder has no room."""
-
-        def write() -> None:
-            at = 0
-            while at < len(data):
-                at += self._file.write(data[at:])
-
-        try:
-            await asyncio.get_running_loop().run_in_executor(None, write)
-        except OSError as error:
-            raise Full(
-                f"the folder for temporary files ({tempfile.gettempdir()}) has no room for what "
-                f"slow clients have sent so far: {error.strerror}; set TMPDIR to another"
-            ) from error
-
-    async def read_into(self, buffer: memoryview) -> None:
-        """Read everything back from the start."""
-
-        def read() -> None:
-            self._file.seek(0)
-            at = 0
-            while at < len(buffer):
-                got = self._file.readinto(buffer[at:])  # type: ignore[attr-defined]
-                if not got:
-                    raise Corrupt("a temporary file was cut short")
-                at += got
-
-        await asyncio.get_running_loop().run_in_executor(None, read)
+        self._room = _NOTHING

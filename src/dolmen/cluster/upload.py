@@ -67,8 +67,9 @@ async def upload(
         if second.size or (source.length or 0) > CHUNK:
             large = _Large(cluster, budget, digest, now)
             return await large.run(first, second, source, meta, expected_id)
-        whole = bytes(first.data)
-        return await upload_small(cluster, whole, meta=meta, expected_id=expected_id, digest=digest)
+        return await upload_small(
+            cluster, first.data, meta=meta, expected_id=expected_id, digest=digest
+        )
     finally:
         first.release()
         second.release()
@@ -76,7 +77,7 @@ async def upload(
 
 async def upload_small(
     cluster: Cluster,
-    data: bytes,
+    data: bytes | memoryview,
     *,
     meta: bytes = b"",
     expected_id: str | None = None,
@@ -148,21 +149,18 @@ class _Large:
         if self._hashed is not None:
             await asyncio.shield(self._hashed)
         self._hashed = self._loop.run_in_executor(None, self._hasher.update, chunk.data)
-        self._sending.append(asyncio.create_task(self._send(chunk, self._hashed)))
+        self._sending.append(asyncio.create_task(self._send(chunk)))
         if len(self._sending) >= IN_FLIGHT:
             await self._oldest()
 
-    async def _send(self, chunk: Chunk, hashed: asyncio.Future[None]) -> tuple[str, int]:
+    async def _send(self, chunk: Chunk) -> tuple[str, int]:
         data = chunk.data
-        naming = self._loop.run_in_executor(None, chunk_name, data)
         try:
-            name = await asyncio.shield(naming)
+            name = await self._loop.run_in_executor(None, chunk_name, data)
             checksum = bytes.fromhex(name[-64:])[:16]
             written = await self._cluster.write(name, Bytes(data), checksum=checksum, known=True)
             return name, written.copies
         finally:
-            # Threads still reading the buffer must end before somebody else gets it.
-            await _ended(naming, hashed)
             chunk.release()
 
     async def _oldest(self) -> None:

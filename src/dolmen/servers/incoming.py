@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import tempfile
-import weakref
 from collections.abc import AsyncIterator
 from functools import partial
 
 from dolmen.buffers import Buffers
-from dolmen.errors import Full
 from dolmen.http.body import Body
 from dolmen.payload import Bytes, Payload, Piece, Stream
 from dolmen.servers.fields import ContentDigest
+from dolmen.spool import Spool
 
 SMALL = 65_536
 _PIECE = 2 << 20
@@ -65,41 +62,14 @@ async def _checked(pieces: AsyncIterator[Piece], digest: ContentDigest) -> Async
     digest.check()
 
 
-class _Spool:
-    """An unlinked temporary file. Its descriptor is closed when nobody has it in hand any more, so
-    never under a thread that goes on writing after its caller was cancelled.
-    """
-
-    def __init__(self, folder: str | None) -> None:
-        self._fd, path = tempfile.mkstemp(dir=folder)
-        weakref.finalize(self, os.close, self._fd)
-        os.unlink(path)
-        self.size = 0
-
-    def write(self, piece: Piece) -> None:
-        left = memoryview(piece)
-        while left:
-            left = left[os.write(self._fd, left) :]
-        self.size += len(piece)
-
-    def read(self, at: int) -> bytes:
-        return os.pread(self._fd, _PIECE, at)
-
-
 async def _spooled(pieces: AsyncIterator[Piece], folder: str | None) -> Payload:
     in_thread = partial(asyncio.get_running_loop().run_in_executor, None)
-    try:
-        spool = await in_thread(_Spool, folder)
-        async for piece in pieces:
-            await in_thread(spool.write, piece)
-    except OSError as error:
-        raise Full(
-            f"no room to collect a body of unknown length: {error.strerror}; "
-            "send it with a Content-Length, or make room"
-        ) from error
+    spool = await in_thread(Spool, folder)
+    async for piece in pieces:
+        await in_thread(spool.append, piece)
 
     async def opened() -> AsyncIterator[Piece]:
         for at in range(0, spool.size, _PIECE):
-            yield await in_thread(spool.read, at)
+            yield await in_thread(spool.read, at, _buffers.take())
 
     return Stream(spool.size, opened, rereadable=False)

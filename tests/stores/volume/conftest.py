@@ -44,9 +44,3 @@ class FailingDisk(Disk):
 @pytest.fixture
 def failing() -> type[FailingDisk]:
     return FailingDisk
-
-
-@pytest.fixture
-def descriptors() -> Callable[[], int]:
-    """How many files this process has open."""
-    return lambda: len(os.listdir("/proc/self/fd"))
