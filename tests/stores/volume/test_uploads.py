@@ -120,8 +120,8 @@ async def test_closing_under_uploads_answers_each_and_keeps_what_was_answered(
         ]
         for _ in range(steps):
             await asyncio.sleep(0.001)
-        await asyncio.wait_for(store.aclose(), 20)
-        answers = await asyncio.wait_for(asyncio.gather(*puts, return_exceptions=True), 20)
+        await asyncio.wait_for(store.aclose(), 60)
+        answers = await asyncio.wait_for(asyncio.gather(*puts, return_exceptions=True), 60)
         assert all(
             not isinstance(answer, BaseException) or isinstance(answer, Unavailable)
             for answer in answers
