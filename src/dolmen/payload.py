@@ -21,7 +21,8 @@ from dolmen.errors import BadContent
 
 _FROM_HEAP = 1 << 20
 _PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-_buffers = Buffers(4 << 20, spare=4)
+CHUNKS = Buffers(4 << 20, spare=6)
+"""Memory for chunks of large objects, wherever they come from."""
 
 Piece = bytes | bytearray | memoryview
 
@@ -117,8 +118,8 @@ async def read_whole(payload: Payload) -> bytes | memoryview:
     # the allocator's heap they would pile up beside each other.
     if size <= _FROM_HEAP:
         data = memoryview(bytearray(size))
-    elif size <= _buffers.size:
-        data = _buffers.take()[:size]
+    elif size <= CHUNKS.size:
+        data = CHUNKS.take()[:size]
     else:
         data = memoryview(mmap.mmap(-1, size, flags=_PRIVATE))
     at = 0

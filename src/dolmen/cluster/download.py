@@ -11,6 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 
+from dolmen.buffers import Buffers
 from dolmen.cluster.budget import Budget
 from dolmen.cluster.cluster import Cluster
 from dolmen.cluster.manifest import CHUNK, Manifest
@@ -23,6 +24,7 @@ from dolmen.store import Range
 AHEAD = 2
 """Chunks fetched before the one being sent has gone, while less than half the budget is held."""
 _STEP = 262_144
+_steps = Buffers(_STEP, spare=16)
 _TAIL = 131_072
 """More than a socket holds back before it asks its writer to wait."""
 
@@ -76,8 +78,7 @@ async def _pieces(
             fetching.popleft()
             budget.give(CHUNK)
             for at in range(0, spool.size, _STEP):
-                room = memoryview(bytearray(_STEP))
-                piece = await loop.run_in_executor(None, spool.read, at, room)
+                piece = await loop.run_in_executor(None, spool.read, at, _steps.take())
                 if not sums.startswith(block_sums(piece), at // BLOCK * 4):
                     raise Corrupt("a temporary file gave other bytes than were written to it")
                 yield piece

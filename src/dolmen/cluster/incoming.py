@@ -15,11 +15,12 @@ from typing import Protocol
 from dolmen.buffers import Buffers
 from dolmen.cluster.budget import Budget
 from dolmen.cluster.manifest import CHUNK
+from dolmen.payload import CHUNKS
 from dolmen.spool import Spool
 
 _STEP = 1 << 20
 """In memory a chunk grows by this many bytes, through a file by a quarter of them."""
-_buffers = Buffers(CHUNK, spare=8)
+_steps = Buffers(_STEP // 4, spare=8)
 _NOTHING = memoryview(b"")
 
 
@@ -38,7 +39,7 @@ class Chunk:
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
-        self._room = _buffers.take()
+        self._room = CHUNKS.take()
         self._held = 0
         self.size = 0
 
@@ -65,7 +66,7 @@ class Chunk:
         spool = await in_thread(Spool)
         await in_thread(spool.append, self.data)
         self._let_go()
-        step = memoryview(bytearray(_STEP // 4))
+        step = _steps.take()
         while spool.size < CHUNK:
             wanted = min(len(step), CHUNK - spool.size)
             got = await source.receive_into(step[:wanted])
@@ -74,7 +75,7 @@ class Chunk:
                 break
         await self._budget.take(spool.size)
         self._held = spool.size
-        self._room = _buffers.take()
+        self._room = CHUNKS.take()
         await in_thread(spool.read, 0, self._room)
         self.size = spool.size
 
