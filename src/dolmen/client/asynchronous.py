@@ -96,7 +96,7 @@ class AsyncClient:
         else:
             body = Streamed(_hashing(data, hasher), size)
             response = await self._ask(method, target, headers, body)
-        said = await object_of(response)
+        said = await object_of(response, reads=False)
         stored = Uploaded(said["id"], said["size"], said.get("copies", 1))
         if expected_id is None and len(stored.id) == 64 and stored.id != hasher.hexdigest():
             raise BadContent(

@@ -20,6 +20,7 @@ from dolmen.errors import (
     Full,
     NotFound,
     ReadOnly,
+    TooLarge,
     Unauthorized,
     Unavailable,
 )
@@ -141,6 +142,7 @@ class Copier:
     async def _read(self, attempt: _Attempt) -> AsyncIterator[Blob]:
         """What waits, as the source has it now."""
         stamped = self._source.capabilities.stamps
+        keeps_all = self._destination.capabilities.stamps
         try:
             async with closing(self._source.get_many(list(attempt.waiting))) as answers:
                 async for answer in answers:
@@ -151,12 +153,24 @@ class Copier:
                     if isinstance(blob, Failed):
                         self._failed(attempt, blob.name, blob.error, "source")
                         continue
+                    if not keeps_all and blob.info.kind != Kind.BLOB:
+                        self._pass_over(attempt, blob.info)
+                        continue
                     if blob.payload.whole is None:
                         blob.payload = Watched(blob.payload)
                     attempt.sent.append(blob)
                     yield blob
         except DolmenError as error:  # what came before is written all the same
             attempt.trouble(error, "source", broke=True)
+
+    def _pass_over(self, attempt: _Attempt, info: BlobInfo) -> None:
+        """Leave out what a destination without stamps and kinds would take for something else."""
+        if info.kind == Kind.TOMBSTONE:  # deleted since it was compared
+            del attempt.waiting[info.name]
+            self._report.vanished += 1
+        else:
+            why = TooLarge(f"{info.name} is stored in chunks, which a plain sos server can't join")
+            self._failed(attempt, info.name, why, "destination")
 
     async def _believed(self, blob: Blob) -> Blob | Failed:
         """What a source without checksums gave, if it is what its name says it is."""

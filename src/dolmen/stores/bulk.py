@@ -10,7 +10,9 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 
-from dolmen.errors import DolmenError, NotFound
+from dolmen import metadata
+from dolmen.errors import BadContent, DolmenError, NotFound
+from dolmen.names import check_name
 from dolmen.payload import Bytes
 from dolmen.record import Kind
 from dolmen.store import Blob, BlobStore, Failed, Put
@@ -62,10 +64,20 @@ async def get_any(store: BlobStore, name: str) -> Blob | Failed:
     return Blob(info, Bytes(b""))
 
 
+def check_travels(blob: Blob) -> None:
+    """Raise what `put_many` refuses a blob for before anything is asked of the store."""
+    info = blob.info
+    check_name(info.name)
+    metadata.check(info.metadata)
+    if info.kind == Kind.TOMBSTONE and (info.metadata or info.size or blob.payload.size):
+        raise BadContent(f"a tombstone has neither data nor metadata; that of {info.name} has")
+
+
 async def put_any(store: BlobStore, blob: Blob) -> Put | Failed:
     """Write a blob, or the tombstone it is, with the stamp it has."""
     info = blob.info
     try:
+        check_travels(blob)
         if info.kind == Kind.TOMBSTONE:
             return await store.delete(info.name, stamp=info.stamp)
         return await store.put(

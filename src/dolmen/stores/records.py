@@ -8,7 +8,7 @@ class, a line feed, its message), so every name asked for gets its answer.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from dolmen import errors, metadata
 from dolmen.errors import BadContent, Corrupt, DolmenError
@@ -45,30 +45,38 @@ async def encode(blobs: AsyncIterator[Blob | Failed]) -> AsyncIterator[Piece]:
     size = 0
     async for blob in blobs:
         if isinstance(blob, Failed):
-            gathered.append(_refusal(blob))
-            size += len(gathered[-1])
+            parts: Sequence[Piece] = (_refusal(blob),)
+        elif blob.payload.whole is not None:
+            parts = frame(blob)
         else:
-            info = blob.info
-            head = encode_head(
-                info.kind, info.name.encode(), info.metadata, info.size, info.stamp, info.checksum
-            )
-            data = blob.payload.whole
-            if data is None:
-                yield b"".join([*gathered, head])
-                gathered, size = [], 0
-                sums = BlockSums()
-                async for piece in blob.payload:
-                    sums.update(piece)
-                    yield piece
-                yield sums.digest()
-                continue
-            gathered += (head, data, block_sums(data))
-            size += len(head) + len(data)
+            yield b"".join([*gathered, _head_of(blob.info, blob.payload.size)])
+            gathered, size = [], 0
+            sums = BlockSums()
+            async for piece in blob.payload:
+                sums.update(piece)
+                yield piece
+            yield sums.digest()
+            continue
+        gathered += parts
+        size += sum(map(len, parts))
         if size >= _GATHER:
             yield b"".join(gathered)
             gathered, size = [], 0
     if gathered:
         yield b"".join(gathered)
+
+
+def frame(blob: Blob) -> Sequence[Piece]:
+    """The record of a blob whose data is in memory, in parts."""
+    data = blob.payload.whole
+    assert data is not None
+    return _head_of(blob.info, len(data)), data, block_sums(data)
+
+
+def _head_of(info: BlobInfo, size: int) -> bytes:
+    return encode_head(
+        info.kind, info.name.encode(), info.metadata, size, info.stamp, info.checksum
+    )
 
 
 def _refusal(failed: Failed) -> bytes:

@@ -12,9 +12,8 @@ A request that may have been acted on is never repeated: the caller gets
 
 from __future__ import annotations
 
-import asyncio
 import json
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,7 +21,6 @@ from urllib.parse import urlsplit
 from dolmen import metadata
 from dolmen.digests import Digests
 from dolmen.errors import (
-    BadContent,
     BadSetting,
     Corrupt,
     DolmenError,
@@ -36,7 +34,7 @@ from dolmen.http.messages import Streamed
 from dolmen.names import check_name, checksum_of, is_chunk_name, is_object_id, partition_of
 from dolmen.payload import Bytes, Payload, Piece, Stream
 from dolmen.record import Kind
-from dolmen.stamps import format_stamp, parse_stamp
+from dolmen.stamps import format_stamp
 from dolmen.store import (
     ALL_PARTITIONS,
     Blob,
@@ -48,35 +46,37 @@ from dolmen.store import (
     Put,
     Range,
 )
-from dolmen.stores import records
-from dolmen.stores.batches import NAMES, batches, send
-from dolmen.stores.bulk import get_any, put_any
+from dolmen.stores.bulk import OneByOne
+from dolmen.stores.remote_bulk import list_all, read_many, write_many
 from dolmen.stores.verdict import NO_CHECKSUM
 from dolmen.stores.wire import (
     ANSWER_MAX,
     Unsatisfiable,
+    deleted,
     error_of,
     info_of,
     lines_of,
-    listed,
+    names_of,
+    notes_of,
     object_of,
     put_of,
+    stored,
     told,
 )
 
-_PAGE = 10_000
 _PLAIN = Capabilities(
     durable=True, largest=1 << 31, digests=False, ordered=False, conflicts=False, stamps=False
 )
 
 
-class RemoteStore:
+class RemoteStore(OneByOne):
     """A blob server at an address. Connections are made when they are needed."""
 
     def __init__(self, address: str, client: Client, capabilities: Capabilities) -> None:
         self._address = address
         self._client = client
         self.capabilities = capabilities
+        self._digests: tuple[bytes, Digests] | None = None
 
     async def put(
         self,
@@ -94,7 +94,7 @@ class RemoteStore:
         if self.capabilities.stamps:
             if stamp is not None:
                 headers.append((b"X-Dolmen-Stamp", format_stamp(stamp).encode()))
-            if kind is Kind.MANIFEST:
+            if kind == Kind.MANIFEST:
                 headers.append((b"X-Dolmen-Kind", b"manifest"))
             if checksum is not None:
                 headers.append((b"X-Dolmen-Checksum", checksum.hex().encode()))
@@ -102,17 +102,18 @@ class RemoteStore:
                 metadata.check(meta)
                 headers.append((b"X-Dolmen-Metadata", b64encode(meta)))
         else:
+            if kind == Kind.MANIFEST:  # it would stand for the object's own content
+                self._needs_stamps("given manifests, so it keeps no large objects")
             headers.extend(metadata.decode(meta))
         whole = payload.whole
         body = whole if whole is not None else Streamed(_to_the_end(payload), payload.size)
         response = await self._ask(
             "POST", f"/blob/{name}", headers, body, expect_continue=whole is None
         )
-        said = await object_of(response)
-        outcome = Outcome.CREATED if response.status == 201 else Outcome.UNCHANGED
-        if said.get("status") == "superseded":
-            outcome = Outcome.SUPERSEDED
-        return Put(outcome, parse_stamp(said["stamp"]) if "stamp" in said else 0)
+        if not self.capabilities.stamps:
+            await response.body.read(ANSWER_MAX)
+            return Put(Outcome.CREATED if response.status == 201 else Outcome.UNCHANGED, 0)
+        return stored(response.status, await object_of(response, reads=False))
 
     async def get(self, name: str, *, byte_range: Range | None = None) -> Blob:
         """See `BlobStore.get`."""
@@ -168,7 +169,10 @@ class RemoteStore:
             "checksum": checksum.hex(),
             "metadata": b64encode(metadata.check(meta)).decode(),
         }
-        return put_of(await self._line("/blobs/touch", {"touches": [item]}))
+        put = put_of(name, await self._line("/blobs/touch", {"touches": [item]}))
+        if isinstance(put, Failed):
+            raise put.error
+        return put
 
     async def delete(self, name: str, *, stamp: int | None = None) -> Put:
         """See `BlobStore.delete`."""
@@ -178,11 +182,7 @@ class RemoteStore:
         if stamp is not None:
             headers.append((b"X-Dolmen-Stamp", format_stamp(stamp).encode()))
         response = await self._ask("DELETE", f"/blob/{name}", headers)
-        if response.status == 200:
-            return Put(Outcome.SUPERSEDED, parse_stamp((await object_of(response))["stamp"]))
-        status = response.headers.get(b"x-dolmen-status", b"created").decode()
-        stands = response.headers.get(b"x-dolmen-stamp", b"0" * 16).decode()
-        return Put(Outcome(status), parse_stamp(stands))
+        return deleted(response.headers, await object_of(response, reads=False))
 
     async def remove(self, name: str, *, if_stamp: int, min_age: float = 0) -> bool:
         """See `BlobStore.remove`."""
@@ -192,7 +192,7 @@ class RemoteStore:
         line = await self._line("/blobs/remove", {"removes": [item], "min_age": min_age})
         return line.get("removed") is True
 
-    async def list(
+    def list(
         self,
         *,
         partitions: Iterable[int] = ALL_PARTITIONS,
@@ -201,39 +201,18 @@ class RemoteStore:
         tombstones: bool = False,
     ) -> AsyncIterator[BlobInfo]:
         """See `BlobStore.list`."""
-        if not self.capabilities.stamps:
-            async for info in self._list_plainly(set(partitions), after, prefix):
-                yield info
-            return
-        wanted = list(partitions)
-        everything = len(wanted) == len(ALL_PARTITIONS)
-        for first in range(0, 1 if everything else len(wanted), NAMES):
-            order: dict[str, object] = {"prefix": prefix, "tombstones": tombstones, "limit": _PAGE}
-            if not everything:
-                order["partitions"] = wanted[first : first + NAMES]
-            cursor = after
-            while True:
-                if cursor is not None:
-                    order["cursor"] = cursor
-                cursor = None
-                response = await self._post("/blobs/list", order, reads=True)
-                async for line in lines_of(response):
-                    if "next" in line:
-                        cursor = line["next"]
-                    else:
-                        yield listed(line)
-                if cursor is None:
-                    break
+        if self.capabilities.stamps:
+            return list_all(self._ask, partitions, after, prefix, tombstones=tombstones)
+        return self._list_plainly(set(partitions), after, prefix)
 
     async def _list_plainly(
         self, partitions: set[int], after: str | None, prefix: str
     ) -> AsyncIterator[BlobInfo]:
         """List a server that gives names only, in any order, all at once."""
         response = await self._ask("GET", "/blobs")
-        names = json.loads(bytes(await response.body.read(1 << 31)))
+        names = names_of(await response.body.read(1 << 31))
         start = (partition_of(after), after) if after is not None else (-1, "")
-        places = sorted((partition_of(name), name) for name in set(names))
-        for partition, name in places:
+        for partition, name in sorted((partition_of(name), name) for name in names):
             if (partition, name) <= start or not name.startswith(prefix):
                 continue
             if partition in partitions:
@@ -242,53 +221,26 @@ class RemoteStore:
     async def digests(self) -> Digests:
         """See `BlobStore.digests`."""
         self._needs_stamps("compared by digests")
-        response = await self._ask("GET", "/digests")
-        return Digests.decode(bytes(await response.body.read(ANSWER_MAX)))
+        known = self._digests
+        condition = [(b"If-None-Match", known[0])] if known is not None else []
+        response = await self._ask("GET", "/digests", condition)
+        if response.status == 304 and known is not None:
+            return known[1]
+        digests = Digests.decode(await response.body.read(ANSWER_MAX))
+        self._digests = response.headers.get(b"etag", b""), digests
+        return digests
 
-    async def get_many(self, names: Sequence[str]) -> AsyncIterator[Blob | Failed]:
+    def get_many(self, names: Sequence[str]) -> AsyncIterator[Blob | Failed]:
         """See `BlobStore.get_many`."""
-        if not self.capabilities.stamps:
-            for name in names:
-                yield await get_any(self, name)
-            return
-        done = 0
-        while done < len(names):
-            batch = names[done : done + NAMES]
-            response = await self._post("/records/read", {"names": [*batch]}, reads=True)
-            try:
-                async for blob in records.decode(aiter(response.body)):
-                    yield blob
-                    done += 1
-            except (BadContent, Unavailable) as error:
-                # The stream broke off at a blob that could not be read to its end.
-                yield Failed(names[done], error)
-                done += 1
+        if self.capabilities.stamps:
+            return read_many(self._ask, self._address, names)
+        return super().get_many(names)
 
-    async def put_many(self, blobs: AsyncIterator[Blob]) -> AsyncIterator[Put | Failed]:
+    def put_many(self, blobs: AsyncIterator[Blob]) -> AsyncIterator[Put | Failed]:
         """See `BlobStore.put_many`. Two batches are under way at once."""
-        if not self.capabilities.stamps:
-            async for blob in blobs:
-                yield await put_any(self, blob)
-            return
-        before: asyncio.Task[Sequence[Put | Failed]] | None = None
-        try:
-            async for batch in batches(blobs):
-                if isinstance(batch, Blob):
-                    sending = None
-                else:
-                    sending = asyncio.create_task(send(self._ask, self._address, batch))
-                if before is not None:
-                    for result in await before:
-                        yield result
-                before = sending
-                if isinstance(batch, Blob):
-                    yield await put_any(self, batch)
-            if before is not None:
-                for result in await before:
-                    yield result
-        finally:
-            if before is not None:
-                before.cancel()
+        if self.capabilities.stamps:
+            return write_many(self, self._ask, blobs)
+        return super().put_many(blobs)
 
     async def note(self, key: str, value: bytes) -> None:
         """See `BlobStore.note`."""
@@ -299,8 +251,7 @@ class RemoteStore:
     async def notes(self) -> dict[str, bytes]:
         """See `BlobStore.notes`."""
         self._needs_stamps("asked for notes")
-        said = await object_of(await self._ask("GET", "/notes"))
-        return {key: b64decode(value) for key, value in said.items()}
+        return notes_of(await object_of(await self._ask("GET", "/notes")))
 
     async def condition(self) -> Condition:
         """See `BlobStore.condition`."""
@@ -342,11 +293,9 @@ class RemoteStore:
             raise await error_of(self._address, response)
         return response
 
-    async def _post(self, target: str, order: dict[str, object], *, reads: bool) -> ClientResponse:
-        return await self._ask("POST", target, (), json.dumps(order).encode(), reads=reads)
-
     async def _line(self, target: str, order: dict[str, object]) -> dict[str, Any]:
-        async for line in lines_of(await self._post(target, order, reads=False)):
+        response = await self._ask("POST", target, (), json.dumps(order).encode(), reads=False)
+        async for line in lines_of(response, reads=False):
             if line.get("status") == "refused":
                 raise told(line)
             return line

@@ -1,24 +1,56 @@
-"""What a blob server's answers mean: errors, blobs, lines of listings, as the contract has them."""
+"""What a blob server's answers mean: errors, blobs, lines of listings, as the contract has them.
+
+An answer that makes no sense is `Unavailable` to who reads and `OutcomeUnknown` to who
+writes: the server may be of another kind or version, or something stands in between.
+"""
 
 from __future__ import annotations
 
+import functools
 import json
 from base64 import b64decode
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from typing import Any, ParamSpec, TypeVar
 
 from dolmen import errors, metadata
-from dolmen.errors import DolmenError, NotFound, Unavailable
+from dolmen.errors import DolmenError, InvalidName, NotFound, OutcomeUnknown, Unavailable
 from dolmen.http.calls import ClientResponse
 from dolmen.http.messages import Headers
+from dolmen.names import check_name
 from dolmen.record import Kind
 from dolmen.stamps import parse_stamp
-from dolmen.store import BlobInfo, Outcome, Put
+from dolmen.store import BlobInfo, Failed, Outcome, Put
 from dolmen.stores.verdict import NO_CHECKSUM
 
 ANSWER_MAX = 64 << 20
 """The largest answer that is read whole, in bytes."""
 _KINDS = {"blob": Kind.BLOB, "manifest": Kind.MANIFEST, "tombstone": Kind.TOMBSTONE}
+_NONSENSE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, InvalidName)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def senseless(error: object, *, reads: bool) -> DolmenError:
+    """The error for an answer that makes no sense."""
+    kind = Unavailable if reads else OutcomeUnknown
+    return kind(f"an answer makes no sense ({error!r:.200}): is this a dolmen blob server?")
+
+
+def _sense(*, reads: bool) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Let a function that reads an answer raise the error for one that makes no sense."""
+
+    def wrap(function: Callable[P, T]) -> Callable[P, T]:
+        @functools.wraps(function)
+        def sensible(*arguments: P.args, **options: P.kwargs) -> T:
+            try:
+                return function(*arguments, **options)
+            except _NONSENSE as error:
+                raise senseless(error, reads=reads) from error
+
+        return sensible
+
+    return wrap
 
 
 class Unsatisfiable(DolmenError):  # noqa: N818 - as the other errors
@@ -37,7 +69,7 @@ async def error_of(client: str, response: ClientResponse) -> DolmenError:
     detail = f"{client}: {said.get('detail') or f'HTTP {status}'}"
     if status == 404:
         stamp = response.headers.get(b"x-dolmen-stamp")
-        return NotFound(detail, stamp=parse_stamp(stamp.decode()) if stamp else 0)
+        return NotFound(detail, stamp=_stamp(stamp.decode("latin-1")) if stamp else 0)
     if status == 416:
         return Unsatisfiable(detail)
     if "error" in said:
@@ -61,19 +93,52 @@ def told(said: dict[str, Any]) -> DolmenError:
     kind = getattr(errors, str(said.get("error")), Unavailable)
     detail = str(said.get("detail"))
     if kind is NotFound:
-        return NotFound(detail, stamp=parse_stamp(said["stamp"]) if "stamp" in said else 0)
+        return NotFound(detail, stamp=_stamp(said["stamp"]) if "stamp" in said else 0)
     if isinstance(kind, type) and issubclass(kind, DolmenError):
         return kind(detail)
     return Unavailable(detail)
 
 
-def put_of(line: dict[str, Any]) -> Put:
-    """The answer to a write, from a line of JSON; raises the error the line names."""
-    if line.get("status") == "refused":
-        raise told(line)
-    return Put(Outcome(line["status"]), parse_stamp(line["stamp"]))
+@_sense(reads=True)
+def _stamp(text: str) -> int:
+    return parse_stamp(text)
 
 
+def put_of(name: str, line: dict[str, Any]) -> Put | Failed:
+    """The answer to a write of this name, from a line of JSON.
+
+    A line without a name says why those that were not reached failed.
+    """
+    try:
+        if line["name"] not in (name, ""):
+            raise ValueError(line["name"])
+        if line["status"] == "refused":
+            return Failed(name, told(line))
+        return Put(Outcome(line["status"]), parse_stamp(line["stamp"]))
+    except _NONSENSE as error:
+        return Failed(name, senseless(error, reads=False))
+
+
+@_sense(reads=False)
+def stored(status: int, said: dict[str, Any]) -> Put:
+    """The answer to a single put."""
+    if said["status"] == "superseded":
+        outcome = Outcome.SUPERSEDED
+    else:
+        outcome = Outcome.CREATED if status == 201 else Outcome.UNCHANGED
+    return Put(outcome, parse_stamp(said["stamp"]))
+
+
+@_sense(reads=False)
+def deleted(headers: Headers, said: dict[str, Any]) -> Put:
+    """The answer to a single delete: in header fields, or when something newer stands, in JSON."""
+    if said:
+        return Put(Outcome.SUPERSEDED, parse_stamp(said["stamp"]))
+    status = headers.get(b"x-dolmen-status", b"").decode()
+    return Put(Outcome(status), parse_stamp(headers.get(b"x-dolmen-stamp", b"").decode()))
+
+
+@_sense(reads=True)
 def info_of(name: str, response: ClientResponse) -> BlobInfo:
     """What an answer's header fields tell of a blob."""
     headers = response.headers
@@ -102,32 +167,63 @@ def _tag(headers: Headers) -> bytes:
         return NO_CHECKSUM
 
 
+@_sense(reads=True)
 def listed(line: dict[str, Any]) -> BlobInfo:
     """What a line of a listing tells of a blob."""
     return BlobInfo(
-        line["name"],
-        line["size"],
+        check_name(line["name"]),
+        int(line["size"]),
         _KINDS[line["kind"]],
         parse_stamp(line["stamp"]),
         bytes.fromhex(line["checksum"]),
-        b64decode(line.get("metadata", "")),
-        line.get("arrived", 0),
+        b64decode(line["metadata"], validate=True) if "metadata" in line else b"",
+        int(line["arrived"]),
     )
 
 
-async def object_of(response: ClientResponse) -> dict[str, Any]:
+@_sense(reads=True)
+def names_of(body: bytes) -> set[str]:
+    """The names a plain blob server lists."""
+    names = json.loads(body)
+    if type(names) is not list:
+        raise TypeError(type(names))
+    for name in names:
+        name.encode()  # whether it may be one, who uses it says
+    return set(names)
+
+
+@_sense(reads=True)
+def notes_of(said: dict[str, Any]) -> dict[str, bytes]:
+    """The notes of a server."""
+    return {key: b64decode(value) for key, value in said.items()}
+
+
+async def object_of(response: ClientResponse, *, reads: bool = True) -> dict[str, Any]:
     """An answer that is one JSON object."""
-    said = json.loads((await response.body.read(ANSWER_MAX)).decode() or "{}")
-    return said if isinstance(said, dict) else {}
+    body = await response.body.read(ANSWER_MAX)
+    try:
+        said = json.loads(body or b"{}")
+        if type(said) is not dict:
+            raise TypeError(type(said))
+    except _NONSENSE as error:
+        raise senseless(error, reads=reads) from error
+    return said
 
 
-async def lines_of(response: ClientResponse) -> AsyncIterator[dict[str, Any]]:
-    """The lines of an answer in JSON, as they come."""
+async def lines_of(response: ClientResponse, *, reads: bool) -> AsyncIterator[dict[str, Any]]:
+    """The lines of an answer, a JSON object each, as they come."""
     rest = b""
     async for piece in response.body:
         lines, newline, rest = (rest + piece).rpartition(b"\n")
-        if newline:  # one array of many lines is parsed several times faster than each alone
-            for line in json.loads(f"[{lines.decode().replace(chr(10), ',')}]"):
+        if newline:
+            try:
+                # One array of many lines is parsed several times faster than each alone.
+                objects = json.loads(b"[" + lines.replace(b"\n", b",") + b"]")
+                if not all(type(line) is dict for line in objects):
+                    raise TypeError(objects)
+            except _NONSENSE as error:
+                raise senseless(error, reads=reads) from error
+            for line in objects:
                 yield line
     if rest:
-        raise Unavailable("an answer broke off in the middle of a line")
+        raise senseless("it breaks off in the middle of a line", reads=reads)

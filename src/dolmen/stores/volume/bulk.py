@@ -6,12 +6,11 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 
-from dolmen import metadata
 from dolmen.errors import DolmenError
-from dolmen.names import check_name, checksum_of
+from dolmen.names import checksum_of
 from dolmen.record import Kind, block_sums
 from dolmen.store import Blob, BlobInfo, BlobStore, Failed, Put
-from dolmen.stores.bulk import put_any
+from dolmen.stores.bulk import check_travels, put_any
 from dolmen.stores.volume.group import Group
 from dolmen.stores.volume.write import Op, Write, compare
 
@@ -34,6 +33,7 @@ async def put_many(
             yield await put_any(store, blob)
             continue
         try:
+            check_travels(blob)
             under_way.append((blob.info.name, group.submit(_write_of(blob.info, data))))
         except DolmenError as error:
             under_way.append((blob.info.name, error))
@@ -48,8 +48,6 @@ async def put_many(
 
 def _write_of(info: BlobInfo, data: bytes | memoryview) -> Write:
     """The write of a blob or tombstone that comes from another store."""
-    check_name(info.name)
-    metadata.check(info.metadata)
     if info.kind == Kind.TOMBSTONE:
         return Write(Op.DELETE, info.name, stamp=info.stamp)
     checksum = checksum_of(data)

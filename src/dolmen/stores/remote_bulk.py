@@ -1,0 +1,178 @@
+"""Many blobs at once to and from a dolmen blob server: pages of a listing, streams of records.
+
+What comes is only believed as far as it answers what was asked: names in order, one
+answer each. A server that gives anything else, or nothing, is `Unavailable`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+
+from dolmen.errors import DolmenError, OutcomeUnknown, Unavailable
+from dolmen.http.calls import ClientResponse
+from dolmen.names import partition_of
+from dolmen.payload import Piece
+from dolmen.store import ALL_PARTITIONS, Blob, BlobInfo, BlobStore, Failed, Put
+from dolmen.stores import records
+from dolmen.stores.bulk import check_travels, put_any
+from dolmen.stores.wire import lines_of, listed, put_of
+
+_PAGE = 10_000
+_NAMES = 2048
+"""How many blobs are asked for, or partitions listed, in one request."""
+_BATCH = 8 << 20
+"""How many bytes of small blobs go in one request."""
+_UNDER_WAY = 2
+"""How many batches are written at once."""
+
+
+Ask = Callable[..., Awaitable[ClientResponse]]
+"""Sends a request (method, target, headers, body, `reads`); raises the error of its answer."""
+
+
+async def list_all(
+    ask: Ask, partitions: Iterable[int], after: str | None, prefix: str, *, tombstones: bool
+) -> AsyncIterator[BlobInfo]:
+    """What stands in these partitions, in list order."""
+    wanted = list(partitions)
+    everything = len(wanted) == len(ALL_PARTITIONS)
+    last = (partition_of(after), after) if after is not None else (-1, "")
+    for first in range(0, 1 if everything else len(wanted), _NAMES):
+        order: dict[str, object] = {"prefix": prefix, "tombstones": tombstones, "limit": _PAGE}
+        if not everything:
+            order["partitions"] = wanted[first : first + _NAMES]
+        cursor: object = after
+        while True:
+            if cursor is not None:
+                order["cursor"] = cursor
+            before, cursor = last, None
+            body = json.dumps(order).encode()
+            async with await ask("POST", "/blobs/list", (), body, reads=True) as response:
+                async for line in lines_of(response, reads=True):
+                    if "next" in line:
+                        cursor = line["next"]
+                        continue
+                    info = listed(line)
+                    place = (partition_of(info.name), info.name)
+                    if place <= last:
+                        raise Unavailable(f"a listing is not in order: {last[1]}, then {info.name}")
+                    last = place
+                    yield info
+            if cursor is None:
+                break
+            if last == before:
+                raise Unavailable(f"a listing goes nowhere from {last[1]!r} on")
+
+
+async def read_many(ask: Ask, address: str, names: Sequence[str]) -> AsyncIterator[Blob | Failed]:
+    """An answer for each name, in their order."""
+    done = 0
+    barren = False
+    while done < len(names):
+        begin, stop = done, min(done + _NAMES, len(names))
+        body = json.dumps({"names": [*names[begin:stop]]}).encode()
+        failure: DolmenError = Unavailable(f"{address} said nothing of {names[done]}")
+        async with await ask("POST", "/records/read", (), body, reads=True) as response:
+            pieces = records.decode(aiter(response.body))
+            while (answer := await _next(pieces)) is not None:
+                if isinstance(answer, DolmenError):
+                    failure = answer
+                    break
+                name = answer.name if isinstance(answer, Failed) else answer.info.name
+                if done == stop or name != names[done]:
+                    raise Unavailable(f"{address} sent {name}, which is not what comes next")
+                done += 1
+                yield answer
+        if done > begin:  # what is left is asked for again
+            barren = False
+        elif barren:
+            raise failure
+        else:  # it may be this one that can't be read to its end
+            barren = True
+            yield Failed(names[done], failure)
+            done += 1
+
+
+async def _next(answers: AsyncIterator[Blob | Failed]) -> Blob | Failed | DolmenError | None:
+    """The next of them, the error at which they broke off, or None at their end."""
+    try:
+        return await anext(answers, None)
+    except DolmenError as error:
+        return error
+
+
+async def write_many(
+    store: BlobStore, ask: Ask, blobs: AsyncIterator[Blob]
+) -> AsyncIterator[Put | Failed]:
+    """An answer for each blob, in their order; large ones are put one by one."""
+    under_way: deque[asyncio.Task[Sequence[Put | Failed]]] = deque()
+    try:
+        async for batch in _batches(blobs):
+            if not isinstance(batch, Blob):
+                under_way.append(asyncio.create_task(_send(ask, batch)))
+            while under_way and (isinstance(batch, Blob) or len(under_way) == _UNDER_WAY):
+                for answer in await under_way[0]:
+                    yield answer
+                under_way.popleft()
+            if isinstance(batch, Blob):
+                yield await put_any(store, batch)
+        while under_way:
+            for answer in await under_way[0]:
+                yield answer
+            under_way.popleft()
+    finally:
+        for task in under_way:
+            task.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
+
+
+async def _batches(blobs: AsyncIterator[Blob]) -> AsyncIterator[list[Blob] | Blob]:
+    """Small blobs in lists of bounded size, large ones alone, in order."""
+    batch: list[Blob] = []
+    size = 0
+    async for blob in blobs:
+        if blob.payload.whole is None:
+            if batch:
+                yield batch
+                batch, size = [], 0
+            yield blob
+            continue
+        batch.append(blob)
+        size += blob.payload.size
+        if len(batch) >= _NAMES or size >= _BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+async def _send(ask: Ask, batch: Sequence[Blob]) -> Sequence[Put | Failed]:
+    results: list[Put | Failed | None] = []
+    framed: list[Piece] = []
+    waiting: deque[int] = deque()
+    for number, blob in enumerate(batch):
+        try:  # here, for a single one that is not allowed would fail the whole stream there
+            check_travels(blob)
+        except DolmenError as error:
+            results.append(Failed(blob.info.name, error))
+            continue
+        results.append(None)
+        waiting.append(number)
+        framed += records.frame(blob)
+    failure: DolmenError | None = None
+    try:
+        async with await ask("POST", "/records", (), b"".join(framed)) as response:
+            async for line in lines_of(response, reads=False):
+                if not waiting:
+                    break
+                number = waiting.popleft()
+                results[number] = put_of(batch[number].info.name, line)
+    except DolmenError as error:
+        failure = error
+    for number in waiting:
+        name = batch[number].info.name
+        results[number] = Failed(name, failure or OutcomeUnknown(f"nothing was said of {name}"))
+    return [result for result in results if result is not None]
