@@ -242,7 +242,8 @@ class BlobStore(Protocol):
     def put_many(self, blobs: AsyncIterator[Blob]) -> AsyncIterator[Put | Failed]:
         """Write many blobs as they are: stamps, kinds (also TOMBSTONE) and metadata kept.
 
-        One answer a blob, in order. Many are under way at once.
+        One answer a blob, in order. Many are under way at once. A tombstone has a
+        stamp above 0 and neither data nor metadata, or fails with `BadContent`.
         """
         ...
 

@@ -406,6 +406,24 @@ async def test_no_delete_is_carried_to_a_store_without_tombstones() -> None:
     assert (await destination.stat("blob-00000")).size == 4
 
 
+async def test_a_store_without_stamps_gets_no_manifest_and_no_late_delete() -> None:
+    class Late(MemoryStore):
+        async def get(self, name: str, *, byte_range: tuple[int, int] | None = None) -> Blob:
+            if name == "late":
+                await self.delete(name)
+            return await super().get(name, byte_range=byte_range)
+
+    source, destination = Late(), Plain()
+    await source.put("late", Bytes(b"gone in a moment"))
+    await source.put("object", Bytes(b"the names of its chunks"), kind=Kind.MANIFEST)
+    await source.put("small", Bytes(b"small"))
+    report = await replicate(source, destination)
+    assert report.stopped is None
+    assert (report.copied, report.vanished, report.tombstones) == (1, 1, 0)
+    assert [name for name, _ in report.refused["TooLarge"].examples] == ["object"]
+    assert [info.name async for info in destination.list()] == ["small"]
+
+
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_what_a_store_without_checksums_gives_must_fit_its_name(streamed: bool) -> None:
     good, bad = b"g" * 1_000, b"b" * 1_000

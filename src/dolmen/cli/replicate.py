@@ -60,14 +60,20 @@ async def _replicate(
     source: str | None, destination: str | None, config: str | None, *, watch: bool, as_json: bool
 ) -> int:
     groups = _groups(config) if source is None else []
+    urls = {server.name: server.url for group in groups for server in group.servers}
+    if source is not None and destination is not None:
+        urls = {"source": source, "destination": destination}
     while True:
-        if source is None or destination is None:
-            status = await _cluster(groups, as_json=as_json)
-        else:
-            status = await _pair(source, destination, as_json=as_json)
-        if not watch:
-            return status
-        await asyncio.sleep(PAUSE)
+        async with _opened(urls) as stores:
+            status = 0
+            while status != UNAVAILABLE:  # what a server said of itself may be different then
+                if groups:
+                    status = await _cluster(groups, stores, as_json=as_json)
+                else:
+                    status = await _pair(urls, stores, as_json=as_json)
+                if not watch:
+                    return status
+                await asyncio.sleep(PAUSE)
 
 
 def _groups(config: str | None) -> list[GroupSettings]:
@@ -82,45 +88,44 @@ def _groups(config: str | None) -> list[GroupSettings]:
     return groups
 
 
-async def _pair(source: str, destination: str, *, as_json: bool) -> int:
+async def _pair(urls: dict[str, str], stores: dict[str, BlobStore], *, as_json: bool) -> int:
     from dolmen.replication import replicate as copy
 
-    async with _opened({"source": source, "destination": destination}) as stores:
-        with report_bar("replicate") as progress:
-            report = await copy(stores["source"], stores["destination"], progress=progress)
-    return _tell(source, destination, report, as_json=as_json)
+    with report_bar("replicate") as progress:
+        report = await copy(stores["source"], stores["destination"], progress=progress)
+    return _tell(urls["source"], urls["destination"], report, as_json=as_json)
 
 
-async def _cluster(settings: list[GroupSettings], *, as_json: bool) -> int:
+async def _cluster(
+    settings: list[GroupSettings], stores: dict[str, BlobStore], *, as_json: bool
+) -> int:
     from dolmen.cluster.groups import Member, make_group
     from dolmen.replication import replicate_groups
 
-    urls = {server.name: server.url for group in settings for server in group.servers}
-    async with _opened(urls) as stores:
-        groups = [
-            make_group(
-                group.name,
-                [
-                    Member(each.name, stores[each.name], each.weight, each.zone)
-                    for each in group.servers
-                ],
-                copies=group.copies,
-                write_copies=group.write_copies,
-                min_copies=group.min_copies,
-                volatile=True,  # what may be written to is for whoever writes there to decide
-            )
-            for group in settings
-        ]
-        with report_bar("replicate") as bar:
-            found = await replicate_groups(
-                groups, progress=(lambda _from, _to, run: bar(run)) if bar else None
-            )
+    groups = [
+        make_group(
+            group.name,
+            [
+                Member(each.name, stores[each.name], each.weight, each.zone)
+                for each in group.servers
+            ],
+            copies=group.copies,
+            write_copies=group.write_copies,
+            min_copies=group.min_copies,
+            volatile=True,  # what may be written to is for whoever writes there to decide
+        )
+        for group in settings
+    ]
+    with report_bar("replicate") as bar:
+        found = await replicate_groups(
+            groups, progress=(lambda _from, _to, run: bar(run)) if bar else None
+        )
     statuses = [_tell(*pair, report, as_json=as_json) for pair, report in found.runs.items()]
     for name, error in found.failing.items():
         tell(Unavailable(error), name)
         statuses.append(UNAVAILABLE)
     if not statuses and not as_json:
-        print(f"{len(urls)} servers, in step")
+        print(f"{len(stores)} servers, in step")
     return max(statuses, default=0)
 
 

@@ -134,6 +134,9 @@ class Bulk(Suite):
             (blob_of("a/b", b"x", at(1)), InvalidName),
             (blob_of("meta", b"x", at(1), meta=OVERFULL_META), TooLarge),
             (tombstone, InvalidName),
+            (blob_of("described", b"", at(1), Kind.TOMBSTONE, meta=META), BadContent),
+            (blob_of("filled", b"data", at(1), Kind.TOMBSTONE), BadContent),
+            (blob_of("timeless", b"", 0, Kind.TOMBSTONE), InvalidName),
             (lost, DolmenError),
         ]
         blobs = []
