@@ -8,7 +8,7 @@ class, a line feed, its message), so every name asked for gets its answer.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 from dolmen import errors, metadata
 from dolmen.errors import BadContent, Corrupt, DolmenError
@@ -66,9 +66,32 @@ async def encode(blobs: AsyncIterator[Blob | Failed]) -> AsyncIterator[Piece]:
         yield b"".join(gathered)
 
 
+class Framed(Bytes):
+    """Data in memory as it stands in a record: `body` is the data and its block checksums.
+
+    `head` is what stood before it on the wire, so that who passes a blob on need not make
+    a record of it again. Both have been checked, and go with the `BlobInfo` they came with.
+    """
+
+    __slots__ = ("body", "head")
+
+    def __init__(self, body: memoryview, size: int, head: Piece | None = None) -> None:
+        super().__init__(body[:size])
+        self.body = body
+        self.head = head
+
+    @property
+    def sums(self) -> memoryview:
+        """The block checksums."""
+        return self.body[self.size :]
+
+
 def frame(blob: Blob) -> Sequence[Piece]:
     """The record of a blob whose data is in memory, in parts."""
-    data = blob.payload.whole
+    payload = blob.payload
+    if isinstance(payload, Framed):
+        return payload.head or _head_of(blob.info, payload.size), payload.body
+    data = payload.whole
     assert data is not None
     return _head_of(blob.info, len(data)), data, block_sums(data)
 
@@ -95,38 +118,15 @@ async def decode(pieces: AsyncIterator[Piece]) -> AsyncIterator[Blob | Failed]:
     damaged, naming the record (counted from 1).
     """
     source = _Source(pieces)
-    count = 0
-    while True:
-        needed = source.missing()
-        if needed:
-            if not await source.fill(needed):
-                break
-            continue
-        count += 1
-        try:
-            head = source.head()
-            info = None if head.kind == Kind.REFUSED else _info(head)
-        except Corrupt as error:
-            raise BadContent(f"record {count} of the stream is damaged: {error}") from error
-        if head.length > WHOLE and info is not None:
+    while await source.fill():
+        for answer in source.whole_ones():
+            yield answer
+        if (large := source.large()) is not None:
+            head, info = large
             rest = _Rest(source, head)
             yield Blob(info, Stream(head.length, rest.pieces, rereadable=False))
             await rest.skip()
-            continue
-        data, sums = source.take(head.length), source.take(sums_size(head.length))
-        if not blocks_match(data, sums):
-            raise BadContent(
-                f"record {count} of the stream is damaged: its data fails its checksum"
-            )
-        yield _failed(head, data) if info is None else Blob(info, Bytes(data))
-    if source.held:
-        try:
-            source.head()
-        except Corrupt as error:
-            raise BadContent(
-                f"the stream is cut off or damaged in record {count + 1}: {error}"
-            ) from error
-        raise BadContent(f"the stream is cut off in record {count + 1}")
+    source.check_end()
 
 
 def _info(head: Head) -> BlobInfo:
@@ -155,49 +155,87 @@ class _Source:
 
     def __init__(self, pieces: AsyncIterator[Piece]) -> None:
         self._pieces = pieces
-        self._buffer: bytes = b""
+        self._buffer = memoryview(b"")
         self._at = 0
+        self._needed = HEADER_SIZE
+        self._count = 0
 
     @property
     def held(self) -> int:
         """Bytes that have come and were not taken."""
         return len(self._buffer) - self._at
 
-    def missing(self) -> int:
-        """How many bytes must still come before the next record can be taken.
+    async def fill(self) -> bool:
+        """Hold what is needed of the next record; False when the stream ends before."""
+        return await self.have(self._needed)
 
-        Zero when all of it is there, or the head of one that is read as a stream. More
-        may be missing once these have come.
-        """
+    async def have(self, wanted: int) -> bool:
+        """Hold so many bytes; False when the stream ends before."""
         held = self.held
-        if held < HEADER_SIZE:
-            return HEADER_SIZE - held
-        length = LENGTH.unpack_from(self._buffer, self._at + LENGTH_AT)[0]
-        size = head_size(self._buffer, self._at)
-        if length <= WHOLE:
-            size += length + sums_size(length)
-        return max(0, size - held)
-
-    async def fill(self, missing: int) -> bool:
-        """Have so many more bytes; False when the stream ends before."""
-        parts: list[Piece] = [memoryview(self._buffer)[self._at :]]
-        while missing > 0:
+        if held >= wanted:
+            return True
+        parts: list[Piece] = [self._buffer[self._at :]] if held else []
+        while held < wanted:
             piece = await anext(self._pieces, None)
             if piece is None:
                 break
-            missing -= len(piece)
-            # A piece is valid only until the next one is asked for.
-            parts.append(piece if missing <= 0 else bytes(piece))
-        self._buffer, self._at = b"".join(parts), 0
-        return missing <= 0
+            held += len(piece)
+            parts.append(piece)
+        self._buffer = memoryview(parts[0] if len(parts) == 1 else b"".join(parts))
+        self._at = 0
+        return held >= wanted
 
-    def head(self) -> Head:
-        """Take the head of the record that comes next; raises `Corrupt`."""
-        head = decode_head(self._buffer, self._at)
+    def whole_ones(self) -> Iterator[Blob | Failed]:
+        """Take the records that are all here. `fill` then gets more of the one after them."""
+        buffer, at = self._buffer, self._at
+        while len(buffer) - at >= HEADER_SIZE:
+            body_at = at + head_size(buffer, at)
+            (length,) = LENGTH.unpack_from(buffer, at + LENGTH_AT)
+            end = body_at + (length + sums_size(length) if length <= WHOLE else 0)
+            if end > len(buffer) or length > WHOLE:
+                self._needed = end - at
+                return
+            head, info = self._head(at)
+            before, body = buffer[at:body_at], buffer[body_at:end]
+            if not blocks_match(body[:length], body[length:]):
+                raise self._damaged("its data fails its checksum")
+            self._at = at = end
+            self._count += 1
+            if info is None:
+                yield _failed(head, bytes(body[:length]))
+            else:
+                yield Blob(info, Framed(body, length, before))
+        self._needed = HEADER_SIZE
+
+    def large(self) -> tuple[Head, BlobInfo] | None:
+        """Take the head of the record that comes next if it is one to be streamed."""
+        if self.held < self._needed:
+            return None
+        head, info = self._head(self._at)
+        if info is None:
+            raise self._damaged("a refusal of that length")
         self._at += head.data_offset
-        return head
+        self._needed = HEADER_SIZE
+        self._count += 1
+        return head, info
 
-    def take(self, length: int) -> bytes:
+    def _head(self, at: int) -> tuple[Head, BlobInfo | None]:
+        try:
+            head = decode_head(self._buffer, at)
+            return head, None if head.kind == Kind.REFUSED else _info(head)
+        except Corrupt as error:
+            raise self._damaged(str(error)) from error
+
+    def _damaged(self, why: str) -> BadContent:
+        return BadContent(f"record {self._count + 1} of the stream is damaged: {why}")
+
+    def check_end(self) -> None:
+        """Raise `BadContent` unless the stream ended with a record."""
+        if self.held:
+            self._head(self._at)
+            raise BadContent(f"the stream is cut off in record {self._count + 1}")
+
+    def take(self, length: int) -> memoryview:
         """Take so many bytes, which are there."""
         at = self._at
         self._at = at + length
@@ -222,9 +260,8 @@ class _Rest:
                 await self._check()
             yield piece
 
-    async def _take(self, length: int) -> bytes:
-        missing = length - self._source.held
-        if missing > 0 and not await self._source.fill(missing):
+    async def _take(self, length: int) -> memoryview:
+        if not await self._source.have(length):
             raise BadContent("the stream is cut off in a large record")
         return self._source.take(length)
 
