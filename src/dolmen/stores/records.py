@@ -34,6 +34,7 @@ from dolmen.store import Blob, BlobInfo, Failed
 WHOLE = 4 << 20
 """Blobs up to this size are decoded whole; larger ones as a stream."""
 _GATHER = 262_144
+_TRAVELS = frozenset((Kind.BLOB, Kind.MANIFEST, Kind.TOMBSTONE))
 
 
 async def encode(blobs: AsyncIterator[Blob | Failed]) -> AsyncIterator[Piece]:
@@ -67,32 +68,25 @@ async def encode(blobs: AsyncIterator[Blob | Failed]) -> AsyncIterator[Piece]:
 
 
 class Framed(Bytes):
-    """Data in memory as it stands in a record: `body` is the data and its block checksums.
+    """Data in memory with the block checksums that follow it in a record.
 
     `head` is what stood before it on the wire, so that who passes a blob on need not make
-    a record of it again. Both have been checked, and go with the `BlobInfo` they came with.
+    a record of it again. All has been checked, and goes with the `BlobInfo` it came with.
     """
 
-    __slots__ = ("body", "head")
+    __slots__ = ("head", "sums")
 
-    def __init__(self, body: memoryview, size: int, head: Piece | None = None) -> None:
-        super().__init__(body[:size])
-        self.body = body
-        self.head = head
-
-    @property
-    def sums(self) -> memoryview:
-        """The block checksums."""
-        return self.body[self.size :]
+    def __init__(self, data: bytes | memoryview, sums: bytes, head: bytes = b"") -> None:
+        super().__init__(data)
+        self.sums, self.head = sums, head
 
 
 def frame(blob: Blob) -> Sequence[Piece]:
     """The record of a blob whose data is in memory, in parts."""
-    payload = blob.payload
-    if isinstance(payload, Framed):
-        return payload.head or _head_of(blob.info, payload.size), payload.body
-    data = payload.whole
+    payload, data = blob.payload, blob.payload.whole
     assert data is not None
+    if isinstance(payload, Framed):
+        return payload.head or _head_of(blob.info, len(data)), data, payload.sums
     return _head_of(blob.info, len(data)), data, block_sums(data)
 
 
@@ -131,7 +125,7 @@ async def decode(pieces: AsyncIterator[Piece]) -> AsyncIterator[Blob | Failed]:
 
 def _info(head: Head) -> BlobInfo:
     name = check_name(head.name.decode("ascii", "replace"))
-    if head.kind not in (Kind.BLOB, Kind.MANIFEST, Kind.TOMBSTONE):
+    if head.kind not in _TRAVELS:
         raise Corrupt(f"a record of kind {head.kind} does not travel")
     metadata.check(head.metadata)
     return BlobInfo(name, head.length, head.kind, head.stamp, head.checksum, head.metadata)
@@ -155,7 +149,7 @@ class _Source:
 
     def __init__(self, pieces: AsyncIterator[Piece]) -> None:
         self._pieces = pieces
-        self._buffer = memoryview(b"")
+        self._buffer = b""
         self._at = 0
         self._needed = HEADER_SIZE
         self._count = 0
@@ -174,14 +168,14 @@ class _Source:
         held = self.held
         if held >= wanted:
             return True
-        parts: list[Piece] = [self._buffer[self._at :]] if held else []
+        parts: list[Piece] = [memoryview(self._buffer)[self._at :]] if held else []
         while held < wanted:
             piece = await anext(self._pieces, None)
             if piece is None:
                 break
             held += len(piece)
             parts.append(piece)
-        self._buffer = memoryview(parts[0] if len(parts) == 1 else b"".join(parts))
+        self._buffer = bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
         self._at = 0
         return held >= wanted
 
@@ -189,22 +183,21 @@ class _Source:
         """Take the records that are all here. `fill` then gets more of the one after them."""
         buffer, at = self._buffer, self._at
         while len(buffer) - at >= HEADER_SIZE:
-            body_at = at + head_size(buffer, at)
+            start = at + head_size(buffer, at)
             (length,) = LENGTH.unpack_from(buffer, at + LENGTH_AT)
-            end = body_at + (length + sums_size(length) if length <= WHOLE else 0)
+            stop = start + length
+            end = stop + sums_size(length) if length <= WHOLE else start
             if end > len(buffer) or length > WHOLE:
                 self._needed = end - at
                 return
             head, info = self._head(at)
-            before, body = buffer[at:body_at], buffer[body_at:end]
-            if not blocks_match(body[:length], body[length:]):
+            data, sums = buffer[start:stop], buffer[stop:end]
+            if not blocks_match(data, sums):
                 raise self._damaged("its data fails its checksum")
+            before = buffer[at:start]
             self._at = at = end
             self._count += 1
-            if info is None:
-                yield _failed(head, bytes(body[:length]))
-            else:
-                yield Blob(info, Framed(body, length, before))
+            yield _failed(head, data) if info is None else Blob(info, Framed(data, sums, before))
         self._needed = HEADER_SIZE
 
     def large(self) -> tuple[Head, BlobInfo] | None:
@@ -235,7 +228,7 @@ class _Source:
             self._head(self._at)
             raise BadContent(f"the stream is cut off in record {self._count + 1}")
 
-    def take(self, length: int) -> memoryview:
+    def take(self, length: int) -> bytes:
         """Take so many bytes, which are there."""
         at = self._at
         self._at = at + length
@@ -260,7 +253,7 @@ class _Rest:
                 await self._check()
             yield piece
 
-    async def _take(self, length: int) -> memoryview:
+    async def _take(self, length: int) -> bytes:
         if not await self._source.have(length):
             raise BadContent("the stream is cut off in a large record")
         return self._source.take(length)

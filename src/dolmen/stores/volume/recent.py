@@ -50,6 +50,11 @@ class Recent:
         value: bytes | None = self.env.begin(db=self.blobs).get(key)
         return value
 
+    def get_many(self, keys: list[bytes]) -> dict[bytes, bytes]:
+        """The packed entries under those of the keys that have one."""
+        with self.env.begin() as transaction, transaction.cursor(db=self.blobs) as cursor:
+            return dict(cursor.getmulti(keys))
+
     def begin(self, *, sequence: int, number: int) -> None:
         """Set the next sequence and the next segment's number of a new environment."""
         with self.env.begin(write=True, db=self._facts) as transaction:

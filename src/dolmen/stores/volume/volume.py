@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TypeVar
@@ -37,8 +37,7 @@ from dolmen.store import (
     Put,
     Range,
 )
-from dolmen.stores.bulk import OneByOne
-from dolmen.stores.volume.bulk import put_many
+from dolmen.stores.volume.bulk import get_many, put_many
 from dolmen.stores.volume.commit import Log
 from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.entry import Entry, unpack
@@ -62,7 +61,7 @@ LARGEST = 1 << 44
 _PAGE = 512
 
 
-class VolumeStore(OneByOne):
+class VolumeStore:
     """A volume that this process has open. Made by `open_volume`, on a running event loop."""
 
     capabilities = Capabilities(
@@ -230,6 +229,22 @@ class VolumeStore(OneByOne):
     async def stat(self, name: str, *, tombstones: bool = False) -> BlobInfo:
         """See `BlobStore.stat`."""
         return self._live(name, tombstones=tombstones).info(name)
+
+    def get_many(self, names: Sequence[str]) -> AsyncIterator[Blob | Failed]:
+        """See `BlobStore.get_many`."""
+        return get_many(self, self._look_up, self._reader, names)
+
+    def _look_up(self, names: Sequence[str]) -> dict[str, Entry]:
+        """The entries of those of the names that have one; none when they can't be told."""
+        if self._closed:
+            return {}
+        try:
+            keys = {key_of(name): name for name in names}
+            found = self._recent.get_many([*keys])
+            found.update(self._index.get_many([key for key in keys if key not in found]))
+        except (lmdb.Error, UnicodeEncodeError):
+            return {}
+        return {keys[key]: unpack(value) for key, value in found.items()}
 
     def _live(self, name: str, *, tombstones: bool = False) -> Entry:
         if self._closed:
