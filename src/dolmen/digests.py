@@ -14,7 +14,7 @@ the first 16 bytes of the BLAKE3 of that, in hex.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from blake3 import blake3
 
@@ -71,38 +71,62 @@ def entry_hash(name: bytes, stamp: int, kind: int, checksum: bytes, metadata: by
 
 
 class Digests:
-    """The digests of a whole store: partition to `Slot`, empty partitions left out."""
+    """The digests of a whole store: partition to `Slot`, empty partitions left out.
 
-    __slots__ = ("_encoded", "slots")
+    Kept encoded: whoever only compares or passes them on never makes 65,536 slots.
+    """
+
+    __slots__ = ("_encoded", "_slots")
 
     def __init__(self, slots: dict[int, Slot]) -> None:
-        self.slots = {
+        self._slots: dict[int, Slot] | None = {
             partition: slots[partition] for partition in sorted(slots) if slots[partition].count
         }
-        self._encoded: bytes | None = None
+        self._encoded = b"".join(
+            _ENTRY.pack(partition, slot.count, slot.size, slot.xor.to_bytes(16, "little"))
+            for partition, slot in self._slots.items()
+        )
+
+    @property
+    def slots(self) -> dict[int, Slot]:
+        """Partitions, ascending, with their digests; not to be changed."""
+        if self._slots is None:
+            self._slots = {
+                partition: Slot(count, size, int.from_bytes(xor, "little"))
+                for partition, count, size, xor in _ENTRY.iter_unpack(self._encoded)
+            }
+        return self._slots
+
+    @property
+    def counts(self) -> dict[int, int]:
+        """Entries of each partition that holds any; the partitions ascend."""
+        return dict(zip(self._column("H", 0), self._column("I", 2), strict=True))
 
     @property
     def count(self) -> int:
         """Entries in all partitions, tombstones included."""
-        return sum(slot.count for slot in self.slots.values())
+        return sum(self._column("I", 2))
 
     @property
     def size(self) -> int:
         """Bytes of data in all partitions."""
-        return sum(slot.size for slot in self.slots.values())
+        return sum(self._column("Q", 6))
 
     @property
     def root(self) -> str:
         """32 hex digits that are equal exactly when two stores hold the same."""
-        return blake3(self.encode()).hexdigest(16)
+        return blake3(self._encoded).hexdigest(16)
+
+    def _column(self, form: str, offset: int) -> Sequence[int]:
+        """One field of every entry: its form in `struct` and its place in the entry."""
+        width = struct.calcsize(f"<{form}")
+        column = bytearray(len(self._encoded) // _ENTRY.size * width)
+        for byte in range(width):
+            column[byte::width] = self._encoded[offset + byte :: _ENTRY.size]
+        return struct.unpack(f"<{len(column) // width}{form}", column)
 
     def encode(self) -> bytes:
         """The encoding described above; the order of partitions is ascending."""
-        if self._encoded is None:
-            self._encoded = b"".join(
-                _ENTRY.pack(partition, slot.count, slot.size, slot.xor.to_bytes(16, "little"))
-                for partition, slot in self.slots.items()
-            )
         return self._encoded
 
     @classmethod
@@ -110,22 +134,28 @@ class Digests:
         """Read what `encode` wrote; raises `BadContent` for anything else."""
         if len(encoded) % _ENTRY.size:
             raise BadContent("digests are cut short")
-        slots: dict[int, Slot] = {}
-        last = -1
-        for partition, count, size, xor in _ENTRY.iter_unpack(encoded):
-            if partition <= last or not count:
-                raise BadContent("digests are not in ascending order of partitions")
-            slots[partition] = Slot(count, size, int.from_bytes(xor, "little"))
-            last = partition
-        return cls(slots)
+        digests = cls({})
+        digests._slots, digests._encoded = None, encoded
+        partitions = digests._column("H", 0)
+        if list(partitions) != sorted(set(partitions)) or 0 in digests._column("I", 2):
+            raise BadContent("digests are not in ascending order of partitions")
+        return digests
 
     def differing(self, other: Digests) -> Iterator[int]:
         """The partitions in which two stores differ, ascending."""
-        for partition in sorted(self.slots.keys() | other.slots.keys()):
-            if self.slots.get(partition) != other.slots.get(partition):
+        if self == other:
+            return
+        ours, theirs = self._entries(), other._entries()
+        for partition in sorted(ours.keys() | theirs.keys()):
+            if ours.get(partition) != theirs.get(partition):
                 yield partition
 
+    def _entries(self) -> dict[int, bytes]:
+        size, encoded = _ENTRY.size, self._encoded
+        entries = [encoded[at : at + size] for at in range(0, len(encoded), size)]
+        return dict(zip(self._column("H", 0), entries, strict=True))
+
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Digests) and self.slots == other.slots
+        return isinstance(other, Digests) and self._encoded == other._encoded
 
     __hash__ = None  # type: ignore[assignment]

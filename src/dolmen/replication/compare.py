@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Sequence
 from typing import NamedTuple
 
-from dolmen.names import partition_of
+from dolmen.names import PARTITIONS, partition_of
 from dolmen.record import Kind
 from dolmen.replication.patience import Pause, ask, listing
 from dolmen.replication.streams import closing
@@ -40,7 +40,9 @@ async def scope(
             return Scope(sorted(partitions), 0, None)
     ours = await ask(source.digests, side="source", pause=pause)
     theirs = await ask(destination.digests, side="destination", pause=pause)
-    counts = {at: slot.count for at, slot in ours.slots.items() if at in partitions}
+    counts = ours.counts
+    if len(partitions) < PARTITIONS:
+        counts = {at: count for at, count in counts.items() if at in partitions}
     differing = [at for at in ours.differing(theirs) if at in counts]
     total = sum(counts.values())
     return Scope(differing, total - sum(counts[at] for at in differing), total)

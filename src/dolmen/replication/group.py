@@ -94,7 +94,8 @@ def _may_differ(ours: Digests | None, theirs: Digests | None, partitions: Collec
     """
     if ours is None or theirs is None:
         return True
-    return any(at in partitions and at in ours.slots for at in ours.differing(theirs))
+    held = ours.counts
+    return any(at in partitions and at in held for at in ours.differing(theirs))
 
 
 def partitions_of(groups: Sequence[Group]) -> dict[str, Collection[int]]:

@@ -188,7 +188,7 @@ class BlobServer:
                 "capabilities": asdict(self._store.capabilities),
                 "entries": digests.count,
                 "bytes": digests.size,
-                "partitions": len(digests.slots),
+                "partitions": len(digests.counts),
                 "free_bytes": condition.free,
                 "total_bytes": condition.total,
                 "writable": condition.writable,

@@ -27,6 +27,7 @@ from dolmen.stores.volume.key import name_of
 _SLOT = struct.Struct("<QQ16s")
 _NUMBER = struct.Struct("<Q")
 _SEQUENCE = b"sequence"
+_NONE = bytes(4)
 
 
 class Index:
@@ -90,10 +91,15 @@ class Index:
             state = transaction.id()
             if self._digested is not None and self._digested[0] == state:
                 return self._digested[1]
-            slots = {
-                int.from_bytes(key, "big"): _slot(value) for key, value in transaction.cursor()
-            }
-        digests = Digests(slots)
+            encoded = b"".join(
+                # Key: partition, big-endian. Value: 8 bytes count, 8 size, 16 XOR, little-endian.
+                [
+                    key[::-1] + value[:4] + value[8:]
+                    for key, value in transaction.cursor()
+                    if value[:4] != _NONE
+                ]
+            )
+        digests = Digests.decode(encoded)
         self._digested = (state, digests)
         return digests
 
