@@ -139,14 +139,21 @@ LISTINGS: dict[str, Lie] = {
 }
 ANSWERS: dict[str, Lie] = {
     "nothing": nothing_at_all,
-    "too few": lambda body: b"".join(body.splitlines(keepends=True)[:5]),
+    "too few": lambda _: b'{"status": "created", "count": 5}\n',
     "too many": lambda body: body * 3,
     "cut": half,
     "garbage": lambda body: b"\xff\0garbage\n" * 3,
     "no object": lambda _: b"[1, 2]\n3\n",
     "without outcomes": lines(without("status")),
     "impossible outcomes": lines(changed("status", "perhaps")),
-    "impossible stamps": lines(changed("stamp", 7)),
+    "impossible counts": lines(changed("count", "many")),
+    "less than nothing": lines(changed("count", -1)),
+    "nobody was meant": lines(changed("count", 0)),
+    "more than there were": lines(changed("count", 1_000)),
+    "another name": lambda _: b'{"name": "a", "status": "created", "stamp": "%016d"}\n' % 5 * 99,
+    "impossible stamps": lambda _: b"".join(
+        b'{"name": "%b", "status": "created", "stamp": 7}\n' % name.encode() for name in NAMES
+    ),
     "unheard errors": lines(lambda line: {"status": "refused", "error": "Moon", "detail": None}),
 }
 DIGESTS: dict[str, Lie] = {

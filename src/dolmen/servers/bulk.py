@@ -16,7 +16,7 @@ from dolmen.http.problems import HTTPError
 from dolmen.names import check_name
 from dolmen.servers.answers import refusal
 from dolmen.servers.fields import parse_base64, parse_checksum
-from dolmen.servers.lines import NDJSON, array, lines, listed, refused, written
+from dolmen.servers.lines import NDJSON, Told, array, lines, listed, refused, written
 from dolmen.servers.orders import PAGE, items_of, limit_of, order_of, partitions_of
 from dolmen.servers.routes import Routes
 from dolmen.stamps import parse_stamp
@@ -118,30 +118,24 @@ class Bulk:
         return Response(200, headers, digests.encode())
 
     async def take_records(self, request: Request, _: str) -> Response:
-        """Store a stream of records; a line for each says what became of it."""
-        said: list[str] = []
-        names: list[str] = []
+        """Store a stream of records; a line says what became of each, or of several alike."""
+        said = Told()
 
         async def blobs() -> AsyncIterator[Blob]:
             async for blob in records.decode(aiter(request.body)):
                 if isinstance(blob, Failed):
                     raise BadContent(f"a refusal ({blob.name}) is nothing to store")
-                names.append(blob.info.name)
+                said.names.append(blob.info.name)
                 yield blob
 
         try:
             async for result in self._store.put_many(blobs()):
-                name = names[len(said)]
-                said.append(
-                    refused(name, result.error)
-                    if isinstance(result, Failed)
-                    else written(name, result)
-                )
+                said.add(result)
         except DolmenError as error:
-            if not said:
+            if not said.count:
                 return refusal(error)
-            said.append(refused("", error))
-        return Response(200, [(b"Content-Type", NDJSON)], "\n".join([*said, ""]).encode())
+            said.broke(error)
+        return Response(200, [(b"Content-Type", NDJSON)], said.lines())
 
     async def read_records(self, request: Request, _: str) -> Response:
         """Send the blobs named in the body as a stream of records."""

@@ -11,7 +11,7 @@ from dolmen.http.messages import Response, Streamed
 from dolmen.record import Kind
 from dolmen.servers.orders import PAGE
 from dolmen.stamps import format_stamp
-from dolmen.store import BlobInfo, Put
+from dolmen.store import BlobInfo, Failed, Outcome, Put
 
 NDJSON = b"application/x-ndjson"
 _KINDS = {kind.value: kind.name.lower() for kind in Kind}
@@ -58,6 +58,51 @@ def entry(info: BlobInfo) -> str:
 def written(name: str, put: Put) -> str:
     """What became of a write under a good name."""
     return f'{{"name": "{name}", "status": "{put.outcome}", "stamp": "{put.stamp:016x}"}}'
+
+
+class Told:
+    """The lines that answer a stream of records.
+
+    One for each that was superseded or refused, with its name; between them one for
+    every run of records that were all created, or all unchanged, with their number. (The
+    stamp that stands is then the one that each was sent with.)
+    """
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.count = 0
+        self._lines: list[str] = []
+        self._run: Outcome | None = None
+        self._length = 0
+
+    def add(self, result: Put | Failed) -> None:
+        """Tell what became of the next one."""
+        run = None if isinstance(result, Failed) else result.outcome
+        if run is not self._run or run is Outcome.SUPERSEDED:
+            self._end_run()
+            self._run = run
+        if isinstance(result, Failed):
+            self._lines.append(refused(self.names[self.count], result.error))
+        elif run is Outcome.SUPERSEDED:
+            self._lines.append(written(self.names[self.count], result))
+        else:
+            self._length += 1
+        self.count += 1
+
+    def _end_run(self) -> None:
+        if self._length:
+            self._lines.append(f'{{"status": "{self._run}", "count": {self._length}}}')
+            self._length = 0
+
+    def broke(self, error: DolmenError) -> None:
+        """Tell why nothing is said of the rest."""
+        self._end_run()
+        self._lines.append(refused("", error))
+
+    def lines(self) -> bytes:
+        """All of them."""
+        self._end_run()
+        return "\n".join([*self._lines, ""]).encode()
 
 
 def refused(name: str, error: DolmenError) -> str:

@@ -18,7 +18,7 @@ from dolmen.payload import Piece
 from dolmen.store import ALL_PARTITIONS, Blob, BlobInfo, BlobStore, Failed, Put
 from dolmen.stores import records
 from dolmen.stores.bulk import check_travels, put_any
-from dolmen.stores.wire import lines_of, listed, put_of
+from dolmen.stores.wire import lines_of, listed, puts_of
 
 _PAGE = 10_000
 _NAMES = 2048
@@ -150,29 +150,26 @@ async def _batches(blobs: AsyncIterator[Blob]) -> AsyncIterator[list[Blob] | Blo
 
 
 async def _send(ask: Ask, batch: Sequence[Blob]) -> Sequence[Put | Failed]:
-    results: list[Put | Failed | None] = []
+    refused: dict[int, Failed] = {}
+    sent: list[BlobInfo] = []
     framed: list[Piece] = []
-    waiting: deque[int] = deque()
     for number, blob in enumerate(batch):
         try:  # here, for a single one that is not allowed would fail the whole stream there
             check_travels(blob)
         except DolmenError as error:
-            results.append(Failed(blob.info.name, error))
-            continue
-        results.append(None)
-        waiting.append(number)
-        framed += records.frame(blob)
-    failure: DolmenError | None = None
+            refused[number] = Failed(blob.info.name, error)
+        else:
+            sent.append(blob.info)
+            framed += records.frame(blob)
+    answers: list[Put | Failed] = []
+    failure: DolmenError = OutcomeUnknown("the answer does not tell of every blob that was sent")
     try:
         async with await ask("POST", "/records", (), b"".join(framed)) as response:
             async for line in lines_of(response, reads=False):
-                if not waiting:
-                    break
-                number = waiting.popleft()
-                results[number] = put_of(batch[number].info.name, line)
+                answers += puts_of(line, sent, len(answers))
     except DolmenError as error:
         failure = error
-    for number in waiting:
-        name = batch[number].info.name
-        results[number] = Failed(name, failure or OutcomeUnknown(f"nothing was said of {name}"))
-    return [result for result in results if result is not None]
+    answers += [Failed(info.name, failure) for info in sent[len(answers) :]]
+    for number, failed in refused.items():  # ascending
+        answers.insert(number, failed)
+    return answers

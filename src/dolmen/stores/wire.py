@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 from base64 import b64decode
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from dolmen import errors, metadata
@@ -117,6 +117,21 @@ def put_of(name: str, line: dict[str, Any]) -> Put | Failed:
         return Put(Outcome(line["status"]), parse_stamp(line["stamp"]))
     except _NONSENSE as error:
         return Failed(name, senseless(error, reads=False))
+
+
+@_sense(reads=False)
+def puts_of(line: dict[str, Any], sent: Sequence[BlobInfo], begin: int) -> Sequence[Put | Failed]:
+    """What a line says of the blobs of a stream, from `begin` on.
+
+    With a `count` it tells of so many that all went the same way, with the stamps they
+    carry; else of one.
+    """
+    if "count" not in line:
+        return [put_of(info.name, line) for info in sent[begin : begin + 1]]
+    outcome, count = Outcome(line["status"]), line["count"]
+    if type(count) is not int or not 0 < count <= len(sent) - begin:
+        raise ValueError(count)
+    return [Put(outcome, info.stamp) for info in sent[begin : begin + count]]
 
 
 @_sense(reads=False)
