@@ -75,33 +75,27 @@ async def read_many(ask: Ask, address: str, names: Sequence[str]) -> AsyncIterat
         begin, stop = done, min(done + _NAMES, len(names))
         body = json.dumps({"names": [*names[begin:stop]]}).encode()
         failure: DolmenError = Unavailable(f"{address} said nothing of {names[done]}")
+        astray = False
         async with await ask("POST", "/records/read", (), body, reads=True) as response:
-            pieces = records.decode(aiter(response.body))
-            while (answer := await _next(pieces)) is not None:
-                if isinstance(answer, DolmenError):
-                    failure = answer
-                    break
-                name = answer.name if isinstance(answer, Failed) else answer.info.name
-                if done == stop or name != names[done]:
-                    raise Unavailable(f"{address} sent {name}, which is not what comes next")
-                done += 1
-                yield answer
-        if done > begin:  # what is left is asked for again
-            barren = False
-        elif barren:
+            try:
+                async for answer in records.decode(aiter(response.body)):
+                    name = answer.name if isinstance(answer, Failed) else answer.info.name
+                    if done == stop or name != names[done]:
+                        failure = Unavailable(
+                            f"{address} sent {name}, which is not what comes next"
+                        )
+                        astray = True
+                        break
+                    done += 1
+                    yield answer
+            except DolmenError as error:
+                failure = error
+        if astray or (barren and done == begin):
             raise failure
-        else:  # it may be this one that can't be read to its end
-            barren = True
+        barren = done == begin
+        if barren:  # it may be this one that can't be read to its end
             yield Failed(names[done], failure)
             done += 1
-
-
-async def _next(answers: AsyncIterator[Blob | Failed]) -> Blob | Failed | DolmenError | None:
-    """The next of them, the error at which they broke off, or None at their end."""
-    try:
-        return await anext(answers, None)
-    except DolmenError as error:
-        return error
 
 
 async def write_many(

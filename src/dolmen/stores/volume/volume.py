@@ -58,7 +58,8 @@ CHUNK = 4 << 20
 SMALL = 65_536
 """Blobs up to this size are gathered in memory even when they are streamed."""
 LARGEST = 1 << 44
-_PAGE = 512
+_PAGE = 1024
+"""Entries listed before the next are asked for: a way to a thread and back."""
 
 
 class VolumeStore:
