@@ -8,8 +8,7 @@ import pytest
 from dolmen.errors import Unavailable
 from dolmen.names import partition_of
 from dolmen.payload import Bytes
-from dolmen.stores.volume import open_volume
-from dolmen.stores.volume import volume as module
+from dolmen.stores.volume import listing, open_volume
 
 
 def in_order(names) -> list[str]:
@@ -18,7 +17,7 @@ def in_order(names) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def _small_pages(monkeypatch):
-    monkeypatch.setattr(module, "_PAGE", 7)
+    monkeypatch.setattr(listing, "PAGE", 7)
 
 
 async def test_names_that_stay_appear_once_while_others_come_and_go(tmp_path):
@@ -92,3 +91,18 @@ async def test_a_list_under_which_the_volume_is_closed_says_so(tmp_path):
     await store.aclose()
     with pytest.raises(Unavailable):
         [info async for info in listing]
+
+
+async def test_many_scattered_partitions_cost_few_ways_to_the_index(tmp_path, monkeypatch):
+    monkeypatch.setattr(listing, "PAGE", 100)
+    store = await open_volume(str(tmp_path / "v"))
+    names = [f"n{number}" for number in range(300)]
+    await asyncio.gather(*(store.put(name, Bytes(b"data")) for name in names))
+    wanted = sorted({partition_of(name) for name in names[::2]})
+    pages = []
+    page = store._index.page
+    monkeypatch.setattr(store._index, "page", lambda *args: pages.append(1) or page(*args))
+    listed = [info.name async for info in store.list(partitions=wanted)]
+    assert listed == in_order(name for name in names if partition_of(name) in wanted)
+    assert len(pages) == 2
+    await store.aclose()

@@ -29,6 +29,10 @@ _NUMBER = struct.Struct("<Q")
 _SEQUENCE = b"sequence"
 _NONE = bytes(4)
 
+Run = tuple[int, int]
+"""Partitions in a row: the first, and the one after the last."""
+Page = tuple[list[tuple[bytes, bytes]], list[Run]]
+
 
 class Index:
     """The durable index at a path. Opening one twice in a process is an error of LMDB's."""
@@ -64,21 +68,24 @@ class Index:
             value = transaction.get(key, db=self._removals)
             return _NUMBER.unpack(value)[0] if value is not None else 0
 
-    def partitions(self, first: int, stop: int, least: int) -> list[tuple[bytes, bytes]]:
-        """Keys and values of whole partitions from `first` on and before `stop`.
+    def page(self, runs: list[Run], least: int) -> Page:
+        """Keys and values of whole partitions, and the runs that are left.
 
         Goes on until there are `least` of them, or none is left.
         """
         found: list[tuple[bytes, bytes]] = []
         with self.env.begin(db=self.blobs) as transaction, transaction.cursor() as cursor:
-            if first < stop and cursor.set_range(first.to_bytes(2)):
+            for number, (first, stop) in enumerate(runs):
+                if not cursor.set_range(first.to_bytes(2)):
+                    break
                 for key, value in cursor.iternext():
+                    partition = int.from_bytes(key[:2])
+                    if partition >= stop:
+                        break
                     if len(found) >= least and key[:2] != found[-1][0][:2]:
-                        break
-                    if int.from_bytes(key[:2]) >= stop:
-                        break
+                        return found, [(partition, stop), *runs[number + 1 :]]
                     found.append((key, value))
-        return found
+        return found, []
 
     def entries(self) -> Iterator[tuple[bytes, bytes]]:
         """Every key and value. One long read: not while others write."""

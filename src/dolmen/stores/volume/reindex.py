@@ -98,11 +98,11 @@ def _take_over(disk: Disk, path: str, index: Index, result: Reindexed) -> None:
     try:
         for key, note in old.notes().items():
             index.note(key, note)
-        following = 0
-        while page := old.partitions(following, PARTITIONS, _PAGE):
+        left = [(0, PARTITIONS)]
+        while left:
+            page, left = old.page(left, _PAGE)
             with index.slice() as change:
                 change.apply(_lost(page, index, result))
-            following = int.from_bytes(page[-1][0][:2]) + 1
     except lmdb.Error as error:
         result.damaged.append(f"the old index can't be read to its end: {error}")
     finally:

@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from typing import TypeVar
 
 import lmdb
@@ -22,7 +23,7 @@ import lmdb
 from dolmen import metadata
 from dolmen.digests import Digests
 from dolmen.errors import Corrupt, NotFound, TooLarge, Unavailable
-from dolmen.names import check_name, checksum_of, partition_of
+from dolmen.names import check_name, checksum_of
 from dolmen.payload import Bytes, Payload, read_whole
 from dolmen.record import Kind, block_sums
 from dolmen.stamps import Clock
@@ -43,8 +44,9 @@ from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.entry import Entry, unpack
 from dolmen.stores.volume.group import Group
 from dolmen.stores.volume.keeper import PAUSE, Keeper, ProcessKeeper, ThreadKeeper
-from dolmen.stores.volume.key import key_of, name_of
+from dolmen.stores.volume.key import key_of
 from dolmen.stores.volume.layout import prepare, usable
+from dolmen.stores.volume.listing import list_index
 from dolmen.stores.volume.merge import Merge
 from dolmen.stores.volume.opening import Membership
 from dolmen.stores.volume.reads import WHOLE, Files, Reader
@@ -58,8 +60,6 @@ CHUNK = 4 << 20
 SMALL = 65_536
 """Blobs up to this size are gathered in memory even when they are streamed."""
 LARGEST = 1 << 44
-_PAGE = 1024
-"""Entries listed before the next are asked for: a way to a thread and back."""
 
 
 class VolumeStore:
@@ -274,20 +274,9 @@ class VolumeStore:
     ) -> AsyncIterator[BlobInfo]:
         """See `BlobStore.list`."""
         await self._merged()
-        last = (partition_of(after), after) if after is not None else (-1, "")
-        for first, stop in _runs(partitions):
-            following = max(first, last[0])
-            while following < stop:
-                page = await self._ask(self._index.partitions, following, stop, _PAGE)
-                listed = [(int.from_bytes(key[:2]), name_of(key), value) for key, value in page]
-                listed.sort()
-                for partition, name, value in listed:
-                    if (partition, name) <= last or not name.startswith(prefix):
-                        continue
-                    entry = unpack(value)
-                    if not entry.damaged and (tombstones or entry.kind != Kind.TOMBSTONE):
-                        yield entry.info(name)
-                following = listed[-1][0] + 1 if listed else stop
+        pages = partial(self._ask, self._index.page)
+        async for info in list_index(pages, partitions, after, prefix, tombstones=tombstones):
+            yield info
 
     async def digests(self) -> Digests:
         """See `BlobStore.digests`."""
@@ -410,20 +399,3 @@ def _sums(data: bytes | memoryview) -> tuple[bytes, bytes]:
 def _log_failure(done: asyncio.Future[None]) -> None:
     if not done.cancelled() and (error := done.exception()) is not None:
         _log.error("a damaged copy could not be marked: %r", error)
-
-
-def _runs(partitions: Iterable[int]) -> Iterable[tuple[int, int]]:
-    """Ascending partitions as ranges: first, and the one after the last."""
-    if isinstance(partitions, range) and partitions.step == 1:
-        if partitions:
-            yield partitions.start, partitions.stop
-        return
-    first = stop = -1
-    for partition in partitions:
-        if partition != stop:
-            if first >= 0:
-                yield first, stop
-            first = partition
-        stop = partition + 1
-    if first >= 0:
-        yield first, stop
