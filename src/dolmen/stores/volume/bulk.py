@@ -20,11 +20,10 @@ from dolmen.stores.volume.write import Op, Write, compare
 
 LookUp = Callable[[Sequence[str]], dict[str, Entry]]
 """The entries of those of the names that have one."""
-SMALL = 65_536
+SMALL = 16_384
 """Blobs up to this many bytes are read together."""
-
 LOOKED_UP = 256
-"""Names that are looked up, and small blobs read, in one go."""
+"""Names that are looked up, and small blobs read, in one go: 4 MiB at most."""
 BLOBS = 2048
 """Blobs under way before their answers are waited for."""
 BYTES = 32 << 20
