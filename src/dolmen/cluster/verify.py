@@ -39,18 +39,19 @@ async def verified(blob: Blob, byte_range: Range | None) -> Blob | None:
                 ),
             )
         return blob
-    data = await read_whole(blob.payload)
-    if info.kind == Kind.BLOB and not await _matches(info.name, data):
-        return None
-    if byte_range is not None:
-        data = memoryview(data)[slice(*byte_range)]
-    return Blob(info, Bytes(data))
-
-
-async def _matches(name: str, data: bytes | memoryview) -> bool:
-    if len(data) <= _INLINE:
-        return matches_name(name, data)
-    return await asyncio.get_running_loop().run_in_executor(None, matches_name, name, data)
+    data = blob.payload.whole
+    if data is None:
+        data = await read_whole(blob.payload)
+        blob = Blob(info, Bytes(data))
+    if info.kind == Kind.BLOB:
+        if len(data) <= _INLINE:
+            matches = matches_name(info.name, data)
+        else:
+            loop = asyncio.get_running_loop()
+            matches = await loop.run_in_executor(None, matches_name, info.name, data)
+        if not matches:
+            return None
+    return blob if byte_range is None else Blob(info, Bytes(memoryview(data)[slice(*byte_range)]))
 
 
 async def _hashed(name: str, payload: Payload) -> AsyncIterator[Piece]:

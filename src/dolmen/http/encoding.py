@@ -54,6 +54,8 @@ def encode_headers(headers: Sequence[tuple[bytes, bytes]] | EncodedHeaders) -> b
     """
     if isinstance(headers, EncodedHeaders):
         return headers.lines
+    if not headers:
+        return b""
     try:
         parts = [_starts[name] + value for name, value in headers]
     except (KeyError, TypeError):

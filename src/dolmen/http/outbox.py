@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 
-MOST = 64
-"""Answers that may wait for each other; about a millisecond's work."""
+MOST = 8
+"""Answers that may wait for each other; with more, who waits for them stands idle for long."""
 
 
 class Outbox:

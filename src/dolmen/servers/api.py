@@ -11,13 +11,16 @@ import mimetypes
 import time
 from collections import deque
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import dolmen
 from dolmen import config
 from dolmen.cluster.budget import Budget
 from dolmen.cluster.cluster import Cluster
 from dolmen.cluster.groups import Group, Member, make_group
+from dolmen.cluster.incoming import Source
 from dolmen.cluster.objects import Objects
+from dolmen.cluster.upload import Uploaded
 from dolmen.errors import InvalidName, NotFound
 from dolmen.http.body import Body
 from dolmen.http.conditional import not_modified, range_applies
@@ -25,7 +28,7 @@ from dolmen.http.messages import Headers, Request, Response
 from dolmen.http.problems import HTTPError
 from dolmen.http.ranges import byte_range
 from dolmen.names import check_name, is_object_id
-from dolmen.servers.answers import answer
+from dolmen.servers.answers import JSON, answer
 from dolmen.servers.blob import ALIVE, Nothing, body_of
 from dolmen.servers.fields import ContentDigest, describe, metadata_of
 from dolmen.servers.orders import PAGE, limit_of
@@ -80,29 +83,24 @@ class ApiServer:
             stored = await self._objects.renew(name, metadata_of(request.headers))
         except NotFound:
             return await self._store(request, name)
-        return answer({"id": name, "status": "OK", "size": stored.size, "copies": stored.copies})
+        return _stored(stored)
 
     async def _store(self, request: Request, expected: str | None) -> Response:
         headers, body = request.headers, request.body
-        if headers.get(b"content-type", b"").startswith(_FORM):
-            raise HTTPError(
-                415,
-                "This is a form's envelope around a file, not the file. Send the file itself: "
-                "curl -T FILE http://…/upload, or curl --data-binary @FILE http://…/upload",
-            )
-        digest = ContentDigest(headers)
-        if body.whole is not None and digest:
-            digest.update(body.whole)
-            digest.check()
+        told = headers.meaning
+        if type(told) is not _Told:
+            told = headers.meaning = _told_by(headers)
+        source: Source = body
+        if told.digested:
+            digest = ContentDigest(headers)
+            source = _Checked(body, digest)
+            if body.whole is not None:
+                digest.update(body.whole)
+                digest.check()
         stored = await self._objects.upload(
-            _Announced(body, digest) if digest else body,
-            whole=body.whole,
-            meta=metadata_of(headers),
-            expected_id=expected,
+            source, whole=body.whole, meta=told.metadata, expected_id=expected
         )
-        return answer(
-            {"id": stored.id, "status": "OK", "size": stored.size, "copies": stored.copies}
-        )
+        return _stored(stored)
 
     async def fetch(self, request: Request, name: str) -> Response:
         """Send an object, or a range of it. An extension is for the reader, and guesses a type."""
@@ -173,7 +171,31 @@ class ApiServer:
         return answer({"ready": ready, "reasons": condition.reasons}, 200 if ready else 503)
 
 
-class _Announced:
+class _Told(NamedTuple):
+    """What the header fields of an upload say of the object."""
+
+    metadata: bytes
+    digested: bool
+    """There is a `Content-Digest` to compare the body with."""
+
+
+def _told_by(headers: Headers) -> _Told:
+    if headers.get(b"content-type", b"").startswith(_FORM):
+        raise HTTPError(
+            415,
+            "This is a form's envelope around a file, not the file. Send the file itself: "
+            "curl -T FILE http://…/upload, or curl --data-binary @FILE http://…/upload",
+        )
+    return _Told(metadata_of(headers), b"content-digest" in headers)
+
+
+def _stored(stored: Uploaded) -> Response:
+    # An id needs no quoting.
+    text = b'{"id": "%b", "status": "OK", "size": %d, "copies": %d}\n'
+    return Response(200, JSON, text % (stored.id.encode(), stored.size, stored.copies))
+
+
+class _Checked:
     """A body whose Content-Digest is checked before its end is given."""
 
     def __init__(self, body: Body, digest: ContentDigest) -> None:

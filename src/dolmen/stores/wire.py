@@ -217,7 +217,7 @@ async def object_of(response: ClientResponse, *, reads: bool = True) -> dict[str
     """An answer that is one JSON object."""
     body = await response.body.read(ANSWER_MAX)
     try:
-        said = json.loads(body or b"{}")
+        said = json.loads(str(body or b"{}", "utf-8"))  # bytes would be searched for their encoding
         if type(said) is not dict:
             raise TypeError(type(said))
     except _NONSENSE as error:
