@@ -99,6 +99,7 @@ def test_the_environment_gives_every_type() -> None:
         "DOLMEN_LISTEN": "0.0.0.0:80",
         "DOLMEN_COPIES": "2",
         "DOLMEN_BLOB_SERVERS": "http://127.0.0.1:1, http://127.0.0.1:2",
+        "DOLMEN_HOSTS": "files.example, Files.lan",
         "DOLMEN_LIMITS_BODY_IDLE": "2.5",
         "HOME": "/root",
     }
@@ -106,6 +107,7 @@ def test_the_environment_gives_every_type() -> None:
     assert settings.open is True
     assert settings.listen == "0.0.0.0:80"
     assert settings.blob_servers == ["http://127.0.0.1:1", "http://127.0.0.1:2"]
+    assert settings.hosts == ["files.example", "files.lan"]
     assert settings.limits.body_idle == 2.5
     assert settings.all_groups()[0].copies == 2
 
@@ -172,6 +174,8 @@ def test_an_sos_conf_counts_only_where_nothing_else_names_servers(
         ('listen = "::1:80"', "should have its IPv6 address in brackets"),
         ('store = "ftp://x"', "store is 'ftp://x', but should be a store URL that begins with"),
         ('store = "http:"', "should name a server, for example"),
+        ('hosts = ["https://a.b"]', "but should be a host's name without"),
+        ('hosts = ["a.b:80"]', "should be a host's name without scheme or port"),
         ('blob_servers = "http://127.0.0.1:1"', "blob_servers is 'http://127.0.0.1:1', but"),
         ("limits = 3", "limits is 3, but should be"),
         ("workers = ", "is no valid TOML"),

@@ -187,8 +187,9 @@ async def test_ids_are_listed_once_each_in_pages(api):
 
 
 async def test_where_an_object_is_and_how_the_cluster_is(api):
-    object_id = (await api.upload(DATA))["id"]
+    object_id = (await api.upload(DATA, X_Owner="Zoë"))["id"]
     told = json.loads((await api.ask("GET", f"/objects/{object_id}"))[2])
+    assert told["metadata"] == {"x-owner": "Zoë"}
     assert (told["size"], told["copies"], told["wanted"], told["degraded"]) == (100_000, 2, 3, True)
     await api.servers[0].close()
     groups = json.loads((await api.ask("GET", "/cluster"))[2])["groups"]

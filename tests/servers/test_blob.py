@@ -109,8 +109,19 @@ async def test_ranges_and_conditions(server):
     status, headers, _ = await server("GET", "/blob/a", Range="bytes=300000-")
     assert (status, headers.get(b"content-range")) == (416, b"bytes */300000")
     tag = (await server("GET", "/blob/a"))[1].get(b"etag").decode()
-    assert (await server("GET", "/blob/a", If_None_Match=tag))[0] == 304
+    for method in ("GET", "HEAD"):
+        assert (await server(method, "/blob/a", If_None_Match=tag))[0] == 304
     assert (await server("GET", "/blob/a", Range="bytes=0-0", If_Range='"other"'))[0] == 200
+
+
+@pytest.mark.parametrize("condition", [{"If_Match": '"a"'}, {"If_Unmodified_Since": "now"}])
+async def test_a_write_under_a_condition_is_refused_and_changes_nothing(server, condition):
+    assert (await server("PUT", "/blob/a", b"data"))[0] == 201
+    for method, name, body in (("PUT", "b", b"data"), ("POST", "b", b""), ("DELETE", "a", None)):
+        status, _, said = await server(method, f"/blob/{name}", body, **condition)
+        assert status == 412
+        assert b"Leave the header out" in said
+    assert json.loads((await server("GET", "/blobs"))[2]) == ["a"]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import resource
 import socket
 import subprocess
@@ -20,7 +21,7 @@ def serve(tmp_path):
     """Start `dolmen serve` with so many files it may open; gives its two ports and the process."""
     running = []
 
-    def serve(soft: int, hard: int):
+    def serve(soft: int = 1024, hard: int = 4096, **environ: str):
         process = subprocess.Popen(
             [
                 *PROGRAM, "serve", "--data", str(tmp_path / "data"),
@@ -29,6 +30,7 @@ def serve(tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            env=os.environ | environ,
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard)),
         )  # fmt: skip
         running.append(process)
@@ -68,3 +70,12 @@ def test_the_limit_on_descriptors_is_raised_as_far_as_it_may_be(serve) -> None:
         for _ in range(300):
             idle.enter_context(socket.create_connection(("127.0.0.1", downloads), timeout=20))
         assert ask(downloads, "GET", "/alive") == (200, b"alive")
+
+
+def test_a_proxy_may_pass_on_the_names_it_answers_for(serve) -> None:
+    _, downloads, _ = serve(DOLMEN_HOSTS="files.example,files.lan")
+    for host, status in (("files.example", 200), ("files.lan:8443", 200), ("evil.example", 421)):
+        connection = http.client.HTTPConnection("127.0.0.1", downloads, timeout=20)
+        with contextlib.closing(connection):
+            connection.request("GET", "/alive", headers={"Host": host})
+            assert connection.getresponse().status == status

@@ -72,7 +72,7 @@ def serve_api(groups: list[Group], settings: Settings) -> int:
     """Run an API server over these groups; returns the exit status."""
     from dolmen.config import split_address
     from dolmen.servers.api import open_api
-    from dolmen.servers.running import Application, limits_of, run
+    from dolmen.servers.running import Application, run
 
     async def opened() -> Application:
         return await open_api(groups, settings)
@@ -90,4 +90,4 @@ def serve_api(groups: list[Group], settings: Settings) -> int:
         split_address(settings.listen or LISTEN),
         split_address(settings.download_listen or DOWNLOADS),
     ]
-    return run(opened, addresses, workers=settings.workers, limits=limits_of(settings), ready=ready)
+    return run(opened, addresses, settings=settings, ready=ready)

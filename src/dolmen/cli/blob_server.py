@@ -31,7 +31,7 @@ def blob_server(
     from dolmen.config import load, split_address
     from dolmen.errors import BadSetting
     from dolmen.servers.blob import BlobServer
-    from dolmen.servers.running import limits_of, run
+    from dolmen.servers.running import run
     from dolmen.stores import open_store
 
     flags = {"store": store, "listen": listen, "workers": workers, "open": open}
@@ -52,6 +52,4 @@ def blob_server(
             print(f"blob server of {url} on http://{host}:{port}", flush=True)
 
     addresses = [split_address(settings.listen or LISTEN)]
-    raise typer.Exit(
-        run(opened, addresses, workers=settings.workers, limits=limits_of(settings), ready=ready)
-    )
+    raise typer.Exit(run(opened, addresses, settings=settings, ready=ready))

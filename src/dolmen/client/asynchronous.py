@@ -123,11 +123,10 @@ class AsyncClient:
     async def stat(self, object_id: str) -> ObjectInfo:
         """What is known of an object, and where its copies are; raises `NotFound`."""
         said = await object_of(await self._ask("GET", f"/objects/{_checked(object_id)}"))
-        head = await self._ask("HEAD", f"/fetch/{object_id}")
         return ObjectInfo(
             object_id,
             said["size"],
-            decode_metadata(head.headers),
+            said["metadata"],
             said["copies"],
             said["wanted"],
             tuple(said["servers"]),

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict, replace
 
+from dolmen import metadata
 from dolmen.cluster.budget import Budget
 from dolmen.cluster.cluster import Cluster
 from dolmen.cluster.download import chunks_payload
@@ -135,6 +136,10 @@ class Objects:
             "size": info.size,
             "kind": Kind(info.kind).name.lower(),
             "stamp": format_stamp(info.stamp),
+            "metadata": {
+                name.decode("utf-8", "replace"): value.decode("utf-8", "replace")
+                for name, value in metadata.decode(info.metadata)
+            },
             "group": place.group.name,
             "copies": copies,
             "wanted": place.group.copies,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from dolmen.stores import SCHEMES
+
+_HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -48,7 +51,14 @@ def _store_url(url: str) -> str:
     return url.rstrip("/") if scheme in ("http", "https") else url
 
 
+def _host_name(name: str) -> str:
+    if _HOST.fullmatch(name) is None:
+        raise ValueError("should be a host's name without scheme or port, such as files.example")
+    return name.lower()
+
+
 Address = Annotated[str, AfterValidator(_address)]
+HostName = Annotated[str, AfterValidator(_host_name)]
 StoreUrl = Annotated[str, AfterValidator(_store_url)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Copies = Annotated[int, Field(ge=1, le=64)]
@@ -114,6 +124,8 @@ class Settings(_Strict):
     """Where an API server answers downloads only."""
     open: bool = False
     """Listen on addresses that other machines reach, to whoever asks."""
+    hosts: list[HostName] = []
+    """Names under which a proxy answers for addresses on loopback."""
     workers: Annotated[int, Field(ge=1, le=256)] = 1
     blob_servers: list[StoreUrl] = []
     """Servers of one group, where nothing more is to be said about them."""

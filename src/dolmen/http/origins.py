@@ -18,11 +18,10 @@ _PORT = re.compile(r":[0-9]*\Z")
 class SitePolicy:
     """Which pages and names may reach this server.
 
-    `origins`: further origins ("https://console.example") whose pages may change state.
-    `hosts`: further host names, without port, under which a loopback listener is asked.
+    `hosts`: further names, lower-case and without port, under which a loopback listener is
+    asked and whose pages may change state: those a proxy answers for.
     """
 
-    origins: frozenset[str] = frozenset()
     hosts: frozenset[str] = frozenset()
 
     def foreign(self, headers: Headers) -> str | None:
@@ -30,8 +29,9 @@ class SitePolicy:
         origin = headers.get(b"origin")
         if origin is not None:
             name = origin.decode("latin-1")
+            page = name.lower().partition("://")[2]
             own = (headers.get(b"host") or b"").decode("latin-1").lower()
-            if name.lower().partition("://")[2] != own and name not in self.origins:
+            if page != own and _PORT.sub("", page) not in self.hosts:
                 return f"A page of {name} may not change anything on this server."
         elif headers.get(b"sec-fetch-site") == b"cross-site":
             return "A page of another site may not change anything on this server."
@@ -44,7 +44,7 @@ class SitePolicy:
             return None
         return (
             f"This server listens on a loopback address and does not answer for {name}. "
-            "Ask for localhost or 127.0.0.1."
+            "Ask for localhost or 127.0.0.1, or add the name to its setting `hosts`."
         )
 
 

@@ -23,7 +23,7 @@ from dolmen.cluster.objects import Objects
 from dolmen.cluster.upload import Uploaded
 from dolmen.errors import InvalidName, NotFound
 from dolmen.http.body import Body
-from dolmen.http.conditional import not_modified, range_applies
+from dolmen.http.conditional import not_modified, range_applies, refuse_conditions
 from dolmen.http.messages import Headers, Request, Response
 from dolmen.http.problems import HTTPError
 from dolmen.http.ranges import byte_range
@@ -122,8 +122,9 @@ class ApiServer:
         described = describe(blob.info, tag=tag, part=part, more=_SAFE, guess=guess)
         return Response(200 if part is None else 206, described, body_of(blob))
 
-    async def delete(self, _request: Request, name: str) -> Response:
+    async def delete(self, request: Request, name: str) -> Response:
         """Delete an object everywhere."""
+        refuse_conditions(request.headers)
         _check_id(name)
         await self._objects.delete(name)
         return Response(204)
@@ -180,6 +181,7 @@ class _Told(NamedTuple):
 
 
 def _told_by(headers: Headers) -> _Told:
+    refuse_conditions(headers)
     if headers.get(b"content-type", b"").startswith(_FORM):
         raise HTTPError(
             415,

@@ -15,7 +15,7 @@ from dataclasses import asdict
 
 import dolmen
 from dolmen.errors import DolmenError
-from dolmen.http.conditional import not_modified, range_applies
+from dolmen.http.conditional import not_modified, range_applies, refuse_conditions
 from dolmen.http.encoding import EncodedHeaders
 from dolmen.http.messages import Buffer, Request, Response, Streamed
 from dolmen.http.problems import HTTPError
@@ -111,6 +111,8 @@ class BlobServer:
         if request.method == "HEAD":
             tombstones = b"?" in request.target and request.query.get("tombstones") == "1"
             info = await self._store.stat(name, tombstones=tombstones)
+            if not_modified(request.headers, entity_tag(info)):
+                return Response(304, describe(info))
             return Response(200, describe(info), Nothing(info.size))
         headers = request.headers
         if b"range" not in headers and b"if-none-match" not in headers:
@@ -135,6 +137,7 @@ class BlobServer:
 
     async def delete(self, request: Request, name: str) -> Response:
         """Leave a tombstone."""
+        refuse_conditions(request.headers)
         put = await self._store.delete(name, stamp=stamp_of(request.headers))
         if put.outcome is Outcome.SUPERSEDED:
             return answer({"id": name, "status": "superseded", "stamp": format_stamp(put.stamp)})

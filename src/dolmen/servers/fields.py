@@ -19,6 +19,7 @@ from crc32c import crc32c
 
 from dolmen import metadata
 from dolmen.errors import BadContent, InvalidName
+from dolmen.http.conditional import refuse_conditions
 from dolmen.http.encoding import EncodedHeaders, encode_headers
 from dolmen.http.messages import Headers
 from dolmen.http.ranges import content_range
@@ -195,7 +196,8 @@ class Announced(NamedTuple):
 
 
 def announced_by(headers: Headers) -> Announced:
-    """Read the header fields of an upload; raises `InvalidName`, `TooLarge`."""
+    """Read the header fields of an upload; raises `HTTPError`, `InvalidName`, `TooLarge`."""
+    refuse_conditions(headers)
     exact = headers.get(b"x-dolmen-metadata")
     checksum = headers.get(b"x-dolmen-checksum")
     return Announced(

@@ -16,6 +16,7 @@ import uvloop
 from dolmen import config
 from dolmen.http.limits import Limits
 from dolmen.http.messages import Request, Response
+from dolmen.http.origins import SitePolicy
 from dolmen.http.server import Server, start_server
 from dolmen.http.workers import run_workers
 from dolmen.servers.metrics import Board, Tally
@@ -46,8 +47,7 @@ def run(
     opened: Callable[[], Awaitable[Application]],
     addresses: Sequence[Address],
     *,
-    workers: int,
-    limits: Limits,
+    settings: config.Settings,
     ready: Callable[[list[Address]], None],
 ) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit status.
@@ -57,7 +57,9 @@ def run(
     workers: once the application could be opened, and the addresses be had).
     Raises `BadSetting`, `BadVolume` and what else opening raises.
     """
-    limits = shared_out(limits, len(addresses))
+    workers = settings.workers
+    limits = shared_out(limits_of(settings), len(addresses))
+    policy = SitePolicy(frozenset(settings.hosts))
     board = Board(workers)
     ending = contextlib.AsyncExitStack()
 
@@ -71,11 +73,12 @@ def run(
 
         # The first listener alone: another may be open to the world.
         application.listeners[0].add("GET", "/metrics", metrics)
-        servers = []
-        for routes, sock in zip(application.listeners, sockets, strict=True):
-            servers.append(
-                await start_server(routes, sockets=[sock], limits=limits, observe=tally.observe)
+        servers = [
+            await start_server(
+                routes, sockets=[sock], limits=limits, policy=policy, observe=tally.observe
             )
+            for routes, sock in zip(application.listeners, sockets, strict=True)
+        ]
         sharing = asyncio.create_task(_share(tally))
         ending.callback(sharing.cancel)
         if workers == 1:
