@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import asyncio
 
-MOST = 8
-"""Answers that may wait for each other; with more, who waits for them stands idle for long."""
-
 
 class Outbox:
     """Whole answers that wait for the end of the turn.
 
     Whoever writes to a connection, or closes it, otherwise than by `send` calls `flush`
-    first, so nothing is overtaken or lost.
+    first, so nothing is overtaken or lost. At most `most` wait for each other.
     """
 
-    __slots__ = ("_loop", "_waiting")
+    __slots__ = ("_loop", "_most", "_waiting")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, most: int) -> None:
         self._loop = loop
+        self._most = most
         self._waiting: list[tuple[asyncio.Transport, bytes]] = []
 
     def send(self, transport: asyncio.Transport, data: bytes) -> None:
@@ -32,7 +30,7 @@ class Outbox:
         waiting.append((transport, data))
         if len(waiting) == 1:
             self._loop.call_soon(self.flush)
-        elif len(waiting) >= MOST:
+        elif len(waiting) >= self._most:
             self.flush()
 
     def flush(self) -> None:

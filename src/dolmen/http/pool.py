@@ -14,6 +14,8 @@ from dolmen.http.calls import ClientConnection
 from dolmen.http.outbox import Outbox
 
 TICK = 0.25
+_TOGETHER = 8
+"""Requests that may wait for each other; with more, the far server stands idle meanwhile."""
 Opening = asyncio.Task[tuple[asyncio.Transport, ClientConnection]]
 
 
@@ -55,7 +57,7 @@ class Pool:
         self.timeouts = timeouts
         self.loop = asyncio.get_running_loop()
         self.clock = clock or time.monotonic
-        self.outbox = Outbox(self.loop)
+        self.outbox = Outbox(self.loop, most=_TOGETHER)
         self._tls = tls
         self._limit = limit
         self._opening = 0

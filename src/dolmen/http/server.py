@@ -19,6 +19,8 @@ from dolmen.http.outbox import Outbox
 from dolmen.http.protocol import ServerConnection
 
 TICK = 1.0
+_TOGETHER = 64
+"""Answers that may wait for each other; about a millisecond's work."""
 _DEFAULT_LIMITS = Limits()
 _DEFAULT_POLICY = SitePolicy()
 
@@ -44,7 +46,7 @@ class Server:
         self.policy = policy
         self.observe = observe
         self.heads = Heads()
-        self.outbox = Outbox(self.loop)
+        self.outbox = Outbox(self.loop, most=_TOGETHER)
         self.connections: set[ServerConnection] = set()
         self.running: set[Exchange] = set()  # those whose handler or answer waits for something
         self.draining = False
