@@ -80,6 +80,25 @@ async def test_a_volume_open_on_another_machine_is_refused_and_can_be_tried_agai
     assert await held_by(tmp_path / "v") == contents
 
 
+@pytest.mark.parametrize(
+    ("names", "boot"), [("kept", "before"), ("other", "kept")], ids=["restarted", "container"]
+)
+async def test_what_a_crashed_process_of_this_machine_held_is_taken_over(tmp_path, names, boot):
+    contents = await filled(tmp_path / "v")
+    holder = tmp_path / "v/holder"
+    store = await open_volume(str(tmp_path / "v"))
+    here = holder.read_text()
+    await store.aclose()
+    lines = here.split()
+    assert len(lines) == 2
+    left = [lines[0] if names == "kept" else "elsewhere/1", lines[1] if boot == "kept" else boot]
+    holder.write_text("\n".join(left))
+    store = await open_volume(str(tmp_path / "v"))
+    assert holder.read_text() == here, "others of this machine would not know it"
+    await store.aclose()
+    assert await held_by(tmp_path / "v") == contents
+
+
 async def test_a_lost_index_is_said_to_be_lost_and_reindex_brings_it_back(tmp_path, descriptors):
     contents = await filled(tmp_path / "v")
     for file in (tmp_path / "v/index").iterdir():

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -294,3 +295,58 @@ async def test_a_killed_keeper_is_started_again_and_merges(tmp_path):
     assert second != first
     await store.aclose()
     assert not alive(second)
+
+
+FIRST_OF_ITS_KIND = """
+import asyncio, os, sys
+from dolmen.payload import Bytes
+from dolmen.stores.volume import open_volume
+
+async def main():
+    assert os.getpid() == 1
+    store = await open_volume(sys.argv[1])
+    await store.put(sys.argv[2], Bytes(b"data"))
+    print(*[info.name async for info in store.list()], flush=True)
+    for line in sys.stdin:
+        await store.put(line.strip(), Bytes(b"data"))
+        print(*[info.name async for info in store.list()], flush=True)
+    await store.aclose()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(
+    shutil.which("unshare") is None
+    or subprocess.run(["unshare", "-rpf", "true"], check=False).returncode != 0,
+    reason="no PID namespaces can be made here",
+)
+async def test_processes_with_the_same_id_as_in_containers_are_not_taken_for_each_other(tmp_path):
+    def contained(name: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [
+                "unshare",
+                "-rpf",
+                "--kill-child",
+                sys.executable,
+                "-c",
+                FIRST_OF_ITS_KIND,
+                str(tmp_path / "v"),
+                name,
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    first = contained("a")
+    assert first.stdout.readline().split() == ["a"]
+    assert "BadVolume" in contained("b").communicate()[1]
+    assert "BadVolume" in contained("b").communicate()[1], "by then it is taken for a leftover"
+    first.stdin.write("c\n")
+    first.stdin.flush()
+    assert sorted(first.stdout.readline().split()) == ["a", "c"]
+    first.kill()
+    first.communicate()
+    assert sorted(contained("d").communicate()[0].split()) == ["a", "c", "d"]

@@ -5,8 +5,9 @@ shared by everyone who has the volume open. Whoever gets `users.lock` alone is t
 first: nobody else can have put anything into *recent*, so it is emptied and
 filled again from the segments. `reindex` needs the volume for itself in the same way.
 
-flock does not always reach from one machine to another, so the folder also says
-which machine holds it.
+Whether a process lives is told by its locks alone, which the kernel drops with it: no
+process id is kept or compared, as containers give the same ones again. flock does not
+always reach from one machine to another, so the folder also says which machine holds it.
 """
 
 from __future__ import annotations
@@ -23,14 +24,22 @@ from dolmen.stores.volume.recent import Recent
 from dolmen.stores.volume.recovery import leftover_segments, recover
 
 
-def this_machine() -> str:
-    """One word that differs from machine to machine."""
+def this_machine() -> list[str]:
+    """Words of which machines have none in common: host name with machine id, and boot id.
+
+    The containers of a machine have names of their own, but one boot id. When the machine
+    starts again it has another one, and nobody from before is left.
+    """
+    names = f"{socket.gethostname()}/{_word('/etc/machine-id') or uuid.getnode()}"
+    return [names, *_word("/proc/sys/kernel/random/boot_id").split()]
+
+
+def _word(path: str) -> str:
     try:
-        with open("/etc/machine-id", encoding="ascii") as file:
-            found = file.read().strip()
+        with open(path, encoding="ascii") as file:
+            return file.read().strip()
     except OSError:
-        found = ""
-    return f"{socket.gethostname()}/{found or uuid.getnode()}"
+        return ""
 
 
 class Membership:
@@ -118,19 +127,20 @@ class Membership:
     def _hold(self) -> None:
         """Note that this machine has the volume, unless another one does."""
         disk, path, machine = self._disk, self._layout.holder, this_machine()
+        found: list[str] = []
         if disk.exists(path):
             fd = disk.open(path)
             try:
-                found = disk.read(fd, 1000, 0).decode("utf-8", "replace").strip()
+                found = disk.read(fd, 1000, 0).decode("utf-8", "replace").split()
             finally:
                 disk.close(fd)
-            if found != machine:
-                raise BadVolume(
-                    f"{self._layout.root} is open on another machine ({found.split('/')[0]}); if "
-                    f"that machine is gone for good, remove the file {path} and start again"
-                )
-        else:
-            write_whole(disk, path, machine.encode() + b"\n")
+        if found and set(found).isdisjoint(machine):
+            raise BadVolume(
+                f"{self._layout.root} is open on another machine ({found[0].split('/')[0]}); if "
+                f"that machine is gone for good, remove the file {path} and start again"
+            )
+        if found != machine:
+            write_whole(disk, path, "\n".join([*machine, ""]).encode())
         self._holds = True
 
 
