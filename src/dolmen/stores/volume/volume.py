@@ -108,7 +108,7 @@ class VolumeStore:
         self._keeper: Keeper = (
             ProcessKeeper(self.path)
             if apart
-            else ThreadKeeper(self._merge, self._recent, failed=self._merge_failed, pause=PAUSE)
+            else ThreadKeeper(self._merge, self._recent, pause=PAUSE)
         )
         self._group = Group(self._log, recover=self._recover_dead)
 
@@ -316,7 +316,14 @@ class VolumeStore:
             reasons.append(f"takes no writes: {self._log.broken}")
         if free < self._log.appender.reserve:
             reasons.append("the disk is full: puts are refused")
-        return Condition(free, total, writable=not reasons, reasons=reasons)
+        writable = not reasons
+        if self._keeper.failing is not None:
+            reasons.append(
+                "the index falls behind, so lists may fail and the next opening takes longer: "
+                f"{self._keeper.failing}; check the disk and its room. It is tried again all "
+                "the time; should it go on failing, start the server again"
+            )
+        return Condition(free, total, writable=writable, reasons=reasons)
 
     def _in_thread(self, call: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
         if self._closed:
@@ -329,10 +336,6 @@ class VolumeStore:
         except (OSError, lmdb.Error) as error:
             raise Unavailable(f"the volume {self.path} can't be asked: {error!r}") from error
 
-    def _merge_failed(self, error: BaseException) -> None:
-        _log.error("the index could not be written: %r", error)
-        self._log.broken = f"its index could not be written: {error}"
-
     async def aclose(self) -> None:
         """Finish what is queued, merge it, and let go. Goes on to the end if it is given up."""
         self._closed = True
@@ -342,7 +345,7 @@ class VolumeStore:
 
     async def _end(self) -> None:
         await self._group.close()
-        await self._loop.run_in_executor(None, self._keeper.close)
+        await self._keeper.close()
         await self._loop.run_in_executor(None, self._close)
 
     def _close(self) -> None:
