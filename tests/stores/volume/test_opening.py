@@ -1,18 +1,22 @@
 """Opening: what is refused, with what words, and that nothing is left behind by it."""
 
+import asyncio
 import errno
 import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import lmdb
 import pytest
 from crc32c import crc32c
 
 from dolmen.errors import BadVolume, DolmenError
 from dolmen.payload import Bytes
 from dolmen.stores.volume import open_volume
+from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.reindex import reindex
 
 
@@ -162,6 +166,67 @@ async def test_an_opening_that_fails_anywhere_says_so_and_leaves_nothing_open(
     assert await held_by(tmp_path / "v") == contents
 
 
+class Held(Disk):
+    """A disk on which an opening that has begun waits until it may go on."""
+
+    def __init__(self) -> None:
+        self.begun, self.may_go_on = threading.Event(), threading.Event()
+
+    def open_index(self, path: str, *, durable: bool) -> lmdb.Environment:
+        self.begun.set()
+        self.may_go_on.wait()
+        return super().open_index(path, durable=durable)
+
+
+def children() -> str:
+    """The processes this one has started."""
+    return Path(f"/proc/self/task/{os.getpid()}/children").read_text()
+
+
+def through() -> None:
+    """Wait until no thread opens a volume any more."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("dolmen-open"):
+            thread.join()
+
+
+@pytest.mark.parametrize("opened", [False, True], ids=["half-way", "when it was just open"])
+@pytest.mark.parametrize("apart", [False, True])
+async def test_an_opening_that_is_cancelled_leaves_nothing_open(
+    tmp_path, descriptors, opened, apart
+):
+    contents = await filled(tmp_path / "v")
+    before, processes = descriptors(), children()
+    disk = Held()
+    opening = asyncio.ensure_future(open_volume(str(tmp_path / "v"), disk=disk, apart=apart))
+    while not disk.begun.is_set():
+        await asyncio.sleep(0)
+    if opened:
+        disk.may_go_on.set()
+        through()
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    disk.may_go_on.set()
+    through()
+    assert descriptors() == before
+    assert children() == processes
+    assert await held_by(tmp_path / "v") == contents
+
+
+async def test_an_opening_whose_keeper_can_not_be_started_leaves_nothing_open(
+    tmp_path, descriptors, monkeypatch
+):
+    contents = await filled(tmp_path / "v")
+    before = descriptors()
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
+    with pytest.raises(BadVolume, match="No such file"):
+        await open_volume(str(tmp_path / "v"), apart=True)
+    assert descriptors() == before
+    monkeypatch.undo()
+    assert await held_by(tmp_path / "v") == contents
+
+
 async def test_a_segment_of_a_newer_version_is_refused_and_left_alone(tmp_path):
     contents = await filled(tmp_path / "v")
     (segment,) = (tmp_path / "v").rglob("*.seg")
@@ -188,6 +253,7 @@ OPEN = """
 import asyncio, sys
 from dolmen.payload import Bytes
 from dolmen.stores.volume import open_volume
+from dolmen.stores.volume.disk import Disk
 
 async def main():
     sys.stdin.readline()

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from typing import TypeVar
@@ -105,11 +105,12 @@ class VolumeStore:
     def start(self, *, apart: bool) -> None:
         """Begin to commit and to merge (`apart`: in a process of its own). On the event loop."""
         self._loop = asyncio.get_running_loop()
-        self._keeper: Keeper = (
-            ProcessKeeper(self.path)
-            if apart
-            else ThreadKeeper(self._merge, self._recent, pause=PAUSE)
-        )
+        with usable(self.path):
+            self._keeper: Keeper = (
+                ProcessKeeper(self.path)
+                if apart
+                else ThreadKeeper(self._merge, self._recent, pause=PAUSE)
+            )
         self._group = Group(self._log, recover=self._recover_dead)
 
     # Writing
@@ -374,15 +375,29 @@ async def open_volume(
     `apart` has it merged by a process of its own, as a server wants it. Raises
     `BadVolume` when the folder can't be used.
     """
-    loop = asyncio.get_running_loop()
-    store = await loop.run_in_executor(
-        None,
-        lambda: VolumeStore(
-            path, disk=disk or Disk(), clock=clock or Clock(), now=now, segment_size=segment_size
-        ),
+    opener = ThreadPoolExecutor(1, thread_name_prefix="dolmen-open")
+    opening = opener.submit(
+        VolumeStore,
+        path,
+        disk=disk or Disk(),
+        clock=clock or Clock(),
+        now=now,
+        segment_size=segment_size,
     )
-    store.start(apart=apart)
+    opener.shutdown(wait=False)
+    try:
+        store = await asyncio.wrap_future(opening)
+        store.start(apart=apart)
+    except BaseException:
+        opening.add_done_callback(_let_go)  # called here if it is done, else by its thread
+        raise
     return store
+
+
+def _let_go(opened: Future[VolumeStore]) -> None:
+    """Close a volume nobody waits for any more, if it came to be opened."""
+    if not opened.cancelled() and opened.exception() is None:
+        opened.result()._close()  # noqa: SLF001 - of this module
 
 
 def _refuse(name: str, entry: Entry, *, tombstones: bool) -> None:
