@@ -7,11 +7,15 @@ import os
 import random
 from collections.abc import AsyncIterator
 
+import lmdb
 import pytest
 
-from dolmen.errors import DolmenError, NotFound, OutcomeUnknown
+from dolmen.errors import BadVolume, DolmenError, NotFound, OutcomeUnknown, Unavailable
 from dolmen.payload import Bytes, Stream
 from dolmen.stores.volume import VolumeStore, open_volume
+from dolmen.stores.volume.disk import Disk
+from dolmen.stores.volume.index import Index, mark_of_doubt
+from dolmen.stores.volume.reindex import reindex
 
 ABSENT = None
 STEP = int(os.environ.get("DOLMEN_FAULT_STEP", "7"))
@@ -81,6 +85,8 @@ async def test_any_call_may_fail(tmp_path, failing, descriptors, error, stays):
         await asyncio.wait_for(store.aclose(), 20)
         del store
         assert descriptors() == before, f"call {number}"
+        if os.path.exists(mark_of_doubt(f"{path}/index")):
+            reindex(path)
         store = await open_volume(path, segment_size=1 << 20)
         for name, allowed in may.items():
             assert await content(store, name) in allowed, f"call {number}: {name}"
@@ -90,3 +96,64 @@ async def test_any_call_may_fail(tmp_path, failing, descriptors, error, stays):
         if all_went_well:
             return
     pytest.fail("the workload has no end")
+
+
+async def test_an_index_whose_flush_failed_is_not_used_before_it_was_rebuilt(tmp_path):
+    class Unflushed(Disk):
+        fails = False
+
+        def settle_index(self, env):
+            if self.fails:
+                self.fails = False  # the kernel reports it once; the next flush "succeeds"
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            super().settle_index(env)
+
+    disk, path = Unflushed(), str(tmp_path / "v")
+    store = await open_volume(path, disk=disk, segment_size=1 << 20)
+    disk.fails = True
+    blobs = {f"n{number}": bytes([number]) * 300_000 for number in range(20)}
+    with contextlib.suppress(Unavailable):
+        for name, data in blobs.items():  # more than a segment: one is sealed
+            await store.put(name, Bytes(data))
+            await store.digests()
+    assert not disk.fails
+    await store.put("later", Bytes(b"kept"))  # the segments do not depend on it
+    with pytest.raises(Unavailable, match="dolmen reindex"):
+        await store.digests()
+    assert "dolmen reindex" in (await store.condition()).reasons[0]
+    assert await content(store, "n0") == blobs["n0"]
+    put = [name for name in blobs if await content(store, name) is not ABSENT]
+    await store.aclose()
+    assert os.listdir(f"{path}/sealed") == []
+    with pytest.raises(BadVolume, match="dolmen reindex"):
+        await open_volume(path)
+    reindex(path)
+    store = await open_volume(path)
+    assert await content(store, "later") == b"kept"
+    for name in put:
+        assert await content(store, name) == blobs[name]
+    await store.aclose()
+
+
+def test_an_index_whose_commit_failed_is_doubtful_and_one_that_is_full_is_not(tmp_path):
+    class Commit:
+        def __init__(self, transaction, error):
+            self._transaction, self._error = transaction, error
+
+        def __getattr__(self, name):
+            return getattr(self._transaction, name)
+
+        def commit(self):
+            self._transaction.abort()
+            raise self._error
+
+    os.mkdir(tmp_path / "index")
+    index = Index(Disk(), str(tmp_path / "index"))
+    # As LMDB raises them for ENOSPC and EIO.
+    for error, doubtful in ((lmdb.DiskError("no space"), False), (lmdb.Error("I/O error"), True)):
+        change = index.slice()
+        change._transaction = Commit(change._transaction, error)
+        with pytest.raises(lmdb.Error), change:
+            pass
+        assert index.doubtful() is doubtful
+    index.close()

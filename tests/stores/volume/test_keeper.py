@@ -23,13 +23,13 @@ async def told(store: VolumeStore, *, failing: bool) -> str:
 
 
 class Unsettling(Disk):
-    """A disk that does not settle an index as long as it `fails`."""
+    """A disk too full to settle an index as long as it `fails`."""
 
     fails = False
 
     def settle_index(self, env: lmdb.Environment) -> None:
         if self.fails:
-            raise OSError(errno.EIO, "input/output error")
+            raise OSError(errno.ENOSPC, "no space left")
         super().settle_index(env)
 
 
@@ -39,7 +39,7 @@ async def test_in_a_thread(tmp_path, monkeypatch):
     store = await open_volume(str(tmp_path / "v"), disk=disk, segment_size=1 << 20)
     disk.fails = True
     await store.put("first", Bytes(b"1" * (2 << 20)))  # its segment is full, and to be sealed
-    assert "input/output error" in await told(store, failing=True)
+    assert "no space left" in await told(store, failing=True)
     await store.put("second", Bytes(b"2"))
     disk.fails = False
     assert await told(store, failing=False) == ""

@@ -7,12 +7,18 @@ and `facts` (the highest sequence seen). It is changed only in slices, each one 
 that moves entries and watermarks together, so after any crash it shows a state
 that was; whatever lies in the segments beyond the watermarks is read again at
 the next opening. It can always be rebuilt (`reindex`).
+
+That holds while flushes succeed. When one fails the kernel drops what it could not write
+and has the next one succeed, so nobody can tell any more what the disk holds; the index is
+then marked as doubtful, by a file beside it, and is not used again before it was rebuilt.
 """
 
 from __future__ import annotations
 
+import errno
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,6 +29,7 @@ from dolmen.record import Kind
 from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.entry import Entry, unpack
 from dolmen.stores.volume.key import name_of
+from dolmen.stores.volume.layout import write_whole
 
 _SLOT = struct.Struct("<QQ16s")
 _NUMBER = struct.Struct("<Q")
@@ -38,7 +45,8 @@ class Index:
     """The durable index at a path. Opening one twice in a process is an error of LMDB's."""
 
     def __init__(self, disk: Disk, path: str) -> None:
-        self._disk = disk
+        self._disk, self._path = disk, path
+        self._doubted = False
         self.env = disk.open_index(path, durable=True)
         self.env.reader_check()  # a reader that died would keep pages from being used again
         self.blobs = self.env.open_db(b"blobs")
@@ -134,23 +142,51 @@ class Index:
 
     def note(self, key: str, value: bytes) -> None:
         """Keep a note, on disk when this returns."""
-        with self.env.begin(write=True, db=self._notes) as transaction:
+        with self._flushing(), self.env.begin(write=True, db=self._notes) as transaction:
             transaction.put(key.encode(), value)
         self.settle()
 
     def settle(self) -> None:
         """Return when every commit so far survives a power cut (its root included)."""
-        self._disk.settle_index(self.env)
+        with self._flushing():
+            self._disk.settle_index(self.env)
+
+    def doubtful(self) -> bool:
+        """Whether a flush of it ever failed, in this process or another."""
+        return self._doubted or self._disk.exists(mark_of_doubt(self._path))
+
+    @contextmanager
+    def _flushing(self) -> Iterator[None]:
+        try:
+            yield
+        except (lmdb.Error, OSError) as error:
+            # LMDB has no class for EIO.
+            if type(error) is lmdb.Error or getattr(error, "errno", None) == errno.EIO:
+                self._doubted = True
+                with suppress(OSError):
+                    write_whole(self._disk, mark_of_doubt(self._path), f"{error}\n".encode())
+            raise
 
     def slice(self) -> Slice:
         """Begin to change the index; see `Slice`."""
         return Slice(
-            self.env, self.blobs, self._digests, self._segments, self._removals, self._facts
+            self.env,
+            self.blobs,
+            self._digests,
+            self._segments,
+            self._removals,
+            self._facts,
+            self._flushing,
         )
 
     def close(self) -> None:
         """Close the environment."""
         self.env.close()
+
+
+def mark_of_doubt(path: str) -> str:
+    """The file that says of the index at a path that a flush of it failed."""
+    return path + ".doubtful"
 
 
 class Slice:
@@ -164,7 +200,9 @@ class Slice:
         segments: Any,
         removals: Any,
         facts: Any,
+        flushing: Callable[[], AbstractContextManager[None]],
     ) -> None:
+        self._flushing = flushing
         self._transaction = env.begin(write=True)
         self._blobs, self._digests, self._segments = blobs, digests, segments
         self._removals, self._facts = removals, facts
@@ -191,7 +229,8 @@ class Slice:
             found = self._transaction.get(_SEQUENCE, db=self._facts)
             if found is None or _NUMBER.unpack(found)[0] < self._sequence:
                 put(_SEQUENCE, _NUMBER.pack(self._sequence), db=self._facts)
-        self._transaction.commit()
+        with self._flushing():
+            self._transaction.commit()
 
     def apply(self, entries: list[tuple[bytes, bytes]]) -> None:
         """Make these the entries under their keys (each key once); a REMOVAL takes one away."""

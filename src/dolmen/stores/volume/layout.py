@@ -6,6 +6,7 @@ opening.lock     held while a process opens the volume, one at a time
 users.lock       held (shared) by every process that has it open
 merge.lock       held by the process that merges
 index/           LMDB, durable: where every blob lies
+index.doubtful   a flush of the index failed: it is to be rebuilt before it is used again
 index.part, .new one that a reindex is building; one that waits to take the place of index
 recent/          LMDB, a view of the segments' tails; emptied by whoever opens first
 active/          segments being written or not yet wholly in the index
@@ -135,6 +136,15 @@ def _make(disk: Disk, layout: Layout) -> None:
             write_whole(disk, layout.marker, b"dolmen volume %d\n" % FORMAT)
     finally:
         disk.close(opening)
+
+
+def doubt(layout: Layout) -> str:
+    """What to say of a volume whose index could not be flushed once."""
+    return (
+        f"the index of {layout.root} could not be flushed, so what it holds is not certain; all "
+        "blobs are safe in the segments. Look at the disk, stop what uses the volume, then run "
+        f"`dolmen reindex volume:{layout.root}`"
+    )
 
 
 def write_whole(disk: Disk, path: str, content: bytes) -> None:

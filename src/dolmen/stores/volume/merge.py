@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import threading
 
+from dolmen.errors import Unavailable
 from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.index import Index
-from dolmen.stores.volume.layout import Layout
+from dolmen.stores.volume.layout import Layout, doubt
 from dolmen.stores.volume.recent import Reach, Recent
 
 SLICE = 2048
@@ -36,8 +37,13 @@ class Merge:
         self._disk.close(self._lock)
 
     def merge(self, *, wait: bool = True) -> bool:
-        """One whole pass; False when another process is at it and `wait` is not asked."""
+        """One whole pass; False when another process is at it and `wait` is not asked.
+
+        Raises `Unavailable` once a flush of the index has failed.
+        """
         with self._mutex:
+            if self._index.doubtful():
+                raise Unavailable(doubt(self._layout))
             if not self._disk.lock(self._lock, wait=wait):
                 return False
             try:

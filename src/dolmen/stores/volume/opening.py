@@ -18,8 +18,8 @@ from contextlib import ExitStack
 
 from dolmen.errors import BadVolume
 from dolmen.stores.volume.disk import Disk
-from dolmen.stores.volume.index import Index
-from dolmen.stores.volume.layout import Layout, write_whole
+from dolmen.stores.volume.index import Index, mark_of_doubt
+from dolmen.stores.volume.layout import Layout, doubt, write_whole
 from dolmen.stores.volume.recent import Recent
 from dolmen.stores.volume.recovery import leftover_segments, recover
 
@@ -66,6 +66,9 @@ class Membership:
         self._hold()
         if alone:
             put_new_index_in_place(disk, layout)
+        if disk.exists(mark_of_doubt(layout.index)):
+            raise BadVolume(doubt(layout))
+        if alone:
             # Written without sync: after a power cut it may hold anything.
             disk.remove_folder(layout.recent)
             disk.make_directory(layout.recent)
@@ -152,5 +155,7 @@ def put_new_index_in_place(disk: Disk, layout: Layout) -> None:
     """
     if disk.exists(layout.new_index):
         disk.remove_folder(layout.index)
+        if disk.exists(mark_of_doubt(layout.index)):
+            disk.unlink(mark_of_doubt(layout.index))
         disk.rename(layout.new_index, layout.index)
         disk.flush_directory(layout.root)

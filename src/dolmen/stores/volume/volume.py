@@ -45,7 +45,7 @@ from dolmen.stores.volume.entry import Entry, unpack
 from dolmen.stores.volume.group import Group
 from dolmen.stores.volume.keeper import PAUSE, Keeper, ProcessKeeper, ThreadKeeper
 from dolmen.stores.volume.key import key_of
-from dolmen.stores.volume.layout import prepare, usable
+from dolmen.stores.volume.layout import doubt, prepare, usable
 from dolmen.stores.volume.listing import list_index
 from dolmen.stores.volume.merge import Merge
 from dolmen.stores.volume.opening import Membership
@@ -85,7 +85,7 @@ class VolumeStore:
         self._closed = False
         self._closing: asyncio.Future[None] | None = None
         with ExitStack() as leaving, usable(path):
-            layout = prepare(disk, path)
+            self._layout = layout = prepare(disk, path)
             membership = Membership(disk, layout)
             leaving.callback(membership.leave)
             membership.join()
@@ -318,7 +318,9 @@ class VolumeStore:
         if free < self._log.appender.reserve:
             reasons.append("the disk is full: puts are refused")
         writable = not reasons
-        if self._keeper.failing is not None:
+        if await self._ask(self._index.doubtful):
+            reasons.append(doubt(self._layout))
+        elif self._keeper.failing is not None:
             reasons.append(
                 "the index falls behind, so lists may fail and the next opening takes longer: "
                 f"{self._keeper.failing}; check the disk and its room. It is tried again all "
@@ -356,7 +358,7 @@ class VolumeStore:
                 self._log.close()
                 if self._log.broken is None:
                     self._merge.merge()
-        except (OSError, lmdb.Error) as error:
+        except (OSError, lmdb.Error, Unavailable) as error:
             # What was answered is in the segments; the next opening finds it there.
             _log.error("the volume %s could not be closed in order: %r", self.path, error)
 
