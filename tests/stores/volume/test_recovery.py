@@ -166,6 +166,7 @@ def test_a_removal_made_during_a_merge_is_not_undone_by_a_scan(tmp_path, monkeyp
 def test_claims_of_a_dead_process_are_kept_until_all_its_segments_are_read(tmp_path, monkeypatch):
     # The claim is in the name of the active segment, the record in one of its own behind it.
     machine = Machine(tmp_path)
+    machine.commit(put("before", b"data"))
     write = streamed(machine, "name", b"x" * 500, alone=True)
     log = machine.store._log
     batch, _ = log.claim([write])
@@ -251,3 +252,42 @@ def test_torn_parts_in_the_middle_are_not_taken_for_damage_later(tmp_path, seed)
     machine.start()
     assert machine.data("first") == b"1"
     assert machine.data("kept") == b"k" * 200
+
+
+def segments(machine: Machine) -> list[str]:
+    """The segments there are, those that are being written included."""
+    root = machine.disk.root + "/volume"
+    folders = [
+        f"{root}/active",
+        *(f"{root}/sealed/{n}" for n in machine.disk.names(f"{root}/sealed")),
+    ]
+    return [name for folder in folders for name in machine.disk.names(folder)]
+
+
+@pytest.mark.parametrize("how", ["close", "kill", "power"])
+def test_openings_that_write_nothing_leave_no_segments(tmp_path, how):
+    machine = Machine(tmp_path)
+    machine.commit(put("name", b"data"))
+    for _ in range(5):
+        if how == "kill":
+            machine.kill()
+        elif how == "power":
+            machine.cut_power()
+        else:
+            machine.store._close()
+            machine.start()
+    assert len(segments(machine)) == 2, "with the name in it, and being written"
+    machine.commit(put("other", b"data"))
+    machine.cut_power()
+    assert machine.data("name") == machine.data("other") == b"data"
+
+
+def test_a_segment_that_is_sealed_while_another_process_recovers_is_passed_over(
+    tmp_path, monkeypatch
+):
+    machine = Machine(tmp_path)
+    machine.commit(put("name", b"data"))
+    log = machine.store._log
+    monkeypatch.setattr(recovery, "leftover_segments", lambda *_: [99])
+    recovery.recover(machine.disk, log.appender._layout, log._index, log._recent)
+    assert machine.data("name") == b"data"

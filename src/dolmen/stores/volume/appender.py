@@ -136,12 +136,19 @@ class Appender:
         return finished
 
     def close(self, *, sound: bool) -> None:
-        """Let go of every segment; `sound` says that all of them may count as finished."""
+        """Let go of every segment; `sound` says that all of them may count as finished.
+
+        One to which nothing was ever written is removed.
+        """
         segments = [*self._retired, self.active]
         if sound:
             with self._recent.change() as change:
                 for segment in segments:
                     end = segment.end
-                    change.set_segment(segment.number, Reach(end, end, finished=True))
+                    if end > SEGMENT_HEADER:
+                        change.set_segment(segment.number, Reach(end, end, finished=True))
         for segment in segments:
-            segment.close()
+            if sound and segment.end == SEGMENT_HEADER:
+                segment.discard()
+            else:
+                segment.close()

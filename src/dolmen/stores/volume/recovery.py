@@ -78,7 +78,11 @@ def recover(disk: Disk, layout: Layout, index: Index, recent: Recent) -> int:
         reach = reached.get(number)
         if reach is not None and reach.finished:
             continue
-        fd = disk.open(layout.active_segment(number), write=True)
+        path = layout.active_segment(number)
+        try:
+            fd = disk.open(path, write=True)
+        except FileNotFoundError:  # sealed or dropped in between
+            continue
         try:
             if not disk.lock(fd):
                 continue  # its writer lives
@@ -87,6 +91,10 @@ def recover(disk: Disk, layout: Layout, index: Index, recent: Recent) -> int:
             dead.append(number)
             start = max(index.watermark(number), reach.settled if reach else 0)
             recovered = _recover_segment(disk, fd, number, start, index, recent)
+            if reach is None and start <= recovered.end == SEGMENT_HEADER:
+                if disk.linked(fd):
+                    disk.unlink(path)  # nothing was ever answered in it
+                continue
         except Corrupt as error:
             raise BadVolume(str(error)) from error
         finally:
