@@ -46,6 +46,8 @@ class _File:
     pending: list[tuple[int, bytes | None]] = field(default_factory=list)
     """Writes (offset, bytes) and truncations (size, None) not flushed."""
     links: int = 0
+    spoiled: set[int] = field(default_factory=set)
+    """Bytes that can't be read."""
 
 
 @dataclass(slots=True)
@@ -109,6 +111,10 @@ class SimulatedDisk(Disk):
         self._locks.clear()
         self._countdown = None
         self.dead = False
+
+    def spoil(self, path: str, offset: int) -> None:
+        """Let a byte be unreadable until it is written again."""
+        self._names[path].spoiled.add(offset)
 
     def power_cut(self, root: str) -> SimulatedDisk:
         """The disk as the next start finds it, with LMDB's files below `root`."""
@@ -243,6 +249,7 @@ class SimulatedDisk(Disk):
     def _put(self, file: _File, data: bytes, offset: int) -> None:
         file.seen.extend(bytes(max(0, offset - len(file.seen))))
         file.seen[offset : offset + len(data)] = data
+        file.spoiled -= set(range(offset, offset + len(data))) if file.spoiled else set()
         file.pending.append((offset, data))
 
     def flush(self, fd: int) -> None:
@@ -318,7 +325,10 @@ class SimulatedDisk(Disk):
 
     def read(self, fd: int, length: int, offset: int) -> bytes:
         """See `Disk`."""
-        return bytes(self._open[fd][0].seen[offset : offset + length])
+        file = self._open[fd][0]
+        if any(offset <= at < offset + length for at in file.spoiled):
+            raise OSError(errno.EIO, "input/output error")
+        return bytes(file.seen[offset : offset + length])
 
     def read_cached(self, fd: int, room: Room, offset: int) -> Room:
         """See `Disk`; here nothing ever waits."""

@@ -1,6 +1,7 @@
 """A copy that fails its check: damaged, never absent, until a valid put replaces it."""
 
 import asyncio
+import random
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from dolmen.payload import Bytes
 from dolmen.stores.volume import VolumeStore, open_volume
 from dolmen.stores.volume.entry import Entry
 from dolmen.stores.volume.reindex import reindex
+from dolmen.testing.crash import SimulatedDisk
 
 
 def damage(path: Path, entry: Entry, at: int) -> None:
@@ -46,6 +48,42 @@ async def quarantined(path: Path) -> VolumeStore:
         await store.get("name")
     await marked(store, "name")
     return store
+
+
+@pytest.mark.parametrize(
+    ("size", "byte_range"), [(400, None), (400, (100, 200)), (2 << 20, None), (2 << 20, (1, 9))]
+)
+async def test_one_the_disk_can_not_read_is_quarantined_and_replaced(tmp_path, size, byte_range):
+    disk = SimulatedDisk(str(tmp_path), rng=random.Random(1))
+    store = await open_volume(f"{tmp_path}/v", disk=disk)
+    await store.put("good", Bytes(b"good"))
+    put = await store.put("name", Bytes(b"d" * size))
+    entry = store._live("name")
+    disk.spoil(f"{tmp_path}/v/active/{entry.segment:08x}.seg", entry.offset + 200)
+    with pytest.raises(Corrupt, match="quarantined"):
+        async for _ in (await store.get("name", byte_range=byte_range)).payload:
+            pass
+    await marked(store, "name")
+    assert [info.name async for info in store.list()] == ["good"]
+    assert (await store.digests()).count == 1
+    again = await store.put("name", Bytes(b"d" * size), stamp=put.stamp)
+    assert again.outcome == "created"
+    assert (await store.get("name", byte_range=(0, 3))).payload.whole == b"ddd"
+    await store.aclose()
+
+
+async def test_one_of_many_that_can_not_be_read_is_quarantined(tmp_path):
+    disk = SimulatedDisk(str(tmp_path), rng=random.Random(1))
+    store = await open_volume(f"{tmp_path}/v", disk=disk)
+    for name in ("a", "name", "z"):
+        await store.put(name, Bytes(name.encode()))
+    entry = store._live("name")
+    disk.spoil(f"{tmp_path}/v/active/{entry.segment:08x}.seg", entry.offset)
+    a, failed, z = [answer async for answer in store.get_many(["a", "name", "z"])]
+    assert (a.payload.whole, z.payload.whole) == (b"a", b"z")
+    assert isinstance(failed.error, Corrupt)
+    await marked(store, "name")
+    await store.aclose()
 
 
 async def test_it_answers_corrupt_and_leaves_lists_and_digests(tmp_path):

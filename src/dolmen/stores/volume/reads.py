@@ -77,8 +77,8 @@ class Files:
 class Reader:
     """Reads the data of entries. `failed(name, entry)` is told of every copy that is damaged.
 
-    What the disk can't read (EIO) is `Corrupt`, but not marked as damaged: the next attempt may
-    succeed. Any other refusal is `Unavailable`.
+    What the disk can't read (EIO) is damaged: the system has tried often enough, and another
+    copy comes in its place only when this one counts as none. Any other refusal is `Unavailable`.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Reader:
             file = self._files.get(entry.segment)
             record = self._disk.read_cached(file.fd, bytearray(size), entry.offset)
         except OSError as error:
-            raise _refused(entry, error) from error
+            raise self._refused(name.decode(), entry, error) from error
         return None if record is None else self._checked(name, entry, record, size)
 
     async def read_many(
@@ -139,7 +139,7 @@ class Reader:
         try:
             file = self._files.get(entry.segment)
         except OSError as error:
-            raise _refused(entry, error) from error
+            raise self._refused(name, entry, error) from error
         length = entry.length
         if byte_range is not None:
             start = min(byte_range[0], length)
@@ -150,7 +150,7 @@ class Reader:
             return await self._range(name, entry, file, 0, length)
         encoded = name.encode()
         size = entry.record_size(encoded)
-        record = await self._read(entry, file, bytearray(size), entry.offset)
+        record = await self._read(name, entry, file, bytearray(size), entry.offset)
         return Bytes(self._checked(encoded, entry, record, size))
 
     def _checked(
@@ -171,7 +171,9 @@ class Reader:
 
     async def _range(self, name: str, entry: Entry, file: File, start: int, stop: int) -> Payload:
         encoded = name.encode()
-        head = await self._read(entry, file, bytearray(HEADER_SIZE + len(encoded)), entry.offset)
+        head = await self._read(
+            name, entry, file, bytearray(HEADER_SIZE + len(encoded)), entry.offset
+        )
         if not _is_of(head, encoded, entry):
             raise self._damaged(name, entry)
         if stop - start > WHOLE:
@@ -212,16 +214,18 @@ class Reader:
         end = min((stop + BLOCK - 1) // BLOCK * BLOCK, entry.length)
         size = end - begin
         room = memoryview(bytearray(size)) if room is None else room[:size]
-        data = await self._read(entry, file, room, data_offset + begin)
+        data = await self._read(name, entry, file, room, data_offset + begin)
         at = data_offset + entry.length + 4 * first
-        sums = await self._read(entry, file, bytearray(sums_size(size)), at)
+        sums = await self._read(name, entry, file, bytearray(sums_size(size)), at)
         if len(data) < size or block_sums(data) != sums:
             raise self._damaged(name, entry)
         if (begin, end) == (start, stop):
             return data
         return memoryview(data)[start - begin : stop - begin]
 
-    async def _read(self, entry: Entry, file: File, room: Room, offset: int) -> Room | bytes:
+    async def _read(
+        self, name: str, entry: Entry, file: File, room: Room, offset: int
+    ) -> Room | bytes:
         """What lies there: in `room`, or when it had to come from the disk, elsewhere."""
         try:
             cached = self._disk.read_cached(file.fd, room, offset)
@@ -231,7 +235,7 @@ class Reader:
             length = len(room)
             found: bytes = await self._in_thread(_read_file, self._disk, file, length, offset)
         except OSError as error:
-            raise _refused(entry, error) from error
+            raise self._refused(name, entry, error) from error
         return found
 
     def _damaged(self, name: str, entry: Entry) -> Corrupt:
@@ -239,6 +243,15 @@ class Reader:
         return Corrupt(
             f"this copy of {name} is damaged (segment {entry.segment:08x}, byte {entry.offset}) "
             "and was quarantined; replication brings it back from another copy"
+        )
+
+    def _refused(self, name: str, entry: Entry, error: OSError) -> Exception:
+        if isinstance(error, FileNotFoundError):
+            return error
+        if error.errno == errno.EIO:
+            return self._damaged(name, entry)
+        return Unavailable(
+            f"segment {entry.segment:08x} can't be read at byte {entry.offset}: {error}"
         )
 
 
@@ -262,12 +275,3 @@ def _place(wanted: tuple[str, Entry]) -> tuple[int, int]:
 def _is_of(head: bytes | bytearray, name: bytes, entry: Entry) -> bool:
     """Whether this is the head of the record that the entry means."""
     return head.startswith(name, HEADER_SIZE) and head.startswith(entry.checksum, CHECKSUM_AT)
-
-
-def _refused(entry: Entry, error: OSError) -> Exception:
-    if isinstance(error, FileNotFoundError):
-        return error
-    what = f"segment {entry.segment:08x} can't be read at byte {entry.offset}: {error}"
-    if error.errno == errno.EIO:
-        return Corrupt(f"{what}; check the disk, and read another copy meanwhile")
-    return Unavailable(what)

@@ -290,7 +290,7 @@ class VolumeStore:
 
     def _quarantine(self, name: str, entry: Entry) -> None:
         _log.error(
-            "the copy of %s in segment %08x at byte %d fails its check; it is quarantined",
+            "the copy of %s in segment %08x at byte %d is damaged and quarantined; check the disk",
             name,
             entry.segment,
             entry.offset,
