@@ -27,10 +27,21 @@ from dataclasses import dataclass, field
 
 import lmdb
 
+from dolmen.stores.volume.commit import Log
 from dolmen.stores.volume.disk import Buffer, Disk, Room
+from dolmen.stores.volume.write import Write
 
 _META_TXNID = 16 + 24 + 96 + 8
 _SECTOR = 512
+
+
+def commit(log: Log, *writes: Write) -> None:
+    """Carry writes of different names out on this thread, step by step as `Group` has it done."""
+    batch, waiting = log.claim([*writes])
+    assert not waiting
+    if batch.writes:
+        log.log(batch)
+        log.show(batch)
 
 
 class PowerCut(BaseException):

@@ -24,7 +24,7 @@ from dolmen.stores.volume.reindex import reindex
 from dolmen.stores.volume.scan import Scanner
 from dolmen.stores.volume.volume import VolumeStore
 from dolmen.stores.volume.write import Op, Write
-from dolmen.testing.crash import PowerCut, SimulatedDisk
+from dolmen.testing.crash import PowerCut, SimulatedDisk, commit
 
 TRIALS = int(os.environ.get("DOLMEN_CRASH_STATES", "500"))
 NAMES = [f"name{number}" for number in range(12)]
@@ -158,8 +158,7 @@ class Trial:
         writes = [self.write(name) for name in self.rng.sample(NAMES, self.rng.randint(1, 4))]
         for write in writes:
             self.maybe[write.name] = [self.outcome(write)]
-        store = self.volume.store
-        assert not store._log.commit(writes)
+        commit(self.volume.store._log, *writes)
         for write in writes:
             self.maybe.pop(write.name)
             if write.error is None and write.answer.outcome != "superseded":

@@ -14,7 +14,7 @@ from dolmen.stores.volume.reindex import reindex
 from dolmen.stores.volume.segment import Segment
 from dolmen.stores.volume.volume import VolumeStore
 from dolmen.stores.volume.write import Op, Write
-from dolmen.testing.crash import PowerCut, SimulatedDisk
+from dolmen.testing.crash import PowerCut, SimulatedDisk, commit
 
 
 class Machine:
@@ -60,7 +60,7 @@ class Machine:
         self.start()
 
     def commit(self, *writes: Write) -> None:
-        assert self.store._log.commit(list(writes)) == []
+        commit(self.store._log, *writes)
         for write in writes:
             if write.error is not None:
                 raise write.error

@@ -13,7 +13,7 @@ from dolmen.stamps import Clock
 from dolmen.stores.volume.reindex import reindex
 from dolmen.stores.volume.volume import VolumeStore
 from dolmen.stores.volume.write import Op, Write
-from dolmen.testing.crash import PowerCut, SimulatedDisk
+from dolmen.testing.crash import PowerCut, SimulatedDisk, commit
 
 SEGMENT = 4_000
 
@@ -51,12 +51,12 @@ def filled(disk: SimulatedDisk) -> dict[str, int]:
     """Names and stamps; some sealed segments, deletes and removals."""
     store = opened(disk)
     for number in range(20):
-        store._log.commit([put(f"n{number}", bytes([number]) * 900)])
+        commit(store._log, put(f"n{number}", bytes([number]) * 900))
         if number % 5 == 4:
             store._merge.merge()
-    store._log.commit([Write(Op.DELETE, "n3", stamp=None)])
+    commit(store._log, Write(Op.DELETE, "n3", stamp=None))
     stamp = store._live("n7").stamp
-    store._log.commit([Write(Op.REMOVE, "n7", stamp=stamp)])
+    commit(store._log, Write(Op.REMOVE, "n7", stamp=stamp))
     store._index.note("scrubbed", b"yesterday")
     held = shown(store)
     store._close()

@@ -95,7 +95,7 @@ class Log:
     """The writing side of a volume for one process.
 
     `claim` and `show` are quick and called by one thread; `log` waits for the disk and
-    may be called by another, one batch at a time. `commit` is all three.
+    may be called by another, one batch at a time.
     """
 
     def __init__(
@@ -119,17 +119,6 @@ class Log:
         """Room for a blob to be streamed into; raises `Full`, `ReadOnly`. From any thread."""
         self._refuse_if_broken()
         return self.appender.place(name_and_metadata, length, alone=alone)
-
-    def commit(self, writes: list[Write]) -> list[Write]:
-        """Carry writes out; returns those that must wait for another commit to end.
-
-        All others have their answer or error.
-        """
-        batch, waiting = self.claim(writes)
-        if batch.writes:
-            self.log(batch)
-            self.show(batch)
-        return waiting
 
     def claim(self, writes: list[Write]) -> tuple[Batch, list[Write]]:
         """Decide; returns the batch to log, and the writes whose names others claim."""
