@@ -48,15 +48,15 @@ def judge_put(
 ) -> Verdict:
     """Decide a put. `damaged` says that the copy that stands is quarantined.
 
-    A damaged copy is replaced by the same content, whatever its stamp, and by what
-    ranks at least as high; other content of a lower rank still loses to it, or a stale
-    copy would be served in place of what was acknowledged.
+    A damaged copy is replaced by the same content, whatever its stamp (and kind, which
+    may be lost with it), and by what ranks at least as high; other content of a lower rank
+    still loses to it, or a stale copy would be served in place of what was acknowledged.
 
     Raises `Conflict` for a put without a stamp onto other live content.
     """
     if standing is None:
         return _write(clock.next() if stamp is None else stamp)
-    same = standing.kind == kind and standing.checksum == checksum
+    same = standing.checksum == checksum and (damaged or standing.kind == kind)
     if stamp is None:
         deleted = standing.kind == Kind.TOMBSTONE
         if not (deleted or same):

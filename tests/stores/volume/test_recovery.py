@@ -5,9 +5,9 @@ import random
 
 import pytest
 
-from dolmen.errors import NotFound
+from dolmen.errors import Corrupt, NotFound
 from dolmen.names import checksum_of
-from dolmen.record import block_sums
+from dolmen.record import Kind, block_sums
 from dolmen.stamps import Clock
 from dolmen.stores.volume import recovery
 from dolmen.stores.volume.reindex import reindex
@@ -81,12 +81,12 @@ def died(machine: Machine, segment: Segment) -> None:
     machine.disk.unlock(segment.fd)
 
 
-def put(name: str, data: bytes) -> Write:
+def put(name: str, data: bytes, *, kind: Kind = Kind.BLOB, stamp: int | None = None) -> Write:
     return Write(
         Op.PUT,
         name,
-        stamp=None,
-        kind=1,
+        stamp=stamp,
+        kind=kind,
         checksum=checksum_of(data),
         data=data,
         sums=block_sums(data),
@@ -291,3 +291,56 @@ def test_a_segment_that_is_sealed_while_another_process_recovers_is_passed_over(
     monkeypatch.setattr(recovery, "leftover_segments", lambda *_: [99])
     recovery.recover(machine.disk, log.appender._layout, log._index, log._recent)
     assert machine.data("name") == b"data"
+
+
+def touched_and_damaged(machine: Machine, kind: Kind, *, rebuilt: bool) -> int:
+    """A blob whose revision was damaged, found so by an opening or a reindex; its stamp."""
+    machine.commit(put("name", b"data", kind=kind, stamp=5))
+    checksum = checksum_of(b"data")
+    machine.commit(Write(Op.TOUCH, "name", stamp=9, checksum=checksum, metadata=META))
+    end = machine.store._log.appender.active.end
+    machine.commit(put("later", b"later"))
+    path = machine.store._log.appender.active.path
+    machine.stop()
+    machine.disk.kill()
+    fd = machine.disk.open(path, write=True)
+    machine.disk.write(fd, [b"?"], end - 10)
+    machine.disk.close(fd)
+    if rebuilt:
+        reindex(machine.disk.root + "/volume", disk=machine.disk)
+    machine.start()
+    with pytest.raises(Corrupt):
+        machine.data("name")
+    return 9
+
+
+META = b"\x01\x01\x00a1"
+
+
+@pytest.mark.parametrize("rebuilt", [False, True], ids=["opened", "reindexed"])
+@pytest.mark.parametrize("kind", [Kind.BLOB, Kind.MANIFEST])
+@pytest.mark.parametrize("older", [0, 4])
+def test_a_damaged_revision_is_replaced_by_its_content(tmp_path, kind, older, rebuilt):
+    machine = Machine(tmp_path)
+    stamp = touched_and_damaged(machine, kind, rebuilt=rebuilt) - older
+    write = put("name", b"data", kind=kind, stamp=stamp)
+    machine.commit(write)
+    assert write.answer == ("created", stamp)
+    assert machine.data("name") == b"data"
+    assert machine.store._live("name").kind == kind
+
+
+def test_a_damaged_revision_is_replaced_by_a_plain_put_and_a_tombstone_of_its_stamp(tmp_path):
+    machine = Machine(tmp_path)
+    stamp = touched_and_damaged(machine, Kind.BLOB, rebuilt=False)
+    stale = put("name", b"other", stamp=stamp - 1)
+    machine.commit(stale)
+    assert stale.answer == ("superseded", stamp)
+    machine.commit(put("name", b"data"))
+    assert machine.data("name") == b"data"
+    machine = Machine(tmp_path / "another")
+    stamp = touched_and_damaged(machine, Kind.BLOB, rebuilt=False)
+    delete = Write(Op.DELETE, "name", stamp=stamp)
+    machine.commit(delete)
+    assert delete.answer == ("created", stamp)
+    assert machine.data("name") is None

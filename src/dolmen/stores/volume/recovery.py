@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import TypeGuard
 
 from dolmen.errors import BadVolume, Corrupt
-from dolmen.record import HEAD_MAX, HEADER_SIZE, Head, decode_head
+from dolmen.record import HEAD_MAX, HEADER_SIZE, Head, Kind, decode_head
 from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.entry import Entry, unpack
 from dolmen.stores.volume.index import Index
@@ -233,7 +233,9 @@ def entry_of(
         segment, offset, inner, kind, length = found.base
     else:
         segment, offset, inner = number, found.offset, len(head.metadata)
-        kind, length = head.kind, head.length
+        # A damaged revision does not say of what kind: of the lowest, so that others win ties.
+        kind = Kind.BLOB if head.kind == Kind.REVISION else head.kind
+        length = head.length
     entry = Entry(
         segment,
         offset,
