@@ -3,13 +3,14 @@
 `SimulatedDisk` stands under a volume in place of `Disk`. It keeps files in memory,
 each as the process sees it and as the platter has it, with the writes in between.
 `power_cut` gives the disk a machine finds when it comes up again: of the writes
-and name changes not flushed each may be kept, dropped, torn or garbled, whatever
-the order in which they were made (SQLite's and ALICE's model of a crash: Pillai et
-al., "All File Systems Are Not Created Equal", OSDI 2014).
+and name changes not flushed each may be kept, dropped, torn or garbled, page by page
+and whatever the order in which they were made (SQLite's and ALICE's model of a crash:
+Pillai et al., "All File Systems Are Not Created Equal", OSDI 2014). Where data is lost the
+file may be as long as if it were there, with zeros or an old block of another file.
 
 LMDB keeps its own files, in a real folder; for a power cut they are copied, and
 the last commit is undone at random, which is what a lost root page means to an
-environment opened with `metasync=False`.
+environment opened with `metasync=False`. One that is not durable is junk by then.
 
 `cut_after(n)` makes the n-th operation from now raise `PowerCut`, before or after
 it took effect, and every one behind it. `kill` stands for a `kill -9` at that moment.
@@ -22,8 +23,9 @@ import os
 import random
 import shutil
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Self, cast
 
 import lmdb
 
@@ -33,6 +35,7 @@ from dolmen.stores.volume.write import Write
 
 _META_TXNID = 16 + 24 + 96 + 8
 _SECTOR = 512
+_PAGE = 4096
 
 
 def commit(log: Log, *writes: Write) -> None:
@@ -104,6 +107,12 @@ class SimulatedDisk(Disk):
         self._open: dict[int, tuple[_File, str]] = {}
         self._next = 1000
         self._settled: dict[str, int] = {}
+        self._views: set[str] = set()
+        """LMDB environments that are not durable."""
+        self._pending_folders: list[tuple[str, str | None]] = []
+        """Folders made or given another name (with their old one), and not flushed."""
+        self._unnamed: set[str] = set()
+        """LMDB environments the names of whose files are not flushed."""
         self._locks: dict[int, dict[int, bool]] = {}
         self._countdown: int | None = None
         self.dead = False
@@ -145,18 +154,43 @@ class SimulatedDisk(Disk):
             after._names[path] = survivor
         after._platter_names = dict(after._names)
         shutil.copytree(self.root, root, dirs_exist_ok=True)
+        self._lose_folders(after)
         for folder, _, files in os.walk(root):
-            if "data.mdb" in files:
-                path = self.root + folder[len(root) :]
+            if "data.mdb" not in files:
+                continue
+            path = self.root + folder[len(root) :]
+            if path in self._unnamed and self.rng.random() < 0.5:
+                os.unlink(os.path.join(folder, "data.mdb"))
+            elif path in self._views:
+                with open(os.path.join(folder, "data.mdb"), "r+b") as junk:
+                    junk.write(self.rng.randbytes(1 << 16))
+            else:
                 if self.rng.random() < 0.5:
                     _undo_last_commit(folder, settled=self._settled.get(path, 0))
                 after._settled[folder] = _last_commit(folder)
         return after
 
+    def _lose_folders(self, after: SimulatedDisk) -> None:
+        """Undo what was not flushed of the changes to folders, each or not."""
+        for new, old in reversed(self._pending_folders):
+            if self.rng.random() < 0.5:
+                continue
+            path = after.root + new[len(self.root) :]
+            before = after.root + old[len(self.root) :] if old is not None else None
+            if before is None:
+                shutil.rmtree(path, ignore_errors=True)
+                for name in [name for name in after._names if name.startswith(path + "/")]:
+                    del after._names[name]
+            elif os.path.isdir(path) and not os.path.exists(before):
+                os.rename(path, before)
+
     def _survive(self, file: _File) -> bytearray:
         data = bytearray(file.platter)
+        loss = self.rng.random()
         for offset, written in file.pending:
-            fate = self.rng.choice(("kept", "kept", "dropped", "torn", "garbled"))
+            fate = "kept"
+            if self.rng.random() < loss:
+                fate = self.rng.choice(("dropped", "torn", "garbled", "zeros", "stale"))
             if fate == "dropped":
                 continue
             if written is None:
@@ -169,9 +203,22 @@ class SimulatedDisk(Disk):
                 at = self.rng.randrange(len(written))
                 junk = self.rng.randbytes(min(_SECTOR, len(written) - at))
                 written = written[:at] + junk + written[at + len(junk) :]
+            elif fate == "zeros":
+                written = bytes(len(written))
+            elif fate == "stale":
+                written = self._old_block(file, offset % _PAGE, len(written))
             data.extend(bytes(max(0, offset - len(data))))
             data[offset : offset + len(written)] = written
         return data
+
+    def _old_block(self, file: _File, at: int, length: int) -> bytes:
+        """A part of a page of another file, as the disk may have kept it from before."""
+        others = [other.seen for other in self._names.values() if other is not file and other.seen]
+        if others:
+            other = self.rng.choice(others)
+            at += self.rng.randrange(len(other)) // _PAGE * _PAGE
+            return bytes(other[at : at + length]).ljust(length, b"\0")
+        return bytes(length)
 
     def _step(self) -> bool:
         """Count an operation; True when the power goes right after it took effect."""
@@ -235,11 +282,13 @@ class SimulatedDisk(Disk):
             self._put(self._open[fd][0], part, offset)
             raise OSError(errno.ENOSPC, "no space left on device")
         self.free -= len(data)
-        # The kernel writes pages: a long write may survive in any of its parts.
+        # The kernel writes pages: a write may survive in any of its parts.
         file = self._open[fd][0]
         before = len(file.pending)
-        for at in range(0, max(len(data), 1), 1 << 16):
-            self._put(file, data[at : at + (1 << 16)], offset + at)
+        stop = offset + len(data)
+        for start in (offset, *range((offset // _PAGE + 1) * _PAGE, stop, _PAGE)):
+            end = min(start // _PAGE * _PAGE + _PAGE, stop)
+            self._put(file, data[start - offset : end - offset], start)
         self._after(cut)
         if through:
             self._flush_since(file, before)
@@ -289,6 +338,10 @@ class SimulatedDisk(Disk):
         self._pending_names = [
             change for change in self._pending_names if not change.flush(path, self._platter_names)
         ]
+        self._pending_folders = [
+            (new, old) for new, old in self._pending_folders if os.path.dirname(new) != path
+        ]
+        self._unnamed.discard(path)
         self._after(cut)
 
     def reserve(self, fd: int, offset: int, length: int) -> None:
@@ -371,6 +424,8 @@ class SimulatedDisk(Disk):
             self._change(_NameChange(target, file, source))
         else:
             os.rename(source, target)  # a folder of LMDB's
+            self._pending_folders.append((target, source))
+            self._settled[target] = self._settled.pop(source, 0)
         self._after(cut)
 
     def unlink(self, path: str) -> None:
@@ -388,9 +443,12 @@ class SimulatedDisk(Disk):
         change.apply(self._names)
         self._pending_names.append(change)
 
-    def make_directory(self, path: str) -> None:
-        """See `Disk`: durable at once."""
-        os.makedirs(path, exist_ok=True)
+    def add_directory(self, path: str) -> None:
+        """See `Disk`."""
+        cut = self._step()
+        super().add_directory(path)
+        self._pending_folders.append((path, None))
+        self._after(cut)
 
     def remove_folder(self, path: str) -> None:
         """See `Disk`."""
@@ -405,6 +463,17 @@ class SimulatedDisk(Disk):
         """See `Disk`."""
         return path in self._names or os.path.isdir(path)
 
+    def open_index(self, path: str, *, durable: bool) -> lmdb.Environment:
+        """See `Disk`. Commits of a durable one are operations of this disk."""
+        if not os.path.exists(os.path.join(path, "data.mdb")):
+            self._unnamed.add(path)
+        env: Any = super().open_index(path, durable=durable)
+        if durable:
+            env = _Environment(env, self._step)
+        else:
+            self._views.add(path)
+        return cast("lmdb.Environment", env)
+
     def settle_index(self, env: lmdb.Environment) -> None:
         """See `Disk`."""
         cut = self._step()
@@ -416,6 +485,49 @@ class SimulatedDisk(Disk):
         """See `Disk`."""
         del path
         return self.free, self._total
+
+
+class _Environment:
+    """An LMDB environment whose commits are operations of a simulated disk."""
+
+    def __init__(self, env: Any, step: Callable[[], bool]) -> None:
+        self._env, self._step = env, step
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._env, name)
+
+    def begin(self, *arguments: Any, write: bool = False, **options: Any) -> Any:
+        transaction = self._env.begin(*arguments, write=write, **options)
+        return _Transaction(transaction, self._step) if write else transaction
+
+
+class _Transaction:
+    """A transaction that writes; the power may go before its commit or after."""
+
+    def __init__(self, transaction: Any, step: Callable[[], bool]) -> None:
+        self._transaction, self._step = transaction, step
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transaction, name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.commit()
+        else:
+            self._transaction.abort()
+
+    def commit(self) -> None:
+        try:
+            cut = self._step()
+        except PowerCut:
+            self._transaction.abort()
+            raise
+        self._transaction.commit()
+        if cut:
+            raise PowerCut
 
 
 def _roots(folder: str) -> list[tuple[int, int]]:

@@ -404,6 +404,20 @@ def removals_forgotten_too_soon(monkeypatch):
     monkeypatch.setattr(index.Slice, "mark", mark)
 
 
+def index_whose_name_is_not_flushed(monkeypatch):
+    real = SimulatedDisk.flush_directory
+
+    def flush_directory(self, path):
+        if not path.endswith("/index"):
+            real(self, path)
+
+    monkeypatch.setattr(SimulatedDisk, "flush_directory", flush_directory)
+
+
+def recent_believed_after_a_power_cut(monkeypatch):
+    monkeypatch.setattr(SimulatedDisk, "remove_folder", lambda self, path: None)
+
+
 @pytest.mark.parametrize(
     "sabotage",
     [
@@ -418,6 +432,8 @@ def removals_forgotten_too_soon(monkeypatch):
         recovery_that_does_not_check_data,
         recovery_that_leaves_torn_records,
         removals_forgotten_too_soon,
+        index_whose_name_is_not_flushed,
+        recent_believed_after_a_power_cut,
     ],
     ids=lambda sabotage: sabotage.__name__,
 )

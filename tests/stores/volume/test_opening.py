@@ -47,6 +47,20 @@ async def test_a_folder_with_something_else_in_it_is_refused_and_left_alone(tmp_
     assert os.listdir(tmp_path) == ["photo.jpg"]
 
 
+async def test_a_folder_may_lie_in_one_that_can_not_be_opened(tmp_path):
+    class Closed(Disk):
+        def flush_directory(self, path: str) -> None:
+            if path == str(tmp_path):
+                raise PermissionError(errno.EACCES, "permission denied", path)
+            super().flush_directory(path)
+
+    (tmp_path / "v").mkdir()
+    store = await open_volume(str(tmp_path / "v"), disk=Closed())
+    await store.put("name", Bytes(b"data"))
+    await store.aclose()
+    assert await held_by(tmp_path / "v") == {"name": b"data"}
+
+
 async def test_a_newer_format_is_refused(tmp_path):
     contents = await filled(tmp_path / "v")
     (tmp_path / "v/dolmen-volume").write_text("dolmen volume 2\n")

@@ -235,6 +235,26 @@ def test_a_merge_killed_while_it_seals_is_carried_on_by_another(tmp_path, monkey
     assert all(machine.data(f"n{number}") == b"x" * 4_000 for number in range(4))
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_segments_in_a_folder_made_by_a_killed_process_survive_a_power_cut(tmp_path, seed):
+    machine = Machine(tmp_path, seed)
+    machine.commit(put("name", b"x" * 4_000))
+    real = machine.disk.add_directory
+
+    def killed(path: str) -> None:
+        real(path)
+        raise PowerCut
+
+    machine.disk.add_directory = killed
+    with pytest.raises(PowerCut):
+        machine.store._merge.merge()
+    machine.disk.add_directory = real
+    machine.kill()
+    machine.store._merge.merge()
+    machine.cut_power()
+    assert machine.data("name") == b"x" * 4_000
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_torn_parts_in_the_middle_are_not_taken_for_damage_later(tmp_path, seed):
     machine = Machine(tmp_path, seed)

@@ -15,6 +15,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 import lmdb
@@ -174,11 +175,13 @@ class Disk:
 
     def make_directory(self, path: str) -> None:
         """Make a directory, durably, if it is not there."""
-        try:
-            os.mkdir(path, 0o750)
-        except FileExistsError:
-            return
+        with suppress(FileExistsError):  # whoever made it may have died before it was flushed
+            self.add_directory(path)
         self.flush_directory(os.path.dirname(path) or ".")
+
+    def add_directory(self, path: str) -> None:
+        """Make a directory that must not be there."""
+        os.mkdir(path, 0o750)
 
     def remove_folder(self, path: str) -> None:
         """Remove an index's folder and the files in it, if it is there."""
@@ -206,7 +209,7 @@ class Disk:
         A durable one flushes its pages in every commit, and its root with the
         next one: a power cut may undo the last commit but leaves it consistent.
         """
-        return lmdb.open(
+        env = lmdb.open(
             path,
             map_size=(1 << 40) if durable else (1 << 36),  # sparse: only what is used takes room
             max_dbs=8,
@@ -217,6 +220,13 @@ class Disk:
             readahead=False,
             mode=0o640,
         )
+        try:
+            if durable:  # LMDB does not flush the names of its files
+                self.flush_directory(path)
+        except BaseException:
+            env.close()
+            raise
+        return env
 
     def settle_index(self, env: lmdb.Environment) -> None:
         """Return when every commit so far survives a power cut, the last one's root included."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import lmdb
 
@@ -116,7 +116,10 @@ def prepare(disk: Disk, root: str) -> Layout:
 
 def _make(disk: Disk, layout: Layout) -> None:
     """Make a new volume; of several processes that try at once the first one does."""
-    disk.make_directory(layout.root)
+    with suppress(FileExistsError):
+        disk.add_directory(layout.root)
+    with suppress(PermissionError):  # in a folder we may not open, others made this one
+        disk.flush_directory(os.path.dirname(layout.root) or ".")
     folders = (layout.index, layout.recent, layout.active, layout.sealed)
     files = (layout.marker, layout.holder, layout.marker + ".part", layout.holder + ".part")
     locks = (layout.lock("opening"), layout.lock("users"), layout.lock("merge"))

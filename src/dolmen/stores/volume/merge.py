@@ -84,14 +84,13 @@ class Merge:
         if not numbers:
             return
         self._index.settle()
-        folders = set()
-        for number in numbers:
-            folder = self._layout.sealed_folder(number)
+        folders = {self._layout.sealed_folder(number) for number in numbers}
+        for folder in folders:
             self._disk.make_directory(folder)
+        for number in numbers:
             active = self._layout.active_segment(number)
             if self._disk.exists(active):  # else a process died after it had moved it
                 self._disk.rename(active, self._layout.sealed_segment(number))
-            folders.add(folder)
         for folder in folders:
             self._disk.flush_directory(folder)
         self._disk.flush_directory(self._layout.active)
