@@ -13,6 +13,18 @@ if TYPE_CHECKING:
 
 LISTEN = "127.0.0.1:9991"
 DOWNLOADS = "127.0.0.1:9992"
+Listen = Annotated[
+    str | None,
+    typer.Option("--listen", metavar="HOST:PORT", help=f"For everything. Default: {LISTEN}."),
+]
+DownloadListen = Annotated[
+    str | None,
+    typer.Option(
+        "--download-listen",
+        metavar="HOST:PORT",
+        help=f"For downloads alone. Default: {DOWNLOADS}.",
+    ),
+]
 
 
 def api_server(
@@ -25,18 +37,8 @@ def api_server(
             help="A store of the cluster; may be given many times, or a list with commas.",
         ),
     ] = None,
-    listen: Annotated[
-        str | None,
-        typer.Option("--listen", metavar="HOST:PORT", help=f"For everything. Default: {LISTEN}."),
-    ] = None,
-    download_listen: Annotated[
-        str | None,
-        typer.Option(
-            "--download-listen",
-            metavar="HOST:PORT",
-            help=f"For downloads alone. Default: {DOWNLOADS}.",
-        ),
-    ] = None,
+    listen: Listen = None,
+    download_listen: DownloadListen = None,
     workers: Workers = None,
     open: Open = None,  # noqa: A002 - the option's name
     config: Config = None,

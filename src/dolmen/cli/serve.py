@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dolmen.cli.api_server import DOWNLOADS, LISTEN, serve_api
+from dolmen.cli.api_server import DownloadListen, Listen, serve_api
 from dolmen.cli.options import Config, Open, Workers
 
 
@@ -15,18 +15,8 @@ def serve(
         str | None,
         typer.Option("--data", metavar="DIR", help="Its folder. Default: ./dolmen-data."),
     ] = None,
-    listen: Annotated[
-        str | None,
-        typer.Option("--listen", metavar="HOST:PORT", help=f"For everything. Default: {LISTEN}."),
-    ] = None,
-    download_listen: Annotated[
-        str | None,
-        typer.Option(
-            "--download-listen",
-            metavar="HOST:PORT",
-            help=f"For downloads alone. Default: {DOWNLOADS}.",
-        ),
-    ] = None,
+    listen: Listen = None,
+    download_listen: DownloadListen = None,
     workers: Workers = None,
     open: Open = None,  # noqa: A002 - the option's name
     config: Config = None,
