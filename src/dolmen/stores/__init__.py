@@ -17,6 +17,7 @@ SCHEMES = {
     "volume": "dolmen.stores.volume",
     "http": "dolmen.stores.remote",
     "https": "dolmen.stores.remote",
+    "cache": "dolmen.stores.cache",
 }
 
 Opener = Callable[[str], Awaitable[BlobStore]]

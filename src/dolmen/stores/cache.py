@@ -1,0 +1,245 @@
+"""`cache:?fast=URL&slow=URL&size=BYTES` a fast store in front of a slow one, for reading.
+
+The slow store is the one that counts: writes, lists and digests are its own, and what it
+promises holds here. Every read asks it what stands (a `stat`), and only the bytes come out of
+the fast store, when it has those of that checksum. So nothing stale is ever given: not what
+somebody else deleted or replaced, and no copy that the fast store damaged.
+
+Blobs of up to `LARGEST` bytes are kept, chunks of large objects among them. What was used last
+stays: beyond `size` bytes (default 1 GiB) the others are removed. A fast store may forget or
+fail whenever it likes; the slow one is read then.
+
+Special characters in the two URLs are percent-encoded:
+`cache:?fast=memory:&slow=http://10.0.0.1:3001&size=256M`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import suppress
+from urllib.parse import parse_qs, urlsplit
+
+from dolmen.digests import Digests
+from dolmen.errors import BadSetting, DolmenError
+from dolmen.names import checksum_of
+from dolmen.payload import Bytes, Payload, read_whole
+from dolmen.record import Kind
+from dolmen.store import (
+    ALL_PARTITIONS,
+    Blob,
+    BlobInfo,
+    BlobStore,
+    Condition,
+    Failed,
+    Put,
+    Range,
+)
+
+LARGEST = 4 << 20
+"""The largest blob that is kept, in bytes."""
+SIZE = 1 << 30
+_SIZE = re.compile(r"([0-9]+)([KMGT]?)")
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+class CacheStore:
+    """The store `slow`, whose bytes are read from `fast` where it has them."""
+
+    def __init__(self, fast: BlobStore, slow: BlobStore, *, size: int = SIZE) -> None:
+        self._fast, self._slow, self._size = fast, slow, size
+        self.capabilities = slow.capabilities
+        self._kept: OrderedDict[str, BlobInfo] = OrderedDict()
+        """What the fast store holds, the last used last."""
+        self._bytes = 0
+
+    async def recall(self) -> None:
+        """Learn what the fast store holds from before; done once, when it was opened."""
+        async for info in self._fast.list():
+            self._note(info)
+        await self._make_room()
+
+    # Reading
+
+    async def get(self, name: str, *, byte_range: Range | None = None) -> Blob:
+        """See `BlobStore.get`."""
+        info = await self._slow.stat(name)
+        if info.size > LARGEST:
+            return await self._slow.get(name, byte_range=byte_range)
+        data = await self._kept_data(info)
+        if data is None:
+            if byte_range is not None:
+                return await self._slow.get(name, byte_range=byte_range)
+            blob = await self._slow.get(name)
+            data = await read_whole(blob.payload)
+            await self._keep(blob.info, data)
+            return Blob(blob.info, Bytes(data))
+        if byte_range is not None:
+            data = memoryview(data)[slice(*byte_range)]
+        return Blob(info, Bytes(data))
+
+    async def _kept_data(self, info: BlobInfo) -> bytes | memoryview | None:
+        kept = self._kept.get(info.name)
+        if kept is None:
+            return None
+        try:
+            data = await read_whole((await self._fast.get(info.name)).payload)
+        except DolmenError:
+            data = None
+        if data is None or len(data) != info.size or checksum_of(data) != info.checksum:
+            await self._forget(kept)
+            return None
+        with suppress(KeyError):  # it may have been dropped meanwhile
+            self._kept.move_to_end(info.name)
+        return data
+
+    async def stat(self, name: str, *, tombstones: bool = False) -> BlobInfo:
+        """See `BlobStore.stat`."""
+        return await self._slow.stat(name, tombstones=tombstones)
+
+    def list(
+        self,
+        *,
+        partitions: Iterable[int] = ALL_PARTITIONS,
+        after: str | None = None,
+        prefix: str = "",
+        tombstones: bool = False,
+    ) -> AsyncIterator[BlobInfo]:
+        """See `BlobStore.list`."""
+        return self._slow.list(
+            partitions=partitions, after=after, prefix=prefix, tombstones=tombstones
+        )
+
+    async def digests(self) -> Digests:
+        """See `BlobStore.digests`."""
+        return await self._slow.digests()
+
+    def get_many(self, names: Sequence[str]) -> AsyncIterator[Blob | Failed]:
+        """See `BlobStore.get_many`: all from the slow store; copying must not empty the cache."""
+        return self._slow.get_many(names)
+
+    # What the fast store holds
+
+    async def _keep(self, info: BlobInfo, data: bytes | memoryview) -> None:
+        if info.size > self._size:
+            return
+        try:
+            await self._fast.put(
+                info.name,
+                Bytes(data),
+                stamp=info.stamp,
+                kind=Kind(info.kind),
+                checksum=info.checksum,
+            )
+        except DolmenError:
+            return
+        self._note(info)
+        await self._make_room()
+
+    def _note(self, info: BlobInfo) -> None:
+        known = self._kept.pop(info.name, None)
+        self._bytes += info.size - (known.size if known else 0)
+        self._kept[info.name] = info
+
+    async def _make_room(self) -> None:
+        while self._bytes > self._size and self._kept:
+            await self._forget(next(iter(self._kept.values())))
+
+    async def _forget(self, info: BlobInfo) -> None:
+        if self._kept.get(info.name) is info:
+            del self._kept[info.name]
+            self._bytes -= info.size
+        with suppress(DolmenError):
+            await self._fast.remove(info.name, if_stamp=info.stamp)
+
+    # Writing
+
+    async def put(
+        self,
+        name: str,
+        payload: Payload,
+        *,
+        meta: bytes = b"",
+        stamp: int | None = None,
+        kind: Kind = Kind.BLOB,
+        checksum: bytes | None = None,
+    ) -> Put:
+        """See `BlobStore.put`."""
+        return await self._slow.put(
+            name, payload, meta=meta, stamp=stamp, kind=kind, checksum=checksum
+        )
+
+    def put_many(self, blobs: AsyncIterator[Blob]) -> AsyncIterator[Put | Failed]:
+        """See `BlobStore.put_many`."""
+        return self._slow.put_many(blobs)
+
+    async def touch(self, name: str, *, stamp: int, checksum: bytes, meta: bytes) -> Put:
+        """See `BlobStore.touch`."""
+        return await self._slow.touch(name, stamp=stamp, checksum=checksum, meta=meta)
+
+    async def delete(self, name: str, *, stamp: int | None = None) -> Put:
+        """See `BlobStore.delete`."""
+        put = await self._slow.delete(name, stamp=stamp)
+        await self._drop(name)
+        return put
+
+    async def remove(self, name: str, *, if_stamp: int, min_age: float = 0) -> bool:
+        """See `BlobStore.remove`."""
+        removed = await self._slow.remove(name, if_stamp=if_stamp, min_age=min_age)
+        if removed:
+            await self._drop(name)
+        return removed
+
+    async def _drop(self, name: str) -> None:
+        kept = self._kept.get(name)
+        if kept is not None:
+            await self._forget(kept)
+
+    # The store itself
+
+    async def note(self, key: str, value: bytes) -> None:
+        """See `BlobStore.note`."""
+        await self._slow.note(key, value)
+
+    async def notes(self) -> dict[str, bytes]:
+        """See `BlobStore.notes`."""
+        return await self._slow.notes()
+
+    async def condition(self) -> Condition:
+        """See `BlobStore.condition`."""
+        return await self._slow.condition()
+
+    async def aclose(self) -> None:
+        """See `BlobStore.aclose`."""
+        try:
+            await self._fast.aclose()
+        finally:
+            await self._slow.aclose()
+
+
+async def open_url(url: str) -> CacheStore:
+    """The cache a URL describes; raises `BadSetting`, and what opening the two stores raises."""
+    from dolmen.stores import open_store
+
+    given = parse_qs(urlsplit(url).query)
+    size = _SIZE.fullmatch(given.pop("size", ["1G"])[0])
+    parts = [given.pop(name, [""])[0] for name in ("fast", "slow")]
+    if given or size is None or not all(parts):
+        raise BadSetting(
+            f"{url!r} is no cache: write cache:?fast=URL&slow=URL&size=1G, with & and % inside "
+            "the two URLs percent-encoded; the size takes K, M, G or T"
+        )
+    slow = await open_store(parts[1])
+    try:
+        fast = await open_store(parts[0])
+    except BaseException:
+        await slow.aclose()
+        raise
+    store = CacheStore(fast, slow, size=int(size[1]) * _UNITS[size[2]])
+    try:
+        await store.recall()
+    except BaseException:
+        await store.aclose()
+        raise
+    return store
