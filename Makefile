@@ -3,6 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+RUNS := $(VENV)/.runs
 STAMP := $(VENV)/.installed
 
 .PHONY: run test test-long lint bench format clean help
@@ -10,20 +11,26 @@ STAMP := $(VENV)/.installed
 help:            ## what there is to make
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
 
-$(STAMP): pyproject.toml constraints.txt
+$(RUNS): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "dolmen needs Python 3.11 or later; set PYTHON=/path/to/python3"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(STAMP): $(RUNS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-run: $(STAMP)    ## start a store on ./dolmen-data: uploads on port 9991, downloads on 9992
+run: $(RUNS)     ## start a store on ./dolmen-data: uploads on port 9991, downloads on 9992
 	$(BIN)/dolmen serve
 
 test: $(STAMP)   ## every test that fits in minutes
+	tests/engines/install
 	$(BIN)/python -m pytest
 
 test-long: $(STAMP) ## the same trials with far more examples, for hours
+	tests/engines/install
 	DOLMEN_TEST_LONG=1 $(BIN)/python -m pytest
 
 lint: $(STAMP)   ## style, types, and which module may import which
