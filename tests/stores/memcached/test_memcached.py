@@ -1,4 +1,4 @@
-"""memcached as a store: the one suite over real servers, and what it does when it forgets or fails."""
+"""memcached as a store, on real servers: the one suite, forgetting, failing."""
 
 import asyncio
 import hashlib
@@ -6,7 +6,6 @@ import os
 import random
 
 import pytest
-from engines.memcached import Memcached
 
 from dolmen.errors import BadSetting, Corrupt, Full, NotFound, OutcomeUnknown, Unavailable
 from dolmen.payload import Bytes, Stream, read_whole
@@ -17,6 +16,7 @@ from dolmen.stores.memcached import MemcachedStore, connection
 from dolmen.stores.memcached.item import PART
 from dolmen.stores.memcached.store import WHOLE
 from dolmen.testing.conformance import Conformance, Place
+from engines.memcached import Memcached
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,7 @@ async def test_several_servers_share_the_names_out(own_memcached, memcached):
         except Unavailable:
             pass
     assert 10 < found < 30
-    with pytest.raises(Unavailable, match="memcached at 127.0.0.1"):
+    with pytest.raises(Unavailable, match=r"memcached at 127\.0\.0\.1"):
         [info async for info in store.list()]
     await store.aclose()
 
@@ -87,8 +87,7 @@ async def test_what_it_drops_for_want_of_memory_is_not_there_and_never_half(stor
             there += 1
         except NotFound:
             pass
-        except Corrupt as error:  # dropped while it was read
-            assert "dropped a part" in str(error)
+        except Corrupt:  # dropped while it was read
             assert len(body) > WHOLE
     assert 0 < there < len(data)
     assert {info.name async for info in store.list()} <= set(data)
@@ -100,10 +99,14 @@ async def test_what_it_drops_for_want_of_memory_is_not_there_and_never_half(stor
 @pytest.mark.parametrize("own_memcached", [("-m", "64", "-M")], indirect=True)
 async def test_one_that_may_not_drop_says_that_it_is_full(store):
     put = []
-    with pytest.raises(Full, match="no memory left"):
+
+    async def fill():
         for number in range(200):
             await store.put(f"n{number}", Bytes(os.urandom(700_000)))
             put.append(f"n{number}")
+
+    with pytest.raises(Full, match="no memory left"):
+        await fill()
     assert len(put) > 20
     for name in put:
         assert len(await content(store, name)) == 700_000

@@ -72,7 +72,7 @@ class Server:
         if not status.endswith(b"ERROR"):
             return answer
         said = b" ".join(answer.words[1:]).decode("latin-1")
-        if b"out of memory" in b" ".join(answer.words):
+        if "out of memory" in said.lower():
             raise Full(f"memcached at {self.name} has no memory left and may not evict (-M)")
         if "too large" in said:
             raise TooLarge(f"memcached at {self.name} takes no item of that size (see its -I)")
