@@ -18,6 +18,7 @@ SCHEMES = {
     "http": "dolmen.stores.remote",
     "https": "dolmen.stores.remote",
     "cache": "dolmen.stores.cache",
+    "memcached": "dolmen.stores.memcached",
 }
 
 Opener = Callable[[str], Awaitable[BlobStore]]
