@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -246,3 +247,20 @@ async def _workload(rng):
         else:
             with pytest.raises(NotFound):
                 await cluster.get(name)
+
+
+class Keeping(MemoryStore):
+    capabilities = replace(MemoryStore.capabilities, durable=True)
+
+
+async def test_what_is_not_durable_takes_writes_and_counts_for_nothing():
+    keeping = FaultyStore(Keeping())
+    members = [Member("forgetful", MemoryStore()), Member("keeping", keeping)]
+    cluster = Cluster([make_group("g", members)])
+    assert (await cluster.write("a", Bytes(b"a"))).copies == 1
+    keeping.down = True
+    with pytest.raises(NoCopies, match="not durable") as error:
+        await cluster.put("b", Bytes(b"b"))
+    assert {server for server, _ in error.value.failures} == {"keeping", "forgetful"}
+    with pytest.raises(Unavailable, match="not durable"):
+        await cluster.delete("a")

@@ -1,7 +1,12 @@
 """The remote store keeps the contract, over a blob server on a volume: the wire loses nothing."""
 
 import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import replace
 
+import pytest
+
+from dolmen.errors import Unavailable
 from dolmen.http import start_server
 from dolmen.http.messages import Request, Response
 from dolmen.payload import Bytes
@@ -46,3 +51,66 @@ async def test_digests_that_did_not_change_are_not_sent_again() -> None:
             for _ in range(2):
                 assert await store.digests() == await memory.digests()
     assert statuses == [(b"/digests", status) for status in (200, 304, 200, 304)]
+
+
+class Far:
+    """A blob server whose answers come from `handle`, which a test changes, and a remote store."""
+
+    def __init__(self) -> None:
+        self.handle = away
+
+    async def answer(self, request: Request) -> Response:
+        return await self.handle(request)
+
+
+async def away(_request: Request) -> Response:
+    return Response(503, [], b"")
+
+
+async def plain(request: Request) -> Response:
+    if request.raw_path.startswith(b"/blob/"):
+        return Response(201, [], b"stored")
+    return Response(404, [], b"")
+
+
+@pytest.fixture
+async def far() -> AsyncIterator[tuple[Far, BlobStore]]:
+    far = Far()
+    async with contextlib.AsyncExitStack() as leaving:
+        server = await start_server(far.answer)
+        leaving.push_async_callback(server.close)
+        store = await open_store(f"http://127.0.0.1:{server.addresses[0][1]}")
+        leaving.push_async_callback(store.aclose)
+        yield far, store
+
+
+async def test_a_server_that_could_not_be_asked_what_it_is_is_asked_before_anything_else(far):
+    server, store = far
+    for _ in range(2):
+        with pytest.raises(Unavailable):
+            await store.put("a", Bytes(b"a"))
+    memory = MemoryStore()
+    server.handle = BlobServer(memory, describes="memory:").handle
+    await store.put("a", Bytes(b"a"))
+    assert store.capabilities == memory.capabilities
+    assert not store.capabilities.durable
+
+
+async def test_a_plain_server_that_could_not_be_asked_is_recognized_later(far):
+    server, store = far
+    server.handle = plain
+    with pytest.raises(Unavailable, match="plain sos"):
+        await store.put("a", Bytes(b"a"), stamp=7)
+    assert (await store.put("a", Bytes(b"a"), stamp=7)).stamp == 0
+    assert not store.capabilities.stamps
+
+
+@pytest.mark.parametrize("write", ["put", "delete"])
+async def test_every_write_tells_anew_whether_it_is_durable(far, write):
+    server, store = far
+    memory = MemoryStore()
+    server.handle = BlobServer(memory, describes="memory:").handle
+    for durable in (True, False, True):
+        memory.capabilities = replace(memory.capabilities, durable=durable)
+        await (store.put("a", Bytes(b"a")) if write == "put" else store.delete("a"))
+        assert store.capabilities.durable is durable

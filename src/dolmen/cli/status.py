@@ -50,7 +50,7 @@ async def _of_store(url: str) -> dict[str, object]:
     store = await open_store(url)
     try:
         condition = dataclasses.asdict(await store.condition())
-        if not store.capabilities.stamps:
+        if not store.capabilities.digests:  # it would have to list everything
             return {"store": url, **condition}
         digests = await store.digests()
     finally:

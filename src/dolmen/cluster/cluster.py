@@ -24,7 +24,7 @@ from typing import NamedTuple, TypeVar
 from dolmen import metadata
 from dolmen.cluster.groups import Group, Member
 from dolmen.cluster.manifest import CHUNK, MANIFEST_MAX
-from dolmen.cluster.placement import Placement
+from dolmen.cluster.placement import Place, Placement
 from dolmen.cluster.verify import verified
 from dolmen.digests import Digests, Slot, entry_hash
 from dolmen.errors import (
@@ -78,13 +78,6 @@ class Cluster(OneByOne):
         self.clock = clock or Clock()
         members = [member for group in groups for member in group.members]
         self.members = tuple(members)
-        self._counted = {
-            member.name
-            for group in groups
-            for member in group.members
-            if member.store.capabilities.durable
-            or not any(other.store.capabilities.durable for other in group.members)
-        }
         self.capabilities = Capabilities(
             durable=all(member.store.capabilities.durable for member in members),
             largest=MANIFEST_MAX,
@@ -183,10 +176,11 @@ class Cluster(OneByOne):
         place = self.placement.of(partition_of(name))
         at = self.clock.next() if stamp is None else stamp
         for _ in range(_ROUNDS):
-            puts, failures = await self._first(place.order, place.group.write_copies, action, at)
-            counted = sum(1 for member, _ in puts if member.name in self._counted)
+            puts, failures = await self._first(place, action, at)
+            counted = sum(1 for member, _ in puts if place.group.counts(member))
             if counted < place.group.min_copies:
-                raise NoCopies(f"{name} could not be stored", failures)
+                forgetful = _forgetful(place.group, puts)
+                raise NoCopies(f"{name} could not be stored", failures + forgetful)
             standing = max(put.stamp for _, put in puts)
             superseded = [put for _, put in puts if put.outcome is Outcome.SUPERSEDED]
             if not superseded or stamp is not None:
@@ -196,12 +190,13 @@ class Cluster(OneByOne):
         raise OutcomeUnknown(f"{name} is being written by others all the time; try again")
 
     async def _first(
-        self, order: Sequence[Member], wanted: int, action: Action, stamp: int
+        self, place: Place, action: Action, stamp: int
     ) -> tuple[list[tuple[Member, Put]], Failures]:
-        """Write to the first `wanted` members that take it; who does not count comes on top."""
+        """Write to the first members that take it; who does not count comes on top."""
+        wanted = place.group.write_copies
         puts: list[tuple[Member, Put]] = []
         failures: Failures = []
-        members = self._in_order(order)
+        members = self._in_order(place.order)
 
         async def one() -> None:
             for member in members:  # shared: each member is tried once
@@ -212,7 +207,7 @@ class Cluster(OneByOne):
                 except DolmenError as error:
                     failures.append((member.name, error))
                     continue
-                if member.name in self._counted:
+                if place.group.counts(member):
                     return
 
         if wanted == 1:
@@ -237,17 +232,23 @@ class Cluster(OneByOne):
             answers: list[Put] = []
             for group in self.groups:
                 puts, failures = await self._bury(name, group, at)
-                if len(puts) < group.min_copies:
+                if sum(1 for member, _ in puts if group.counts(member)) < group.min_copies:
+                    failures += _forgetful(group, puts)
                     _raise(f"{name} could not be deleted in group {group.name}", failures)
-                answers += puts
+                answers += [put for _, put in puts]
             newest = max(answers, key=lambda put: put.stamp)
             if newest.stamp <= at or stamp is not None:
                 return newest
             at = self.clock.next(above=newest.stamp)
         raise OutcomeUnknown(f"{name} is being written by others all the time; try again")
 
-    async def _bury(self, name: str, group: Group, stamp: int) -> tuple[Sequence[Put], Failures]:
-        return await _each(group.members, lambda member: member.store.delete(name, stamp=stamp))
+    async def _bury(
+        self, name: str, group: Group, stamp: int
+    ) -> tuple[Sequence[tuple[Member, Put]], Failures]:
+        async def bury(member: Member) -> tuple[Member, Put]:
+            return member, await member.store.delete(name, stamp=stamp)
+
+        return await _each(group.members, bury)
 
     async def remove(self, name: str, *, if_stamp: int, min_age: float = 0) -> bool:
         """See `BlobStore.remove`: from every member."""
@@ -419,6 +420,12 @@ async def _each(
 
     await _together([one(member) for member in members])
     return answers, failures
+
+
+def _forgetful(group: Group, puts: Sequence[tuple[Member, Put]]) -> Failures:
+    """Who took a write and does not count."""
+    why = Unavailable("it took it, but is not durable: it does not count as a copy")
+    return [(member.name, why) for member, _ in puts if not group.counts(member)]
 
 
 async def _together(coroutines: Sequence[Awaitable[None]]) -> None:

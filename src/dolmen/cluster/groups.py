@@ -32,6 +32,11 @@ class Group:
     copies: int
     write_copies: int
     min_copies: int
+    volatile: bool = False
+
+    def counts(self, member: Member) -> bool:
+        """Whether what this member says it keeps is a copy: it would survive a power cut."""
+        return self.volatile or member.store.capabilities.durable
 
     @property
     def weight(self) -> float:
@@ -69,4 +74,4 @@ def make_group(
             f"({copies}) must each be no more than the next, and copies no more than its "
             f"{counted} durable servers"
         )
-    return Group(name, tuple(members), copies, write_copies, min_copies)
+    return Group(name, tuple(members), copies, write_copies, min_copies, volatile)

@@ -25,6 +25,9 @@ _STATUS: list[tuple[type[errors.DolmenError], int]] = [
     (errors.NoCopies, 500),
 ]
 JSON = EncodedHeaders.of([(b"Content-Type", b"application/json")])
+VOLATILE = (b"X-Dolmen-Durable", b"no")
+"""Told with a write to a store where it would not survive a power cut."""
+VOLATILE_JSON = EncodedHeaders.of([(b"Content-Type", b"application/json"), VOLATILE])
 
 
 def status_of(error: errors.DolmenError) -> int:

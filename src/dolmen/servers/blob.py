@@ -22,7 +22,7 @@ from dolmen.http.problems import HTTPError
 from dolmen.http.ranges import byte_range
 from dolmen.names import check_name
 from dolmen.payload import Bytes, Payload, Piece
-from dolmen.servers.answers import JSON, answer
+from dolmen.servers.answers import JSON, VOLATILE, VOLATILE_JSON, answer
 from dolmen.servers.bulk import Bulk
 from dolmen.servers.fields import (
     Announced,
@@ -95,7 +95,7 @@ class BlobServer:
         )
         return Response(
             201 if put.outcome is Outcome.CREATED else 200,
-            JSON,
+            JSON if self._store.capabilities.durable else VOLATILE_JSON,
             # A name that can be stored needs no quoting.
             b'{"id": "%b", "status": "%b", "size": %d, "stamp": "%016x"}\n'
             % (
@@ -143,7 +143,8 @@ class BlobServer:
             return answer({"id": name, "status": "superseded", "stamp": format_stamp(put.stamp)})
         stamp = (b"X-Dolmen-Stamp", format_stamp(put.stamp).encode())
         status = (b"X-Dolmen-Status", put.outcome.value.encode())
-        return Response(204, [stamp, status])
+        volatile = () if self._store.capabilities.durable else (VOLATILE,)
+        return Response(204, [stamp, status, *volatile])
 
     # The server itself
 
@@ -181,17 +182,19 @@ class BlobServer:
 
     async def status(self, _request: Request, _: str) -> Response:
         """Say everything a person wants to know."""
-        digests = await self._store.digests()
         condition = await self._store.condition()
+        held: dict[str, object] = {}
+        if self._store.capabilities.digests:  # else it would have to list everything
+            digests = await self._store.digests()
+            held["entries"], held["bytes"] = digests.count, digests.size
+            held["partitions"] = len(digests.counts)
         return answer(
             {
                 "version": dolmen.__version__,
                 "store": self._describes,
                 "uptime_seconds": round(time.time() - self._started),
                 "capabilities": asdict(self._store.capabilities),
-                "entries": digests.count,
-                "bytes": digests.size,
-                "partitions": len(digests.counts),
+                **held,
                 "free_bytes": condition.free,
                 "total_bytes": condition.total,
                 "writable": condition.writable,

@@ -1,10 +1,11 @@
 """`http://host:port` a dolmen blob server as a store; also a plain sos blob server.
 
 What the far store promises holds here too: `capabilities` are those it told of
-when it was first asked. Every answer is a request of its own; lists, reads and
-writes in bulk go in batches. A server that knows no digests (an sos blob server)
-is used by plain list, HEAD, GET and POST: it has no stamps (they count as 0), no
-tombstones and no touch, and a delete or a remove there is refused with `ReadOnly`.
+when it was first asked, and each write's answer says anew whether it is durable.
+Every answer is a request of its own; lists, reads and writes in bulk go in
+batches. A server that knows no digests (an sos blob server) is used by plain
+list, HEAD, GET and POST: it has no stamps (they count as 0), no tombstones and no
+touch, and a delete or a remove there is refused with `ReadOnly`.
 
 A request that may have been acted on is never repeated: the caller gets
 `OutcomeUnknown` and decides.
@@ -15,6 +16,8 @@ from __future__ import annotations
 import json
 from base64 import b64encode
 from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -64,6 +67,8 @@ from dolmen.stores.wire import (
     told,
 )
 
+_EXPECTED = Capabilities(durable=True, largest=1 << 44, digests=True, ordered=True, conflicts=True)
+"""Taken for true of a server that could not be asked yet; it is before anything else is."""
 _PLAIN = Capabilities(
     durable=True, largest=1 << 31, digests=False, ordered=False, conflicts=False, stamps=False
 )
@@ -72,10 +77,11 @@ _PLAIN = Capabilities(
 class RemoteStore(OneByOne):
     """A blob server at an address. Connections are made when they are needed."""
 
-    def __init__(self, address: str, client: Client, capabilities: Capabilities) -> None:
+    def __init__(self, address: str, client: Client) -> None:
         self._address = address
         self._client = client
-        self.capabilities = capabilities
+        self.capabilities = _EXPECTED
+        self._known = False
         self._digests: tuple[bytes, Digests] | None = None
 
     async def put(
@@ -113,6 +119,7 @@ class RemoteStore(OneByOne):
         if not self.capabilities.stamps:
             await response.body.read(ANSWER_MAX)
             return Put(Outcome.CREATED if response.status == 201 else Outcome.UNCHANGED, 0)
+        self._note_durable(response)
         return stored(response.status, await object_of(response, reads=False))
 
     async def get(self, name: str, *, byte_range: Range | None = None) -> Blob:
@@ -182,6 +189,7 @@ class RemoteStore(OneByOne):
         if stamp is not None:
             headers.append((b"X-Dolmen-Stamp", format_stamp(stamp).encode()))
         response = await self._ask("DELETE", f"/blob/{name}", headers)
+        self._note_durable(response)
         return deleted(response.headers, await object_of(response, reads=False))
 
     async def remove(self, name: str, *, if_stamp: int, min_age: float = 0) -> bool:
@@ -270,7 +278,16 @@ class RemoteStore(OneByOne):
         """See `BlobStore.aclose`."""
         await self._client.close()
 
-    # How it asks
+    # What it is, and how it asks
+
+    async def learn(self) -> None:
+        """Ask what the server is; raises `Unavailable` where it can't be asked."""
+        self.capabilities, self._known = await _capabilities(self._address, self._client), True
+
+    def _note_durable(self, response: ClientResponse) -> None:
+        durable = response.headers.get(b"x-dolmen-durable") != b"no"
+        if durable is not self.capabilities.durable:
+            self.capabilities = replace(self.capabilities, durable=durable)
 
     def _needs_stamps(self, what: str) -> None:
         if not self.capabilities.stamps:
@@ -286,6 +303,10 @@ class RemoteStore(OneByOne):
         expect_continue: bool = False,
         reads: bool | None = None,
     ) -> ClientResponse:
+        if not self._known:
+            await self.learn()
+            if not self.capabilities.stamps:  # nothing of the kind was thought of above
+                raise Unavailable(f"{self._address} is a plain sos blob server, as it now says")
         response = await self._client.request(
             method, target, headers, body, expect_continue=expect_continue, reads=reads
         )
@@ -320,7 +341,7 @@ async def open_url(url: str) -> RemoteStore:
     """The blob server at `http://host:port`; asks it what it is.
 
     A server that can't be asked now counts as a dolmen blob server: it may come up
-    later. Raises `BadSetting` for an address that is none.
+    later, and is asked then, before anything else. Raises `BadSetting` for an address that is none.
     """
     parts = urlsplit(url)
     try:
@@ -330,19 +351,20 @@ async def open_url(url: str) -> RemoteStore:
     if not parts.hostname or parts.path not in ("", "/") or parts.query or parts.username:
         raise BadSetting(f"{url!r} is no blob server's address: write http://host:port")
     client = Client(parts.hostname, port or (443 if parts.scheme == "https" else 80))
-    return RemoteStore(
-        f"{parts.hostname}:{port}" if port else parts.hostname, client, await _capabilities(client)
-    )
+    store = RemoteStore(f"{parts.hostname}:{port}" if port else parts.hostname, client)
+    with suppress(DolmenError):
+        await store.learn()
+    return store
 
 
-async def _capabilities(client: Client) -> Capabilities:
+async def _capabilities(address: str, client: Client) -> Capabilities:
+    response = await client.request("GET", "/status")
+    if response.status in (404, 405):
+        await response.body.read(ANSWER_MAX)
+        return _PLAIN
+    if response.status >= 400:
+        raise await error_of(address, response)
     try:
-        response = await client.request("GET", "/status")
-        if response.status in (404, 405):
-            return _PLAIN
-        said = await object_of(response)
-        return Capabilities(**said["capabilities"])
-    except (DolmenError, KeyError, TypeError, ValueError):
-        return Capabilities(
-            durable=True, largest=1 << 44, digests=True, ordered=True, conflicts=True
-        )
+        return Capabilities(**(await object_of(response))["capabilities"])
+    except (KeyError, TypeError) as error:
+        raise Unavailable(f"{address} does not say what it keeps: {error}") from error
