@@ -172,3 +172,20 @@ async def test_watching_goes_on_until_it_is_interrupted(dolmen: Any, blob_server
     process.send_signal(signal.SIGINT)
     _, err = await process.communicate()
     assert (process.returncode, err) == (130, b"")
+
+
+@pytest.mark.parametrize("json", [True, False])
+async def test_passwords_are_not_told(dolmen: Any, json: bool) -> None:
+    settings = """
+        [[groups]]
+        name = "g"
+        servers = [{name = "a", url = "http://user:geheim@127.0.0.1:1"}]
+    """
+    (dolmen.folder / "secret.toml").write_text(settings)
+    options = ["--json"] if json else []
+    shown = await dolmen("config", "show", "--config", "secret.toml", *options)
+    assert "user:***@127.0.0.1" in shown.out
+    wrong = "nothing://user:geheim@127.0.0.1"
+    told = [await dolmen("blob-server", "--store", wrong), await dolmen("status", wrong)]
+    assert all(each.status == 2 and "user:***@" in each.err for each in told)
+    assert "geheim" not in "".join(each.out + each.err for each in (shown, *told))

@@ -1,8 +1,9 @@
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
-from dolmen.cluster.groups import Group, Member, make_group
+from dolmen.cluster.groups import Member, make_group
 from dolmen.cluster.placement import Placement
 from dolmen.errors import BadSetting
 from dolmen.names import PARTITIONS
@@ -17,7 +18,7 @@ def members(*names: str, weight: float = 1, zone: str | None = None) -> list[Mem
 
 
 def placed(found: list[Member], copies: int = 2) -> Placement:
-    return Placement([Group("g", tuple(found), copies, min(2, copies), 1)])
+    return Placement([make_group("g", found, copies=copies, volatile=True)])
 
 
 def order(placement: Placement, partition: int) -> list[str]:
@@ -68,6 +69,28 @@ def test_copies_go_to_different_zones():
     for partition in SOME:
         zones = {member.zone for member in placed(found).of(partition).rightful}
         assert zones == {"a", "b"}
+
+
+def test_what_is_not_durable_is_ranked_and_counts_for_nothing():
+    keeping = MemoryStore()
+    keeping.capabilities = replace(keeping.capabilities, durable=True)
+    found = [Member(name, keeping) for name in "abc"] + members("x", "y")
+    placement = Placement([make_group("g", found, copies=2)])
+    beside = 0
+    for partition in SOME:
+        place = placement.of(partition)
+        names = [member.name for member in place.rightful]
+        assert sum(name in "abc" for name in names) == 2
+        assert names == order(placement, partition)[: len(names)]
+        beside += len(names) - 2
+    assert 0.9 < beside / len(SOME) < 1.1  # each comes before the second of three half the time
+
+
+def test_copies_are_by_default_as_many_as_servers_that_are_durable():
+    keeping = MemoryStore()
+    keeping.capabilities = replace(keeping.capabilities, durable=True)
+    group = make_group("g", [Member("a", keeping), Member("b", STORE)])
+    assert (group.copies, group.write_copies, group.min_copies) == (1, 1, 1)
 
 
 def test_numbers_of_copies_that_can_not_be_kept_are_refused():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dolmen.cluster.groups import Group, Member
+from dolmen.cluster.groups import Member, make_group
 from dolmen.cluster.placement import Placement
 from dolmen.errors import TooLarge, Unavailable
 from dolmen.names import partition_of
@@ -105,7 +105,10 @@ async def test_servers_in_step_cost_a_request_each() -> None:
 async def test_with_fewer_copies_than_servers_placement_says_who_gets_what() -> None:
     stores = await different(4)
     members = [Member(name, store) for name, store in stores.items()]
-    groups = [Group("one", members[:3], 2, 2, 1), Group("two", members[3:], 1, 1, 1)]
+    groups = [
+        make_group("one", members[:3], copies=2, volatile=True),
+        make_group("two", members[3:], copies=1, volatile=True),
+    ]
     assert (await replicate_groups(groups, pause=nothing)).complete
     placement = Placement(groups)
     for name in (f"{server}-{number}" for server in "abcd" for number in range(20)):
@@ -116,8 +119,8 @@ async def test_with_fewer_copies_than_servers_placement_says_who_gets_what() -> 
 
 def test_a_single_group_with_a_copy_everywhere_needs_no_placement() -> None:
     members = [Member(name, MemoryStore()) for name in "ab"]
-    wanted = partitions_of([Group("one", members, 2, 2, 1)])
+    wanted = partitions_of([make_group("one", members, volatile=True)])
     assert wanted == {"a": range(65_536), "b": range(65_536)}
-    halves = partitions_of([Group("one", members, 1, 1, 1)])
+    halves = partitions_of([make_group("one", members, copies=1, volatile=True)])
     assert set(halves["a"]) | set(halves["b"]) == set(range(65_536))
     assert not set(halves["a"]) & set(halves["b"])

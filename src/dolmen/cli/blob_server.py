@@ -33,6 +33,7 @@ def blob_server(
     from dolmen.servers.blob import BlobServer
     from dolmen.servers.running import run
     from dolmen.stores import open_store
+    from dolmen.stores.secrets import without_secrets
 
     flags = {"store": store, "listen": listen, "workers": workers, "open": open}
     settings = load(flags, config=config).settings
@@ -42,14 +43,16 @@ def blob_server(
             "no store is named: say --store volume:/path/to/folder, or store = in the settings"
         )
 
+    told = without_secrets(url)
+
     async def opened() -> BlobServer:
         opened = await open_store(url)
         # Where the store has a folder, what is spooled takes room on its disk.
-        return BlobServer(opened, describes=url, spool_folder=getattr(opened, "path", None))
+        return BlobServer(opened, describes=told, spool_folder=getattr(opened, "path", None))
 
     def ready(addresses: list[tuple[str, int]]) -> None:
         for host, port in addresses:
-            print(f"blob server of {url} on http://{host}:{port}", flush=True)
+            print(f"blob server of {told} on http://{host}:{port}", flush=True)
 
     addresses = [split_address(settings.listen or LISTEN)]
     raise typer.Exit(run(opened, addresses, settings=settings, ready=ready))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
 
 from dolmen.cli.options import Config, Json
 from dolmen.cli.output import emit
+from dolmen.stores.secrets import without_secrets
 
 app = typer.Typer(no_args_is_help=True, help="Look at the settings.")
 
@@ -24,7 +27,7 @@ def show(config: Config = None, json: Json = False) -> None:
     from dolmen.config import load
 
     loaded = load(config=config, needs_servers=True)
-    values = loaded.settings.model_dump()
+    values = _without_secrets(loaded.settings.model_dump())
     limits = values.pop("limits")
     values |= {f"limits.{key}": value for key, value in limits.items()}
     for key, value in values.items():
@@ -37,3 +40,13 @@ def show(config: Config = None, json: Json = False) -> None:
                     print(f"  {each['name']:<24} {each['url']}  weight {each['weight']:g}")
         else:
             print(f"{key:<26} {value!s:<24} ({loaded.origin(key)})")
+
+
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, str):
+        return without_secrets(value)
+    if isinstance(value, list):
+        return [_without_secrets(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _without_secrets(each) for key, each in value.items()}
+    return value

@@ -12,6 +12,7 @@ from typing import TypeVar
 import typer
 
 from dolmen import errors
+from dolmen.stores.secrets import without_secrets
 
 T = TypeVar("T")
 
@@ -41,8 +42,8 @@ def tell(error: Exception, about: str = "") -> None:
     if isinstance(error, OSError) and error.filename:
         text = f"{error.filename}: {error.strerror}"
         about = "" if about == error.filename else about
-    text = " ".join(text.split())
-    print(f"dolmen: {about}{': ' if about else ''}{text}", file=sys.stderr, flush=True)
+    text = without_secrets(" ".join(f"{about}{': ' if about else ''}{text}".split()))
+    print(f"dolmen: {text}", file=sys.stderr, flush=True)
 
 
 def run(work: Coroutine[object, object, T]) -> T:

@@ -13,6 +13,7 @@ from dolmen.cli.ending import FAILED, UNAVAILABLE, run, tell
 from dolmen.cli.options import Config, Json
 from dolmen.cli.output import emit, readable, report_bar
 from dolmen.errors import Unavailable
+from dolmen.stores.secrets import without_secrets
 
 if TYPE_CHECKING:
     from dolmen.config import Group as GroupSettings
@@ -93,7 +94,8 @@ async def _pair(urls: dict[str, str], stores: dict[str, BlobStore], *, as_json: 
 
     with report_bar("replicate") as progress:
         report = await copy(stores["source"], stores["destination"], progress=progress)
-    return _tell(urls["source"], urls["destination"], report, as_json=as_json)
+    source, destination = map(without_secrets, (urls["source"], urls["destination"]))
+    return _tell(source, destination, report, as_json=as_json)
 
 
 async def _cluster(

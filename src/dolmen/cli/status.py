@@ -46,8 +46,10 @@ async def _of_cluster(server: str) -> dict[str, object]:
 
 async def _of_store(url: str) -> dict[str, object]:
     from dolmen.stores import open_store
+    from dolmen.stores.secrets import without_secrets
 
     store = await open_store(url)
+    url = without_secrets(url)
     try:
         condition = dataclasses.asdict(await store.condition())
         if not store.capabilities.digests:  # it would have to list everything

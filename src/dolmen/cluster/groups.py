@@ -33,6 +33,7 @@ class Group:
     write_copies: int
     min_copies: int
     volatile: bool = False
+    """None of its servers is durable, so all of them count."""
 
     def counts(self, member: Member) -> bool:
         """Whether what this member says it keeps is a copy: it would survive a power cut."""
@@ -59,12 +60,13 @@ def make_group(
     nothing else is refused unless `volatile` asks for it outright. Raises
     `BadSetting` for numbers that can't be kept.
     """
-    counted = sum(1 for member in members if member.store.capabilities.durable or volatile)
-    if not counted:
+    durable = sum(member.store.capabilities.durable for member in members)
+    if not durable and not volatile:
         raise BadSetting(
             f"group {name!r} has no durable server: nothing in it would survive a restart; "
             "add a blob server on a volume"
         )
+    counted = durable or len(members)
     copies = counted if copies is None else copies
     write_copies = min(2, copies) if write_copies is None else write_copies
     min_copies = 1 if min_copies is None else min_copies
@@ -74,4 +76,4 @@ def make_group(
             f"({copies}) must each be no more than the next, and copies no more than its "
             f"{counted} durable servers"
         )
-    return Group(name, tuple(members), copies, write_copies, min_copies, volatile)
+    return Group(name, tuple(members), copies, write_copies, min_copies, not durable)

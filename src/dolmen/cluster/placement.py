@@ -20,18 +20,15 @@ from dolmen.cluster.groups import Group, Member
 class Place:
     """Where the blobs of one partition go."""
 
-    __slots__ = ("group", "order")
+    __slots__ = ("group", "order", "rightful")
 
-    def __init__(self, group: Group, order: Sequence[Member]) -> None:
+    def __init__(self, group: Group, rightful: Sequence[Member], others: Sequence[Member]) -> None:
         self.group = group
         """The group that holds them."""
-        self.order = tuple(order)
-        """All servers: first those that should hold a copy, then every other one."""
-
-    @property
-    def rightful(self) -> tuple[Member, ...]:
-        """The servers that should hold a copy."""
-        return self.order[: self.group.copies]
+        self.rightful = tuple(rightful)
+        """The servers that should hold a copy, and those not durable that are ranked among them."""
+        self.order = (*rightful, *others)
+        """All servers: first the rightful ones, then every other one."""
 
 
 class Placement:
@@ -54,15 +51,21 @@ class Placement:
             key=lambda group: score(partition, f"group/{group.name}", group.weight),
             reverse=True,
         )
-        order: list[Member] = []
+        rightful: list[Member] = []
+        others: list[Member] = []
         for group in groups:
             ranked = sorted(
                 group.members,
                 key=lambda member: score(partition, f"server/{member.name}", member.weight),
                 reverse=True,
             )
-            order += _spread(ranked, group.copies)
-        return Place(groups[0], order)
+            first = _first(ranked, group)
+            if group is groups[0]:
+                rightful = first
+            else:
+                others += first
+            others += [member for member in ranked if member not in first]
+        return Place(groups[0], rightful, others)
 
 
 def score(partition: int, name: str, weight: float) -> float:
@@ -71,13 +74,28 @@ def score(partition: int, name: str, weight: float) -> float:
     return -weight / math.log((drawn + 0.5) / 2**64)
 
 
-def _spread(ranked: list[Member], copies: int) -> list[Member]:
-    """The ranking with the first `copies` in as many zones as can be; no zone is one of its own."""
+def _first(ranked: list[Member], group: Group) -> list[Member]:
+    """The first of a ranking, until there are the group's copies.
+
+    Copies are in as many zones as can be; no zone is one of its own.
+    """
     first: list[Member] = []
     zones: set[str] = set()
+    copies = 0
     for member in ranked:
-        if len(first) < copies and (member.zone is None or member.zone not in zones):
+        if copies == group.copies:
+            break
+        if not group.counts(member):
             first.append(member)
+        elif member.zone is None or member.zone not in zones:
+            first.append(member)
+            copies += 1
             if member.zone is not None:
                 zones.add(member.zone)
-    return first + [member for member in ranked if member not in first]
+    for member in ranked:  # where there are fewer zones than copies
+        if copies == group.copies:
+            break
+        if member not in first:
+            first.append(member)
+            copies += 1
+    return first

@@ -14,6 +14,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from dolmen.config.settings import Settings, is_loopback
 from dolmen.config.sosconf import read_groups
 from dolmen.errors import BadSetting
+from dolmen.stores.secrets import without_secrets
 
 PREFIX = "DOLMEN_"
 FILES = ("~/.config/dolmen.toml", "/etc/dolmen.toml")
@@ -226,7 +227,7 @@ def _wish(error: ValidationError) -> str:
 
 
 def _shown(value: object) -> str:
-    shown = repr(value)
+    shown = without_secrets(repr(value))
     return shown if len(shown) <= 80 else shown[:79] + "…"
 
 

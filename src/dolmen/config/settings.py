@@ -154,7 +154,7 @@ class Settings(_Strict):
         return self
 
     def all_groups(self) -> list[Group]:
-        """The groups with all their numbers set; servers that are only listed are one group.
+        """The groups with what is set for all; servers that are only listed are one group.
 
         Raises `ValueError` where a group has too few servers for its copies.
         """
@@ -165,10 +165,12 @@ class Settings(_Strict):
         return [self._complete(group) for group in groups]
 
     def _complete(self, group: Group) -> Group:
-        count = len(group.servers)
-        copies = group.copies or self.copies or count
-        write = group.write_copies or self.write_copies or min(2, copies)
         least = group.min_copies or self.min_copies
+        wanted = group.copies or self.copies
+        to_write = group.write_copies or self.write_copies
+        count = len(group.servers)
+        copies = wanted or count
+        write = to_write or min(2, copies)
         for what, number, bound, limit in (
             ("copies", copies, "the number of its servers", count),
             ("write_copies", write, "copies", copies),
@@ -180,11 +182,14 @@ class Settings(_Strict):
                     f"which should be at most {bound}, {limit}"
                 )
         return group.model_copy(
-            update={"copies": copies, "write_copies": write, "min_copies": least}
+            update={"copies": wanted, "write_copies": to_write, "min_copies": least}
         )
 
 
 def _name_of(url: str) -> str:
     parts = urlsplit(url)
-    plain = f"{parts.hostname}-{parts.port or 80}" if parts.hostname else parts.path
+    if parts.scheme in ("http", "https"):
+        plain = f"{parts.hostname}-{parts.port or 80}"
+    else:
+        plain = parts.netloc.rpartition("@")[2] + parts.path
     return "".join(each if each.isalnum() else "-" for each in plain).strip("-")[-64:] or "store"

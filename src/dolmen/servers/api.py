@@ -234,9 +234,9 @@ async def open_api(groups: Sequence[config.Group], settings: config.Settings) ->
                 make_group(
                     group.name,
                     members,
-                    copies=group.copies or settings.copies,
-                    write_copies=group.write_copies or settings.write_copies,
-                    min_copies=group.min_copies or settings.min_copies,
+                    copies=group.copies,
+                    write_copies=group.write_copies,
+                    min_copies=group.min_copies,
                 )
             )
     except BaseException:

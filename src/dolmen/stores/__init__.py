@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from dolmen.errors import BadSetting
 from dolmen.store import BlobStore
+from dolmen.stores.secrets import without_secrets
 
 SCHEMES = {
     "memory": "dolmen.stores.memory",
@@ -35,8 +36,8 @@ async def open_store(url: str) -> BlobStore:
     if module is None:
         known = ", ".join(f"{name}:" for name in SCHEMES)
         raise BadSetting(
-            f"{url!r} names no store dolmen knows: a store URL begins with one of {known}"
-            " (for example volume:/var/lib/dolmen or http://127.0.0.1:3001)"
+            f"{without_secrets(url)!r} names no store dolmen knows: a store URL begins with one of"
+            f" {known} (for example volume:/var/lib/dolmen or http://127.0.0.1:3001)"
         )
     opener: Opener = import_module(module).open_url
     return await opener(url)
