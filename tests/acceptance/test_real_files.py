@@ -11,91 +11,25 @@ import json
 import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import sysconfig
-import time
 from pathlib import Path
 
 import pytest
 
+from acceptance.processes import (
+    BLOCK,
+    Generated,
+    Process,
+    ask,
+    check_all,
+    free_ports,
+    generated,
+    replicate,
+    until_alive,
+)
+
 FILES = 5_000
 LARGE = 3 << 30
-BLOCK = 1 << 20
-
-
-class Process:
-    """A dolmen command in a process of its own."""
-
-    def __init__(self, *arguments):
-        self.arguments = [str(argument) for argument in arguments]
-        self.start()
-
-    def start(self):
-        command = [sys.executable, "-c", "from dolmen.cli import main; main()", *self.arguments]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        line = self.process.stdout.readline()  # printed once the ports are bound
-        assert "http://" in line, f"{self.arguments} did not start"
-
-    def kill(self):
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-        self.process.stdout.close()
-
-    def end(self):
-        if self.process.poll() is None:
-            self.process.terminate()
-            self.process.wait(60)
-        self.process.stdout.close()
-
-
-def free_ports(count):
-    import socket
-
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [sock.getsockname()[1] for sock in sockets]
-    for sock in sockets:
-        sock.close()
-    return ports
-
-
-def until_alive(port):
-    """Wait until a server answers; it is bound already, so the first request just waits."""
-    for _ in range(600):
-        try:
-            status, _, _ = ask(port, "GET", "/alive")
-        except OSError:
-            time.sleep(0.05)
-            continue
-        if status == 200:
-            return
-    raise AssertionError(f"nothing answers on port {port}")
-
-
-def ask(port, method, target, body=None, headers=None):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
-    try:
-        connection.request(method, target, body, headers or {})
-        response = connection.getresponse()
-        return response.status, response.headers, response.read()
-    finally:
-        connection.close()
-
-
-def check_all(port, wanted):
-    """Every object comes back with the digest and the size it should have."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
-    for object_id, size in wanted.items():
-        connection.request("GET", f"/fetch/{object_id}")
-        response = connection.getresponse()
-        assert response.status == 200, response.read()
-        hasher, got = hashlib.sha256(), 0
-        while piece := response.read(BLOCK):
-            hasher.update(piece)
-            got += len(piece)
-        assert (hasher.hexdigest(), got) == (object_id, size)
-    connection.close()
 
 
 def real_files():
@@ -110,25 +44,6 @@ def real_files():
                     found.append(path)
     assert len(found) >= FILES
     return random.Random(1).sample(found, FILES)
-
-
-def generated(block):
-    """The block of the large file at this number: incompressible, no two alike."""
-    return random.Random(block).randbytes(BLOCK)
-
-
-class Generated:
-    """The large file as something http.client sends, and its digest."""
-
-    def __init__(self, size):
-        self.size = size
-        self.hasher = hashlib.sha256()
-
-    def __iter__(self):
-        for block in range(self.size // BLOCK):
-            data = generated(block)
-            self.hasher.update(data)
-            yield data
 
 
 @pytest.fixture
@@ -238,10 +153,11 @@ def test_nothing_is_lost_when_a_server_dies_and_another_is_wiped(cluster):
     processes[2].start()
     for port in blob_ports[1:]:
         until_alive(port)
+    urls = [f"http://127.0.0.1:{port}" for port in blob_ports]
     for source in range(3):
         for destination in range(3):
             if source != destination:
-                replicate(blob_ports[source], blob_ports[destination])
+                replicate(urls[source], urls[destination])
     roots = {ask(port, "GET", "/digests")[1]["ETag"] for port in blob_ports}
     assert len(roots) == 1
 
@@ -263,15 +179,3 @@ def test_nothing_is_lost_when_a_server_dies_and_another_is_wiped(cluster):
             check_all(ports[1], wanted)
         finally:
             api.end()
-
-
-def replicate(source, destination):
-    command = [
-        sys.executable,
-        "-c",
-        "from dolmen.cli import main; main()",
-        "replicate",
-        f"http://127.0.0.1:{source}",
-        f"http://127.0.0.1:{destination}",
-    ]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
