@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dolmen.config import Loaded, load, split_address
+from dolmen.config import Loaded, load, split_address, split_list
 from dolmen.errors import BadSetting
 
 GROUPS = """
@@ -240,3 +240,19 @@ def test_loopback_needs_no_permission(address: str) -> None:
 def test_addresses_split_into_host_and_port() -> None:
     assert split_address("127.0.0.1:80") == ("127.0.0.1", 80)
     assert split_address("[::1]:80") == ("::1", 80)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("", []),
+        (" a , b,", ["a", "b"]),
+        ("http://a:1,http://b:2", ["http://a:1", "http://b:2"]),
+        (
+            "volume:/a,memcached://a:1,b:2/p, volume:/b",
+            ["volume:/a", "memcached://a:1,b:2/p", "volume:/b"],
+        ),
+    ],
+)
+def test_a_url_of_several_servers_is_one_part_of_a_list(text: str, parts: list[str]) -> None:
+    assert split_list(text) == parts

@@ -49,10 +49,10 @@ def api_server(
 
     [green]dolmen api-server --config cluster.toml[/green]
     """
-    from dolmen.config import load
+    from dolmen.config import load, split_list
     from dolmen.errors import BadSetting
 
-    named = [url.strip() for given in blob_server or [] for url in given.split(",") if url.strip()]
+    named = split_list(",".join(blob_server or []))
     flags = {
         "blob_servers": named or None,
         "listen": listen,

@@ -6,7 +6,17 @@ Every value remembers where it came from, and one that can't be used is a
 
 from __future__ import annotations
 
-from dolmen.config.load import Loaded, Origin, load
+from dolmen.config.load import Loaded, Origin, load, split_list
 from dolmen.config.settings import Group, Limits, Server, Settings, split_address
 
-__all__ = ["Group", "Limits", "Loaded", "Origin", "Server", "Settings", "load", "split_address"]
+__all__ = [
+    "Group",
+    "Limits",
+    "Loaded",
+    "Origin",
+    "Server",
+    "Settings",
+    "load",
+    "split_address",
+    "split_list",
+]

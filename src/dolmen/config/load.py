@@ -14,6 +14,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from dolmen.config.settings import Settings, is_loopback
 from dolmen.config.sosconf import read_groups
 from dolmen.errors import BadSetting
+from dolmen.stores import SCHEMES
 from dolmen.stores.secrets import without_secrets
 
 PREFIX = "DOLMEN_"
@@ -164,7 +165,7 @@ def _parsed(key: str, text: str, origin: Origin) -> Any:
     """The text of a variable as the type of its key; bounds are checked with everything else."""
     kind = _keys()[key]
     if list in (getattr(kind, "__origin__", None), kind):
-        return [part.strip() for part in text.split(",") if part.strip()]
+        return split_list(text)
     plain = next((each for each in (bool, int, float) if kind is each or each in _parts(kind)), str)
     if plain is str:
         return text
@@ -172,6 +173,18 @@ def _parsed(key: str, text: str, origin: Origin) -> Any:
         return TypeAdapter(plain).validate_strings(text)
     except ValidationError as error:
         raise BadSetting(f"{origin}: is {text!r}, but {_wish(error)}") from None
+
+
+def split_list(text: str) -> list[str]:
+    """The parts of a list with commas; one that continues a URL of several servers is no part."""
+    parts: list[str] = []
+    for part in filter(None, map(str.strip, text.split(","))):
+        begins = "://" in part or part.partition(":")[0] in SCHEMES
+        if parts and "://" in parts[-1] and not begins:
+            parts[-1] += f",{part}"
+        else:
+            parts.append(part)
+    return parts
 
 
 def _parts(kind: Any) -> tuple[Any, ...]:
