@@ -18,13 +18,14 @@ class Figure:
     """One line of the table.
 
     Where `against` names something, the marks are for the ratio to it, measured in
-    turns in the same run. With `at_least` above `aim`, lower is better.
+    turns in the same run. With `at_least` above `aim`, lower is better. Without marks the
+    figure is there to be known.
     """
 
     name: str
     unit: str
-    at_least: float
-    aim: float
+    at_least: float | None = None
+    aim: float | None = None
     against: str | None = None
     long: bool = False
     """Only in the long form."""
@@ -59,12 +60,14 @@ class Line:
 
     @property
     def reached(self) -> str:
-        """Which mark the median reaches: "aim", "at least", "below", or "?"."""
-        values, figure = self.values, self.figure
+        """Which mark the median reaches: "aim", "at least", "below", "?" or, without marks, ""."""
+        values, least, aim = self.values, self.figure.at_least, self.figure.aim
         if not values:
             return "?"
-        sign = -1 if figure.at_least > figure.aim else 1
-        for mark, name in ((figure.aim, "aim"), (figure.at_least, "at least")):
+        if least is None or aim is None:
+            return ""
+        sign = -1 if least > aim else 1
+        for mark, name in ((aim, "aim"), (least, "at least")):
             if sign * median(values) >= sign * mark:
                 return name
         return "below"

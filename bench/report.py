@@ -13,7 +13,7 @@ from rich.table import Table
 
 from bench.figures import Line
 
-_STYLE = {"aim": "green", "at least": "yellow", "below": "red", "?": "dim"}
+_STYLE = {"aim": "green", "at least": "yellow", "below": "red", "?": "dim", "": ""}
 _NOISE = 0.1
 """Changes below this say nothing."""
 _plain = Console()
@@ -52,8 +52,8 @@ def show(lines: list[Line]) -> None:
             _samples(line.measured.samples, figure.unit) if line.measured else "-",
             f"{figure.against} {_yardstick(line)}" if figure.against else "",
             number(median(values)) if values else "-",
-            number(figure.at_least),
-            number(figure.aim),
+            number(figure.at_least) if figure.at_least is not None else "",
+            number(figure.aim) if figure.aim is not None else "",
             line.reached if line.measured else "not measured",
             style=_STYLE[line.reached],
         )
@@ -70,7 +70,7 @@ def _measured(line: Line) -> str:
     if line.figure.against and line.values:
         ratio = number(median(line.values))
         text += f"; {line.figure.against} {_yardstick(line)}; ratio {ratio}"
-    return f"{text} [{line.reached}]"
+    return f"{text} [{line.reached}]" if line.reached else text
 
 
 def _yardstick(line: Line) -> str:
@@ -113,7 +113,7 @@ def compare(before: Path, after: Path) -> None:
         change, style = "", None
         if was and now:
             change = f"{now / was - 1:+.0%}"
-            better = (now > was) == (shown["aim"] > shown["at_least"])
+            better = (now > was) == ((shown["aim"] or 1) > (shown["at_least"] or 0))
             style = None if abs(now / was - 1) < _NOISE else "green" if better else "red"
         table.add_row(
             name,

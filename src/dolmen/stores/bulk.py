@@ -1,14 +1,15 @@
 """Bulk reading and writing for stores that have nothing better than one at a time.
 
-A store inherits `OneByOne` and gets `get_many` and `put_many` with a window of
-operations under way and the answers in order.
+A store inherits `OneByOne` and gets `get_many` and `put_many` with some operations
+under way at once and the answers in order.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from typing import ClassVar, Self, TypeVar, cast
 
 from dolmen import metadata
 from dolmen.errors import BadContent, DolmenError, NotFound
@@ -18,32 +19,68 @@ from dolmen.record import Kind
 from dolmen.store import Blob, BlobStore, Failed, Put
 
 WINDOW = 64
+T = TypeVar("T")
 
 
 class OneByOne:
-    """`get_many` and `put_many` by way of `get`, `stat`, `put` and `delete`."""
+    """`get_many` and `put_many` by way of `get`, `stat`, `put` and `delete`.
 
-    async def get_many(self: BlobStore, names: Sequence[str]) -> AsyncIterator[Blob | Failed]:
+    `reads_ahead` says how many gets are under way: 1 where an answer is there at once, or
+    holds something until it is read; what is read whole may take room for so many.
+    """
+
+    reads_ahead: ClassVar[int] = 1
+
+    async def get_many(self, names: Sequence[str]) -> AsyncIterator[Blob | Failed]:
         """See `BlobStore.get_many`."""
-        for name in names:
-            yield await get_any(self, name)
-
-    async def put_many(self: BlobStore, blobs: AsyncIterator[Blob]) -> AsyncIterator[Put | Failed]:
-        """See `BlobStore.put_many`. At most `WINDOW` puts are under way."""
-        under_way: deque[asyncio.Future[Put | Failed]] = deque()
-        try:
-            async for blob in blobs:
-                under_way.append(asyncio.ensure_future(put_any(self, blob)))
-                if len(under_way) >= WINDOW or blob.payload.whole is None:
-                    # A payload that is streamed must be read before the next one is asked for.
-                    while under_way:
-                        yield await under_way.popleft()
+        store = cast("BlobStore", self)
+        if self.reads_ahead == 1:
+            for name in names:
+                yield await get_any(store, name)
+            return
+        async with _UnderWay[Blob | Failed]() as under_way:
+            for name in names:
+                if len(under_way) == self.reads_ahead:
+                    yield await under_way.next()
+                under_way.add(get_any(store, name))
             while under_way:
-                yield await under_way.popleft()
-        finally:
-            for task in under_way:
-                task.cancel()
-            await asyncio.gather(*under_way, return_exceptions=True)
+                yield await under_way.next()
+
+    async def put_many(self, blobs: AsyncIterator[Blob]) -> AsyncIterator[Put | Failed]:
+        """See `BlobStore.put_many`. At most `WINDOW` puts are under way."""
+        store = cast("BlobStore", self)
+        async with _UnderWay[Put | Failed]() as under_way:
+            async for blob in blobs:
+                under_way.add(put_any(store, blob))
+                # A payload that is streamed must be read before the next one is asked for.
+                least = 0 if blob.payload.whole is None else WINDOW - 1
+                while len(under_way) > least:
+                    yield await under_way.next()
+            while under_way:
+                yield await under_way.next()
+
+
+class _UnderWay(deque["asyncio.Task[T]"]):
+    """Tasks whose results are taken in order; those left at the end are cancelled."""
+
+    def add(self, coroutine: Coroutine[object, object, T]) -> None:
+        self.append(asyncio.get_running_loop().create_task(coroutine))
+
+    async def next(self) -> T:
+        task = self.popleft()
+        try:
+            return await task
+        except asyncio.CancelledError:
+            self.appendleft(task)
+            raise
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self:
+            task.cancel()
+        await asyncio.gather(*self, return_exceptions=True)
 
 
 async def get_any(store: BlobStore, name: str) -> Blob | Failed:

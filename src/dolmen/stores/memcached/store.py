@@ -57,6 +57,7 @@ class MemcachedStore(OneByOne):
     capabilities = Capabilities(
         durable=False, largest=LARGEST, digests=False, ordered=False, conflicts=True
     )
+    reads_ahead = 16
 
     def __init__(
         self,

@@ -1,0 +1,208 @@
+"""Engines through their stores, beside what each engine's own benchmark tool reaches.
+
+50 requests are under way at once, of 1 KiB each, from this process; the tool does the same with
+50 connections, on the same server, in turns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvloop
+
+from bench.figures import Bench, Figure, Measured, NotMeasured, measures
+from bench.filling import name_of, put
+from dolmen.payload import Bytes
+from dolmen.replication import replicate
+from dolmen.store import BlobStore
+from dolmen.stores import open_store
+from dolmen.stores.memory import MemoryStore
+
+SIZE = 1024
+CLIENTS = 50
+COUNT = 20_000
+
+
+@dataclass(frozen=True)
+class Running:
+    """An engine that runs: URLs of empty stores, and its tool's rates in so many seconds."""
+
+    url: Callable[[str], str]
+    get: Callable[[int], float]
+    put: Callable[[int], float]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """`start` gets a folder. The marks are for gets and for puts, as ratios to the tool's."""
+
+    name: str
+    tool: str
+    start: Callable[[Path], AbstractContextManager[Running]]
+    get_marks: tuple[float, float] | tuple[None, None] = (None, None)
+    put_marks: tuple[float, float] | tuple[None, None] = (None, None)
+
+    def figures(self) -> tuple[Figure, ...]:
+        """What is measured of it."""
+        return (
+            Figure(f"{self.name} replicate into", "/s"),
+            Figure(f"{self.name} replicate out of", "/s"),
+            Figure(f"{self.name} put 1 KiB", "/s", *self.put_marks, against=f"{self.tool} put"),
+            Figure(f"{self.name} get 1 KiB", "/s", *self.get_marks, against=f"{self.tool} get"),
+            Figure(f"{self.name} list", "/s"),
+        )
+
+    def run(self, bench: Bench) -> Iterator[Measured]:
+        """Measure them."""
+        with (
+            self.start(bench.folder) as running,
+            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+        ):
+            into, out_of = Measured([]), Measured([])
+            for at in range(bench.rounds):  # first, for there are engines that list everything
+                there, back = runner.run(_replicate(running.url(f"copy{at}")))
+                into.samples.append(there)
+                out_of.samples.append(back)
+            yield into
+            yield out_of
+            store = runner.run(open_store(running.url("rates")))
+            yield from _rates(bench, running, store, runner.run)
+            yield Measured([runner.run(_list(store)) for _ in range(bench.rounds)])
+            runner.run(store.aclose())
+
+
+def _rates(
+    bench: Bench,
+    running: Running,
+    store: BlobStore,
+    run: Callable[[Coroutine[object, object, float]], float],
+) -> Iterator[Measured]:
+    puts, gets = Measured([]), Measured([])
+    numbers = itertools.count()
+    for _ in range(bench.rounds):
+        puts.against.append(running.put(bench.seconds))
+        puts.samples.append(run(_rate(lambda: _put(store, next(numbers)), bench.seconds)))
+    yield puts
+    rng = random.Random(1)
+    stored = range(next(numbers))
+    for _ in range(bench.rounds):
+        gets.against.append(running.get(bench.seconds))
+        gets.samples.append(run(_rate(lambda: _get(store, rng.choice(stored)), bench.seconds)))
+    yield gets
+
+
+async def _rate(ask: Callable[[], Awaitable[None]], seconds: int) -> float:
+    """How often a second, by so many clients."""
+    done = 0
+    end = time.perf_counter() + seconds
+
+    async def client() -> None:
+        nonlocal done
+        while time.perf_counter() < end:
+            await ask()
+            done += 1
+
+    start = time.perf_counter()
+    await asyncio.gather(*(client() for _ in range(CLIENTS)))
+    return done / (time.perf_counter() - start)
+
+
+async def _put(store: BlobStore, number: int) -> None:
+    await store.put(name_of(number), Bytes(number.to_bytes(8, "big") + bytes(SIZE - 8)))
+
+
+async def _get(store: BlobStore, number: int) -> None:
+    blob = await store.get(name_of(number))
+    if blob.payload.size != SIZE:
+        raise NotMeasured("a blob came back in another size")
+
+
+async def _list(store: BlobStore) -> float:
+    start = time.perf_counter()
+    count = 0
+    async for _ in store.list():
+        count += 1
+    return count / (time.perf_counter() - start)
+
+
+async def _replicate(url: str) -> tuple[float, float]:
+    """Small blobs a second from memory to an empty store, and from there to memory."""
+    source, destination = MemoryStore(), MemoryStore()
+    await put(source, range(COUNT), size=SIZE)
+    store = await open_store(url)
+    try:
+        return await _copied(source, store), await _copied(store, destination)
+    finally:
+        await store.aclose()
+
+
+async def _copied(source: BlobStore, destination: BlobStore) -> float:
+    start = time.perf_counter()
+    report = await replicate(source, destination)
+    seconds = time.perf_counter() - start
+    if not report.complete or report.copied != COUNT:
+        raise NotMeasured(f"{COUNT} blobs were to be copied, but the report says {report}")
+    return COUNT / seconds
+
+
+def _program(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        raise NotMeasured(f"{name} is not installed: run bench/install")
+    return found
+
+
+def _output(*command: str) -> str:
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ran.returncode:
+        raise NotMeasured(f"{command[0]}: {ran.stderr.strip()[-200:]}")
+    return ran.stdout
+
+
+def _found(pattern: str, text: str) -> float:
+    found = re.search(pattern, text)
+    if found is None:
+        raise NotMeasured(f"there is no {pattern} in {text[-200:]!r}")
+    return float(found[1])
+
+
+@contextmanager
+def _memcached(folder: Path) -> Iterator[Running]:
+    from tests.engines.memcached import Memcached
+
+    server = Memcached("-m", "2048")
+    files = {}
+    for what, share in (("get", 1.0), ("put", 0.0)):
+        files[what] = folder / f"{what}.cfg"
+        commands = f"0 {1 - share + 0.1 * share:g}\n1 {share * 0.9:g}\n"
+        files[what].write_text(f"key\n64 64 1\nvalue\n{SIZE} {SIZE} 1\ncmd\n{commands}")
+
+    def rate(what: str, seconds: int) -> float:
+        return _found(
+            r"TPS: (\d+)",
+            _output(
+                _program("memcaslap"),
+                *("-s", f"127.0.0.1:{server.port}", "-T", "1", "-c", str(CLIENTS)),
+                *("-t", f"{seconds}s", "-F", str(files[what])),
+            ),
+        )
+
+    try:
+        yield Running(server.url, lambda s: rate("get", s), lambda s: rate("put", s))
+    finally:
+        server.kill()
+
+
+ENGINES = (Engine("memcached", "memcaslap", _memcached),)
+for _engine in ENGINES:
+    measures(*_engine.figures())(_engine.run)
