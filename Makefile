@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNS := $(VENV)/.runs
 STAMP := $(VENV)/.installed
+# Most tests wait for disks, servers and engines, which each process starts for itself.
+AT_ONCE := --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .PHONY: run test test-long lint bench format clean help
 
@@ -27,11 +29,11 @@ run: $(RUNS)     ## start a store on ./dolmen-data: uploads on port 9991, downlo
 
 test: $(STAMP)   ## every test that fits in minutes
 	tests/engines/install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(AT_ONCE)
 
 test-long: $(STAMP) ## the same trials with far more examples, for hours
 	tests/engines/install
-	DOLMEN_TEST_LONG=1 $(BIN)/python -m pytest
+	DOLMEN_TEST_LONG=1 $(BIN)/python -m pytest $(AT_ONCE)
 
 lint: $(STAMP)   ## style, types, and which module may import which
 	$(BIN)/ruff format --check src tests bench
