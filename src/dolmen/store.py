@@ -126,6 +126,8 @@ class Condition:
     writable: bool = True
     reasons: list[str] = field(default_factory=list)
     """A sentence for everything that is not as it should be."""
+    remarks: list[str] = field(default_factory=list)
+    """A sentence for what is as it was set up, and good to know: what would not survive."""
 
 
 ALL_PARTITIONS = range(65_536)

@@ -13,7 +13,12 @@ LISTEN = "127.0.0.1:3001"
 
 def blob_server(
     store: Annotated[
-        str | None, typer.Option("--store", metavar="URL", help="The store to serve.")
+        str | None,
+        typer.Option(
+            "--store",
+            metavar="URL",
+            help="The store to serve: a volume on a disk, or an engine that stands in its place.",
+        ),
     ] = None,
     listen: Annotated[
         str | None, typer.Option("--listen", metavar="HOST:PORT", help=f"Default: {LISTEN}.")
@@ -27,6 +32,10 @@ def blob_server(
     [green]dolmen blob-server --store volume:/srv/dolmen[/green]
 
     [green]dolmen blob-server --store volume:/srv/dolmen --listen 10.0.0.1:3001 --open[/green]
+
+    [green]dolmen blob-server --store redis://127.0.0.1:6379[/green]
+
+    Other URLs begin with postgresql://, s3://, gs://, az://, file://, memcached://, cache:
     """
     from dolmen.config import load, split_address
     from dolmen.errors import BadSetting

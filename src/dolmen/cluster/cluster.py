@@ -397,6 +397,7 @@ class Cluster(OneByOne):
             writable=any(answer.writable for answer in answers),
             reasons=[f"{name}: {error}" for name, error in failures]
             + [reason for answer in answers for reason in answer.reasons],
+            remarks=[remark for answer in answers for remark in answer.remarks],
         )
 
     async def aclose(self) -> None:

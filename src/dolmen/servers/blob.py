@@ -199,6 +199,7 @@ class BlobServer:
                 "total_bytes": condition.total,
                 "writable": condition.writable,
                 "degraded": condition.reasons,
+                "remarks": condition.remarks,
             }
         )
 

@@ -168,7 +168,7 @@ class MemoryStore(OneByOne):
 
     async def condition(self) -> Condition:
         """See `BlobStore.condition`."""
-        return Condition()
+        return Condition(remarks=["what is in memory is gone after a restart"])
 
     async def aclose(self) -> None:
         """See `BlobStore.aclose`."""

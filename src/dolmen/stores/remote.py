@@ -272,6 +272,7 @@ class RemoteStore(OneByOne):
             said.get("total_bytes"),
             writable=said.get("writable", True),
             reasons=said.get("degraded", []),
+            remarks=said.get("remarks", []),
         )
 
     async def aclose(self) -> None:

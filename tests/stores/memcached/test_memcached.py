@@ -91,7 +91,7 @@ async def test_what_it_drops_for_want_of_memory_is_not_there_and_never_half(stor
             assert len(body) > WHOLE
     assert 0 < there < len(data)
     assert {info.name async for info in store.list()} <= set(data)
-    assert "dropped" in (await store.condition()).reasons[0]
+    assert "dropped" in (await store.condition()).remarks[1]
     await store.put("again", Bytes(b"x" * 3_000_000))
     assert await content(store, "again") == b"x" * 3_000_000
 

@@ -388,8 +388,10 @@ class MemcachedStore(OneByOne):
             used += int(stats.get(b"bytes", 0))
             total += int(stats.get(b"limit_maxbytes", 0))
             evicted += int(stats.get(b"evictions", 0))
-        reasons = [f"memcached dropped {evicted} items for want of memory"] if evicted else []
-        return Condition(max(total - used, 0), total, reasons=reasons)
+        remarks = ["memcached is not durable: a restart empties it"]
+        if evicted:
+            remarks.append(f"memcached dropped {evicted} items for want of memory")
+        return Condition(max(total - used, 0), total, remarks=remarks)
 
     async def aclose(self) -> None:
         """See `BlobStore.aclose`."""
