@@ -45,7 +45,7 @@ async def open_url(url: str) -> RedisStore:
     where the server refuses the password or the database. A server that can't be reached
     is no error yet: every request says so until it can.
     """
-    driver("redis.asyncio", extra="redis")
+    driver("hiredis", extra="redis")
     from dolmen.stores.redis.store import open_redis
 
     return await open_redis(url)

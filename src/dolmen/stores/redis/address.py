@@ -11,63 +11,68 @@ from dolmen.errors import BadSetting
 PORT = 6379
 CLUSTER = "redis+cluster"
 _PREFIX = re.compile(r"[A-Za-z0-9._-]{1,64}")
+Place = tuple[str, int]
+"""Host and port of a server."""
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where the servers are, who asks, and the prefix of every key."""
+    """Where the servers are, who asks (empty for nobody), and the prefix of every key."""
 
     scheme: str
-    servers: list[tuple[str, int]]
-    user: str | None
-    password: str | None
+    servers: list[Place]
+    user: str
+    password: str
     database: int
     prefix: str
 
     def __str__(self) -> str:
         """The URL without user and password."""
-        servers = ",".join(f"{host}:{port}" for host, port in self.servers)
+        servers = ",".join(map(at, self.servers))
         return f"{self.scheme}://{servers}" + (f"/{self.database}" if self.database else "")
 
 
+def at(place: Place) -> str:
+    """A place as it is written."""
+    host, port = place
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def parse(url: str) -> Address:
-    """Read a URL of the form that `dolmen.stores.redis` shows; raises `BadSetting`."""
+    """Read a URL of the form that `dolmen.stores.redis` shows.
+
+    Raises `BadSetting`, which repeats nothing that may be a piece of a password.
+    """
     scheme, _, rest = url.partition("://")
-    place, query = urlsplit(f"//{rest}").path, urlsplit(f"//{rest}").query
-    login, _, servers = urlsplit(f"//{rest}").netloc.rpartition("@")
-    user, _, password = login.partition(":")
-    options = dict(parse_qsl(query, keep_blank_values=True))
+    many = scheme == CLUSTER
+    try:
+        parts = urlsplit(f"//{rest}")
+        login, _, servers = parts.netloc.rpartition("@")
+        places = [_place(each) for each in servers.split(",")]
+        options = dict(
+            parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+        )
+    except ValueError:
+        raise _bad(scheme, "it has no host and port, or a password not percent-encoded") from None
     prefix = options.pop("prefix", "dolmen")
-    database = place.strip("/")
-    if options:
-        raise _bad(scheme, f"{next(iter(options))}= is no part of it")
+    database = re.fullmatch(r"/?([0-9]{0,4})", parts.path)
+    if options or parts.fragment:
+        raise _bad(scheme, "prefix= is all that can be set in it")
     if not _PREFIX.fullmatch(prefix):
         raise _bad(scheme, "a prefix is 1 to 64 characters of A-Z a-z 0-9 . _ -")
-    if database and not (database.isascii() and database.isdigit()):
-        raise _bad(scheme, f"{database[:40]!r} is not the number of a database")
-    if scheme == CLUSTER and database not in ("", "0"):
-        raise _bad(scheme, "a cluster has no databases")
-    if scheme != CLUSTER and "," in servers:
+    if database is None or (many and database[1].strip("0")):
+        raise _bad(scheme, "a cluster has no databases" if many else "a database is a number")
+    if len(places) > 1 and not many:
         raise _bad(scheme, f"several servers are a cluster: {CLUSTER}://")
-    return Address(
-        scheme,
-        [_server(scheme, each) for each in servers.split(",")],
-        unquote(user) or None,
-        unquote(password) or None,
-        int(database or 0),
-        prefix,
-    )
+    user, _, password = login.partition(":")
+    return Address(scheme, places, unquote(user), unquote(password), int(database[1] or 0), prefix)
 
 
-def _server(scheme: str, text: str) -> tuple[str, int]:
-    try:
-        parts = urlsplit(f"//{text}")
-        host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise _bad(scheme, f"{text[:80]!r} is no host and port") from error
-    if not host:
-        raise _bad(scheme, "it names no host")
-    return host, PORT if port is None else port
+def _place(text: str) -> Place:
+    parts = urlsplit(f"//{text}")
+    if not parts.hostname:
+        raise ValueError(text)
+    return parts.hostname, PORT if parts.port is None else parts.port
 
 
 def _bad(scheme: str, why: str) -> BadSetting:

@@ -3,11 +3,11 @@
 For each of 256 hash tags (`partition >> 8`, in hex, in braces, so that a cluster keeps
 the keys of a tag on one node), behind the store's prefix:
 
-    dolmen:{a7}:order      sorted set, all scores 0: partition in hex and name of every entry
-    dolmen:{a7}:digests    hash: partition in hex to count, size and XOR (`dolmen.digests`)
-    dolmen:{a7}:e:NAME     string: an entry
-    dolmen:{a7}:p:UPLOAD:N string: part N of a large blob, 1 MiB each but the last
-    dolmen:{00}:notes      hash: the store's notes
+    dolmen:{a7}:order       sorted set, all scores 0: partition in hex and name of every entry
+    dolmen:{a7}:digests     hash: partition in hex to count, size and XOR (`dolmen.digests`)
+    dolmen:{a7}:e:NAME      string: an entry
+    dolmen:{a7}:p:UPLOAD:N  string: part N of a large blob, 1 MiB each but the last
+    dolmen:{00}:notes       hash: the store's notes
 
 An entry is its *front* and its body. The front: 2 bytes with its own length (these
 included, little-endian), 1 byte that is 1 in quarantine, and the head of a record
@@ -31,6 +31,7 @@ from dolmen.store import BlobInfo
 from dolmen.stores.verdict import NO_CHECKSUM
 
 INLINE = 65_536
+"""The most bytes of data that lie in the entry itself."""
 PART = 1 << 20
 SUM_SIZE = 4
 _LEAD = struct.Struct("<HB")
@@ -41,39 +42,26 @@ class Keys:
     """The keys of a store with this prefix."""
 
     def __init__(self, prefix: str) -> None:
-        self._tags = [b"%b:{%02x}:" % (prefix.encode(), tag) for tag in range(256)]
-        self.notes = self._tags[0] + b"notes"
-
-    def order(self, tag: int) -> bytes:
-        """The sorted set of a tag."""
-        return self._tags[tag] + b"order"
-
-    def digests(self, tag: int) -> bytes:
-        """The digests of a tag's partitions."""
-        return self._tags[tag] + b"digests"
-
-    def entries(self, tag: int) -> bytes:
-        """What the keys of a tag's entries begin with."""
-        return self._tags[tag] + b"e:"
+        tags = [b"%b:{%02x}:" % (prefix.encode(), tag) for tag in range(256)]
+        self.order = [tag + b"order" for tag in tags]
+        self.digests = [tag + b"digests" for tag in tags]
+        self.notes = tags[0] + b"notes"
+        self._entries = [tag + b"e:" for tag in tags]
+        self._parts = [tag + b"p:" for tag in tags]
 
     def entry(self, name: str) -> tuple[int, bytes]:
         """The tag and the key of a name's entry; raises `InvalidName`."""
         tag = partition_of(check_name(name)) >> 8
-        return tag, self._tags[tag] + b"e:" + name.encode()
+        return tag, self._entries[tag] + name.encode()
 
-    def parts(self, tag: int, upload: bytes) -> bytes:
-        """What the keys of an upload's parts begin with; their number follows."""
-        return self._tags[tag] + b"p:" + upload.hex().encode() + b":"
+    def part(self, tag: int, upload: bytes, number: int) -> bytes:
+        """The key of a part."""
+        return b"%b%b:%d" % (self._parts[tag], upload.hex().encode(), number)
 
 
 def member(name: str) -> bytes:
     """A name as it stands in the order."""
     return b"%04x%b" % (partition_of(name), name.encode())
-
-
-def parts_of(size: int) -> int:
-    """How many parts data of this size has."""
-    return -(-size // PART)
 
 
 def part_sum(part: bytes | memoryview) -> bytes:
@@ -94,7 +82,7 @@ class Entry:
     @property
     def parts(self) -> int:
         """How many parts it has."""
-        return parts_of(self.info.size) if self.upload != NOBODY else 0
+        return -(-self.info.size // PART) if self.upload != NOBODY else 0
 
     def seal(self) -> Entry:
         """Make the front of the rest."""
@@ -112,13 +100,9 @@ class Entry:
         self.front = _LEAD.pack(_LEAD.size + len(head), self.damaged) + head
         return self
 
-    def body(self, value: bytes) -> memoryview:
-        """The body in a value that begins with this entry's front."""
-        return memoryview(value)[len(self.front) :]
-
     def data(self, value: bytes) -> memoryview:
         """The checked data of an entry without parts; raises `Corrupt`."""
-        data, info = self.body(value), self.info
+        data, info = memoryview(value)[len(self.front) :], self.info
         right = NO_CHECKSUM if info.kind == Kind.TOMBSTONE else checksum_of(data)
         if len(data) != info.size or right != info.checksum:
             raise Corrupt(f"the data of {info.name} in Redis fails its checksum")
@@ -128,28 +112,33 @@ class Entry:
     def counted(self) -> tuple[int, int, int]:
         """What it adds to the digests: entries, bytes, hash."""
         if self.damaged:
-            return 0, 0, 0
+            return NOTHING
         info = self.info
-        return (
-            1,
-            info.size,
-            entry_hash(info.name.encode(), info.stamp, info.kind, info.checksum, info.metadata),
-        )
+        name = info.name.encode()
+        return 1, info.size, entry_hash(name, info.stamp, info.kind, info.checksum, info.metadata)
 
 
-def read(value: bytes) -> Entry:
-    """The entry that a value (or its front alone) says; raises `Corrupt`."""
-    if len(value) < _LEAD.size:
-        raise Corrupt("an entry in Redis is cut short")
-    length, damaged = _LEAD.unpack_from(value)
+NOTHING = (0, 0, 0)
+"""What nothing adds to the digests."""
+
+
+def front_size(value: bytes) -> int:
+    """How many bytes of an entry that begins so are its front."""
+    return int.from_bytes(value[:2], "little")
+
+
+def read(value: bytes) -> Entry | None:
+    """The entry that a value (or its front alone) says, None for an empty one; raises `Corrupt`."""
+    if not value:
+        return None
     head = decode_head(value, _LEAD.size)
     info = BlobInfo(
         head.name.decode(),
         head.length,
-        Kind(head.kind),
+        head.kind,
         head.stamp,
         head.checksum,
         head.metadata,
         head.sequence,
     )
-    return Entry(info, head.owner, bool(damaged), value[:length])
+    return Entry(info, head.owner, bool(value[2]), value[: front_size(value)])

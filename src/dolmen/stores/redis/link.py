@@ -1,174 +1,108 @@
-"""Which server holds a tag: always the same one, or as a cluster says."""
+"""Where commands go: the server that holds the keys of a tag."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from functools import partial
-from typing import Any
+import ssl
+from collections.abc import Callable
 
-from redis.asyncio.connection import Connection, ConnectionPool, SSLConnection
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.crc import key_slot
-from redis.exceptions import AskError, ClusterDownError, MovedError, ResponseError, TryAgainError
+from dolmen.errors import Unavailable
+from dolmen.store import Condition
+from dolmen.stores.redis.address import Address, Place
+from dolmen.stores.redis.connection import Ask
+from dolmen.stores.redis.refusals import meaning
+from dolmen.stores.redis.scripts import SOURCES
+from dolmen.stores.redis.server import Server
+from dolmen.stores.redis.settings import State, asks, together
 
-from dolmen.errors import DolmenError, Unavailable
-from dolmen.stores.redis.address import CLUSTER, Address
-from dolmen.stores.redis.server import Ask, Command, Refused, Reply, Server
-
-TIMEOUT = 10.0
-"""Seconds for one pipeline, connecting included."""
-_HOPS = 8
-"""How often a command is sent on before it is given up: slots may be on the move."""
-_SLOTS = [key_slot(b"%02x" % tag) for tag in range(256)]
+PATIENCE = 10.0
+"""Seconds a server may take to be connected to, or for its next bytes while it owes some."""
 
 
 class Link:
-    """The servers at an address: commands by tag, in shared pipelines.
+    """The one server at an address. `told` gets whether all there is is durable.
 
-    A cluster is asked for its layout when the first command comes, and again after a
-    server was lost or sent us elsewhere.
+    What moves much goes over a connection of its own, so that nothing small waits behind it.
     """
 
-    def __init__(self, address: Address, *, timeout: float = TIMEOUT) -> None:
-        self._address, self._timeout = address, timeout
-        self._seeds = [self._server(host, port) for host, port in address.servers]
-        self._servers: dict[tuple[str, int], Server] = dict(
-            zip(address.servers, self._seeds, strict=True)
-        )
-        self._holders: list[Server] = self._seeds * 256
-        self._cluster = address.scheme == CLUSTER
-        self._stale = self._cluster
-        self._learning: asyncio.Task[None] | None = None
-        self._held_up: list[Ask] = []
+    def __init__(
+        self, address: Address, *, told: Callable[[bool], None], patience: float = PATIENCE
+    ) -> None:
+        self.address, self._told, self._patience = address, told, patience
+        self._tls = ssl.create_default_context() if address.scheme == "rediss" else None
+        self._servers: dict[tuple[Place, bool], Server] = {}
+        self._lacking: dict[Place, list[str]] = {}
 
-    def _server(self, host: str, port: int) -> Server:
-        address = self._address
-        pool: ConnectionPool = ConnectionPool(
-            SSLConnection if address.scheme == "rediss" else Connection,
-            host=host,
-            port=port,
-            db=address.database,
-            username=address.user,
-            password=address.password,
-            protocol=2,
-            retry=Retry(NoBackoff(), 0),
-            socket_timeout=None,  # a pipeline has one deadline, see `Server`
-            socket_connect_timeout=None,
-        )
-        where = f"Redis at {host}:{port}"
-        return Server(where, pool, timeout=self._timeout, redirect=self._redirect, lost=self._doubt)
-
-    def ask(self, tag: int, *command: bytes | memoryview | int) -> asyncio.Future[Reply]:
+    def ask(self, tag: int, *command: bytes | memoryview | int, bulk: bool = False) -> Ask:
         """Send a command that changes nothing to the server of this tag."""
-        return self._ask(Ask(tag, command, writes=False))
+        ask = Ask(command, tag, bulk=bulk)
+        self._send(ask)
+        return ask
 
-    def write(self, tag: int, *command: bytes | memoryview | int) -> asyncio.Future[Reply]:
+    def write(self, tag: int, *command: bytes | memoryview | int, bulk: bool = False) -> Ask:
         """Send a command that may change something to the server of this tag."""
-        return self._ask(Ask(tag, command, writes=True))
+        ask = Ask(command, tag, writes=True, bulk=bulk)
+        self._send(ask)
+        return ask
 
-    async def everywhere(self, *commands: Command) -> list[tuple[str, list[Reply]]]:
-        """Send commands to every server that holds a tag: where it is, and its replies.
-
-        What a server refuses stands in place of the reply. Raises `Unavailable` where one
-        can't be asked.
-        """
-        if self._stale:
-            await self._learn()
-        answers = []
-        for server in dict.fromkeys(self._holders):
-            asks = [Ask(0, command, writes=False) for command in commands]
-            for ask in asks:
-                server.ask(ask)
-            replies = await asyncio.gather(*(ask.future for ask in asks), return_exceptions=True)
-            for reply in replies:
-                if isinstance(reply, Unavailable) and not isinstance(reply, Refused):
-                    raise reply
-            answers.append((server.where, replies))
-        return answers
+    async def condition(self) -> Condition:
+        """How the servers are doing; raises `Unavailable` where none can be asked."""
+        asked = [(server, asks()) for server in await self._all()]
+        for server, wanted in asked:
+            for ask in wanted:
+                server.send(ask)
+        conditions, errors = [], []
+        for server, wanted in asked:
+            try:
+                state = State(server.where, await asyncio.gather(*wanted, return_exceptions=True))
+            except Unavailable as error:
+                errors.append(error)
+                conditions.append(Condition(writable=False, reasons=[str(error)]))
+            else:
+                self._found(server.place, state.lacking)
+                conditions.append(state.condition)
+        if len(errors) == len(asked):
+            raise errors[0]
+        return together(conditions)
 
     async def aclose(self) -> None:
-        """Wait for what was asked, and let go of every connection."""
-        if self._learning is not None:
-            await asyncio.wait([self._learning])
+        """Wait for what is under way, and let go of every connection."""
         for server in self._servers.values():
             await server.aclose()
 
-    # Clusters
+    def _send(self, ask: Ask) -> None:
+        self._server(self.address.servers[0], ask.bulk).send(ask)
 
-    def _ask(self, ask: Ask) -> asyncio.Future[Reply]:
-        if self._stale:
-            self._held_up.append(ask)
-            if self._learning is None:
-                self._learning = asyncio.ensure_future(self._learn_and_ask())
-        else:
-            self._holders[ask.tag].ask(ask)
-        return ask.future
+    async def _all(self) -> list[Server]:
+        return [self._server(self.address.servers[0])]
 
-    def _doubt(self) -> None:
-        self._stale = self._cluster
-
-    async def _learn_and_ask(self) -> None:
-        error: DolmenError | None = None
-        try:
-            await self._learn()
-        except DolmenError as unknown:
-            error = unknown
-        held_up, self._held_up, self._learning = self._held_up, [], None
-        for ask in held_up:
-            if error is not None:
-                ask.fail(error)
-            else:
-                self._holders[ask.tag].ask(ask)
-
-    async def _learn(self) -> None:
-        """Ask the cluster which server holds which slots; raises `Unavailable`."""
-        error: Exception = Unavailable("no server of the cluster is known")
-        for (host, _), server in sorted(self._servers.items(), key=lambda item: item[1].failing):
-            ask = Ask(0, (b"CLUSTER", b"SLOTS"), writes=False)
-            server.ask(ask)
-            try:
-                self._lay_out(await ask.future, host)
-            except Refused:
-                raise
-            except DolmenError as unknown:
-                error = unknown
-            else:
-                self._stale = False
-                return
-        raise error
-
-    def _lay_out(self, slots: Sequence[Sequence[Any]], asked: str) -> None:
-        holders: dict[int, Server] = {}
-        for first, last, (host, port, *_), *_ in slots:
-            server = self._at(host.decode() if host else asked, port)
-            holders.update((tag, server) for tag in range(256) if first <= _SLOTS[tag] <= last)
-        if len(holders) < 256:
-            raise Unavailable(f"{self._address}: no server of the cluster holds some of its slots")
-        self._holders = [holders[tag] for tag in range(256)]
-
-    def _at(self, host: str, port: int) -> Server:
-        server = self._servers.get((host, port))
+    def _server(self, place: Place, bulk: bool = False) -> Server:
+        server = self._servers.get((place, bulk))
         if server is None:
-            server = self._servers[host, port] = self._server(host, port)
+            server = self._servers[place, bulk] = Server(
+                place,
+                self.address,
+                self._tls,
+                patience=self._patience,
+                refused=self._refused,
+                told=self._found,
+                lost=self._lost,
+            )
         return server
 
-    def _redirect(self, ask: Ask, error: ResponseError) -> bool:
-        """Ask where a server of a cluster sends us; False for any other error."""
-        if not (self._cluster and isinstance(error, AskError | TryAgainError | ClusterDownError)):
-            return False
-        ask.hops += 1
-        if isinstance(error, ClusterDownError) or ask.hops > _HOPS:
-            self._doubt()
-            ask.fail(Unavailable(f"{self._address}: the cluster can't be asked now: {error}"))
-            return True
-        if isinstance(error, AskError):
-            moved = isinstance(error, MovedError)
-            if moved:
-                self._doubt()
-            ask.asking = not moved
-            self._at(error.host, error.port).ask(ask)
-        else:
-            asyncio.get_running_loop().call_later(0.05 * ask.hops, partial(self._ask, ask))
-        return True
+    def _found(self, place: Place, lacking: list[str]) -> None:
+        self._lacking[place] = lacking
+        self._told(not any(self._lacking.values()))
+
+    def _refused(self, server: Server, ask: Ask, said: str) -> None:
+        """Settle an ask that got an error for a reply, or send it otherwise."""
+        if said.startswith("NOSCRIPT"):
+            ask.command = (b"EVAL", SOURCES[ask.command[1]], *ask.command[2:])
+            self._send(ask)
+            return
+        if said.startswith("READONLY"):
+            server.renew()
+        ask.fail(meaning(server.where, ask, said))
+
+    def _lost(self) -> None:
+        """Called when a server can't be reached."""

@@ -1,86 +1,68 @@
-"""Listing: pages of the sorted sets, several asked ahead."""
+"""Listing: pages of the sorted sets, several under way at once."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator
+from itertools import islice
+from typing import NamedTuple
 
-from dolmen.errors import Corrupt
 from dolmen.names import partition_of
-from dolmen.record import Kind
-from dolmen.store import BlobInfo
-from dolmen.stores.redis.layout import Keys, member, read
+from dolmen.stores.redis.layout import Keys, member
 from dolmen.stores.redis.link import Link
-from dolmen.stores.redis.scripts import LIST
+from dolmen.stores.redis.reading import fronts
 
+_PAGE = 256
 _AHEAD = 8
-"""Pages on their way, of 256 KiB or 500 names each at most."""
-_BEHIND_ALL = b"\xff"
-"""Behind every name."""
+"""Pages on their way."""
 
 
-class Listing:
-    """One listing of a store. The arguments are those of `BlobStore.list`."""
+class Span(NamedTuple):
+    """A run of partitions within a tag, as the bounds of their members."""
 
-    def __init__(
-        self,
-        link: Link,
-        keys: Keys,
-        partitions: Iterable[int],
-        after: str | None,
-        prefix: str,
-        *,
-        tombstones: bool,
-    ) -> None:
-        self._link, self._keys = link, keys
-        self._prefix, self._tombstones = prefix.encode(), tombstones
-        self._spans = _spans(partitions, after)
+    tag: int
+    low: bytes
+    high: bytes
 
-    async def __aiter__(self) -> AsyncIterator[BlobInfo]:
-        pages: deque[tuple[int, bytes, asyncio.Future[list[bytes]]]] = deque()
-        try:
-            while True:
-                while len(pages) < _AHEAD and (span := next(self._spans, None)):
-                    tag, low, high = span
-                    pages.append((tag, high, self._page(tag, low, high)))
-                if not pages:
-                    return
-                tag, high, page = pages.popleft()
-                last, *fronts = await page
-                if last:
-                    pages.appendleft((tag, high, self._page(tag, b"(" + last, high)))
-                for front in fronts:
-                    if (info := self._shown(front)) is not None:
-                        yield info
-        finally:
-            for *_, page in pages:
-                page.cancel()
 
-    def _page(self, tag: int, low: bytes, high: bytes) -> asyncio.Future[list[bytes]]:
-        keys = self._keys
-        return self._link.ask(
-            tag,
-            b"EVALSHA",
-            LIST,
-            1,
-            keys.order(tag),
-            keys.entries(tag),
-            low,
-            high,
-            self._prefix,
+async def pages(
+    link: Link, keys: Keys, spans: Iterator[Span], prefix: str
+) -> AsyncIterator[list[bytes]]:
+    """The fronts of the entries in these spans whose names begin so, page by page."""
+
+    async def page(span: Span) -> tuple[list[bytes], Span | None]:
+        members: list[bytes] = await link.ask(
+            span.tag,
+            *(b"ZRANGEBYLEX", keys.order[span.tag], span.low, span.high),
+            *(b"LIMIT", 0, _PAGE),
         )
+        names = [each[4:].decode() for each in members]
+        found = await fronts(link, keys, (name for name in names if name.startswith(prefix)))
+        full = len(members) == _PAGE
+        return found, span._replace(low=b"(" + members[-1]) if full else None
 
-    def _shown(self, front: bytes) -> BlobInfo | None:
-        try:
-            info = read(front).info
-        except Corrupt:  # who asks for it is told
-            return None
-        return info if self._tombstones or info.kind != Kind.TOMBSTONE else None
+    loop = asyncio.get_running_loop()
+    ahead: deque[asyncio.Task[tuple[list[bytes], Span | None]]] = deque()
+    try:
+        while True:
+            for span in islice(spans, _AHEAD - len(ahead)):
+                ahead.append(loop.create_task(page(span)))
+            if not ahead:
+                return
+            found, rest = await ahead[0]
+            ahead.popleft()
+            if rest is not None:
+                ahead.appendleft(loop.create_task(page(rest)))
+            yield found
+    finally:
+        for task in ahead:
+            task.cancel()
+        await asyncio.gather(*ahead, return_exceptions=True)
 
 
-def _spans(partitions: Iterable[int], after: str | None) -> Iterator[tuple[int, bytes, bytes]]:
-    """Runs of partitions within a tag: the tag, and the bounds of their members."""
+def spans_of(partitions: Iterable[int], after: str | None) -> Iterator[Span]:
+    """Where these partitions lie, behind the place of `after`."""
     begin = partition_of(after) if after is not None else 0
     first = last = -1
     for partition in partitions:
@@ -95,8 +77,8 @@ def _spans(partitions: Iterable[int], after: str | None) -> Iterator[tuple[int, 
         yield _span(first, last, after)
 
 
-def _span(first: int, last: int, after: str | None) -> tuple[int, bytes, bytes]:
+def _span(first: int, last: int, after: str | None) -> Span:
     low = b"[%04x" % first
     if after is not None and partition_of(after) == first:
         low = b"(" + member(after)
-    return first >> 8, low, b"(%04x" % last + _BEHIND_ALL
+    return Span(first >> 8, low, b"(%04x\xff" % last)  # \xff is behind every name

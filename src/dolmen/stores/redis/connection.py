@@ -1,0 +1,153 @@
+"""One connection to a Redis server: commands out, replies in, in the same order.
+
+What is sent in one turn of the loop goes out in one write, so whatever is under way at
+once shares a pipeline. hiredis, Redis's own parser in C, packs and reads the protocol
+(RESP 2).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any, cast
+
+from hiredis import ProtocolError, Reader, ReplyError, pack_command
+
+from dolmen.errors import DolmenError, OutcomeUnknown, Unavailable
+
+Command = tuple[bytes | memoryview | int, ...]
+Reply = Any
+"""bytes, an int, a list of replies or None."""
+
+
+class Ask(asyncio.Future[Reply]):
+    """A command, and the future of its reply.
+
+    `writes` when it may change something; `bulk` when it moves much, and so goes beside
+    the others; `refusal` is the sentence about a server that refuses it.
+    """
+
+    def __init__(
+        self,
+        command: Command,
+        tag: int = 0,
+        *,
+        writes: bool = False,
+        bulk: bool = False,
+        refusal: str = "",
+    ) -> None:
+        super().__init__(loop=asyncio.get_running_loop())
+        self.command, self.tag, self.writes, self.bulk = command, tag, writes, bulk
+        self.refusal = refusal
+        self.hops = 0
+        """How often it was sent on to another server."""
+
+    def fail(self, error: DolmenError) -> None:
+        """Let it fail, unless it was given up."""
+        if not self.done():
+            self.set_exception(error)
+            self.exception()  # seen: who asked for several may leave at the first that fails
+
+
+class Connection(asyncio.Protocol):
+    """A connection to the server called `where`, lost when it is silent for `patience` seconds.
+
+    `refused` gets every ask that the server refused and what it said, `gone` is called
+    once, as soon as nothing more can be sent. `ended` is done when it is closed.
+    """
+
+    def __init__(
+        self,
+        where: str,
+        *,
+        patience: float,
+        refused: Callable[[Ask, str], None],
+        gone: Callable[[Connection], None],
+    ) -> None:
+        self._where, self._patience = where, patience
+        self._refused, self._gone = refused, gone
+        self._loop = asyncio.get_running_loop()
+        self._reader = Reader()
+        self._outgoing: list[Ask] = []
+        self._owed: deque[Ask] = deque()
+        self._retired = False
+        self._why = "it closed the connection"
+        self.ended: asyncio.Future[None] = self._loop.create_future()
+
+    def send(self, ask: Ask) -> None:
+        """Send a command at the end of this turn of the loop."""
+        if not self._outgoing:
+            self._loop.call_soon(self._flush)
+        self._outgoing.append(ask)
+
+    def retire(self) -> None:
+        """Close it once every reply that is owed has come."""
+        self._retired = True
+        self._close_if_done()
+
+    def abort(self, why: str) -> None:
+        """Close it now; what is owed a reply fails."""
+        self._why = why
+        self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the loop."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._heard = self._loop.time()
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the loop."""
+        self._heard = self._loop.time()
+        reader, owed = self._reader, self._owed
+        try:
+            reader.feed(data)
+            while (reply := reader.gets()) is not False:
+                if not owed:
+                    self.abort(f"it said {reply!s:.200} unasked")
+                    return
+                ask = owed.popleft()
+                if isinstance(reply, ReplyError):
+                    self._refused(ask, str(reply))
+                elif not ask.done():
+                    ask.set_result(reply)
+        except ProtocolError as error:
+            self.abort(f"it does not speak the protocol of Redis ({error})")
+        self._close_if_done()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by the loop."""
+        self._timer.cancel()
+        self._gone(self)
+        why = str(exc or self._why)
+        for ask in self._owed:
+            if ask.writes:
+                ask.fail(OutcomeUnknown(f"{self._where} was lost before it answered: {why}"))
+            else:
+                ask.fail(Unavailable(f"{self._where} can't be asked: {why}"))
+        for ask in self._outgoing:
+            ask.fail(Unavailable(f"{self._where} can't be asked: {why}"))
+        self._outgoing = []
+        self.ended.set_result(None)
+
+    def _flush(self) -> None:
+        asks = [ask for ask in self._outgoing if not ask.done()]  # others were given up
+        self._outgoing = []
+        if asks:
+            if not self._owed:
+                self._heard = self._loop.time()
+            self._owed += asks
+            self._transport.writelines([pack_command(ask.command) for ask in asks])
+        self._close_if_done()
+
+    def _close_if_done(self) -> None:
+        if self._retired and not self._owed and not self._outgoing:
+            self._transport.close()
+
+    def _watch(self) -> None:
+        """Look whether it was silent for too long while it owed a reply, and when to look again."""
+        silent = self._loop.time() - self._heard if self._owed else 0.0
+        if silent >= self._patience:
+            self.abort(f"no answer within {self._patience:g} seconds")
+        self._timer = self._loop.call_later(max(self._patience - silent, 0.01), self._watch)
