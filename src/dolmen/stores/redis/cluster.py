@@ -10,7 +10,7 @@ from typing import Any
 from dolmen.errors import DolmenError, Unavailable
 from dolmen.stores.redis.address import Address, Place
 from dolmen.stores.redis.connection import Ask
-from dolmen.stores.redis.link import PATIENCE, Link
+from dolmen.stores.redis.link import Link
 from dolmen.stores.redis.refusals import Refused
 from dolmen.stores.redis.server import Server
 
@@ -27,9 +27,7 @@ class ClusterLink(Link):
     It is asked again after a server was lost or sent us elsewhere; commands wait for that.
     """
 
-    def __init__(
-        self, address: Address, *, told: Callable[[bool], None], patience: float = PATIENCE
-    ) -> None:
+    def __init__(self, address: Address, *, told: Callable[[bool], None], patience: float) -> None:
         super().__init__(address, told=told, patience=patience)
         self._holders: list[Place | None] = []
         self._stale = True
@@ -69,7 +67,7 @@ class ClusterLink(Link):
         """Ask for the layout, and send what waits for it."""
         error: DolmenError = Unavailable(f"{self.address}: no server is known")
         for place in self._known():
-            ask = Ask((b"CLUSTER", b"SLOTS"))
+            ask = Ask(b"CLUSTER", b"SLOTS")
             self._server(place).send(ask)
             try:
                 self._lay_out(await ask, place[0])
@@ -98,8 +96,8 @@ class ClusterLink(Link):
             for tag, slot in enumerate(_SLOTS):
                 if first <= slot <= last:
                     self._holders[tag] = (host.decode() if host else asked, port)
-        for place in self._lacking.keys() - set(self._holders):
-            del self._lacking[place]
+        for place in self._durable.keys() - set(self._holders):
+            del self._durable[place]
 
     def _refused(self, server: Server, ask: Ask, said: str) -> None:
         code, *rest = said.split(" ")
@@ -114,5 +112,5 @@ class ClusterLink(Link):
             host, _, port = rest[1].rpartition(":")
             other = self._server((host or server.place[0], int(port)), ask.bulk)
             if code == "ASK":
-                other.send(Ask((b"ASKING",), bulk=ask.bulk))
+                other.send(Ask(b"ASKING", bulk=ask.bulk))
             other.send(ask)

@@ -16,32 +16,28 @@ from hiredis import ProtocolError, Reader, ReplyError, pack_command
 
 from dolmen.errors import DolmenError, OutcomeUnknown, Unavailable
 
-Command = tuple[bytes | memoryview | int, ...]
-Reply = Any
-"""bytes, an int, a list of replies or None."""
+Word = bytes | memoryview | int
 
 
-class Ask(asyncio.Future[Reply]):
-    """A command, and the future of its reply.
+class Ask(asyncio.Future[Any]):
+    """A command, and the future of its reply: bytes, an int, a list of replies or None.
 
-    `writes` when it may change something; `bulk` when it moves much, and so goes beside
-    the others; `refusal` is the sentence about a server that refuses it.
+    `writes` when it may change something, `bulk` when it moves much; `refusal` is what is
+    said of a server that refuses it, `hops` how often it was sent on to another.
     """
 
     def __init__(
         self,
-        command: Command,
+        *command: Word,
         tag: int = 0,
-        *,
         writes: bool = False,
         bulk: bool = False,
         refusal: str = "",
     ) -> None:
         super().__init__(loop=asyncio.get_running_loop())
-        self.command, self.tag, self.writes, self.bulk = command, tag, writes, bulk
-        self.refusal = refusal
+        self.command, self.tag = command, tag
+        self.writes, self.bulk, self.refusal = writes, bulk, refusal
         self.hops = 0
-        """How often it was sent on to another server."""
 
     def fail(self, error: DolmenError) -> None:
         """Let it fail, unless it was given up."""
@@ -53,8 +49,7 @@ class Ask(asyncio.Future[Reply]):
 class Connection(asyncio.Protocol):
     """A connection to the server called `where`, lost when it is silent for `patience` seconds.
 
-    `refused` gets every ask that the server refused and what it said, `gone` is called
-    once, as soon as nothing more can be sent. `ended` is done when it is closed.
+    `refused` gets every ask that the server refused and what it said; `gone` is called once.
     """
 
     def __init__(
@@ -71,9 +66,7 @@ class Connection(asyncio.Protocol):
         self._reader = Reader()
         self._outgoing: list[Ask] = []
         self._owed: deque[Ask] = deque()
-        self._retired = False
         self._why = "it closed the connection"
-        self.ended: asyncio.Future[None] = self._loop.create_future()
 
     def send(self, ask: Ask) -> None:
         """Send a command at the end of this turn of the loop."""
@@ -81,15 +74,16 @@ class Connection(asyncio.Protocol):
             self._loop.call_soon(self._flush)
         self._outgoing.append(ask)
 
-    def retire(self) -> None:
-        """Close it once every reply that is owed has come."""
-        self._retired = True
-        self._close_if_done()
-
     def abort(self, why: str) -> None:
-        """Close it now; what is owed a reply fails."""
+        """Close it now; whatever is under way fails."""
         self._why = why
         self._transport.abort()
+
+    async def finish(self) -> None:
+        """Wait for every reply, and close it."""
+        while under_way := [ask for ask in (*self._owed, *self._outgoing) if not ask.done()]:
+            await asyncio.wait(under_way)
+        self.abort("this store was closed")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the loop."""
@@ -105,7 +99,7 @@ class Connection(asyncio.Protocol):
             reader.feed(data)
             while (reply := reader.gets()) is not False:
                 if not owed:
-                    self.abort(f"it said {reply!s:.200} unasked")
+                    self.abort(f"it said {reply!s:.200}")
                     return
                 ask = owed.popleft()
                 if isinstance(reply, ReplyError):
@@ -114,7 +108,6 @@ class Connection(asyncio.Protocol):
                     ask.set_result(reply)
         except ProtocolError as error:
             self.abort(f"it does not speak the protocol of Redis ({error})")
-        self._close_if_done()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the loop."""
@@ -128,25 +121,19 @@ class Connection(asyncio.Protocol):
                 ask.fail(Unavailable(f"{self._where} can't be asked: {why}"))
         for ask in self._outgoing:
             ask.fail(Unavailable(f"{self._where} can't be asked: {why}"))
-        self._outgoing = []
-        self.ended.set_result(None)
+        self._outgoing.clear()
 
     def _flush(self) -> None:
         asks = [ask for ask in self._outgoing if not ask.done()]  # others were given up
-        self._outgoing = []
+        self._outgoing.clear()
         if asks:
             if not self._owed:
                 self._heard = self._loop.time()
             self._owed += asks
             self._transport.writelines([pack_command(ask.command) for ask in asks])
-        self._close_if_done()
-
-    def _close_if_done(self) -> None:
-        if self._retired and not self._owed and not self._outgoing:
-            self._transport.close()
 
     def _watch(self) -> None:
-        """Look whether it was silent for too long while it owed a reply, and when to look again."""
+        """Look whether it is silent for too long while it owes a reply, and when to look again."""
         silent = self._loop.time() - self._heard if self._owed else 0.0
         if silent >= self._patience:
             self.abort(f"no answer within {self._patience:g} seconds")

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 from dolmen.errors import Unavailable
 from dolmen.store import Condition
-from dolmen.stores.redis.address import Address, Place
-from dolmen.stores.redis.connection import Ask
-from dolmen.stores.redis.refusals import meaning
+from dolmen.stores.redis.address import CLUSTER, Address, Place
+from dolmen.stores.redis.connection import Ask, Connection, Word
+from dolmen.stores.redis.refusals import Refused, meaning
 from dolmen.stores.redis.scripts import SOURCES
 from dolmen.stores.redis.server import Server
 from dolmen.stores.redis.settings import State, asks, together
@@ -25,50 +25,74 @@ class Link:
     What moves much goes over a connection of its own, so that nothing small waits behind it.
     """
 
-    def __init__(
-        self, address: Address, *, told: Callable[[bool], None], patience: float = PATIENCE
-    ) -> None:
+    def __init__(self, address: Address, *, told: Callable[[bool], None], patience: float) -> None:
         self.address, self._told, self._patience = address, told, patience
         self._tls = ssl.create_default_context() if address.scheme == "rediss" else None
         self._servers: dict[tuple[Place, bool], Server] = {}
-        self._lacking: dict[Place, list[str]] = {}
+        self._durable: dict[Place, bool] = {}
 
-    def ask(self, tag: int, *command: bytes | memoryview | int, bulk: bool = False) -> Ask:
+    def ask(self, tag: int, *command: Word, bulk: bool = False) -> Ask:
         """Send a command that changes nothing to the server of this tag."""
-        ask = Ask(command, tag, bulk=bulk)
+        ask = Ask(*command, tag=tag, bulk=bulk)
         self._send(ask)
         return ask
 
-    def write(self, tag: int, *command: bytes | memoryview | int, bulk: bool = False) -> Ask:
+    def write(self, tag: int, *command: Word, bulk: bool = False) -> Ask:
         """Send a command that may change something to the server of this tag."""
-        ask = Ask(command, tag, writes=True, bulk=bulk)
+        ask = Ask(*command, tag=tag, writes=True, bulk=bulk)
         self._send(ask)
         return ask
 
     async def condition(self) -> Condition:
         """How the servers are doing; raises `Unavailable` where none can be asked."""
-        asked = [(server, asks()) for server in await self._all()]
-        for server, wanted in asked:
-            for ask in wanted:
-                server.send(ask)
-        conditions, errors = [], []
-        for server, wanted in asked:
-            try:
-                state = State(server.where, await asyncio.gather(*wanted, return_exceptions=True))
-            except Unavailable as error:
-                errors.append(error)
-                conditions.append(Condition(writable=False, reasons=[str(error)]))
-            else:
-                self._found(server.place, state.lacking)
+        states = await asyncio.gather(
+            *(self._state(server, server.send) for server in await self._all()),
+            return_exceptions=True,
+        )
+        some = any(isinstance(state, State) for state in states)
+        conditions = []
+        for state in states:
+            if isinstance(state, State):
                 conditions.append(state.condition)
-        if len(errors) == len(asked):
-            raise errors[0]
+            elif some and isinstance(state, Unavailable):
+                conditions.append(Condition(writable=False, reasons=[str(state)]))
+            else:
+                raise state
         return together(conditions)
 
     async def aclose(self) -> None:
         """Wait for what is under way, and let go of every connection."""
         for server in self._servers.values():
             await server.aclose()
+
+    async def _state(self, server: Server, send: Callable[[Ask], None]) -> State:
+        """What a server is set to and how it is doing, and taken note of."""
+        wanted = asks()
+        for ask in wanted:
+            send(ask)
+        state = State(server.where, await asyncio.gather(*wanted, return_exceptions=True))
+        self._durable[server.place] = not state.lacking
+        self._told(all(self._durable.values()))
+        return state
+
+    async def _greet(self, server: Server, connection: Connection) -> None:
+        """Log in, and see what it is. Only then anything else: it could go to another database."""
+        address = self.address
+        if address.user or address.password:
+            login = [word.encode() for word in (address.user, address.password)]
+            refusal = "refuses the user or password: mend them in the store's URL"
+            connection.send(ask := Ask(b"AUTH", *login[not address.user :], refusal=refusal))
+            await ask
+        if address.database:
+            refusal = "has no such database: mend the number at the end of the store's URL"
+            connection.send(ask := Ask(b"SELECT", address.database, refusal=refusal))
+            await ask
+        state = await self._state(server, connection.send)
+        if state.mode not in ("", "cluster" if address.scheme == CLUSTER else "standalone"):
+            raise Refused(
+                f"{server.where} runs in mode {state.mode}: the URL of a cluster begins with"
+                f" {CLUSTER}://, that of a single server with redis:// or rediss://"
+            )
 
     def _send(self, ask: Ask) -> None:
         self._server(self.address.servers[0], ask.bulk).send(ask)
@@ -81,27 +105,23 @@ class Link:
         if server is None:
             server = self._servers[place, bulk] = Server(
                 place,
-                self.address,
                 self._tls,
                 patience=self._patience,
+                greet=self._greet,
                 refused=self._refused,
-                told=self._found,
                 lost=self._lost,
             )
         return server
 
-    def _found(self, place: Place, lacking: list[str]) -> None:
-        self._lacking[place] = lacking
-        self._told(not any(self._lacking.values()))
-
     def _refused(self, server: Server, ask: Ask, said: str) -> None:
         """Settle an ask that got an error for a reply, or send it otherwise."""
         if said.startswith("NOSCRIPT"):
-            ask.command = (b"EVAL", SOURCES[ask.command[1]], *ask.command[2:])
+            _, sha, *rest = ask.command
+            ask.command = (b"EVAL", SOURCES[sha], *rest)
             self._send(ask)
             return
         if said.startswith("READONLY"):
-            server.renew()
+            server.leave("it became a replica")  # its name may mean another by now
         ask.fail(meaning(server.where, ask, said))
 
     def _lost(self) -> None:

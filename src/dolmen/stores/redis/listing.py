@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator
-from itertools import islice
+from itertools import groupby, islice
 from typing import NamedTuple
 
 from dolmen.names import partition_of
@@ -64,21 +64,11 @@ async def pages(
 def spans_of(partitions: Iterable[int], after: str | None) -> Iterator[Span]:
     """Where these partitions lie, behind the place of `after`."""
     begin = partition_of(after) if after is not None else 0
-    first = last = -1
-    for partition in partitions:
-        if partition < begin:
-            continue
-        if first >= 0 and (partition != last + 1 or partition >> 8 != first >> 8):
-            yield _span(first, last, after)
-            first = -1
-        first = partition if first < 0 else first
-        last = partition
-    if first >= 0:
-        yield _span(first, last, after)
-
-
-def _span(first: int, last: int, after: str | None) -> Span:
-    low = b"[%04x" % first
-    if after is not None and partition_of(after) == first:
-        low = b"(" + member(after)
-    return Span(first >> 8, low, b"(%04x\xff" % last)  # \xff is behind every name
+    wanted = enumerate(partition for partition in partitions if partition >= begin)
+    # Neighbours go up by one as their numbers do.
+    for (tag, _), run in groupby(wanted, lambda each: (each[1] >> 8, each[1] - each[0])):
+        first, *others = (partition for _, partition in run)
+        low = b"[%04x" % first
+        if after is not None and first == begin:
+            low = b"(" + member(after)
+        yield Span(tag, low, b"(%04x\xff" % (others or [first])[-1])  # \xff is behind every name

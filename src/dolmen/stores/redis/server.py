@@ -4,37 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from dolmen.errors import DolmenError, Unavailable
-from dolmen.stores.redis.address import CLUSTER, Address, Place, at
+from dolmen.stores.redis.address import Place, at
 from dolmen.stores.redis.connection import Ask, Connection
 from dolmen.stores.redis.refusals import Refused
-from dolmen.stores.redis.settings import State, asks
 
 
 class Server:
     """A server, asked over one connection. Nothing is sent twice.
 
-    `refused` gets the asks that the server refuses, with what it said. `told` gets what
-    keeps the server from being durable, before any other reply; `lost` is called whenever
-    it can't be reached. `patience` is how many seconds it may be silent.
+    `greet` says what goes first over every connection. `refused` gets the asks that the
+    server refuses, with what it said; `lost` is called when it can't be reached. It may be
+    silent for `patience` seconds.
     """
 
     def __init__(
         self,
         place: Place,
-        address: Address,
         tls: ssl.SSLContext | None,
         *,
         patience: float,
+        greet: Callable[[Server, Connection], Awaitable[None]],
         refused: Callable[[Server, Ask, str], None],
-        told: Callable[[Place, list[str]], None],
         lost: Callable[[], None],
     ) -> None:
         self.place, self.where = place, f"Redis at {at(place)}"
-        self._address, self._tls, self._patience = address, tls, patience
-        self._refused, self._told, self._lost = refused, told, lost
+        self._tls, self._patience = tls, patience
+        self._greet, self._refused, self._lost = greet, refused, lost
         self._connection: Connection | None = None
         self._opening: asyncio.Task[None] | None = None
         self._queue: list[Ask] = []
@@ -53,20 +51,18 @@ class Server:
             if self._opening is None:
                 self._opening = asyncio.get_running_loop().create_task(self._open())
 
-    def renew(self) -> None:
-        """Connect anew for what is sent from now on: the name may mean another server by now."""
+    def leave(self, why: str) -> None:
+        """Close the connection; the next command opens another."""
         if self._connection is not None:
-            self._connection.retire()
-            self._connection = None
+            self._connection.abort(why)
 
     async def aclose(self) -> None:
-        """Take no more, wait for what is under way, and let go of the connection."""
+        """Take no more, wait for what is under way, and close the connection."""
         if self._opening is not None:
             await asyncio.wait([self._opening])
         self._closed = True
         if self._connection is not None:
-            self._connection.retire()
-            await asyncio.wait([self._connection.ended])
+            await self._connection.finish()
 
     async def _open(self) -> None:
         error: DolmenError | None = None
@@ -75,10 +71,10 @@ class Server:
                 self._connection = await self._connect()
         except DolmenError as refused:
             error = refused
-        except ssl.SSLCertVerificationError as unverified:
+        except ssl.SSLCertVerificationError as untrusted:
             error = Refused(
-                f"{self.where} has a certificate that this machine does not trust"
-                f" ({unverified.verify_message}): SSL_CERT_FILE may name the authority's"
+                f"{self.where} shows a certificate that is not trusted here"
+                f" ({untrusted.verify_message}): SSL_CERT_FILE may name its authority's"
             )
         except (OSError, UnicodeError) as unreachable:
             why = str(unreachable) or f"no answer within {self._patience:g} seconds"
@@ -105,37 +101,11 @@ class Server:
             ssl=self._tls,
         )
         try:
-            # Only then anything else: without its SELECT, it would go to another database.
-            for ask in self._greeting():
-                connection.send(ask)
-                await ask
-            settings = asks()
-            for ask in settings:
-                connection.send(ask)
-            self._take(State(self.where, await asyncio.gather(*settings, return_exceptions=True)))
+            await self._greet(self, connection)
         except BaseException:
             connection.abort("it was given up")
             raise
         return connection
-
-    def _greeting(self) -> list[Ask]:
-        address = self._address
-        greeting = []
-        if address.user or address.password:
-            login = (*((address.user.encode(),) if address.user else ()), address.password.encode())
-            refusal = "refuses the user or password: mend them in the store's URL"
-            greeting.append(Ask((b"AUTH", *login), refusal=refusal))
-        if address.database:
-            refusal = "has no such database: mend the number at the end of the store's URL"
-            greeting.append(Ask((b"SELECT", address.database), refusal=refusal))
-        return greeting
-
-    def _take(self, state: State) -> None:
-        if state.of_cluster and self._address.scheme != CLUSTER:
-            raise Refused(f"{self.where} is a node of a cluster: write {CLUSTER}:// in the URL")
-        if state.of_cluster is False and self._address.scheme == CLUSTER:
-            raise Refused(f"{self.where} is no cluster: write redis:// in the URL")
-        self._told(self.place, state.lacking)
 
     def _gone(self, connection: Connection) -> None:
         if self._connection is connection:

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from dolmen.store import Condition
-from dolmen.stores.redis.connection import Ask, Reply
+from dolmen.stores.redis.connection import Ask
 from dolmen.stores.redis.refusals import Refused
 
-_ASKED = (
-    (b"INFO",),
-    (b"CONFIG", b"GET", b"append*"),
-    (b"CONFIG", b"GET", b"no-appendfsync-on-rewrite"),
-    (b"CONFIG", b"GET", b"maxmemory-policy"),
-)
 _DURABLE = {
     "appendonly": "yes",
     "appendfsync": "always",
@@ -24,34 +19,29 @@ _DURABLE = {
 
 def asks() -> list[Ask]:
     """The commands whose replies say all of it."""
-    return [Ask(command, refusal="does not tell its settings") for command in _ASKED]
+    settings = [Ask(b"CONFIG", b"GET", each.encode(), refusal="is silent") for each in _DURABLE]
+    return [Ask(b"INFO", refusal="is silent"), *settings]
 
 
 class State:
-    """What a server said. `replies` are those to `asks`, errors among them.
+    """What a server said. `replies` are those to `asks`; one that was refused says nothing.
 
-    Raises what is no reply.
+    `mode` is "standalone" or "cluster", or empty where it does not tell.
     """
 
-    def __init__(self, where: str, replies: Sequence[Reply | BaseException]) -> None:
+    def __init__(self, where: str, replies: Sequence[Any]) -> None:
+        info, *settings = (self._told(reply) for reply in replies)
+        lines = (line.partition(":") for line in info.decode().splitlines())
         self._where = where
-        for reply in replies:
-            if isinstance(reply, BaseException) and not isinstance(reply, Refused):
-                raise reply
-        info, *settings = replies
-        text = "" if isinstance(info, Refused) else info.decode()
-        lines = (line.partition(":") for line in text.splitlines())
         self._info = {key: value for key, _, value in lines}
-        words = [
-            word.decode() for reply in settings if not isinstance(reply, Refused) for word in reply
-        ]
-        self._settings = dict(zip(words[::2], words[1::2], strict=True))
+        self._settings = {pair[0].decode(): pair[1].decode() for pair in settings if pair}
+        self.mode = self._info.get("redis_mode", "")
 
-    @property
-    def of_cluster(self) -> bool | None:
-        """Whether it belongs to a cluster; None where it does not tell."""
-        mode = self._info.get("redis_mode")
-        return None if mode is None else mode == "cluster"
+    @staticmethod
+    def _told(reply: Any) -> Any:
+        if isinstance(reply, BaseException) and not isinstance(reply, Refused):
+            raise reply
+        return b"" if isinstance(reply, Refused) else reply
 
     @property
     def lacking(self) -> list[str]:
@@ -68,34 +58,28 @@ class State:
         info, where = self._info, self._where
         condition = Condition()
         if self.lacking:
-            condition.reasons.append(f"{where} is not durable: {', '.join(self.lacking)}")
+            condition.remarks.append(f"{where} is not durable: {', '.join(self.lacking)}")
         used, limit = int(info.get("used_memory", 0)), int(info.get("maxmemory", 0))
         if limit:
             condition.total, condition.free = limit, max(limit - used, 0)
-            if used >= limit:
-                condition.writable = False
+            if not condition.free:
                 condition.reasons.append(f"{where} is full: {used} bytes of a maxmemory of {limit}")
         if info.get("role") == "slave":
-            condition.writable = False
             condition.reasons.append(f"{where} is a replica, which takes no writes")
-        for what, key in (
-            ("write its append-only file", "aof_last_write_status"),
-            ("rewrite its append-only file", "aof_last_bgrewrite_status"),
-            ("save a snapshot", "rdb_last_bgsave_status"),
-        ):
+        condition.writable = not condition.reasons
+        for key in ("aof_last_write_status", "aof_last_bgrewrite_status", "rdb_last_bgsave_status"):
             if info.get(key, "ok") != "ok":
-                condition.reasons.append(f"{where} could not {what} the last time it tried")
+                condition.reasons.append(f"{where} has trouble with its disk: {key} is {info[key]}")
         return condition
 
 
 def together(conditions: Sequence[Condition]) -> Condition:
-    """The condition of several servers that share the blobs."""
-    free = [each.free for each in conditions if each.free is not None]
-    total = [each.total for each in conditions if each.total is not None]
-    told = len(total) == len(conditions)
+    """The condition of servers that share the blobs."""
+    limited = all(each.total is not None for each in conditions)
     return Condition(
-        sum(free) if told else None,
-        sum(total) if told else None,
+        sum(each.free or 0 for each in conditions) if limited else None,
+        sum(each.total or 0 for each in conditions) if limited else None,
         all(each.writable for each in conditions),
         [reason for each in conditions for reason in each.reasons],
+        [remark for each in conditions for remark in each.remarks],
     )

@@ -63,20 +63,16 @@ class Upload:
 
 async def _cut(payload: Payload) -> AsyncIterator[memoryview]:
     """The data of a payload in pieces of `PART` bytes, the last one shorter."""
-    if payload.whole is not None:
-        whole = memoryview(payload.whole)
-        for at in range(0, len(whole), PART):
-            yield whole[at : at + PART]
-        return
-    buffer, filled = _buffers.take(), 0
+    held, filled = _buffers.take(), 0
     async for piece in payload:
         view = memoryview(piece)
-        while view:
-            taken = view[: PART - filled]
-            buffer[filled : filled + len(taken)] = taken
-            view, filled = view[len(taken) :], filled + len(taken)
-            if filled == PART:
-                yield buffer
-                buffer, filled = _buffers.take(), 0
+        while len(view) >= PART - filled:
+            taken, view = view[: PART - filled], view[PART - filled :]
+            if filled:
+                held[filled:] = taken
+                taken, held, filled = held, _buffers.take(), 0
+            yield taken
+        held[filled : filled + len(view)] = view
+        filled += len(view)
     if filled:
-        yield buffer[:filled]
+        yield held[:filled]
