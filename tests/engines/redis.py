@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -35,12 +36,20 @@ def free_port() -> int:
                 return port
 
 
+def until(what: Callable[[], object]) -> None:
+    """Wait until it is so; fails after a while."""
+    deadline = time.monotonic() + _PATIENCE
+    while not what():
+        assert time.monotonic() < deadline, "it does not come to that"
+        time.sleep(0.01)
+
+
 class RedisServer:
     """One redis-server with its data in `folder`. Used as a context; may be started again."""
 
     def __init__(self, folder: Path, *options: str) -> None:
         self.folder, self.options = folder, options
-        self.port = 0
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -52,38 +61,35 @@ class RedisServer:
         assert self._process is not None
         return self._process.pid
 
-    def start(self) -> None:
-        """Start it, on the port it had before if it had one, and wait until it answers."""
+    def start(self, *options: str, loaded: bool = True) -> None:
+        """Start it, and wait until it answers, with its data unless `loaded` is false."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for _ in range(5):  # another may take the port before the server does
-            self.port = self.port or free_port()
-            ports = ("--port", str(self.port)) if "--tls-port" not in self.options else ()
             with (self.folder / "log").open("ab") as log:
                 self._process = subprocess.Popen(
                     [
                         program("redis-server"),
                         *("--bind", "127.0.0.1", "--dir", str(self.folder), "--save", ""),
-                        *ports,
-                        *self.options,
+                        *("--port", str(self.port), *self.options, *options),
                     ],
                     stdout=log,
                     stderr=log,
                 )
-            if self._answers():
+            if self._answers(b"+PONG", b"-NOAUTH", *(() if loaded else (b"-LOADING",))):
                 return
             self.kill()
-            self.port = 0
+            self.port = free_port()
         raise AssertionError((self.folder / "log").read_text())
 
-    def _answers(self) -> bool:
+    def _answers(self, *wanted: bytes) -> bool:
+        assert self._process is not None
         deadline = time.monotonic() + _PATIENCE
         while time.monotonic() < deadline and self._process.poll() is None:
             try:
                 with socket.create_connection(("127.0.0.1", self.port), 1) as connection:
                     connection.settimeout(1)
                     connection.sendall(b"PING\r\n")
-                    # With a password it says so, and loading says so as well.
-                    if connection.recv(7)[:7] in (b"+PONG\r\n", b"-NOAUTH"):
+                    if connection.recv(100).startswith(wanted):
                         return True
             except OSError:
                 pass
@@ -99,10 +105,24 @@ class RedisServer:
         """Change a setting while it runs."""
         assert self.cli("CONFIG", "SET", setting, value) == "OK"
 
-    def signal(self, number: signal.Signals) -> None:
-        """Send a signal to it."""
+    def keys(self, pattern: str = "*") -> list[str]:
+        """The keys it holds, sorted."""
+        return sorted(self.cli("KEYS", pattern).split())
+
+    def info(self, field: str) -> str:
+        """A field of INFO."""
+        lines = (line.partition(":") for line in self.cli("INFO").splitlines())
+        return next(value for key, _, value in lines if key == field)
+
+    def pause(self) -> None:
+        """Let it answer nothing until `go_on`."""
         assert self._process is not None
-        self._process.send_signal(number)
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let it answer again."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """End it in the middle of whatever it does."""
@@ -123,9 +143,16 @@ class RedisCluster:
     """Three servers that share the slots. Used as a context."""
 
     def __init__(self, folder: Path, *options: str) -> None:
-        options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000", *options)
-        self.servers = [RedisServer(folder / str(number), *options) for number in range(3)]
+        self._folder = folder
+        self._options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "1000", *options)
+        self.servers = [self._server() for _ in range(3)]
         self._running = ExitStack()
+
+    def _server(self) -> RedisServer:
+        port = free_port()
+        server = RedisServer(self._folder / str(port), *self._options)
+        server.port = port
+        return server
 
     @property
     def addresses(self) -> str:
@@ -135,18 +162,36 @@ class RedisCluster:
         with ExitStack() as starting:
             for server in self.servers:
                 starting.enter_context(server)
-            self.servers[0].cli(
-                "--cluster",
-                "create",
-                *(server.address for server in self.servers),
-                "--cluster-yes",
-            )
-            deadline = time.monotonic() + _PATIENCE
-            while not all("cluster_state:ok" in s.cli("CLUSTER", "INFO") for s in self.servers):
-                assert time.monotonic() < deadline, "the cluster did not come up"
-                time.sleep(0.02)
+            places = [server.address for server in self.servers]
+            self.servers[0].cli("--cluster", "create", *places, "--cluster-yes")
+            until(self.sound)
             self._running = starting.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._running.close()
+
+    def sound(self) -> bool:
+        """Whether every server says that all is well."""
+        return all("cluster_state:ok" in each.cli("CLUSTER", "INFO") for each in self.servers)
+
+    def holder(self, slot: int) -> RedisServer:
+        """The server that holds a slot."""
+        for server in self.servers:
+            for line in server.cli("CLUSTER", "NODES").splitlines():
+                words = line.split()
+                if "myself" in words[2]:
+                    for first, _, last in (each.partition("-") for each in words[8:]):
+                        if first.isdigit() and int(first) <= slot <= int(last or first):
+                            return server
+        raise AssertionError(f"nobody holds slot {slot}")
+
+    def add_replica(self, master: RedisServer) -> RedisServer:
+        """One more server, that follows this one and has caught up with it."""
+        replica = self._running.enter_context(self._server())
+        replica.cli("CLUSTER", "MEET", *master.address.split(":"))
+        name = master.cli("CLUSTER", "MYID")
+        until(lambda: name in replica.cli("CLUSTER", "NODES"))
+        until(lambda: replica.cli("CLUSTER", "REPLICATE", name) == "OK")
+        until(lambda: replica.info("master_link_status") == "up")
+        return replica

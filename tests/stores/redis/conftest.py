@@ -2,6 +2,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from engines.redis import DURABLE, RedisCluster, RedisServer
 
 
@@ -22,3 +23,10 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
     """A server of the test's own, to be treated badly."""
     with RedisServer(tmp_path / "redis", *DURABLE) as server:
         yield server
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[RedisCluster]:
+    """A cluster of the test's own, that goes on with what is left of it."""
+    with RedisCluster(tmp_path, *DURABLE, "--cluster-require-full-coverage", "no") as cluster:
+        yield cluster

@@ -66,24 +66,26 @@ class ClusterLink(Link):
     async def _learn(self) -> None:
         """Ask for the layout, and send what waits for it."""
         error: DolmenError = Unavailable(f"{self.address}: no server is known")
-        for place in self._known():
-            ask = Ask(b"CLUSTER", b"SLOTS")
-            self._server(place).send(ask)
-            try:
-                self._lay_out(await ask, place[0])
-            except DolmenError as unknown:
-                error = unknown
-                if isinstance(unknown, Refused):
+        try:
+            for place in self._known():
+                ask = Ask(b"CLUSTER", b"SLOTS")
+                self._server(place).send(ask)
+                try:
+                    self._lay_out(await ask, place[0])
+                except DolmenError as unknown:
+                    error = unknown
+                    if isinstance(unknown, Refused):
+                        break
+                else:
+                    self._stale = False
                     break
-            else:
-                self._stale = False
-                break
-        held_up, self._held_up, self._learning = self._held_up, [], None
-        for ask in held_up:
-            if self._stale:
-                ask.fail(type(error)(str(error)))
-            else:
-                self._send(ask)
+        finally:
+            held_up, self._held_up, self._learning = self._held_up, [], None
+            for ask in held_up:
+                if self._stale:
+                    ask.fail(type(error)(str(error)))
+                else:
+                    self._send(ask)
 
     def _known(self) -> list[Place]:
         """Every server that may be asked, those first that answered the last time."""
@@ -104,6 +106,7 @@ class ClusterLink(Link):
         ask.hops += code in ("MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN")
         if code in ("MOVED", "CLUSTERDOWN"):
             self._stale = True
+            server.failing = server.failing or code == "CLUSTERDOWN"  # it may be cut off
         if code not in ("MOVED", "ASK", "TRYAGAIN") or ask.hops > _HOPS:
             super()._refused(server, ask, said)
         elif code == "TRYAGAIN":

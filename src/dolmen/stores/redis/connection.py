@@ -130,7 +130,7 @@ class Connection(asyncio.Protocol):
             if not self._owed:
                 self._heard = self._loop.time()
             self._owed += asks
-            self._transport.writelines([pack_command(ask.command) for ask in asks])
+            self._transport.writelines([pack_command(ask.command) for ask in asks])  # type: ignore[arg-type]
 
     def _watch(self) -> None:
         """Look whether it is silent for too long while it owes a reply, and when to look again."""

@@ -31,15 +31,9 @@ class Link:
         self._servers: dict[tuple[Place, bool], Server] = {}
         self._durable: dict[Place, bool] = {}
 
-    def ask(self, tag: int, *command: Word, bulk: bool = False) -> Ask:
-        """Send a command that changes nothing to the server of this tag."""
-        ask = Ask(*command, tag=tag, bulk=bulk)
-        self._send(ask)
-        return ask
-
-    def write(self, tag: int, *command: Word, bulk: bool = False) -> Ask:
-        """Send a command that may change something to the server of this tag."""
-        ask = Ask(*command, tag=tag, writes=True, bulk=bulk)
+    def ask(self, tag: int, *command: Word, writes: bool = False, bulk: bool = False) -> Ask:
+        """Send a command to the server of this tag; `writes` when it may change something."""
+        ask = Ask(*command, tag=tag, writes=writes, bulk=bulk)
         self._send(ask)
         return ask
 
@@ -116,8 +110,7 @@ class Link:
     def _refused(self, server: Server, ask: Ask, said: str) -> None:
         """Settle an ask that got an error for a reply, or send it otherwise."""
         if said.startswith("NOSCRIPT"):
-            _, sha, *rest = ask.command
-            ask.command = (b"EVAL", SOURCES[sha], *rest)
+            ask.command = (b"EVAL", SOURCES[ask.command[1]], *ask.command[2:])
             self._send(ask)
             return
         if said.startswith("READONLY"):

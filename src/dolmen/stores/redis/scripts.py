@@ -69,5 +69,5 @@ def _sha(script: bytes) -> bytes:
 
 CHANGE, DROP = _sha(_CHANGE), _sha(_DROP)
 """What EVALSHA calls them by."""
-SOURCES = {CHANGE: _CHANGE, DROP: _DROP}
+SOURCES: dict[object, bytes] = {CHANGE: _CHANGE, DROP: _DROP}
 """What EVAL is given where a server does not know them yet."""

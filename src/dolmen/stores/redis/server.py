@@ -65,10 +65,11 @@ class Server:
             await self._connection.finish()
 
     async def _open(self) -> None:
-        error: DolmenError | None = None
+        error: DolmenError | None = Unavailable(f"{self.where} can't be asked")
         try:
             async with asyncio.timeout(self._patience):
                 self._connection = await self._connect()
+            error = None
         except DolmenError as refused:
             error = refused
         except ssl.SSLCertVerificationError as untrusted:
@@ -79,15 +80,16 @@ class Server:
         except (OSError, UnicodeError) as unreachable:
             why = str(unreachable) or f"no answer within {self._patience:g} seconds"
             error = Unavailable(f"{self.where} can't be asked: {why}")
-        self.failing, self._opening = error is not None, None
-        queue, self._queue = self._queue, []
-        for ask in queue:
-            if error is None:
-                self.send(ask)
-            else:
-                ask.fail(type(error)(str(error)))
-        if error is not None:
-            self._lost()
+        finally:
+            self.failing, self._opening = error is not None, None
+            queue, self._queue = self._queue, []
+            for ask in queue:
+                if error is None:
+                    self.send(ask)
+                else:
+                    ask.fail(type(error)(str(error)))
+            if error is not None:
+                self._lost()
 
     async def _connect(self) -> Connection:
         _, connection = await asyncio.get_running_loop().create_connection(

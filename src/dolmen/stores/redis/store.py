@@ -209,7 +209,7 @@ class RedisStore(OneByOne):
 
     async def note(self, key: str, value: bytes) -> None:
         """See `BlobStore.note`."""
-        await self._link.write(0, b"HSET", self._keys.notes, key.encode(), value)
+        await self._link.ask(0, b"HSET", self._keys.notes, key.encode(), value, writes=True)
 
     async def notes(self) -> dict[str, bytes]:
         """See `BlobStore.notes`."""
@@ -289,7 +289,7 @@ class RedisStore(OneByOne):
         news = (
             [keys.part(tag, comes.upload, number) for number in range(comes.parts)] if comes else []
         )
-        return self._link.write(
+        return self._link.ask(
             tag,
             *(b"EVALSHA", CHANGE, 3 + len(olds) + len(news)),
             *(key, keys.order[tag], keys.digests[tag], *olds, *news),
@@ -303,6 +303,7 @@ class RedisStore(OneByOne):
             (now[2] ^ was[2]).to_bytes(16, "little"),
             len(olds),
             body or b"",
+            writes=True,
         )
 
 

@@ -45,7 +45,9 @@ class Upload:
                 await on_their_way.popleft()
             key = self._keys.part(self._tag, self.id, len(self.sums) // SUM_SIZE)
             self.sums += part_sum(part)
-            on_their_way.append(self._link.write(self._tag, b"SETEX", key, LIFE, part, bulk=True))
+            on_their_way.append(
+                self._link.ask(self._tag, b"SETEX", key, LIFE, part, writes=True, bulk=True)
+            )
         while on_their_way:
             await on_their_way.popleft()
         self.checksum = hasher.digest(CHECKSUM_SIZE)
@@ -58,7 +60,7 @@ class Upload:
         count = len(self.sums) // SUM_SIZE
         keys = [self._keys.part(self._tag, self.id, number) for number in range(count)]
         if keys:  # over the way of the parts, so it comes behind them
-            self._link.write(self._tag, b"EVALSHA", DROP, count, *keys, bulk=True)
+            self._link.ask(self._tag, b"EVALSHA", DROP, count, *keys, writes=True, bulk=True)
 
 
 async def _cut(payload: Payload) -> AsyncIterator[memoryview]:
