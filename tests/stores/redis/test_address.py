@@ -22,7 +22,12 @@ from dolmen.stores.redis.address import Address, at, parse
         (
             "redis+cluster://:secret@a:1,[fe80::2],c",
             Address(
-                "redis+cluster", [("a", 1), ("fe80::2", 6379), ("c", 6379)], "", "secret", 0, "dolmen"
+                "redis+cluster",
+                [("a", 1), ("fe80::2", 6379), ("c", 6379)],
+                "",
+                "secret",
+                0,
+                "dolmen",
             ),
             "redis+cluster://a:1,[fe80::2]:6379,c:6379",
         ),

@@ -22,8 +22,9 @@ Word = bytes | memoryview | int
 class Ask(asyncio.Future[Any]):
     """A command, and the future of its reply: bytes, an int, a list of replies or None.
 
-    `writes` when it may change something, `bulk` when it moves much; `refusal` is what is
-    said of a server that refuses it, `hops` how often it was sent on to another.
+    `writes` when it may change something, `bulk` when it moves much, `optional` when None
+    does for a reply where it is not permitted; `refusal` is what is said of a server that
+    refuses it, `hops` how often it was sent on to another.
     """
 
     def __init__(
@@ -32,12 +33,18 @@ class Ask(asyncio.Future[Any]):
         tag: int = 0,
         writes: bool = False,
         bulk: bool = False,
+        optional: bool = False,
         refusal: str = "",
     ) -> None:
         super().__init__(loop=asyncio.get_running_loop())
         self.command, self.tag = command, tag
-        self.writes, self.bulk, self.refusal = writes, bulk, refusal
-        self.hops = 0
+        self.writes, self.bulk, self.optional = writes, bulk, optional
+        self.refusal, self.hops = refusal, 0
+
+    def settle(self, reply: Any) -> None:
+        """Give the reply, unless nobody wants it any more."""
+        if not self.done():
+            self.set_result(reply)
 
     def fail(self, error: DolmenError) -> None:
         """Let it fail, unless it was given up."""
@@ -104,8 +111,8 @@ class Connection(asyncio.Protocol):
                 ask = owed.popleft()
                 if isinstance(reply, ReplyError):
                     self._refused(ask, str(reply))
-                elif not ask.done():
-                    ask.set_result(reply)
+                else:
+                    ask.settle(reply)
         except ProtocolError as error:
             self.abort(f"it does not speak the protocol of Redis ({error})")
 

@@ -64,7 +64,7 @@ class Link:
         wanted = asks()
         for ask in wanted:
             send(ask)
-        state = State(server.where, await asyncio.gather(*wanted, return_exceptions=True))
+        state = State(server.where, await asyncio.gather(*wanted))
         self._durable[server.place] = not state.lacking
         self._told(all(self._durable.values()))
         return state
@@ -112,6 +112,9 @@ class Link:
         if said.startswith("NOSCRIPT"):
             ask.command = (b"EVAL", SOURCES[ask.command[1]], *ask.command[2:])
             self._send(ask)
+            return
+        if ask.optional and said.startswith(("NOPERM", "ERR")):
+            ask.settle(None)
             return
         if said.startswith("READONLY"):
             server.leave("it became a replica")  # its name may mean another by now

@@ -7,7 +7,6 @@ from typing import Any
 
 from dolmen.store import Condition
 from dolmen.stores.redis.connection import Ask
-from dolmen.stores.redis.refusals import Refused
 
 _DURABLE = {
     "appendonly": "yes",
@@ -19,29 +18,23 @@ _DURABLE = {
 
 def asks() -> list[Ask]:
     """The commands whose replies say all of it."""
-    settings = [Ask(b"CONFIG", b"GET", each.encode(), refusal="is silent") for each in _DURABLE]
-    return [Ask(b"INFO", refusal="is silent"), *settings]
+    settings = [Ask(b"CONFIG", b"GET", each.encode(), optional=True) for each in _DURABLE]
+    return [Ask(b"INFO", optional=True), *settings]
 
 
 class State:
-    """What a server said. `replies` are those to `asks`; one that was refused says nothing.
+    """What a server said. `replies` are those to `asks`; one that is None says nothing.
 
     `mode` is "standalone" or "cluster", or empty where it does not tell.
     """
 
     def __init__(self, where: str, replies: Sequence[Any]) -> None:
-        info, *settings = (self._told(reply) for reply in replies)
-        lines = (line.partition(":") for line in info.decode().splitlines())
+        info, *settings = replies
+        lines = (line.partition(":") for line in (info or b"").decode().splitlines())
         self._where = where
         self._info = {key: value for key, _, value in lines}
         self._settings = {pair[0].decode(): pair[1].decode() for pair in settings if pair}
         self.mode = self._info.get("redis_mode", "")
-
-    @staticmethod
-    def _told(reply: Any) -> Any:
-        if isinstance(reply, BaseException) and not isinstance(reply, Refused):
-            raise reply
-        return b"" if isinstance(reply, Refused) else reply
 
     @property
     def lacking(self) -> list[str]:
