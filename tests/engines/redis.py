@@ -105,7 +105,7 @@ class RedisServer:
         """Change a setting while it runs."""
         assert self.cli("CONFIG", "SET", setting, value) == "OK"
 
-    def keys(self, pattern: str = "*") -> list[str]:
+    def held(self, pattern: str = "*") -> list[str]:
         """The keys it holds, sorted."""
         return sorted(self.cli("KEYS", pattern).split())
 
@@ -144,7 +144,10 @@ class RedisCluster:
 
     def __init__(self, folder: Path, *options: str) -> None:
         self._folder = folder
-        self._options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "1000", *options)
+        self._options = (
+            *("--cluster-enabled", "yes", "--cluster-node-timeout", "1000"),
+            *("--repl-diskless-sync-delay", "0", *options),
+        )
         self.servers = [self._server() for _ in range(3)]
         self._running = ExitStack()
 

@@ -1,4 +1,4 @@
-"""What a Redis store does when its server is killed, full, paused, closed to it, or set otherwise."""
+"""A Redis server that is killed, paused, full, closed to the store, or set otherwise."""
 
 import asyncio
 import contextlib
@@ -181,17 +181,21 @@ async def test_a_full_one_says_so_and_has_no_half_blob(store, server):
     with pytest.raises(Full, match="maxmemory"):
         await store.put("large", Bytes(noise(20 * PART)))
     put = []
-    with pytest.raises(Full):
+
+    async def fill():
         while True:
             await store.put(f"n{len(put)}", Bytes(noise(60_000, len(put))))
             put.append(f"n{len(put)}")
+
+    with pytest.raises(Full):
+        await fill()
     assert len(put) > 20
     for number, name in enumerate(put):
         assert await content(store, name) == noise(60_000, number)
     for name in ("large", f"n{len(put)}"):
         with pytest.raises(NotFound):
             await store.get(name)
-    assert len(server.keys("*:p:*")) == 1  # of "old"
+    assert len(server.held("*:p:*")) == 1  # of "old"
     condition = await store.condition()
     assert not condition.writable
     assert "is full" in condition.reasons[0]
@@ -235,16 +239,15 @@ async def test_one_that_evicts_is_not_durable_and_never_gives_half_a_blob(store,
 
 async def test_a_wrong_password_or_database_is_told_when_it_is_opened(tmp_path):
     with RedisServer(tmp_path / "redis", "--requirepass", "p@ss/w:rd#?%") as server:
-        server.cli(
-            "--no-auth-warning", "-a", "p@ss/w:rd#?%", *"ACL SETUSER me on >pw ~* +@all".split()
-        )
+        as_admin = ("--no-auth-warning", "-a", "p@ss/w:rd#?%")
+        server.cli(*as_admin, "ACL", "SETUSER", "me", "on", ">pw", "~*", "+@all")
         right = "p%40ss%2Fw%3Ard%23%3F%25"
         for login in (f":{right}@", f"default:{right}@", "me:pw@"):
             store = await open_store(f"redis://{login}{server.address}/15")
             await store.put("a", Bytes(b"a"), stamp=at(1))
             await store.aclose()
         for login in ("", ":hunter2@", "me:hunter2@", "nobody:hunter2@", "hunter2@"):
-            with pytest.raises(BadSetting, match="password|user") as caught:
+            with pytest.raises(BadSetting, match="user") as caught:
                 await open_store(f"redis://{login}{server.address}")
             assert "hunter2" not in f"{caught.value}{caught.value.__cause__}"
         with pytest.raises(BadSetting, match="no such database: mend the number"):

@@ -87,31 +87,31 @@ async def test_two_processes_on_one_server_agree_on_everything(store, server):
     for info in infos:
         assert same(info, info_of(info.name, await content(store, info.name), stamp=info.stamp))
     parts = sum(-(-info.size // PART) for info in infos if info.size > INLINE)
-    assert len(server.keys("*:p:*")) == parts
+    assert len(server.held("*:p:*")) == parts
     await other.aclose()
 
 
 async def test_what_is_stored_does_not_expire_and_leaves_nothing_when_it_goes(store, server):
-    empty = server.keys()
+    empty = server.held()
     await store.put("large", Bytes(noise(3 * PART + 1)), stamp=at(1))
     await store.put("small", Bytes(b"x"), stamp=at(1))
-    assert len(server.keys("*:p:*")) == 4
-    assert {server.cli("PTTL", key) for key in server.keys()} == {"-1"}
+    assert len(server.held("*:p:*")) == 4
+    assert {server.cli("PTTL", key) for key in server.held()} == {"-1"}
     await store.put("large", Bytes(noise(2 * PART)), stamp=at(2))
-    assert len(server.keys("*:p:*")) == 2
+    assert len(server.held("*:p:*")) == 2
     await store.delete("large", stamp=at(3))
-    assert server.keys("*:p:*") == []
+    assert server.held("*:p:*") == []
     assert await store.remove("large", if_stamp=at(3))
     assert await store.remove("small", if_stamp=at(1))
-    assert server.keys() == empty
+    assert server.held() == empty
 
 
 async def test_parts_of_a_put_that_fails_go_at_once_or_by_themselves(store, server):
     async def breaks():
         yield noise(2 * PART)
-        while len(server.keys("*:p:*")) < 2:
+        while len(server.held("*:p:*")) < 2:
             await asyncio.sleep(0)
-        expiring.extend(int(server.cli("TTL", key)) for key in server.keys("*:p:*"))
+        expiring.extend(int(server.cli("TTL", key)) for key in server.held("*:p:*"))
         raise Unavailable("the source went away")
 
     expiring = []
@@ -122,23 +122,23 @@ async def test_parts_of_a_put_that_fails_go_at_once_or_by_themselves(store, serv
     losing = await store.put("name", Bytes(noise(2 * PART, 1)), stamp=at(4))
     assert losing.outcome is Outcome.SUPERSEDED
     await store.aclose()  # which waits for what tidies up
-    assert len(server.keys("*:p:*")) == 2
+    assert len(server.held("*:p:*")) == 2
 
 
 async def test_a_put_whose_parts_expire_before_its_end_fails_whole(store, server):
     async def slow():
         for number in range(3):
             yield noise(PART, number)
-        while len(server.keys("*:p:*")) < 2:
+        while len(server.held("*:p:*")) < 2:
             await asyncio.sleep(0)
-        server.cli("EXPIRE", server.keys("*:p:*")[0], "0")
+        server.cli("EXPIRE", server.held("*:p:*")[0], "0")
         yield b"end"
 
     with pytest.raises(Unavailable, match="the upload took over a day"):
         await store.put("name", Stream(3 * PART + 3, slow))
     with pytest.raises(NotFound):
         await store.get("name")
-    assert server.keys("*:order") == []
+    assert server.held("*:order") == []
 
 
 @pytest.mark.parametrize(("size", "part"), [(1000, False), (3 * PART, True)])
@@ -146,7 +146,7 @@ async def test_a_damaged_copy_is_told_left_out_and_replaced(store, server, size,
     data = noise(size)
     await store.put("name", Bytes(data), stamp=at(2))
     await store.put("sound", Bytes(b"x"), stamp=at(1))
-    [key] = server.keys("*:p:*:1" if part else "*:e:name")
+    [key] = server.held("*:p:*:1" if part else "*:e:name")
     server.cli("SETRANGE", key, "500", "damaged")
     with pytest.raises(Corrupt):
         await content(store, "name")
@@ -158,12 +158,12 @@ async def test_a_damaged_copy_is_told_left_out_and_replaced(store, server, size,
     assert (await store.put("name", Bytes(data), stamp=at(1))).outcome is Outcome.CREATED
     assert await content(store, "name") == data
     assert await store.digests() == await recomputed(store)
-    assert len(server.keys("*:p:*")) == (3 if part else 0)
+    assert len(server.held("*:p:*")) == (3 if part else 0)
 
 
 async def test_a_missing_part_is_damage(store, server):
     await store.put("name", Bytes(noise(3 * PART)))
-    server.cli("DEL", server.keys("*:p:*:2")[0])
+    server.cli("DEL", server.held("*:p:*:2")[0])
     blob = await store.get("name", byte_range=(0, PART))
     assert await read_whole(blob.payload) == noise(3 * PART)[:PART]
     with pytest.raises(Corrupt, match="part 2 of name"):
