@@ -214,7 +214,7 @@ def _redis(folder: Path) -> Iterator[Running]:
             _output(
                 _program("redis-benchmark"),
                 *("-p", str(server.port), "-t", test, "-d", str(SIZE), "-c", str(CLIENTS)),
-                *("-n", count, "-r", "100000", "-q"),
+                *("-n", count, "-q"),
             ).split("\r")[-1],
         )
 
