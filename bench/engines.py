@@ -203,6 +203,32 @@ def _memcached(folder: Path) -> Iterator[Running]:
         server.kill()
 
 
-ENGINES = (Engine("memcached", "memcaslap", _memcached),)
+@contextmanager
+def _redis(folder: Path) -> Iterator[Running]:
+    from tests.engines.redis import DURABLE, RedisServer
+
+    def rate(test: str, seconds: int) -> float:
+        count = str(40_000 * seconds if test == "get" else 5_000 * seconds)
+        return _found(
+            r"([\d.]+) requests per second",
+            _output(
+                _program("redis-benchmark"),
+                *("-p", str(server.port), "-t", test, "-d", str(SIZE), "-c", str(CLIENTS)),
+                *("-n", count, "-q"),
+            ).split("\r")[-1],
+        )
+
+    with RedisServer(folder / "redis", *DURABLE) as server:
+        yield Running(
+            lambda prefix: f"redis://{server.address}?prefix={prefix}",
+            lambda seconds: rate("get", seconds),
+            lambda seconds: rate("set", seconds),
+        )
+
+
+ENGINES = (
+    Engine("memcached", "memcaslap", _memcached),
+    Engine("redis", "redis-benchmark", _redis, get_marks=(0.2, 0.5)),
+)
 for _engine in ENGINES:
     measures(*_engine.figures())(_engine.run)

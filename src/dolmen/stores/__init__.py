@@ -20,6 +20,9 @@ SCHEMES = {
     "https": "dolmen.stores.remote",
     "cache": "dolmen.stores.cache",
     "memcached": "dolmen.stores.memcached",
+    "redis": "dolmen.stores.redis",
+    "rediss": "dolmen.stores.redis",
+    "redis+cluster": "dolmen.stores.redis",
 }
 
 Opener = Callable[[str], Awaitable[BlobStore]]

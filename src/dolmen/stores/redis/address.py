@@ -1,0 +1,83 @@
+"""What the URL of a Redis store says."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from dolmen.errors import BadSetting
+
+PORT = 6379
+CLUSTER = "redis+cluster"
+_PREFIX = re.compile(r"[A-Za-z0-9._-]{1,64}")
+Place = tuple[str, int]
+"""Host and port of a server."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where the servers are, who asks (empty for nobody), and the prefix of every key."""
+
+    scheme: str
+    servers: list[Place]
+    user: str
+    password: str
+    database: int
+    prefix: str
+
+    def __str__(self) -> str:
+        """The URL without user and password."""
+        servers = ",".join(map(at, self.servers))
+        return f"{self.scheme}://{servers}" + (f"/{self.database}" if self.database else "")
+
+
+def at(place: Place) -> str:
+    """A place as it is written."""
+    host, port = place
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def parse(url: str) -> Address:
+    """Read a URL of the form that `dolmen.stores.redis` shows.
+
+    Raises `BadSetting`, which repeats nothing that may be a piece of a password.
+    """
+    scheme, _, rest = url.partition("://")
+    many = scheme == CLUSTER
+    try:
+        parts = urlsplit(f"//{rest}")
+        login, _, servers = parts.netloc.rpartition("@")
+        places = [_place(each) for each in servers.split(",")]
+        options = dict(
+            parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+        )
+    except ValueError:
+        raise _bad(scheme, "it has no host and port, or a password not percent-encoded") from None
+    prefix = options.pop("prefix", "dolmen")
+    database = re.fullmatch(r"/?([0-9]{0,4})", parts.path)
+    if options or parts.fragment:
+        raise _bad(scheme, "prefix= is all that can be set in it")
+    if not _PREFIX.fullmatch(prefix):
+        raise _bad(scheme, "a prefix is 1 to 64 characters of A-Z a-z 0-9 . _ -")
+    if database is None or (many and database[1].strip("0")):
+        raise _bad(scheme, "a cluster has no databases" if many else "a database is a number")
+    if len(places) > 1 and not many:
+        raise _bad(scheme, f"several servers are a cluster: {CLUSTER}://")
+    user, _, password = login.partition(":")
+    return Address(scheme, places, unquote(user), unquote(password), int(database[1] or 0), prefix)
+
+
+def _place(text: str) -> Place:
+    parts = urlsplit(f"//{text}")
+    if not parts.hostname:
+        raise ValueError(text)
+    return parts.hostname, PORT if parts.port is None else parts.port
+
+
+def _bad(scheme: str, why: str) -> BadSetting:
+    form = "host[:port][,host[:port]...]" if scheme == CLUSTER else "host[:port][/database]"
+    return BadSetting(
+        f"the URL of a {scheme}: store can't be used: {why}; "
+        f"write {scheme}://[[user]:password@]{form}[?prefix=name]"
+    )
