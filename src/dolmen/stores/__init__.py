@@ -20,6 +20,7 @@ SCHEMES = {
     "https": "dolmen.stores.remote",
     "cache": "dolmen.stores.cache",
     "memcached": "dolmen.stores.memcached",
+    "postgresql": "dolmen.stores.postgresql",
 }
 
 Opener = Callable[[str], Awaitable[BlobStore]]
