@@ -29,6 +29,7 @@ class Batches(Generic[Q, A]):
         self._work, self._at_once, self._most = work, at_once, most
         self._waiting: deque[tuple[Q, asyncio.Future[A]]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._running = 0
         self._starting = self._closed = False
 
     def ask(self, question: Q) -> asyncio.Future[A]:
@@ -38,8 +39,9 @@ class Batches(Generic[Q, A]):
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[A] = loop.create_future()
         self._waiting.append((question, answer))
-        if not self._starting and len(self._tasks) < self._at_once:
+        if not self._starting and self._running < self._at_once:
             self._starting = True  # it begins in the next turn of the loop, with all of this one
+            self._running += 1
             task = loop.create_task(self._run())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -50,6 +52,7 @@ class Batches(Generic[Q, A]):
         while self._waiting:
             count = min(len(self._waiting), self._most)
             await self._answer([self._waiting.popleft() for _ in range(count)])
+        self._running -= 1  # at once: a task is not done yet when those it answered ask again
 
     async def _answer(self, batch: list[tuple[Q, asyncio.Future[A]]]) -> None:
         answers: Sequence[A | Exception]

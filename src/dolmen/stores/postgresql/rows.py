@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -62,9 +62,9 @@ def signed(stamp: int) -> int:
 
 
 async def find(
-    connection: PoolConnectionProxy, names: Collection[str], *, data: bool = False
+    connection: PoolConnectionProxy, names: Iterable[str], *, data: bool = False
 ) -> dict[str, Entry]:
     """What stands under these names, each given once; with `data` that of small blobs too."""
     partitions = [partition_of(name) for name in names]
-    rows = await connection.fetch(_FIND_DATA if data else _FIND, partitions, names)
+    rows = await connection.fetch(_FIND_DATA if data else _FIND, partitions, list(names))
     return {entry.info.name: entry for entry in map(read, rows)}

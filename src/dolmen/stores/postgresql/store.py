@@ -97,7 +97,7 @@ class PostgresStore(OneByOne):
 
     async def _find(self, names: Sequence[str], *, data: bool) -> Sequence[Entry | None]:
         async with self._server.connection() as connection:
-            found = await find(connection, list(dict.fromkeys(names)), data=data)
+            found = await find(connection, dict.fromkeys(names), data=data)
         return [found.get(name) for name in names]
 
     async def put(
