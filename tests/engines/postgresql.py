@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,26 +35,28 @@ def program(name: str) -> str:
 class PostgresServer:
     """One server with its data in `folder`, superuser `dolmen`, database `dolmen`.
 
-    Used as a context; may be started again. `file_limit` is in bytes: no file grows beyond.
+    Its socket is in a folder of its own, for the path of a socket has to be short. Used as a context; may be started again. `file_limit` is in bytes: no file grows beyond.
     """
 
     def __init__(self, folder: Path, **settings: str) -> None:
         self.folder, self.settings = folder, settings
+        self.socket = Path(tempfile.gettempdir(), f"pg-{os.getpid()}-{id(self):x}")
         self.file_limit: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
     def create(self) -> None:
         """Make its data folder."""
-        self.folder.mkdir(parents=True)
-        if os.geteuid() == 0:
-            shutil.chown(self.folder, _USER, _USER)
+        for folder in (self.folder, self.socket):
+            folder.mkdir(parents=True)
+            if os.geteuid() == 0:
+                shutil.chown(folder, _USER, _USER)
         self._run("initdb", "-D", str(self.folder), "-U", "dolmen", "-A", "trust", "--no-sync")
 
     def start(self) -> None:
         """Start it and wait until it answers."""
         settings = {
             "listen_addresses": "",
-            "unix_socket_directories": str(self.folder),
+            "unix_socket_directories": str(self.socket),
             "lc_messages": "C",
             **self.settings,
         }
@@ -92,24 +95,24 @@ class PostgresServer:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         return [pid, *map(int, children)]
 
-    def url(
-        self, schema: str = "public", *, user: str = "dolmen", database: str = "dolmen"
-    ) -> str:
+    def url(self, schema: str = "public", *, user: str = "dolmen", database: str = "dolmen") -> str:
         """The URL of a store in a schema, whether it is there or not."""
-        host = quote(str(self.folder), safe="")
+        host = quote(str(self.socket), safe="")
         return f"postgresql://{user}@/{database}?host={host}&search_path={schema}"
 
-    def sql(self, *statements: str) -> str:
+    def sql(self, *statements: str, database: str = "dolmen") -> str:
         """What psql prints for these statements."""
         words = [word for statement in statements for word in ("-c", statement)]
-        folder = str(self.folder)
-        return self._run("psql", "-h", folder, "-U", "dolmen", "-d", "postgres", "-qAtX", *words)
+        return self.client("psql", "-d", database, "-qAtX", *words)
 
     def schema(self, name: str) -> str:
-        """Make a schema in the database `dolmen` if it is not there: the URL of a store in it."""
-        database = str(self.folder), "-U", "dolmen", "-d", "dolmen"
-        self._run("psql", "-h", *database, "-qX", "-c", f'CREATE SCHEMA IF NOT EXISTS "{name}"')
+        """Make a schema if it is not there: the URL of a store in it."""
+        self.sql("SET client_min_messages = error", f"CREATE SCHEMA IF NOT EXISTS {name}")
         return self.url(name)
+
+    def client(self, name: str, *words: str) -> str:
+        """What one of PostgreSQL's programs prints that connects to it."""
+        return self._run(name, "-h", str(self.socket), "-U", "dolmen", *words)
 
     def _run(self, name: str, *words: str) -> str:
         ran = subprocess.run(
@@ -137,16 +140,17 @@ class PostgresServer:
 
     def __enter__(self) -> PostgresServer:
         self.create()
-        self.start()
         try:
-            self.sql("CREATE DATABASE dolmen")
+            self.start()
+            self.sql("CREATE DATABASE dolmen", database="postgres")
         except BaseException:
-            self.kill()
+            self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+        shutil.rmtree(self.socket)
 
 
 def _prefix() -> Sequence[str]:
