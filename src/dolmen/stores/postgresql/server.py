@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from dolmen.errors import (
     BadSetting,
@@ -19,6 +18,7 @@ from dolmen.errors import (
 )
 from dolmen.stores.driver import driver
 from dolmen.stores.postgresql.migrations import migrate
+from dolmen.stores.secrets import without_secrets
 
 if TYPE_CHECKING:
     import asyncpg
@@ -37,9 +37,10 @@ _SESSION = {
     "default_transaction_isolation": "read committed",
     # A client that stopped in a transaction does not keep its locks.
     "idle_in_transaction_session_timeout": str(int(PATIENCE * 1000)),
-    # Every statement goes by a primary key, also while the tables' statistics are of the time
-    # when they were empty.
+    # Every statement goes along a primary key, also while the tables' statistics are of the
+    # time when they were empty.
     "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
     "plan_cache_mode": "force_generic_plan",
@@ -72,9 +73,7 @@ class Server:
     """
 
     def __init__(self, url: str, *, patience: float = PATIENCE) -> None:
-        parts = urlsplit(url)
-        place = parts.netloc.rpartition("@")[2]
-        self.where = f"PostgreSQL at {parts.scheme}://{place}{parts.path}"
+        self.where = f"PostgreSQL at {without_secrets(url)}"
         self._patience = patience
         self._migrated = False
         self._pool = asyncpg.create_pool(

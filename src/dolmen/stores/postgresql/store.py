@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -46,13 +47,15 @@ LARGEST = 5 << 30
 SMALL = 1 << 16
 """Data of up to this size lies in the blob's row."""
 _PAGE = 1000
+_SOME = 256
 _SWEEP_EVERY = 600.0
 _MOST = 128
 _DURABLE = ("fsync", "full_page_writes", "synchronous_commit")
 
-_LIST = f"""
-    SELECT {COLUMNS} FROM dolmen_blobs WHERE (partition, name) > ($1, $2) AND partition <= $3
-    ORDER BY partition, name LIMIT {_PAGE}"""
+_LIST = f"SELECT {COLUMNS} FROM dolmen_blobs WHERE (partition, name) > ($1, $2)"
+_PAGED = f"ORDER BY partition, name LIMIT {_PAGE}"
+_LIST_RUN = f"{_LIST} AND partition BETWEEN $3 AND $4 {_PAGED}"
+_LIST_SOME = f"{_LIST} AND partition = ANY($3) {_PAGED}"
 _DIGESTS = "SELECT partition, count, size, xor FROM dolmen_digests WHERE count > 0"
 _NOTE = """
     INSERT INTO dolmen_notes VALUES ($1, $2)
@@ -250,12 +253,18 @@ class PostgresStore(OneByOne):
         tombstones: bool = False,
     ) -> AsyncIterator[BlobInfo]:
         """See `BlobStore.list`."""
-        begin = (partition_of(after), after) if after is not None else (-1, "")
-        for first, last in _runs(partitions):
-            place = max(begin, (first, ""))
-            while place[0] <= last:
+        place = (partition_of(after), after) if after is not None else (-1, "")
+        for span in _spans(partitions):
+            rows = None
+            while rows is None or len(rows) == _PAGE:
+                left = span[bisect_left(span, place[0]) :]
+                if not left:
+                    break
                 async with self._server.connection() as connection:
-                    rows = await connection.fetch(_LIST, *place, last)
+                    if isinstance(left, range):
+                        rows = await connection.fetch(_LIST_RUN, *place, left[0], left[-1])
+                    else:
+                        rows = await connection.fetch(_LIST_SOME, *place, left)
                 for entry in map(read, rows):
                     info = entry.info
                     if (
@@ -264,9 +273,8 @@ class PostgresStore(OneByOne):
                         and (tombstones or info.kind != Kind.TOMBSTONE)
                     ):
                         yield info
-                if len(rows) < _PAGE:
-                    break
-                place = (partition_of(info.name), info.name)
+                if rows:
+                    place = (partition_of(info.name), info.name)
 
     async def digests(self) -> Digests:
         """See `BlobStore.digests`."""
@@ -330,18 +338,36 @@ def _damaged(name: str) -> Corrupt:
     return Corrupt(f"the copy of {name} in PostgreSQL is damaged: replicate it from another store")
 
 
-def _runs(partitions: Iterable[int]) -> Iterable[tuple[int, int]]:
-    """Ascending partitions as first and last of each run without a gap."""
-    first = last = None
+def _spans(partitions: Iterable[int]) -> Iterator[Sequence[int]]:
+    """Ascending partitions in spans that one query can take: long runs, or lists of the others."""
+    some: list[int] = []
+    for run in _runs(partitions):
+        if len(run) > _SOME:
+            if some:
+                yield some
+                some = []
+            yield run
+        else:
+            some += run
+            if len(some) >= _SOME:
+                yield some
+                some = []
+    if some:
+        yield some
+
+
+def _runs(partitions: Iterable[int]) -> Iterator[range]:
+    """Ascending partitions in runs without a gap."""
+    run = range(0)
     for partition in partitions:
-        if last is not None and partition == last + 1:
-            last = partition
-            continue
-        if first is not None and last is not None:
-            yield first, last
-        first = last = partition
-    if first is not None and last is not None:
-        yield first, last
+        if run and partition == run.stop:
+            run = range(run.start, partition + 1)
+        else:
+            if run:
+                yield run
+            run = range(partition, partition + 1)
+    if run:
+        yield run
 
 
 async def open_url(
