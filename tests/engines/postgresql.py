@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -35,7 +36,8 @@ def program(name: str) -> str:
 class PostgresServer:
     """One server with its data in `folder`, superuser `dolmen`, database `dolmen`.
 
-    Its socket is in a folder of its own, for the path of a socket has to be short. Used as a context; may be started again. `file_limit` is in bytes: no file grows beyond.
+    Its socket is in a folder of its own, for the path of a socket has to be short. Used as a
+    context; may be started again. `file_limit` is in bytes: no file grows beyond.
     """
 
     def __init__(self, folder: Path, **settings: str) -> None:
@@ -110,6 +112,10 @@ class PostgresServer:
         self.sql("SET client_min_messages = error", f"CREATE SCHEMA IF NOT EXISTS {name}")
         return self.url(name)
 
+    def drop(self, name: str) -> None:
+        """Drop a schema and what is in it."""
+        self.sql("SET client_min_messages = error", f"DROP SCHEMA {name} CASCADE")
+
     def client(self, name: str, *words: str) -> str:
         """What one of PostgreSQL's programs prints that connects to it."""
         return self._run(name, "-h", str(self.socket), "-U", "dolmen", *words)
@@ -159,7 +165,5 @@ def _prefix() -> Sequence[str]:
 
 def _send(pids: Sequence[int], number: signal.Signals) -> None:
     for pid in pids:
-        try:
+        with suppress(ProcessLookupError):  # it ended by itself
             os.kill(pid, number)
-        except ProcessLookupError:  # it ended by itself
-            pass

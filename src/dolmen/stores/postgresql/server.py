@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dolmen.errors import (
     BadSetting,
@@ -80,6 +80,7 @@ class Server:
             url,
             min_size=0,
             max_size=CONNECTIONS,
+            connect=_connect,
             init=self._begin,
             reset=_as_it_is,
             timeout=patience,
@@ -141,11 +142,6 @@ class Server:
                 ) from error
 
     def _told(self, error: Exception) -> DolmenError:
-        if isinstance(error, asyncpg.ClientConfigurationError):
-            return BadSetting(
-                f"the URL of a PostgreSQL store can't be used: {error}; write"
-                " postgresql://[user[:password]@]host[:port]/database[?search_path=schema]"
-            )
         state = getattr(error, "sqlstate", None) or ""
         hint = _HINTS.get(state)
         text = f"{self.where}: {_said(error)}" + (f"; {hint}" if hint else "")
@@ -172,6 +168,16 @@ def _is_end(error: asyncpg.PostgresError) -> bool:
 
 def _said(error: BaseException) -> str:
     return str(error).partition("\n")[0] or "no answer in time"
+
+
+async def _connect(*args: Any, **settings: Any) -> asyncpg.Connection:
+    try:
+        return await asyncpg.connect(*args, **settings)
+    except (ValueError, OverflowError) as error:
+        raise BadSetting(
+            f"the URL of a PostgreSQL store can't be used: {error}; write"
+            " postgresql://[user[:password]@]host[:port]/database[?search_path=schema]"
+        ) from error
 
 
 async def _as_it_is(_connection: asyncpg.Connection) -> None:

@@ -310,9 +310,7 @@ class PostgresStore(OneByOne):
             condition.reasons.append(f"{where} is read-only (default_transaction_read_only)")
         off = [name for name, value in zip(_DURABLE, settings, strict=True) if value == "off"]
         if off:
-            condition.reasons.append(
-                f"{where} does not count as durable: {' and '.join(off)} off (see postgresql.conf)"
-            )
+            condition.remarks.append(f"{where} does not count as durable: {', '.join(off)} off")
         self.capabilities = replace(self.capabilities, durable=not off)
         return condition
 
