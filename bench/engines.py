@@ -224,11 +224,64 @@ def _redis(folder: Path) -> Iterator[Running]:
             lambda seconds: rate("get", seconds),
             lambda seconds: rate("set", seconds),
         )
+PGBENCH = {
+    "get": """
+        \\set n random(0, :count - 1)
+        SELECT name, size, kind, stamp, checksum, metadata, arrived, upload, damaged, data
+        FROM dolmen_blobs WHERE partition = :n % 65536 AND name = 'n' || :n::text;
+    """,
+    "put": """
+        \\set n random(1000000, 2000000000)
+        BEGIN;
+        SELECT count, size, xor FROM dolmen_digests WHERE partition = :n % 65536 FOR UPDATE;
+        SELECT name, size, kind, stamp, checksum, metadata, arrived, upload, damaged
+        FROM dolmen_blobs WHERE partition = :n % 65536 AND name = 'n' || :n::text;
+        INSERT INTO dolmen_blobs VALUES (:n % 65536, 1, false, :n, 1024, 0, NULL, 'n' || :n::text,
+            decode(repeat('ab', 16), 'hex'), '', decode(:data, 'hex')) ON CONFLICT DO NOTHING;
+        UPDATE dolmen_digests SET count = count + 1, size = size + 1024,
+            xor = decode(repeat('ab', 16), 'hex') WHERE partition = :n % 65536;
+        COMMIT;
+    """,
+}
+"""What the store has to do for one request, as statements of one client."""
+
+
+@contextmanager
+def _postgresql(folder: Path) -> Iterator[Running]:
+    from tests.engines.postgresql import PostgresServer
+
+    with PostgresServer(folder / "data") as server:
+        asyncio.run(_opened(server.schema("pgbench")))
+        server.sql(
+            "SET search_path = pgbench",
+            f"INSERT INTO dolmen_blobs SELECT n % 65536, 1, false, n, {SIZE}, 0, NULL, 'n' || n,"
+            f" decode(repeat('ab', 16), 'hex'), '', decode(repeat('ab', {SIZE}), 'hex')"
+            f" FROM generate_series(0, {COUNT - 1}) n",
+            "ANALYZE",
+            "ALTER DATABASE dolmen SET search_path = pgbench",
+        )
+        files = {}
+        for what, script in PGBENCH.items():
+            files[what] = server.socket / what  # where its user can read it
+            files[what].write_text(script)
+
+        def rate(what: str, seconds: int) -> float:
+            options = ("-n", "-M", "prepared", "-c", str(CLIENTS), "-j", "1", "-T", str(seconds))
+            values = ("-D", f"count={COUNT}", "-D", f"data={'ab' * SIZE}")
+            said = server.client("pgbench", *options, *values, "-f", str(files[what]), "dolmen")
+            return _found(r"tps = ([0-9.]+)", said)
+
+        yield Running(server.schema, lambda s: rate("get", s), lambda s: rate("put", s))
+
+
+async def _opened(url: str) -> None:
+    await (await open_store(url)).aclose()
 
 
 ENGINES = (
     Engine("memcached", "memcaslap", _memcached),
     Engine("redis", "redis-benchmark", _redis, get_marks=(0.2, 0.5)),
+    Engine("PostgreSQL", "pgbench", _postgresql, (0.5, 1.0), (0.5, 1.0)),
 )
 for _engine in ENGINES:
     measures(*_engine.figures())(_engine.run)

@@ -23,6 +23,7 @@ SCHEMES = {
     "redis": "dolmen.stores.redis",
     "rediss": "dolmen.stores.redis",
     "redis+cluster": "dolmen.stores.redis",
+    "postgresql": "dolmen.stores.postgresql",
 }
 
 Opener = Callable[[str], Awaitable[BlobStore]]

@@ -1,0 +1,184 @@
+"""The PostgreSQL server: connections, transactions, and what its errors mean."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from dolmen.errors import (
+    BadSetting,
+    Corrupt,
+    DolmenError,
+    Full,
+    OutcomeUnknown,
+    ReadOnly,
+    Unavailable,
+)
+from dolmen.stores.driver import driver
+from dolmen.stores.postgresql.migrations import migrate
+from dolmen.stores.secrets import without_secrets
+
+if TYPE_CHECKING:
+    import asyncpg
+    from asyncpg.pool import PoolConnectionProxy
+else:
+    asyncpg = driver("asyncpg", "postgresql")
+
+PATIENCE = 10.0
+"""Seconds for one statement, for connecting, and for a free connection."""
+CONNECTIONS = 8
+"""At most so many from one process."""
+
+_SESSION = {
+    "application_name": "dolmen",
+    # What a change reads after it got its locks is what stands then.
+    "default_transaction_isolation": "read committed",
+    # A client that stopped in a transaction does not keep its locks.
+    "idle_in_transaction_session_timeout": str(int(PATIENCE * 1000)),
+    # Every statement goes along a primary key, also while the tables' statistics are of the
+    # time when they were empty.
+    "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "plan_cache_mode": "force_generic_plan",
+}
+_LOST = (OSError, TimeoutError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError)
+_MEANINGS: dict[str, type[DolmenError]] = {
+    "53100": Full,  # disk_full
+    "25006": ReadOnly,  # read_only_sql_transaction
+    "XX001": Corrupt,  # data_corrupted
+    "XX002": Corrupt,  # index_corrupted
+}
+_HINTS = {
+    "28P01": "mend user and password in the store's URL (or PGPASSWORD, ~/.pgpass)",
+    "28000": "mend user and password in the store's URL, or the server's pg_hba.conf",
+    "3D000": "mend the database in the store's URL, or create it: createdb NAME",
+    "3F000": "mend search_path in the store's URL, or create the schema: CREATE SCHEMA NAME",
+    "42501": "let the user do that: GRANT CREATE, USAGE ON SCHEMA, or make it owner of the tables",
+    "42704": "the store's URL sets something that the server doesn't know",
+    "22023": "the store's URL sets something to what the server doesn't know",
+    "53300": "raise its max_connections",
+}
+_MENDABLE = frozenset(_HINTS) - {"53300"}
+
+
+class Server:
+    """Connections to the server of a URL, made when they are needed and again when lost.
+
+    A lost connection fails what was under way on it, never the next request.
+    `patience` is in seconds, see `PATIENCE`.
+    """
+
+    def __init__(self, url: str, *, patience: float = PATIENCE) -> None:
+        self.where = f"PostgreSQL at {without_secrets(url)}"
+        self._patience = patience
+        self._migrated = False
+        self._pool = asyncpg.create_pool(
+            url,
+            min_size=0,
+            max_size=CONNECTIONS,
+            connect=_connect,
+            init=self._begin,
+            reset=_as_it_is,
+            timeout=patience,
+            command_timeout=patience,
+            server_settings=_SESSION,
+        )
+
+    async def _begin(self, connection: asyncpg.Connection) -> None:
+        if not self._migrated:
+            await migrate(connection)
+            self._migrated = True
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[PoolConnectionProxy]:
+        """A connection. What the driver raises inside is told as an error of the contract.
+
+        That is `Unavailable` for a lost connection, so what is inside changes nothing for
+        which it matters whether it happened; that goes into a `transaction`.
+        """
+        if asyncio.current_task() is None:
+            await asyncio.sleep(0)  # the driver's timeouts need a task
+        try:
+            await self._pool  # does nothing from the second time on
+            async with self._pool.acquire(timeout=self._patience) as connection:
+                try:
+                    yield connection
+                except TimeoutError:
+                    connection.terminate()  # it would be waited for again
+                    raise
+        except (asyncpg.PostgresError, *_LOST) as error:
+            raise self._told(error) from error
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[PoolConnectionProxy]:
+        """A connection in a transaction, which is committed at the end.
+
+        Raises `OutcomeUnknown` when the connection is lost while it commits; every other
+        error tells that nothing happened.
+        """
+        async with self.connection() as connection:
+            transaction = connection.transaction()
+            await transaction.start()
+            try:
+                yield connection
+            except _LOST:
+                raise
+            except BaseException:
+                await transaction.rollback()
+                raise
+            try:
+                await transaction.commit()
+            except (asyncpg.PostgresError, *_LOST) as error:
+                if isinstance(error, asyncpg.PostgresError) and not _is_end(error):
+                    raise
+                connection.terminate()
+                raise OutcomeUnknown(
+                    f"{self.where}: the connection was lost while it committed ({_said(error)});"
+                    " the write may have happened"
+                ) from error
+
+    def _told(self, error: Exception) -> DolmenError:
+        state = getattr(error, "sqlstate", None) or ""
+        hint = _HINTS.get(state)
+        text = f"{self.where}: {_said(error)}" + (f"; {hint}" if hint else "")
+        return _MEANINGS.get(state, Unavailable)(text)
+
+    async def aclose(self) -> None:
+        """Let go of every connection."""
+        try:
+            async with asyncio.timeout(self._patience):
+                await self._pool.close()
+        except _LOST:
+            self._pool.terminate()
+
+
+def mendable(error: DolmenError) -> bool:
+    """Whether somebody has to mend the URL, or what it names on the server."""
+    return getattr(error.__cause__, "sqlstate", None) in _MENDABLE
+
+
+def _is_end(error: asyncpg.PostgresError) -> bool:
+    """Whether the server said that the connection ends, and not what became of the commit."""
+    return isinstance(error, asyncpg.PostgresConnectionError) or str(error.sqlstate)[:2] == "57"
+
+
+def _said(error: BaseException) -> str:
+    return str(error).partition("\n")[0] or "no answer in time"
+
+
+async def _connect(*args: Any, **settings: Any) -> asyncpg.Connection:
+    try:
+        return await asyncpg.connect(*args, **settings)
+    except (ValueError, OverflowError) as error:
+        raise BadSetting(
+            f"the URL of a PostgreSQL store can't be used: {error}; write"
+            " postgresql://[user[:password]@]host[:port]/database[?search_path=schema]"
+        ) from error
+
+
+async def _as_it_is(_connection: asyncpg.Connection) -> None:
+    """Nothing is left in a session that the next request would mind."""

@@ -1,0 +1,169 @@
+"""PostgreSQL servers of a test's own: on a socket in their folder, ended by their ids."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import quote
+
+_PATIENCE = 30.0
+_USER = "postgres"
+# It refuses to run as root. Another user may not enter the folders of the tests, but it may
+# with this one of root's capabilities.
+_AS_USER = (
+    *("setpriv", f"--reuid={_USER}", f"--regid={_USER}", "--clear-groups"),
+    *("--inh-caps=+dac_override", "--ambient-caps=+dac_override"),
+)
+
+
+def program(name: str) -> str:
+    """The path of a program; fails where `tests/engines/install` could not install it."""
+    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: path.parent.name)
+    path = os.pathsep.join([*map(str, reversed(folders)), os.environ["PATH"]])
+    found = shutil.which(name, path=path)
+    assert found, f"{name} is missing: run tests/engines/install"
+    return found
+
+
+class PostgresServer:
+    """One server with its data in `folder`, superuser `dolmen`, database `dolmen`.
+
+    Its socket is in a folder of its own, for the path of a socket has to be short. Used as a
+    context; may be started again. `file_limit` is in bytes: no file grows beyond.
+    """
+
+    def __init__(self, folder: Path, **settings: str) -> None:
+        self.folder, self.settings = folder, settings
+        self.socket = Path(tempfile.gettempdir(), f"pg-{os.getpid()}-{id(self):x}")
+        self.file_limit: int | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def create(self) -> None:
+        """Make its data folder."""
+        for folder in (self.folder, self.socket):
+            folder.mkdir(parents=True)
+            if os.geteuid() == 0:
+                shutil.chown(folder, _USER, _USER)
+        self._run("initdb", "-D", str(self.folder), "-U", "dolmen", "-A", "trust", "--no-sync")
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+        settings = {
+            "listen_addresses": "",
+            "unix_socket_directories": str(self.socket),
+            "lc_messages": "C",
+            **self.settings,
+        }
+        command = [program("postgres"), "-D", str(self.folder)]
+        for setting, value in settings.items():
+            command += ["-c", f"{setting}={value}"]
+        limit = self.file_limit
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [*_prefix(), *command],
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                preexec_fn=limit
+                and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))),
+            )
+        deadline = time.monotonic() + _PATIENCE
+        while not self._is_ready():
+            assert self._process.poll() is None, (self.folder / "log").read_text()
+            assert time.monotonic() < deadline, (self.folder / "log").read_text()
+            time.sleep(0.01)
+
+    def _is_ready(self) -> bool:
+        try:
+            lines = (self.folder / "postmaster.pid").read_text().splitlines()
+        except FileNotFoundError:
+            return False
+        assert self._process is not None
+        return lines[0:1] == [str(self._process.pid)] and "ready" in "".join(lines[7:8])
+
+    @property
+    def pids(self) -> list[int]:
+        """The server's process, and those it started."""
+        assert self._process is not None
+        pid = self._process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [pid, *map(int, children)]
+
+    def url(self, schema: str = "public", *, user: str = "dolmen", database: str = "dolmen") -> str:
+        """The URL of a store in a schema, whether it is there or not."""
+        host = quote(str(self.socket), safe="")
+        return f"postgresql://{user}@/{database}?host={host}&search_path={schema}"
+
+    def sql(self, *statements: str, database: str = "dolmen") -> str:
+        """What psql prints for these statements."""
+        words = [word for statement in statements for word in ("-c", statement)]
+        return self.client("psql", "-d", database, "-qAtX", *words)
+
+    def schema(self, name: str) -> str:
+        """Make a schema if it is not there: the URL of a store in it."""
+        self.sql("SET client_min_messages = error", f"CREATE SCHEMA IF NOT EXISTS {name}")
+        return self.url(name)
+
+    def drop(self, name: str) -> None:
+        """Drop a schema and what is in it."""
+        self.sql("SET client_min_messages = error", f"DROP SCHEMA {name} CASCADE")
+
+    def client(self, name: str, *words: str) -> str:
+        """What one of PostgreSQL's programs prints that connects to it."""
+        return self._run(name, "-h", str(self.socket), "-U", "dolmen", *words)
+
+    def _run(self, name: str, *words: str) -> str:
+        ran = subprocess.run(
+            [*_prefix(), program(name), *words],
+            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd="/",
+        )
+        assert ran.returncode == 0, ran.stdout
+        return ran.stdout.strip()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to all of its processes."""
+        _send(self.pids, number)
+
+    def kill(self) -> None:
+        """End all of its processes in the middle of whatever they do."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGSTOP)  # it starts no more
+            _send(self.pids, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    def __enter__(self) -> PostgresServer:
+        self.create()
+        try:
+            self.start()
+            self.sql("CREATE DATABASE dolmen", database="postgres")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        shutil.rmtree(self.socket)
+
+
+def _prefix() -> Sequence[str]:
+    return _AS_USER if os.geteuid() == 0 else ()
+
+
+def _send(pids: Sequence[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):  # it ended by itself
+            os.kill(pid, number)
