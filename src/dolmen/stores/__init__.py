@@ -20,6 +20,10 @@ SCHEMES = {
     "https": "dolmen.stores.remote",
     "cache": "dolmen.stores.cache",
     "memcached": "dolmen.stores.memcached",
+    "s3": "dolmen.stores.objects",
+    "gs": "dolmen.stores.objects",
+    "az": "dolmen.stores.objects",
+    "file": "dolmen.stores.objects",
 }
 
 Opener = Callable[[str], Awaitable[BlobStore]]

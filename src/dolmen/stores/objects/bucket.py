@@ -1,0 +1,128 @@
+"""One bucket (or folder), as little of it as the store needs, and its errors in dolmen's words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Sequence
+from types import ModuleType
+from typing import Any
+
+from dolmen.errors import DolmenError, Full, OutcomeUnknown, Unavailable
+
+PAGE = 1000
+"""Objects of a page of a listing: what S3 gives in one answer."""
+
+_STATUS = re.compile(r"status code: (\d{3})")
+_CODE = re.compile(r"<Code>(\w+)</Code>")
+_FULL = re.compile(r"status code: 507|QuotaExceeded|StorageFull|os error (28|122)\b")
+_NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|specified (bucket|container) does not")
+_BEYOND = re.compile(r"status code: 416|Wanted range starting at")
+_NOT_SENT = re.compile(r"kind: Connect\b")
+
+
+class Refused(Unavailable):
+    """The bucket is not there, or not for these credentials: somebody has to mend a setting."""
+
+
+class Bucket:
+    """Objects by their paths. `url` is without secrets; `ordered`: listings come sorted.
+
+    `reading` and `writing` are the same bucket; the second never sends anything twice.
+    Everything raises `Unavailable`; what writes also `OutcomeUnknown` and `Full`.
+    """
+
+    def __init__(
+        self, obstore: ModuleType, reading: Any, writing: Any, url: str, *, ordered: bool
+    ) -> None:
+        self._obstore, self._reading, self._writing = obstore, reading, writing
+        self._faults = (obstore.exceptions.BaseError, OSError, ValueError)
+        self.url, self.ordered = url, ordered
+
+    async def list(self, folder: str, after: str | None = None) -> AsyncIterator[list[str]]:
+        """Paths of all objects in a folder and those below it, in pages; those above `after`."""
+        pages = self._obstore.list(self._reading, folder, offset=after, chunk_size=PAGE)
+        while True:
+            try:
+                page = await anext(pages)
+            except StopAsyncIteration:
+                return
+            except self._faults as error:
+                raise self._told(error) from error
+            yield [found["path"] for found in page]
+
+    async def all(self, folder: str) -> Sequence[str]:
+        """Paths of all objects in a folder that holds few."""
+        return [path async for page in self.list(folder) for path in page]
+
+    async def folders(self, folder: str) -> set[str]:
+        """Names of the folders in a folder."""
+        try:
+            found = await self._obstore.list_with_delimiter_async(self._reading, folder)
+        except self._faults as error:
+            raise self._told(error) from error
+        return {path.rpartition("/")[2] for path in found["common_prefixes"]}
+
+    async def get(self, path: str, start: int = 0, stop: int | None = None) -> memoryview | None:
+        """The bytes of an object, or of a part of it as far as there are any; None where none is.
+
+        A range has to be less than the object: some servers answer with more otherwise.
+        """
+        try:
+            if stop is None:
+                found = await self._obstore.get_async(self._reading, path)
+                return memoryview(await found.bytes_async())
+            part = self._obstore.get_range_async(self._reading, path, start=start, end=stop)
+            return memoryview(await part)
+        except self._faults as error:
+            if isinstance(error, FileNotFoundError) and not _NO_BUCKET.search(str(error)):
+                return None
+            if _BEYOND.search(str(error)):
+                return memoryview(b"")
+            raise self._told(error) from error
+
+    async def put(self, path: str, data: bytes | memoryview) -> None:
+        """Store an object in one piece."""
+        try:
+            await self._obstore.put_async(self._writing, path, data, use_multipart=False)
+        except self._faults as error:
+            raise self._told(error, wrote=True) from error
+
+    async def delete(self, paths: Sequence[str]) -> None:
+        """Delete objects, in any order. What is not there is fine."""
+        for first in range(0, len(paths), PAGE):
+            page = paths[first : first + PAGE]
+            try:
+                await self._obstore.delete_async(self._writing, page)
+            except FileNotFoundError as error:
+                if _NO_BUCKET.search(str(error)):
+                    raise self._told(error) from error
+                if len(page) > 1:  # the others may not have been tried
+                    for path in page:
+                        await self.delete([path])
+            except self._faults as error:
+                raise self._told(error, wrote=True) from error
+
+    def _told(self, error: Exception, *, wrote: bool = False) -> DolmenError:
+        """What went wrong, for whoever asked. The driver's messages have pages of detail."""
+        whole = str(error)
+        said = (_CODE.findall(whole) or _STATUS.findall(whole) or [whole.partition("\n")[0]])[0]
+        if _FULL.search(whole):
+            return Full(f"{self.url} has no room left ({said})")
+        if _NO_BUCKET.search(whole):
+            return Refused(
+                f"{self.url} is not there ({said}): create it, or mend the name or the endpoint"
+                " in the store's URL"
+            )
+        status = int((_STATUS.findall(whole) or [0])[0])
+        exceptions = self._obstore.exceptions
+        denied = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
+        if isinstance(error, denied) or status in (401, 403):
+            return Refused(
+                f"{self.url} refuses who is asking ({said}): check the credentials in the"
+                " environment (docs/engines.md), and what they are allowed to do"
+            )
+        if _NOT_SENT.search(whole):
+            return Unavailable(f"{self.url} can't be reached: nobody answers at its endpoint")
+        if wrote and not (400 <= status < 500 or status == 503 or "(os error" in whole):
+            return OutcomeUnknown(f"{self.url} did not say whether it wrote: {said}")
+        return Unavailable(f"{self.url} could not be asked: {said}")
