@@ -17,6 +17,7 @@ _CODE = re.compile(r"<Code>(\w+)</Code>")
 _FULL = re.compile(r"status code: 507|QuotaExceeded|StorageFull|os error (28|122)\b")
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|specified (bucket|container) does not")
 _BEYOND = re.compile(r"status code: 416|Wanted range starting at")
+_NO_RANGES = "Received non-partial response"
 _NOT_SENT = re.compile(r"kind: Connect\b")
 
 
@@ -36,6 +37,7 @@ class Bucket:
     ) -> None:
         self._obstore, self._reading, self._writing = obstore, reading, writing
         self._faults = (obstore.exceptions.BaseError, OSError, ValueError)
+        self._ranges = True
         self.url, self.ordered = url, ordered
 
     async def list(self, folder: str, after: str | None = None) -> AsyncIterator[list[str]]:
@@ -63,22 +65,23 @@ class Bucket:
         return {path.rpartition("/")[2] for path in found["common_prefixes"]}
 
     async def get(self, path: str, start: int = 0, stop: int | None = None) -> memoryview | None:
-        """The bytes of an object, or of a part of it as far as there are any; None where none is.
-
-        A range has to be less than the object: some servers answer with more otherwise.
-        """
+        """The bytes of an object, or of a range as far as there are any; None where none is."""
         try:
-            if stop is None:
-                found = await self._obstore.get_async(self._reading, path)
-                return memoryview(await found.bytes_async())
-            part = self._obstore.get_range_async(self._reading, path, start=start, end=stop)
-            return memoryview(await part)
+            if stop is not None and self._ranges:
+                asked = self._obstore.get_range_async(self._reading, path, start=start, end=stop)
+                return memoryview(await asked)
+            found = await self._obstore.get_async(self._reading, path)
+            return memoryview(await found.bytes_async())[start:stop]
         except self._faults as error:
             if isinstance(error, FileNotFoundError) and not _NO_BUCKET.search(str(error)):
                 return None
             if _BEYOND.search(str(error)):
                 return memoryview(b"")
-            raise self._told(error) from error
+            if _NO_RANGES not in str(error):
+                raise self._told(error) from error
+        # Some servers (rclone's is one) answer a range in a way the driver does not take.
+        self._ranges = False
+        return await self.get(path, start, stop)
 
     async def put(self, path: str, data: bytes | memoryview) -> None:
         """Store an object in one piece."""

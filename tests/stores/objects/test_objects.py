@@ -1,0 +1,47 @@
+"""The suite against two S3 servers, Azure's emulator, and a folder."""
+
+import hashlib
+from typing import ClassVar
+
+import pytest
+
+from dolmen.stamps import Clock
+from dolmen.stores.objects import ObjectsStore
+from dolmen.stores.objects.url import open_bucket
+from dolmen.testing.conformance import Conformance, Place
+
+
+def opened(url: str, place: Place) -> ObjectsStore:
+    bucket, folder = open_bucket(url)
+    return ObjectsStore(bucket, folder=folder, clock=Clock(place.time.wall), now=place.time.now)
+
+
+class TestFolder(Conformance):
+    async def make_store(self, place: Place) -> ObjectsStore:
+        return opened(f"file://{place.path}", place)
+
+
+class Served(Conformance):
+    """One server, a path in its bucket for each test."""
+
+    server: ClassVar[str]
+
+    @pytest.fixture(autouse=True)
+    def serve(self, request: pytest.FixtureRequest) -> None:
+        self.running = request.getfixturevalue(self.server)
+
+    async def make_store(self, place: Place) -> ObjectsStore:
+        path = hashlib.sha256(str(place.path).encode()).hexdigest()
+        return opened(self.running.url(f"tests/{path}"), place)
+
+
+class TestRclone(Served):
+    server = "rclone"
+
+
+class TestMoto(Served):
+    server = "moto"
+
+
+class TestAzurite(Served):
+    server = "azurite"
