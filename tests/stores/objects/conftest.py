@@ -1,6 +1,7 @@
 from collections.abc import Iterator
 
 import pytest
+
 from engines.azurite import Azurite
 from engines.moto import Moto
 from engines.rclone import Rclone

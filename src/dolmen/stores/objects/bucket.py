@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +18,8 @@ _CODE = re.compile(r"<Code>(\w+)</Code>")
 _FULL = re.compile(r"status code: 507|QuotaExceeded|StorageFull|os error (28|122)\b")
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|specified (bucket|container) does not")
 _BEYOND = re.compile(r"status code: 416|Wanted range starting at")
+_BUSY = re.compile(r"status code: 50[03]")
+_PAUSES = (0.05, 0.2, 0.8)
 _NO_RANGES = "Received non-partial response"
 _NOT_SENT = re.compile(r"kind: Connect\b")
 
@@ -36,21 +39,16 @@ class Bucket:
         self, obstore: ModuleType, reading: Any, writing: Any, url: str, *, ordered: bool
     ) -> None:
         self._obstore, self._reading, self._writing = obstore, reading, writing
-        self._faults = (obstore.exceptions.BaseError, OSError, ValueError)
-        self._ranges = True
+        self.faults = (obstore.exceptions.BaseError, OSError, ValueError)
+        self._ranges, self._closed = True, False
         self.url, self.ordered = url, ordered
 
-    async def list(self, folder: str, after: str | None = None) -> AsyncIterator[list[str]]:
-        """Paths of all objects in a folder and those below it, in pages; those above `after`."""
-        pages = self._obstore.list(self._reading, folder, offset=after, chunk_size=PAGE)
-        while True:
-            try:
-                page = await anext(pages)
-            except StopAsyncIteration:
-                return
-            except self._faults as error:
-                raise self._told(error) from error
-            yield [found["path"] for found in page]
+    def list(self, folder: str, after: str | None = None) -> Pages:
+        """Paths of all objects in a folder and those below it; those above `after`."""
+        if self._closed:
+            raise Unavailable("the store is closed")
+        stream = self._obstore.list(self._reading, folder, offset=after, chunk_size=PAGE)
+        return Pages(self, stream)
 
     async def all(self, folder: str) -> Sequence[str]:
         """Paths of all objects in a folder that holds few."""
@@ -60,8 +58,8 @@ class Bucket:
         """Names of the folders in a folder."""
         try:
             found = await self._obstore.list_with_delimiter_async(self._reading, folder)
-        except self._faults as error:
-            raise self._told(error) from error
+        except self.faults as error:
+            raise self.told(error) from error
         return {path.rpartition("/")[2] for path in found["common_prefixes"]}
 
     async def get(self, path: str, start: int = 0, stop: int | None = None) -> memoryview | None:
@@ -72,23 +70,32 @@ class Bucket:
                 return memoryview(await asked)
             found = await self._obstore.get_async(self._reading, path)
             return memoryview(await found.bytes_async())[start:stop]
-        except self._faults as error:
+        except self.faults as error:
             if isinstance(error, FileNotFoundError) and not _NO_BUCKET.search(str(error)):
                 return None
             if _BEYOND.search(str(error)):
                 return memoryview(b"")
             if _NO_RANGES not in str(error):
-                raise self._told(error) from error
+                raise self.told(error) from error
         # Some servers (rclone's is one) answer a range in a way the driver does not take.
         self._ranges = False
         return await self.get(path, start, stop)
 
     async def put(self, path: str, data: bytes | memoryview) -> None:
-        """Store an object in one piece."""
-        try:
-            await self._obstore.put_async(self._writing, path, data, use_multipart=False)
-        except self._faults as error:
-            raise self._told(error, wrote=True) from error
+        """Store an object in one piece.
+
+        Where the bucket answers that it failed or is busy, which is nothing unusual, this is
+        sent again: no path gets two contents, so it does not matter if it had not failed.
+        """
+        for pause in (*_PAUSES, None):
+            try:
+                await self._obstore.put_async(self._writing, path, data, use_multipart=False)
+            except self.faults as error:
+                if pause is None or not _BUSY.search(str(error)):
+                    raise self.told(error, wrote=True) from error
+                await asyncio.sleep(pause)
+            else:
+                return
 
     async def delete(self, paths: Sequence[str]) -> None:
         """Delete objects, in any order. What is not there is fine."""
@@ -98,14 +105,18 @@ class Bucket:
                 await self._obstore.delete_async(self._writing, page)
             except FileNotFoundError as error:
                 if _NO_BUCKET.search(str(error)):
-                    raise self._told(error) from error
+                    raise self.told(error) from error
                 if len(page) > 1:  # the others may not have been tried
                     for path in page:
                         await self.delete([path])
-            except self._faults as error:
-                raise self._told(error, wrote=True) from error
+            except self.faults as error:
+                raise self.told(error, wrote=True) from error
 
-    def _told(self, error: Exception, *, wrote: bool = False) -> DolmenError:
+    def close(self) -> None:
+        """Let nobody begin anything."""
+        self._closed = True
+
+    def told(self, error: Exception, *, wrote: bool = False) -> DolmenError:
         """What went wrong, for whoever asked. The driver's messages have pages of detail."""
         whole = str(error)
         said = (_CODE.findall(whole) or _STATUS.findall(whole) or [whole.partition("\n")[0]])[0]
@@ -129,3 +140,19 @@ class Bucket:
         if wrote and not (400 <= status < 500 or status == 503 or "(os error" in whole):
             return OutcomeUnknown(f"{self.url} did not say whether it wrote: {said}")
         return Unavailable(f"{self.url} could not be asked: {said}")
+
+
+class Pages:
+    """The pages of a listing, each asked for when it is wanted."""
+
+    def __init__(self, bucket: Bucket, stream: Any) -> None:
+        self._bucket, self._stream = bucket, stream
+
+    def __aiter__(self) -> Pages:
+        return self
+
+    async def __anext__(self) -> Sequence[str]:
+        try:
+            return [found["path"] for found in await anext(self._stream)]
+        except self._bucket.faults as error:
+            raise self._bucket.told(error) from error

@@ -96,6 +96,10 @@ class Upload:
             self.data = await read_whole(payload)
             return checksum_of(self.data)
         hasher, held = blake3(), bytearray()
+        if payload.whole is not None and payload.size <= PART:
+            await self._send(payload.whole)
+            await self._sent()
+            return checksum_of(payload.whole)
         try:
             async for piece in payload:
                 hasher.update(piece)
@@ -116,7 +120,7 @@ class Upload:
                 await asyncio.gather(self._sending, return_exceptions=True)
         return hasher.digest(CHECKSUM_SIZE)
 
-    async def _send(self, data: bytearray) -> None:
+    async def _send(self, data: bytes | bytearray | memoryview) -> None:
         await self._sent()
         await self._keep()
         path = f"{self._folder}/{len(self._paths):06x}"

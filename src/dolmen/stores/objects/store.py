@@ -7,10 +7,11 @@ import shutil
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 from dolmen import metadata
 from dolmen.digests import Digests, Slot, hash_of_entry
@@ -37,9 +38,10 @@ from dolmen.store import (
     Put,
     Range,
 )
-from dolmen.stores.bulk import OneByOne, get_any
+from dolmen.stores.bulk import check_travels
 from dolmen.stores.objects.bucket import Bucket
-from dolmen.stores.objects.head import Head, folder_of, head_of, heads_of, new_id
+from dolmen.stores.objects.head import Head, folder_of, heads_of, new_id
+from dolmen.stores.objects.ledger import ROUNDS, Ledger, restless
 from dolmen.stores.objects.parts import GRACE, Upload, keep, read
 from dolmen.stores.objects.sweep import sweep, sweep_staged, time_in
 from dolmen.stores.objects.walk import walk
@@ -55,14 +57,17 @@ from dolmen.stores.verdict import (
 LARGEST = 1 << 40
 WHOLE = 1 << 20
 """What is read of a blob is read before it is answered, up to this size; more is streamed."""
-_AT_ONCE = 32
-"""Requests under way for one caller who reads many blobs."""
-_ROUNDS = 5
+WINDOW = 512
+"""Blobs that are looked up together when many are read or written."""
+_HELD = 16 << 20
+"""Bytes of blobs held for that."""
+_AT_ONCE = 64
+"""Of those, how many are read or written at once."""
 _FIRST_SWEEP = 60
 _NEXT_SWEEP = 3600
 
 
-class ObjectsStore(OneByOne):
+class ObjectsStore:
     """A blob store in a bucket. `now` returns seconds since 1970, `clock` gives stamps.
 
     `folder` is the bucket, where it is a folder of a file system: such are not durable.
@@ -80,80 +85,12 @@ class ObjectsStore(OneByOne):
             durable=folder is None, largest=LARGEST, digests=False, ordered=False, conflicts=False
         )
         self._bucket, self._folder = bucket, folder
+        self._ledger = Ledger(bucket, now)
         self._clock, self._now = clock or Clock(), now
         self._closed, self._writing = False, 0
         self._written = asyncio.Event()
         self._sweeper: asyncio.Task[None] | None = None
         self._trouble = ""
-
-    # Heads
-
-    async def _heads(self, name: str) -> list[Head]:
-        """The heads of a name, the one that stands last."""
-        if self._closed:
-            raise Unavailable("the store is closed")
-        return heads_of(await self._bucket.all(folder_of("heads", name))).get(name, [])
-
-    async def _stored(self, head: Head) -> tuple[bytes, memoryview] | None:
-        """The metadata of a head and the data in its object, checked; None where it is gone."""
-        inside = 0 if head.data else head.size
-        if head.metadata is not None and not inside:
-            return head.metadata, memoryview(b"")
-        body = await self._bucket.get(head.path)
-        if body is None:
-            return None
-        split = len(body) - inside
-        meta, data = bytes(body[: max(split, 0)]), body[max(split, 0) :]
-        whole = split >= 0 if head.metadata is None else split == 0
-        told = meta if head.metadata is None else head.metadata
-        if (
-            not whole
-            or metadata.hash_of(told) != head.metadata_hash
-            or (inside and checksum_of(data) != head.checksum)
-        ):
-            raise await self._quarantined(head)
-        return told, data
-
-    async def _info(self, head: Head) -> BlobInfo | None:
-        """What a head tells; None where it is gone."""
-        if head.metadata is not None or head.damaged:
-            return head.info(head.metadata or b"")
-        stored = await self._stored(head)
-        return None if stored is None else head.info(stored[0])
-
-    async def _standing(self, name: str) -> tuple[list[Head], BlobInfo | None]:
-        """The heads of a name, and what the highest tells."""
-        for _ in range(_ROUNDS):
-            heads = await self._heads(name)
-            if not heads:
-                return [], None
-            try:
-                if (info := await self._info(heads[-1])) is not None:
-                    return heads, info
-            except Corrupt:
-                continue  # from now on it is known to be
-        raise _restless(name)
-
-    async def _quarantined(self, head: Head) -> DolmenError:
-        """What to raise for a head whose data is not what was stored. Marks it."""
-        heads = [one for one in await self._heads(head.name) if one.id == head.id]
-        if not heads:
-            return Unavailable(f"{head.name} was replaced while it was read; read it again")
-        for one in heads:
-            await self._bucket.put(one.mark, b"")
-        return Corrupt(f"{head.name} is damaged in {self._bucket.url}")
-
-    async def _put_head(self, info: BlobInfo, id_: str, data: bytes | memoryview = b"") -> None:
-        """Let a write stand. Whoever gives it up waits until it is known whether it does."""
-        info.arrived = int(self._now())
-        head = head_of(info, id_)
-        body = data if head.metadata is not None else info.metadata + bytes(data)
-        putting = asyncio.ensure_future(self._bucket.put(head.path, body))
-        try:
-            await asyncio.shield(putting)
-        except asyncio.CancelledError:
-            await asyncio.gather(putting, return_exceptions=True)
-            raise
 
     @contextmanager
     def _write(self) -> Iterator[None]:
@@ -180,23 +117,36 @@ class ObjectsStore(OneByOne):
         checksum: bytes | None = None,
     ) -> Put:
         """See `BlobStore.put`. Where only the stamp changes the data is stored anew, too."""
-        info = BlobInfo(check_name(name), payload.size, kind, 0, NO_CHECKSUM, metadata.check(meta))
+        info = BlobInfo(check_name(name), payload.size, kind, stamp or 0, NO_CHECKSUM, meta)
+        return await self._put(info, payload, stamp, checksum)
+
+    async def _put(
+        self,
+        info: BlobInfo,
+        payload: Payload,
+        stamp: int | None,
+        checksum: bytes | None,
+        known: Sequence[Head] | None = None,
+    ) -> Put:
+        metadata.check(info.metadata)
         if info.size > LARGEST:
             raise TooLarge(f"{info.size} bytes are more than this store keeps ({LARGEST})")
         with self._write():
-            upload = Upload(self._bucket, name, self._now)
+            upload = Upload(self._bucket, info.name, self._now)
             try:
                 info.checksum = await upload.take(payload)
-                if checksum is not None and checksum != info.checksum:
-                    raise BadContent(f"the data of {name} does not have the checksum announced")
-                heads, standing = await self._standing(name)
+                if checksum not in (None, info.checksum):
+                    raise BadContent(
+                        f"the data of {info.name} does not have the checksum announced"
+                    )
+                heads, standing = await self._ledger.standing(info.name, known)
                 verdict = judge_put(
-                    name,
+                    info.name,
                     standing,
                     damaged=bool(heads) and heads[-1].damaged,
-                    kind=kind,
+                    kind=info.kind,
                     checksum=info.checksum,
-                    metadata=meta,
+                    metadata=info.metadata,
                     stamp=stamp,
                     clock=self._clock,
                 )
@@ -204,7 +154,7 @@ class ObjectsStore(OneByOne):
                     await upload.drop()
                 else:
                     info.stamp = verdict.answer.stamp
-                    await self._put_head(info, upload.id, upload.data)
+                    await self._ledger.add(info, upload.id, upload.data)
             except OutcomeUnknown:
                 raise  # the parts may be in use
             except DolmenError:
@@ -212,13 +162,55 @@ class ObjectsStore(OneByOne):
                 raise
             return verdict.answer
 
+    async def put_many(self, blobs: AsyncIterator[Blob]) -> AsyncIterator[Put | Failed]:
+        """See `BlobStore.put_many`. What is in memory is looked up and written together."""
+        window: dict[str, Blob] = {}
+        held = 0
+        async for blob in blobs:
+            alone = blob.payload.whole is None  # it must be read before the next is asked for
+            if alone or blob.info.name in window:
+                async for answer in self._put_window(window):
+                    yield answer
+            if alone:
+                yield await self._put_any(blob)
+                continue
+            window[blob.info.name] = blob
+            held += blob.info.size
+            if len(window) == WINDOW or held >= _HELD:
+                held = 0
+                async for answer in self._put_window(window):
+                    yield answer
+        async for answer in self._put_window(window):
+            yield answer
+
+    async def _put_window(self, window: dict[str, Blob]) -> AsyncIterator[Put | Failed]:
+        """Write these and forget them."""
+        known = await self._ledger.look_up(window)
+        calls = [self._put_any(blob, known.get(name)) for name, blob in window.items()]
+        window.clear()
+        async for answer in _together(calls):
+            yield answer
+
+    async def _put_any(self, blob: Blob, known: Sequence[Head] | None = None) -> Put | Failed:
+        info = blob.info
+        try:
+            check_travels(blob)
+            if info.kind == Kind.TOMBSTONE:
+                return await self._delete(info.name, info.stamp, known)
+            checksum = info.checksum if any(info.checksum) else None
+            return await self._put(
+                replace(info, size=blob.payload.size), blob.payload, info.stamp, checksum, known
+            )
+        except DolmenError as error:
+            return Failed(info.name, error)
+
     async def touch(self, name: str, *, stamp: int, checksum: bytes, meta: bytes) -> Put:
         """See `BlobStore.touch`."""
         check_name(name)
         metadata.check(meta)
         with self._write():
-            for _ in range(_ROUNDS):
-                heads, standing = await self._standing(name)
+            for _ in range(ROUNDS):
+                heads, standing = await self._ledger.standing(name)
                 verdict = judge_touch(
                     name,
                     standing,
@@ -231,23 +223,27 @@ class ObjectsStore(OneByOne):
                     return verdict.answer
                 head = heads[-1]
                 assert standing is not None
-                stored = await self._stored(head)
+                stored = await self._ledger.stored(head)
                 if stored is not None:
                     info = replace(standing, stamp=stamp, metadata=meta)
                     id_ = head.id if head.data else new_id(self._now())
-                    await self._put_head(info, id_, stored[1])
+                    await self._ledger.add(info, id_, stored[1])
                     return verdict.answer
-        raise _restless(name)
+        raise restless(name)
 
     async def delete(self, name: str, *, stamp: int | None = None) -> Put:
         """See `BlobStore.delete`."""
-        check_name(name)
+        return await self._delete(check_name(name), stamp)
+
+    async def _delete(
+        self, name: str, stamp: int | None, known: Sequence[Head] | None = None
+    ) -> Put:
         with self._write():
-            _, standing = await self._standing(name)
+            _, standing = await self._ledger.standing(name, known)
             verdict = judge_delete(standing, stamp=stamp, clock=self._clock)
             if verdict.action is not Action.KEEP:
                 info = BlobInfo(name, 0, Kind.TOMBSTONE, verdict.answer.stamp, NO_CHECKSUM)
-                await self._put_head(info, new_id(self._now()))
+                await self._ledger.add(info, new_id(self._now()))
             return verdict.answer
 
     async def remove(self, name: str, *, if_stamp: int, min_age: float = 0) -> bool:
@@ -255,7 +251,7 @@ class ObjectsStore(OneByOne):
         check_name(name)
         now = self._now()
         with self._write():
-            heads, standing = await self._standing(name)
+            heads, standing = await self._ledger.standing(name)
             if not may_remove(standing, if_stamp=if_stamp, min_age=min_age, now=now):
                 return False
             for folder in {head.data for head in heads if head.data}:
@@ -272,51 +268,52 @@ class ObjectsStore(OneByOne):
         """See `BlobStore.get`."""
         head, meta, data = await self._read(check_name(name))
         start, stop = byte_range or (0, head.size)
-        stop = min(stop, head.size)
-        start = min(start, stop)
-        payload: Payload
-        if head.data is None:
-            payload = Bytes(data[start:stop])
-        elif stop - start > WHOLE:
-            payload = Stream(stop - start, lambda: self._pieces(head, start, stop))
-        else:
-            pieces = [piece async for piece in self._pieces(head, start, stop)]
-            payload = Bytes(pieces[0] if len(pieces) == 1 else b"".join(pieces))
-        return Blob(head.info(meta), payload)
+        return Blob(head.info(meta), await self._payload(head, data, start, min(stop, head.size)))
 
-    async def _read(self, name: str) -> tuple[Head, bytes, memoryview]:
-        """The live head of a name, its metadata and the data in it."""
-        for _ in range(_ROUNDS):
-            head = _live(name, await self._heads(name))
-            if (stored := await self._stored(head)) is not None:
+    async def _read(
+        self, name: str, known: Sequence[Head] | None = None, *, tombstones: bool = False
+    ) -> tuple[Head, bytes, memoryview]:
+        """What stands under a name, its metadata and the data in its head."""
+        for _ in range(ROUNDS):
+            heads = await self._ledger.look(name) if known is None else known
+            head, known = _live(name, heads, tombstones=tombstones), None
+            if (stored := await self._ledger.stored(head)) is not None:
                 return head, *stored
-        raise _restless(name)
+        raise restless(name)
+
+    async def _payload(self, head: Head, data: memoryview, start: int, stop: int) -> Payload:
+        if head.data is None:
+            return Bytes(data[start:stop])
+        if stop - start > WHOLE:
+            return Stream(stop - start, lambda: self._pieces(head, start, stop))
+        pieces = [piece async for piece in self._pieces(head, start, stop)]
+        return Bytes(pieces[0] if len(pieces) == 1 else b"".join(pieces))
 
     async def _pieces(self, head: Head, start: int, stop: int) -> AsyncIterator[memoryview]:
         try:
             async for piece in read(self._bucket, head, start, stop):
                 yield piece
         except Corrupt as error:
-            raise await self._quarantined(head) from error
+            raise await self._ledger.quarantined(head) from error
 
     async def get_many(self, names: Sequence[str]) -> AsyncIterator[Blob | Failed]:
         """See `BlobStore.get_many`."""
-        under_way: deque[asyncio.Task[Blob | Failed]] = deque()
+        for first in range(0, len(names), WINDOW):
+            some = names[first : first + WINDOW]
+            known = await self._ledger.look_up(some)
+            async for answer in _together([self._get_any(name, known.get(name)) for name in some]):
+                yield answer
+
+    async def _get_any(self, name: str, known: Sequence[Head] | None) -> Blob | Failed:
         try:
-            for name in names:
-                under_way.append(asyncio.ensure_future(get_any(self, name)))
-                if len(under_way) == _AT_ONCE:
-                    yield await under_way.popleft()
-            while under_way:
-                yield await under_way.popleft()
-        finally:
-            for task in under_way:
-                task.cancel()
-            await asyncio.gather(*under_way, return_exceptions=True)
+            head, meta, data = await self._read(check_name(name), known, tombstones=True)
+            return Blob(head.info(meta), await self._payload(head, data, 0, head.size))
+        except DolmenError as error:
+            return Failed(name, error)
 
     async def stat(self, name: str, *, tombstones: bool = False) -> BlobInfo:
         """See `BlobStore.stat`."""
-        heads, standing = await self._standing(check_name(name))
+        heads, standing = await self._ledger.standing(check_name(name))
         _live(name, heads, tombstones=tombstones)
         assert standing is not None
         return standing
@@ -361,15 +358,13 @@ class ObjectsStore(OneByOne):
     async def _look_again(self, head: Head) -> BlobInfo | None:
         """What a head found in a listing tells, or what stands in its place by now."""
         try:
-            return await self._info(head) or await self.stat(head.name, tombstones=True)
+            return await self._ledger.info(head) or await self.stat(head.name, tombstones=True)
         except (NotFound, Corrupt):
             return None
 
     def _walk(
         self, wanted: Sequence[int], offset: str | None = None
     ) -> AsyncIterator[tuple[int, Sequence[str]]]:
-        if self._closed:
-            raise Unavailable("the store is closed")
         return walk(self._bucket, "heads", wanted, offset)
 
     async def digests(self) -> Digests:
@@ -451,6 +446,7 @@ class ObjectsStore(OneByOne):
         while self._writing:
             self._written.clear()
             await self._written.wait()
+        self._bucket.close()
 
 
 def _live(name: str, heads: Sequence[Head], *, tombstones: bool = False) -> Head:
@@ -465,5 +461,21 @@ def _live(name: str, heads: Sequence[Head], *, tombstones: bool = False) -> Head
     return head
 
 
-def _restless(name: str) -> Unavailable:
-    return Unavailable(f"{name} is being written by others all the time; try again")
+T = TypeVar("T")
+
+
+async def _together(calls: Iterable[Coroutine[Any, Any, T]]) -> AsyncIterator[T]:
+    """The answers of calls, in order; some of them are under way at once."""
+    under_way: deque[asyncio.Task[T]] = deque()
+    waiting = deque(calls)
+    try:
+        while waiting or under_way:
+            while waiting and len(under_way) < _AT_ONCE:
+                under_way.append(asyncio.ensure_future(waiting.popleft()))
+            yield await under_way.popleft()
+    finally:
+        for call in waiting:
+            call.close()
+        for task in under_way:
+            task.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
