@@ -6,12 +6,11 @@ import asyncio
 import shutil
 import time
 from bisect import bisect_left
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from dolmen import metadata
 from dolmen.digests import Digests, Slot, hash_of_entry
@@ -38,12 +37,12 @@ from dolmen.store import (
     Put,
     Range,
 )
-from dolmen.stores.bulk import check_travels
+from dolmen.stores.bulk import UnderWay, check_travels
 from dolmen.stores.objects.bucket import Bucket
 from dolmen.stores.objects.head import Head, folder_of, heads_of, new_id
 from dolmen.stores.objects.ledger import ROUNDS, Ledger, restless
-from dolmen.stores.objects.parts import GRACE, Upload, keep, read
-from dolmen.stores.objects.sweep import sweep, sweep_staged, time_in
+from dolmen.stores.objects.parts import Upload, keep, read
+from dolmen.stores.objects.sweep import Sweeper
 from dolmen.stores.objects.walk import walk
 from dolmen.stores.verdict import (
     NO_CHECKSUM,
@@ -63,8 +62,6 @@ _HELD = 16 << 20
 """Bytes of blobs held for that."""
 _AT_ONCE = 64
 """Of those, how many are read or written at once."""
-_FIRST_SWEEP = 60
-_NEXT_SWEEP = 3600
 
 
 class ObjectsStore:
@@ -89,8 +86,7 @@ class ObjectsStore:
         self._clock, self._now = clock or Clock(), now
         self._closed, self._writing = False, 0
         self._written = asyncio.Event()
-        self._sweeper: asyncio.Task[None] | None = None
-        self._trouble = ""
+        self.sweeper = Sweeper(bucket, folder, now)
 
     @contextmanager
     def _write(self) -> Iterator[None]:
@@ -186,9 +182,9 @@ class ObjectsStore:
     async def _put_window(self, window: dict[str, Blob]) -> AsyncIterator[Put | Failed]:
         """Write these and forget them."""
         known = await self._ledger.look_up(window)
-        calls = [self._put_any(blob, known.get(name)) for name, blob in window.items()]
+        blobs = list(window.values())
         window.clear()
-        async for answer in _together(calls):
+        async for answer in _together(self._put_any(b, known.get(b.info.name)) for b in blobs):
             yield answer
 
     async def _put_any(self, blob: Blob, known: Sequence[Head] | None = None) -> Put | Failed:
@@ -301,7 +297,7 @@ class ObjectsStore:
         for first in range(0, len(names), WINDOW):
             some = names[first : first + WINDOW]
             known = await self._ledger.look_up(some)
-            async for answer in _together([self._get_any(name, known.get(name)) for name in some]):
+            async for answer in _together(self._get_any(name, known.get(name)) for name in some):
                 yield answer
 
     async def _get_any(self, name: str, known: Sequence[Head] | None) -> Blob | Failed:
@@ -400,49 +396,19 @@ class ObjectsStore:
     async def condition(self) -> Condition:
         """See `BlobStore.condition`."""
         await self._bucket.all("sweeps")  # it answers
-        condition = Condition(reasons=[self._trouble] if self._trouble else [])
+        condition = Condition(reasons=[self.sweeper.trouble] if self.sweeper.trouble else [])
         if self._folder is not None:
             disk = await asyncio.to_thread(shutil.disk_usage, self._folder)
             condition.free, condition.total = disk.free, disk.total
+            condition.remarks.append(
+                "not durable: what was written last may not survive a power cut"
+            )
         return condition
-
-    async def sweep(self) -> None:
-        """Let go of what was overruled or abandoned a day ago; see the package."""
-        await sweep(self._bucket, self._now())
-        if self._folder is not None:
-            await asyncio.to_thread(sweep_staged, self._folder)
-
-    def sweep_from_time_to_time(self) -> None:
-        """Sweep once a day, whichever process comes first, until the store is closed."""
-        self._sweeper = asyncio.create_task(self._sweep_for_ever())
-
-    async def _sweep_for_ever(self) -> None:
-        await asyncio.sleep(_FIRST_SWEEP)
-        while True:
-            try:
-                if await self._sweep_is_due():
-                    await self.sweep()
-                self._trouble = ""
-            except DolmenError as error:
-                self._trouble = f"what is not needed any more could not be swept: {error}"
-            await asyncio.sleep(_NEXT_SWEEP)
-
-    async def _sweep_is_due(self) -> bool:
-        """Whether nobody swept within a day; if so, says that it is being done."""
-        now = self._now()
-        sweeps = await self._bucket.all("sweeps")
-        if any(now - time_in(path) < GRACE for path in sweeps):
-            return False
-        await self._bucket.put(f"sweeps/{int(now):08x}", b"")
-        await self._bucket.delete(sweeps)
-        return True
 
     async def aclose(self) -> None:
         """See `BlobStore.aclose`."""
         self._closed = True
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            await asyncio.gather(self._sweeper, return_exceptions=True)
+        await self.sweeper.aclose()
         while self._writing:
             self._written.clear()
             await self._written.wait()
@@ -464,18 +430,12 @@ def _live(name: str, heads: Sequence[Head], *, tombstones: bool = False) -> Head
 T = TypeVar("T")
 
 
-async def _together(calls: Iterable[Coroutine[Any, Any, T]]) -> AsyncIterator[T]:
+async def _together(calls: Iterable[Coroutine[object, object, T]]) -> AsyncIterator[T]:
     """The answers of calls, in order; some of them are under way at once."""
-    under_way: deque[asyncio.Task[T]] = deque()
-    waiting = deque(calls)
-    try:
-        while waiting or under_way:
-            while waiting and len(under_way) < _AT_ONCE:
-                under_way.append(asyncio.ensure_future(waiting.popleft()))
-            yield await under_way.popleft()
-    finally:
-        for call in waiting:
-            call.close()
-        for task in under_way:
-            task.cancel()
-        await asyncio.gather(*under_way, return_exceptions=True)
+    async with UnderWay[T]() as under_way:
+        for call in calls:
+            under_way.add(call)
+            if len(under_way) == _AT_ONCE:
+                yield await under_way.next()
+        while under_way:
+            yield await under_way.next()

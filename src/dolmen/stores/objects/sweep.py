@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from dolmen.errors import DolmenError
 from dolmen.names import PARTITIONS
 from dolmen.stores.objects.bucket import Bucket
 from dolmen.stores.objects.head import Head, heads_of
@@ -17,8 +19,54 @@ from dolmen.stores.objects.walk import walk
 
 _SPAN = 256
 """Partitions whose heads are held in memory at a time."""
+_FIRST, _NEXT = 60, 3600
+"""Seconds after which it looks whether a sweep is due."""
 _TIMED = re.compile(r"/(?:at\.)?([0-9a-f]{8})[^/]*$")
 _STAGED = re.compile(r"#[0-9]+$")
+
+
+class Sweeper:
+    """Sweeps once a day, in whichever process comes first. `folder` is the bucket if it is one.
+
+    `now` returns seconds since 1970. `trouble` is a sentence while it does not work.
+    """
+
+    def __init__(self, bucket: Bucket, folder: Path | None, now: Callable[[], float]) -> None:
+        self._bucket, self._folder, self._now = bucket, folder, now
+        self._task: asyncio.Task[None] | None = None
+        self.trouble = ""
+
+    def start(self) -> None:
+        """Begin, until `aclose`."""
+        self._task = asyncio.create_task(self._for_ever())
+
+    async def aclose(self) -> None:
+        """Leave off."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _for_ever(self) -> None:
+        await asyncio.sleep(_FIRST)
+        while True:
+            try:
+                await self.sweep_if_due()
+                self.trouble = ""
+            except DolmenError as error:
+                self.trouble = f"what nobody needs any more could not be swept: {error}"
+            await asyncio.sleep(_NEXT)
+
+    async def sweep_if_due(self) -> None:
+        """Sweep, unless somebody did within a day."""
+        now = self._now()
+        times = await self._bucket.all("sweeps")
+        if any(now - _time_in(path) < GRACE for path in times):
+            return
+        await self._bucket.put(f"sweeps/{int(now):08x}", b"")
+        await self._bucket.delete(times)
+        await sweep(self._bucket, now)
+        if self._folder is not None:
+            await asyncio.to_thread(_sweep_staged, self._folder)
 
 
 async def sweep(bucket: Bucket, now: float) -> None:
@@ -40,7 +88,7 @@ async def sweep(bucket: Bucket, now: float) -> None:
             for path in paths:
                 parts[path.rpartition("/")[0]].append(path)
             for folder, its in parts.items():
-                newest = max(time_in(path) for path in (folder, *its))
+                newest = max(_time_in(path) for path in (folder, *its))
                 if folder not in used and now - newest >= GRACE:
                     gone += its
         await bucket.delete(gone)
@@ -55,13 +103,13 @@ def _overruled(heads: list[Head], now: float) -> list[Head]:
     return heads[:count]
 
 
-def time_in(path: str) -> int:
+def _time_in(path: str) -> int:
     """The second that a path tells, 0 for none."""
     found = _TIMED.search(path)
     return int(found[1], 16) if found else 0
 
 
-def sweep_staged(folder: Path) -> None:
+def _sweep_staged(folder: Path) -> None:
     """Delete files that were begun a day ago or before and never got their name.
 
     The driver writes to `NAME#NUMBER` and renames; its listings do not show such.

@@ -49,7 +49,7 @@ async def open_url(url: str) -> ObjectsStore:
     except Unavailable:
         pass
     store = ObjectsStore(bucket, folder=folder)
-    store.sweep_from_time_to_time()
+    store.sweeper.start()
     return store
 
 
