@@ -24,7 +24,8 @@ class Azurite(Served):
     def command(self) -> list[str]:
         program = Path(__file__).parents[2] / ".venv/azurite/node_modules/.bin/azurite-blob"
         node = shutil.which("node")
-        assert program.exists() and node, "Azurite is missing: run tests/engines/install"
+        assert node, "node is missing: run tests/engines/install"
+        assert program.exists(), "Azurite is missing: run tests/engines/install"
         return [
             *(node, str(program), "--silent", "--skipApiVersionCheck", "--disableTelemetry"),
             *("--blobHost", "127.0.0.1", "--blobPort", str(self.port)),

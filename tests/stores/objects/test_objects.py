@@ -5,20 +5,14 @@ from typing import ClassVar
 
 import pytest
 
-from dolmen.stamps import Clock
 from dolmen.stores.objects import ObjectsStore
-from dolmen.stores.objects.url import open_bucket
 from dolmen.testing.conformance import Conformance, Place
-
-
-def opened(url: str, place: Place) -> ObjectsStore:
-    bucket, folder = open_bucket(url)
-    return ObjectsStore(bucket, folder=folder, clock=Clock(place.time.wall), now=place.time.now)
+from engines.buckets import opened
 
 
 class TestFolder(Conformance):
     async def make_store(self, place: Place) -> ObjectsStore:
-        return opened(f"file://{place.path}", place)
+        return opened(f"file://{place.path}", place.time)
 
 
 class Served(Conformance):
@@ -32,7 +26,7 @@ class Served(Conformance):
 
     async def make_store(self, place: Place) -> ObjectsStore:
         path = hashlib.sha256(str(place.path).encode()).hexdigest()
-        return opened(self.running.url(f"tests/{path}"), place)
+        return opened(self.running.url(f"tests/{path}"), place.time)
 
 
 class TestRclone(Served):

@@ -15,7 +15,7 @@ PAGE = 1000
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
-_FULL = re.compile(r"status code: 507|QuotaExceeded|StorageFull|os error (28|122)\b")
+_FULL = re.compile(r"status code: 507|QuotaExceeded|StorageFull|os error (27|28|122)\b")
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|specified (bucket|container) does not")
 _BEYOND = re.compile(r"status code: 416|Wanted range starting at")
 _BUSY = re.compile(r"status code: 50[03]")

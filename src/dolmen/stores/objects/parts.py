@@ -114,6 +114,7 @@ class Upload:
             if held:
                 await self._send(held)
             await self._sent()
+            await self._keep()
         finally:
             if self._sending is not None:
                 self._sending.cancel()

@@ -62,9 +62,14 @@ class Sweeper:
         times = await self._bucket.all("sweeps")
         if any(now - _time_in(path) < GRACE for path in times):
             return
-        await self._bucket.put(f"sweeps/{int(now):08x}", b"")
+        claim = f"sweeps/{int(now):08x}"
+        await self._bucket.put(claim, b"")
         await self._bucket.delete(times)
-        await sweep(self._bucket, now)
+        try:
+            await sweep(self._bucket, now)
+        except DolmenError:
+            await self._bucket.delete([claim])
+            raise
         if self._folder is not None:
             await asyncio.to_thread(_sweep_staged, self._folder)
 

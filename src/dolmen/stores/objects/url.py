@@ -6,7 +6,9 @@ from the environment variables it knows; `docs/engines.md` lists those that matt
 
 from __future__ import annotations
 
+import atexit
 import os
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -29,10 +31,14 @@ _OF_CLIENT = {
     "proxy_url",
     "timeout",
 }
-_READING = {"max_retries": 3, "retry_timeout": timedelta(seconds=10)}
+_READING = {"max_retries": 2, "retry_timeout": timedelta(seconds=10)}
 """Reads are asked again while that is quick; not after a timeout, which is longer."""
 _WRITING = {"max_retries": 0}
 """Whoever writes decides what to do about a write that may have happened."""
+
+# The driver's threads let go of what they were given a moment after they answered. One that
+# does so while the interpreter ends takes the process down (PyO3/pyo3-async-runtimes, issue 40).
+atexit.register(time.sleep, 0.05)
 
 
 async def open_url(url: str) -> ObjectsStore:
