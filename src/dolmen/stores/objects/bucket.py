@@ -10,6 +10,8 @@ from typing import Any
 
 from dolmen.errors import DolmenError, Full, OutcomeUnknown, Unavailable
 
+_AT_ONCE = 128
+"""Requests, and so connections; the rest wait here, where no timeout counts."""
 PAGE = 1000
 """Objects of a page of a listing: what S3 gives in one answer."""
 
@@ -18,6 +20,8 @@ _CODE = re.compile(r"<Code>(\w+)</Code>")
 _FULL = re.compile(r"status code: 507|QuotaExceeded|StorageFull|os error (27|28|122)\b")
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|specified (bucket|container) does not")
 _BEYOND = re.compile(r"status code: 416|Wanted range starting at")
+_NO_KEYS = re.compile(r"169\.254\.169\.254|metadata\.google\.internal")
+"""Where the driver asks for credentials when it was given none. It exists in the clouds only."""
 _BUSY = re.compile(r"status code: 50[03]")
 _PAUSES = (0.05, 0.2, 0.8)
 _NO_RANGES = "Received non-partial response"
@@ -41,6 +45,7 @@ class Bucket:
         self._obstore, self._reading, self._writing = obstore, reading, writing
         self.faults = (obstore.exceptions.BaseError, OSError, ValueError)
         self._ranges, self._closed = True, False
+        self.free = asyncio.Semaphore(_AT_ONCE)
         self.url, self.ordered = url, ordered
 
     def list(self, folder: str, after: str | None = None) -> Pages:
@@ -57,7 +62,8 @@ class Bucket:
     async def folders(self, folder: str) -> set[str]:
         """Names of the folders in a folder."""
         try:
-            found = await self._obstore.list_with_delimiter_async(self._reading, folder)
+            async with self.free:
+                found = await self._obstore.list_with_delimiter_async(self._reading, folder)
         except self.faults as error:
             raise self.told(error) from error
         return {path.rpartition("/")[2] for path in found["common_prefixes"]}
@@ -65,11 +71,12 @@ class Bucket:
     async def get(self, path: str, start: int = 0, stop: int | None = None) -> memoryview | None:
         """The bytes of an object, or of a range as far as there are any; None where none is."""
         try:
-            if stop is not None and self._ranges:
-                asked = self._obstore.get_range_async(self._reading, path, start=start, end=stop)
-                return memoryview(await asked)
-            found = await self._obstore.get_async(self._reading, path)
-            return memoryview(await found.bytes_async())[start:stop]
+            async with self.free:
+                if stop is not None and self._ranges:
+                    part = self._obstore.get_range_async(self._reading, path, start=start, end=stop)
+                    return memoryview(await part)
+                found = await self._obstore.get_async(self._reading, path)
+                return memoryview(await found.bytes_async())[start:stop]
         except self.faults as error:
             if isinstance(error, FileNotFoundError) and not _NO_BUCKET.search(str(error)):
                 return None
@@ -89,7 +96,8 @@ class Bucket:
         """
         for pause in (*_PAUSES, None):
             try:
-                await self._obstore.put_async(self._writing, path, data, use_multipart=False)
+                async with self.free:
+                    await self._obstore.put_async(self._writing, path, data, use_multipart=False)
             except self.faults as error:
                 if pause is None or not _BUSY.search(str(error)):
                     raise self.told(error, wrote=True) from error
@@ -102,7 +110,8 @@ class Bucket:
         for first in range(0, len(paths), PAGE):
             page = paths[first : first + PAGE]
             try:
-                await self._obstore.delete_async(self._writing, page)
+                async with self.free:
+                    await self._obstore.delete_async(self._writing, page)
             except FileNotFoundError as error:
                 if _NO_BUCKET.search(str(error)):
                     raise self.told(error) from error
@@ -135,6 +144,8 @@ class Bucket:
                 f"{self.url} refuses who is asking ({said}): check the credentials in the"
                 " environment (docs/engines.md), and what they are allowed to do"
             )
+        if _NO_KEYS.search(whole):
+            return Refused(f"{self.url}: no credentials are in the environment (docs/engines.md)")
         if _NOT_SENT.search(whole):
             return Unavailable(f"{self.url} can't be reached: nobody answers at its endpoint")
         if wrote and not (400 <= status < 500 or status == 503 or "(os error" in whole):
@@ -153,6 +164,7 @@ class Pages:
 
     async def __anext__(self) -> Sequence[str]:
         try:
-            return [found["path"] for found in await anext(self._stream)]
+            async with self._bucket.free:
+                return [found["path"] for found in await anext(self._stream)]
         except self._bucket.faults as error:
             raise self._bucket.told(error) from error

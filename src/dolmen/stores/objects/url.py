@@ -24,13 +24,7 @@ _FORM = (
     "write s3://BUCKET/PATH, gs://BUCKET/PATH or az://CONTAINER/PATH, perhaps with ?endpoint=…,"
     " or file:///FOLDER"
 )
-_OF_CLIENT = {
-    "allow_http",
-    "allow_invalid_certificates",
-    "connect_timeout",
-    "proxy_url",
-    "timeout",
-}
+_OF_CLIENT = {"allow_invalid_certificates", "connect_timeout", "proxy_url", "timeout"}
 _READING = {"max_retries": 2, "retry_timeout": timedelta(seconds=10)}
 """Reads are asked again while that is quick; not after a timeout, which is longer."""
 _WRITING = {"max_retries": 0}
@@ -74,12 +68,11 @@ def open_bucket(url: str) -> tuple[Bucket, Path | None]:
         if not parts.netloc or "@" in parts.netloc or parts.fragment:
             raise BadSetting(f"{shown!r} names no bucket: {_FORM}")
         settings = dict(parse_qsl(parts.query, keep_blank_values=True))
-        client: dict[str, Any] = {key: settings.pop(key) for key in _OF_CLIENT & settings.keys()}
-        for key in ("allow_http", "allow_invalid_certificates"):
-            if key in client:
-                client[key] = client[key].lower() in ("1", "true", "yes", "")
-        if settings.get("endpoint", "").startswith("http://"):
-            client["allow_http"] = True
+        # Plain http is spoken where an endpoint says so, and nowhere else.
+        client: dict[str, Any] = {"allow_http": True}
+        client |= {key: settings.pop(key) for key in _OF_CLIENT & settings.keys()}
+        if "allow_invalid_certificates" in client:
+            client["allow_invalid_certificates"] = client["allow_invalid_certificates"] == "true"
         reading, writing = (
             getattr(stores, _CLASSES[parts.scheme])(
                 parts.netloc,
