@@ -53,7 +53,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
 
 @pytest.fixture
 async def store(moto: Moto, request: pytest.FixtureRequest) -> AsyncIterator[ObjectsStore]:
-    store = opened(moto.url(f"requests-{abs(hash(request.node.name))}"), Time())
+    store = opened(moto.url(request.node.name[5:50].replace("_", "-")), Time())
     yield store
     await store.aclose()
 
