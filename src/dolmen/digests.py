@@ -66,7 +66,12 @@ def entry_hash(name: bytes, stamp: int, kind: int, checksum: bytes, metadata: by
     Over 1 byte length of the name, 1 byte kind, 8 bytes stamp (little-endian), the
     checksum, the hash of the metadata (`metadata.hash_of`), the name.
     """
-    fixed = _HASHED.pack(len(name), kind, stamp, checksum, hash_of(metadata))
+    return hash_of_entry(name, stamp, kind, checksum, hash_of(metadata))
+
+
+def hash_of_entry(name: bytes, stamp: int, kind: int, checksum: bytes, metadata_hash: bytes) -> int:
+    """`entry_hash`, for those who know the metadata by its hash only."""
+    fixed = _HASHED.pack(len(name), kind, stamp, checksum, metadata_hash)
     return int.from_bytes(blake3(fixed + name).digest(16), "little")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import pickle
 import resource
 import socket
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,6 +16,7 @@ from typing import Protocol
 import uvloop
 
 from dolmen import config
+from dolmen.errors import Unavailable
 from dolmen.http.limits import Limits
 from dolmen.http.messages import Request, Response
 from dolmen.http.origins import SitePolicy
@@ -87,8 +90,7 @@ def run(
 
     if workers == 1:
         return run_workers(1, addresses, start, stop=ending.aclose)
-    # Here and once, or every worker would fail at it again and again.
-    uvloop.run(_try(opened))
+    _try(opened)
     return run_workers(workers, addresses, start, stop=ending.aclose, ready=ready)
 
 
@@ -115,8 +117,35 @@ def shared_out(limits: Limits, listeners: int) -> Limits:
     return replace(limits, connections=max(1, connections // listeners))
 
 
-async def _try(opened: Callable[[], Awaitable[Application]]) -> None:
-    await (await opened()).aclose()
+def _try(opened: Callable[[], Awaitable[Application]]) -> None:
+    """Open the application and close it, once, or every worker would fail at it again and again.
+
+    In a process of its own: threads that a driver leaves behind in this one would not be
+    there in the workers forked from it, which would wait for them for ever.
+    """
+
+    async def trial() -> None:
+        await (await opened()).aclose()
+
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if not pid:
+        failed: BaseException | None = None
+        try:
+            uvloop.run(trial())
+        except BaseException as error:  # noqa: BLE001 - raised in the process that asked
+            failed = error
+        finally:
+            os.write(writing, pickle.dumps(failed))
+            os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as answer:
+        told = answer.read()
+    os.waitpid(pid, 0)
+    if not told:
+        raise Unavailable("the process that was to open the store for a trial ended without a word")
+    if failed := pickle.loads(told):  # noqa: S301 - by this program
+        raise failed
 
 
 def limits_of(settings: config.Settings) -> Limits:

@@ -24,6 +24,10 @@ SCHEMES = {
     "rediss": "dolmen.stores.redis",
     "redis+cluster": "dolmen.stores.redis",
     "postgresql": "dolmen.stores.postgresql",
+    "s3": "dolmen.stores.objects",
+    "gs": "dolmen.stores.objects",
+    "az": "dolmen.stores.objects",
+    "file": "dolmen.stores.objects",
 }
 
 Opener = Callable[[str], Awaitable[BlobStore]]

@@ -38,7 +38,7 @@ class OneByOne:
             for name in names:
                 yield await get_any(store, name)
             return
-        async with _UnderWay[Blob | Failed]() as under_way:
+        async with UnderWay[Blob | Failed]() as under_way:
             for name in names:
                 if len(under_way) == self.reads_ahead:
                     yield await under_way.next()
@@ -49,7 +49,7 @@ class OneByOne:
     async def put_many(self, blobs: AsyncIterator[Blob]) -> AsyncIterator[Put | Failed]:
         """See `BlobStore.put_many`. At most `WINDOW` puts are under way."""
         store = cast("BlobStore", self)
-        async with _UnderWay[Put | Failed]() as under_way:
+        async with UnderWay[Put | Failed]() as under_way:
             async for blob in blobs:
                 under_way.add(put_any(store, blob))
                 # A payload that is streamed must be read before the next one is asked for.
@@ -60,13 +60,15 @@ class OneByOne:
                 yield await under_way.next()
 
 
-class _UnderWay(deque["asyncio.Task[T]"]):
+class UnderWay(deque["asyncio.Task[T]"]):
     """Tasks whose results are taken in order; those left at the end are cancelled."""
 
     def add(self, coroutine: Coroutine[object, object, T]) -> None:
+        """Begin one more."""
         self.append(asyncio.get_running_loop().create_task(coroutine))
 
     async def next(self) -> T:
+        """The result of the one begun first."""
         task = self.popleft()
         try:
             return await task
