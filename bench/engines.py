@@ -12,6 +12,7 @@ import random
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -28,6 +29,7 @@ from dolmen.store import BlobStore
 from dolmen.stores import open_store
 from dolmen.stores.memory import MemoryStore
 
+sys.path.append(str(Path(__file__).parents[1] / "tests"))  # what starts engines is there
 SIZE = 1024
 CLIENTS = 50
 COUNT = 20_000
@@ -51,6 +53,8 @@ class Engine:
     start: Callable[[Path], AbstractContextManager[Running]]
     get_marks: tuple[float, float] | tuple[None, None] = (None, None)
     put_marks: tuple[float, float] | tuple[None, None] = (None, None)
+    count: int = COUNT
+    """Blobs that are replicated."""
 
     def figures(self) -> tuple[Figure, ...]:
         """What is measured of it."""
@@ -70,7 +74,7 @@ class Engine:
         ):
             into, out_of = Measured([]), Measured([])
             for at in range(bench.rounds):  # first, for there are engines that list everything
-                there, back = runner.run(_replicate(running.url(f"copy{at}")))
+                there, back = runner.run(_replicate(running.url(f"copy{at}"), self.count))
                 into.samples.append(there)
                 out_of.samples.append(back)
             yield into
@@ -135,24 +139,24 @@ async def _list(store: BlobStore) -> float:
     return count / (time.perf_counter() - start)
 
 
-async def _replicate(url: str) -> tuple[float, float]:
+async def _replicate(url: str, count: int) -> tuple[float, float]:
     """Small blobs a second from memory to an empty store, and from there to memory."""
     source, destination = MemoryStore(), MemoryStore()
-    await put(source, range(COUNT), size=SIZE)
+    await put(source, range(count), size=SIZE)
     store = await open_store(url)
     try:
-        return await _copied(source, store), await _copied(store, destination)
+        return await _copied(source, store, count), await _copied(store, destination, count)
     finally:
         await store.aclose()
 
 
-async def _copied(source: BlobStore, destination: BlobStore) -> float:
+async def _copied(source: BlobStore, destination: BlobStore, count: int) -> float:
     start = time.perf_counter()
     report = await replicate(source, destination)
     seconds = time.perf_counter() - start
-    if not report.complete or report.copied != COUNT:
-        raise NotMeasured(f"{COUNT} blobs were to be copied, but the report says {report}")
-    return COUNT / seconds
+    if not report.complete or report.copied != count:
+        raise NotMeasured(f"{count} blobs were to be copied, but the report says {report}")
+    return count / seconds
 
 
 def _program(name: str) -> str:
@@ -178,7 +182,7 @@ def _found(pattern: str, text: str) -> float:
 
 @contextmanager
 def _memcached(folder: Path) -> Iterator[Running]:
-    from tests.engines.memcached import Memcached
+    from engines.memcached import Memcached
 
     server = Memcached("-m", "2048")
     files = {}
@@ -205,7 +209,7 @@ def _memcached(folder: Path) -> Iterator[Running]:
 
 @contextmanager
 def _redis(folder: Path) -> Iterator[Running]:
-    from tests.engines.redis import DURABLE, RedisServer
+    from engines.redis import DURABLE, RedisServer
 
     def rate(test: str, seconds: int) -> float:
         count = str(40_000 * seconds if test == "get" else 5_000 * seconds)
@@ -224,6 +228,8 @@ def _redis(folder: Path) -> Iterator[Running]:
             lambda seconds: rate("get", seconds),
             lambda seconds: rate("set", seconds),
         )
+
+
 PGBENCH = {
     "get": """
         \\set n random(0, :count - 1)
@@ -232,15 +238,11 @@ PGBENCH = {
     """,
     "put": """
         \\set n random(1000000, 2000000000)
-        BEGIN;
-        SELECT count, size, xor FROM dolmen_digests WHERE partition = :n % 65536 FOR UPDATE;
-        SELECT name, size, kind, stamp, checksum, metadata, arrived, upload, damaged
-        FROM dolmen_blobs WHERE partition = :n % 65536 AND name = 'n' || :n::text;
+        WITH digest AS (
+            UPDATE dolmen_digests SET count = count + 1, size = size + 1024,
+                xor = decode(repeat('ab', 16), 'hex') WHERE partition = :n % 65536)
         INSERT INTO dolmen_blobs VALUES (:n % 65536, 1, false, :n, 1024, 0, NULL, 'n' || :n::text,
             decode(repeat('ab', 16), 'hex'), '', decode(:data, 'hex')) ON CONFLICT DO NOTHING;
-        UPDATE dolmen_digests SET count = count + 1, size = size + 1024,
-            xor = decode(repeat('ab', 16), 'hex') WHERE partition = :n % 65536;
-        COMMIT;
     """,
 }
 """What the store has to do for one request, as statements of one client."""
@@ -248,7 +250,7 @@ PGBENCH = {
 
 @contextmanager
 def _postgresql(folder: Path) -> Iterator[Running]:
-    from tests.engines.postgresql import PostgresServer
+    from engines.postgresql import PostgresServer
 
     with PostgresServer(folder / "data") as server:
         asyncio.run(_opened(server.schema("pgbench")))
@@ -278,10 +280,44 @@ async def _opened(url: str) -> None:
     await (await open_store(url)).aclose()
 
 
+@contextmanager
+def _s3(folder: Path) -> Iterator[Running]:
+    """rclone's server on this machine's disk; beside it obstore alone, an object a request."""
+    import obstore
+
+    from engines.rclone import BUCKET, KEY, SECRET, Rclone
+
+    with Rclone(folder / "rclone") as server:
+        raw = obstore.store.S3Store(
+            BUCKET,
+            prefix="alone",
+            endpoint=f"http://127.0.0.1:{server.port}",
+            region="us-east-1",
+            access_key_id=KEY,
+            secret_access_key=SECRET,
+            client_options={"allow_http": True},
+        )
+        numbers = itertools.count()
+
+        async def put_alone() -> None:
+            number = next(numbers)
+            await obstore.put_async(raw, name_of(number), bytes(SIZE), use_multipart=False)
+
+        async def get_alone() -> None:
+            found = await obstore.get_async(raw, name_of(0))
+            await found.bytes_async()
+
+        def rate(ask: Callable[[], Awaitable[None]], seconds: int) -> float:
+            return uvloop.run(_rate(ask, seconds))
+
+        yield Running(server.url, lambda s: rate(get_alone, s), lambda s: rate(put_alone, s))
+
+
 ENGINES = (
     Engine("memcached", "memcaslap", _memcached),
-    Engine("redis", "redis-benchmark", _redis, get_marks=(0.2, 0.5)),
+    Engine("Redis", "redis-benchmark", _redis, get_marks=(0.2, 0.5)),
     Engine("PostgreSQL", "pgbench", _postgresql, (0.5, 1.0), (0.5, 1.0)),
+    Engine("S3 of rclone", "obstore", _s3, count=2_000),
 )
 for _engine in ENGINES:
     measures(*_engine.figures())(_engine.run)
