@@ -197,4 +197,7 @@ class RedisCluster:
         until(lambda: name in replica.cli("CLUSTER", "NODES"))
         until(lambda: replica.cli("CLUSTER", "REPLICATE", name) == "OK")
         until(lambda: replica.info("master_link_status") == "up")
+        own = replica.cli("CLUSTER", "MYID")
+        for server in self.servers:  # they elect it, and its master has to agree
+            until(lambda server=server: own in server.cli("CLUSTER", "REPLICAS", name))
         return replica

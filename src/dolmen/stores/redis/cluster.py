@@ -43,7 +43,8 @@ class ClusterLink(Link):
         else:
             ask.fail(Unavailable(f"{self.address}: no server of the cluster holds its slot"))
 
-    def _lost(self) -> None:
+    def lost(self) -> None:
+        """See `Link.lost`."""
         self._stale = True
 
     async def _all(self) -> list[Server]:
@@ -101,14 +102,15 @@ class ClusterLink(Link):
         for place in self._durable.keys() - set(self._holders):
             del self._durable[place]
 
-    def _refused(self, server: Server, ask: Ask, said: str) -> None:
+    def refused(self, server: Server, ask: Ask, said: str) -> None:
+        """See `Link.refused`."""
         code, *rest = said.split(" ")
         ask.hops += code in ("MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN")
         if code in ("MOVED", "CLUSTERDOWN"):
             self._stale = True
             server.failing = server.failing or code == "CLUSTERDOWN"  # it may be cut off
         if code not in ("MOVED", "ASK", "TRYAGAIN") or ask.hops > _HOPS:
-            super()._refused(server, ask, said)
+            super().refused(server, ask, said)
         elif code == "TRYAGAIN":
             asyncio.get_running_loop().call_later(_MOMENT * ask.hops, self._send, ask)
         else:

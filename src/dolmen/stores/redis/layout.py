@@ -58,6 +58,10 @@ class Keys:
         """The key of a part."""
         return b"%b%b:%d" % (self._parts[tag], upload.hex().encode(), number)
 
+    def parts(self, tag: int, upload: bytes, count: int) -> list[bytes]:
+        """The keys of so many parts."""
+        return [self.part(tag, upload, number) for number in range(count)]
+
 
 def member(name: str) -> bytes:
     """A name as it stands in the order."""

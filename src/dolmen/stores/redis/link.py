@@ -26,8 +26,8 @@ class Link:
     """
 
     def __init__(self, address: Address, *, told: Callable[[bool], None], patience: float) -> None:
-        self.address, self._told, self._patience = address, told, patience
-        self._tls = ssl.create_default_context() if address.scheme == "rediss" else None
+        self.address, self._told, self.patience = address, told, patience
+        self.tls = ssl.create_default_context() if address.scheme == "rediss" else None
         self._servers: dict[tuple[Place, bool], Server] = {}
         self._durable: dict[Place, bool] = {}
 
@@ -59,17 +59,7 @@ class Link:
         for server in self._servers.values():
             await server.aclose()
 
-    async def _state(self, server: Server, send: Callable[[Ask], None]) -> State:
-        """What a server is set to and how it is doing, and taken note of."""
-        wanted = asks()
-        for ask in wanted:
-            send(ask)
-        state = State(server.where, await asyncio.gather(*wanted))
-        self._durable[server.place] = not state.lacking
-        self._told(all(self._durable.values()))
-        return state
-
-    async def _greet(self, server: Server, connection: Connection) -> None:
+    async def greet(self, server: Server, connection: Connection) -> None:
         """Log in, and see what it is. Only then anything else: it could go to another database."""
         address = self.address
         if address.user or address.password:
@@ -88,26 +78,7 @@ class Link:
                 f" {CLUSTER}://, that of a single server with redis:// or rediss://"
             )
 
-    def _send(self, ask: Ask) -> None:
-        self._server(self.address.servers[0], ask.bulk).send(ask)
-
-    async def _all(self) -> list[Server]:
-        return [self._server(self.address.servers[0])]
-
-    def _server(self, place: Place, bulk: bool = False) -> Server:
-        server = self._servers.get((place, bulk))
-        if server is None:
-            server = self._servers[place, bulk] = Server(
-                place,
-                self._tls,
-                patience=self._patience,
-                greet=self._greet,
-                refused=self._refused,
-                lost=self._lost,
-            )
-        return server
-
-    def _refused(self, server: Server, ask: Ask, said: str) -> None:
+    def refused(self, server: Server, ask: Ask, said: str) -> None:
         """Settle an ask that got an error for a reply, or send it otherwise."""
         if said.startswith("NOSCRIPT"):
             ask.command = (b"EVAL", SOURCES[ask.command[1]], *ask.command[2:])
@@ -120,5 +91,27 @@ class Link:
             server.leave("it became a replica")  # its name may mean another by now
         ask.fail(meaning(server.where, ask, said))
 
-    def _lost(self) -> None:
+    def lost(self) -> None:
         """Called when a server can't be reached."""
+
+    async def _state(self, server: Server, send: Callable[[Ask], None]) -> State:
+        """What a server is set to and how it is doing, and taken note of."""
+        wanted = asks()
+        for ask in wanted:
+            send(ask)
+        state = State(server.where, await asyncio.gather(*wanted))
+        self._durable[server.place] = not state.lacking
+        self._told(all(self._durable.values()))
+        return state
+
+    def _send(self, ask: Ask) -> None:
+        self._server(self.address.servers[0], ask.bulk).send(ask)
+
+    async def _all(self) -> list[Server]:
+        return [self._server(self.address.servers[0])]
+
+    def _server(self, place: Place, bulk: bool = False) -> Server:
+        server = self._servers.get((place, bulk))
+        if server is None:
+            server = self._servers[place, bulk] = Server(self, place)
+        return server

@@ -4,35 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 from dolmen.errors import DolmenError, Unavailable
 from dolmen.stores.redis.address import Place, at
 from dolmen.stores.redis.connection import Ask, Connection
 from dolmen.stores.redis.refusals import Refused
 
+if TYPE_CHECKING:
+    from dolmen.stores.redis.link import Link
+
 
 class Server:
-    """A server, asked over one connection. Nothing is sent twice.
+    """A server of a link, asked over one connection. Nothing is sent twice.
 
-    `greet` says what goes first over every connection. `refused` gets the asks that the
-    server refuses, with what it said; `lost` is called when it can't be reached. It may be
-    silent for `patience` seconds.
+    The link greets it before anything is sent, and is told what it refuses and when it
+    can't be reached.
     """
 
-    def __init__(
-        self,
-        place: Place,
-        tls: ssl.SSLContext | None,
-        *,
-        patience: float,
-        greet: Callable[[Server, Connection], Awaitable[None]],
-        refused: Callable[[Server, Ask, str], None],
-        lost: Callable[[], None],
-    ) -> None:
-        self.place, self.where = place, f"Redis at {at(place)}"
-        self._tls, self._patience = tls, patience
-        self._greet, self._refused, self._lost = greet, refused, lost
+    def __init__(self, link: Link, place: Place) -> None:
+        self._link, self.place = link, place
+        self.where = f"Redis at {at(place)}"
         self._connection: Connection | None = None
         self._opening: asyncio.Task[None] | None = None
         self._queue: list[Ask] = []
@@ -67,7 +59,7 @@ class Server:
     async def _open(self) -> None:
         error: DolmenError | None = Unavailable(f"{self.where} can't be asked")
         try:
-            async with asyncio.timeout(self._patience):
+            async with asyncio.timeout(self._link.patience):
                 self._connection = await self._connect()
             error = None
         except DolmenError as refused:
@@ -78,7 +70,7 @@ class Server:
                 f" ({untrusted.verify_message}): SSL_CERT_FILE may name its authority's"
             )
         except (OSError, UnicodeError) as unreachable:
-            why = str(unreachable) or f"no answer within {self._patience:g} seconds"
+            why = str(unreachable) or f"no answer within {self._link.patience:g} seconds"
             error = Unavailable(f"{self.where} can't be asked: {why}")
         finally:
             self.failing, self._opening = error is not None, None
@@ -89,21 +81,21 @@ class Server:
                 else:
                     ask.fail(type(error)(str(error)))
             if error is not None:
-                self._lost()
+                self._link.lost()
 
     async def _connect(self) -> Connection:
         _, connection = await asyncio.get_running_loop().create_connection(
             lambda: Connection(
                 self.where,
-                patience=self._patience,
-                refused=lambda ask, said: self._refused(self, ask, said),
+                patience=self._link.patience,
+                refused=lambda ask, said: self._link.refused(self, ask, said),
                 gone=self._gone,
             ),
             *self.place,
-            ssl=self._tls,
+            ssl=self._link.tls,
         )
         try:
-            await self._greet(self, connection)
+            await self._link.greet(self, connection)
         except BaseException:
             connection.abort("it was given up")
             raise
@@ -112,4 +104,4 @@ class Server:
     def _gone(self, connection: Connection) -> None:
         if self._connection is connection:
             self._connection, self.failing = None, True
-            self._lost()
+            self._link.lost()

@@ -7,13 +7,22 @@ import logging
 import struct
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
 from dolmen import metadata
 from dolmen.digests import Digests
-from dolmen.errors import BadContent, BadSetting, Corrupt, NotFound, TooLarge, Unavailable
+from dolmen.errors import (
+    BadContent,
+    BadSetting,
+    Corrupt,
+    DolmenError,
+    NotFound,
+    TooLarge,
+    Unavailable,
+)
 from dolmen.names import checksum_of
 from dolmen.payload import Bytes, Payload, Stream, read_whole
 from dolmen.record import NOBODY, Kind
@@ -91,15 +100,8 @@ class RedisStore(OneByOne):
         async def write(body: bytes | memoryview, found: bytes, upload: bytes = NOBODY) -> Put:
             if checksum is not None and checksum != found:
                 raise BadContent(f"the data of {name} does not have the checksum announced")
-            judge = partial(
-                judge_put,
-                name,
-                kind=kind,
-                checksum=found,
-                metadata=meta,
-                stamp=stamp,
-                clock=self._clock,
-            )
+            judge = partial(judge_put, name, kind=kind, checksum=found, metadata=meta)
+            judge = partial(judge, stamp=stamp, clock=self._clock)
             entry = Entry(BlobInfo(name, payload.size, kind, 0, found, meta), upload)
             return await self._change(entry, body, judge, None)  # mostly nothing stands
 
@@ -133,7 +135,8 @@ class RedisStore(OneByOne):
             standing = await self._standing(name)
             if standing is None or standing.upload != entry.upload:
                 return Unavailable(f"{name} was deleted or replaced while it was read")
-            await self._quarantine(standing)
+            if not standing.damaged:
+                await self._quarantine(standing)
             return Corrupt(f"part {number} of {name} in Redis is missing or damaged")
 
         name = entry.info.name
@@ -188,15 +191,10 @@ class RedisStore(OneByOne):
         async for page in pages(self._link, self._keys, spans, prefix):
             for front in page:
                 try:
-                    entry = read(front)
-                except Corrupt:  # who asks for it is told
+                    info = _sound("", read(front), tombstones=tombstones).info
+                except (Corrupt, NotFound):
                     continue
-                if (
-                    entry
-                    and not entry.damaged
-                    and (tombstones or entry.info.kind != Kind.TOMBSTONE)
-                ):
-                    yield entry.info
+                yield info
 
     async def digests(self) -> Digests:
         """See `BlobStore.digests`."""
@@ -232,7 +230,7 @@ class RedisStore(OneByOne):
 
     async def _quarantine(self, entry: Entry) -> None:
         """Take a damaged copy out of lists and digests, unless something else stands by now."""
-        if not entry.damaged:
+        with suppress(DolmenError):  # whoever reads it is told that it is damaged all the same
             await self._apply(entry.info.name, entry, replace(entry, damaged=True), None)
 
     async def _change(
@@ -248,21 +246,14 @@ class RedisStore(OneByOne):
         """
         name = entry.info.name
         for _ in range(_ATTEMPTS):
-            verdict = (
-                judge(standing.info, damaged=standing.damaged)
-                if standing is not None
-                else judge(None, damaged=False)
-            )
+            info, damaged = (standing.info, standing.damaged) if standing else (None, False)
+            verdict = judge(info, damaged=damaged)
             if verdict.action is Action.KEEP:
                 return verdict.answer
             afresh = verdict.action is Action.WRITE
             base = entry if afresh or standing is None else standing
-            info = replace(
-                base.info,
-                stamp=verdict.answer.stamp,
-                metadata=entry.info.metadata,
-                arrived=int(self._now()),
-            )
+            stamp, meta, now = verdict.answer.stamp, entry.info.metadata, int(self._now())
+            info = replace(base.info, stamp=stamp, metadata=meta, arrived=now)
             new = Entry(info, base.upload)
             found = await self._apply(name, standing, new, body if afresh else None)
             if found == _DONE:
@@ -285,10 +276,8 @@ class RedisStore(OneByOne):
         tag, key = keys.entry(name)
         was, now = old.counted if old else NOTHING, new.counted if new else NOTHING
         goes, comes = (old, new) if body is not None else (None, None)
-        olds = [keys.part(tag, goes.upload, number) for number in range(goes.parts)] if goes else []
-        news = (
-            [keys.part(tag, comes.upload, number) for number in range(comes.parts)] if comes else []
-        )
+        olds = keys.parts(tag, goes.upload, goes.parts) if goes else []
+        news = keys.parts(tag, comes.upload, comes.parts) if comes else []
         return self._link.ask(
             tag,
             *(b"EVALSHA", CHANGE, 3 + len(olds) + len(news)),

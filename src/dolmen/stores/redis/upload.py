@@ -58,7 +58,7 @@ class Upload:
     def __exit__(self, *_: object) -> None:
         """Drop what was not committed. Nobody waits for it: what it can't reach expires."""
         count = len(self.sums) // SUM_SIZE
-        keys = [self._keys.part(self._tag, self.id, number) for number in range(count)]
+        keys = self._keys.parts(self._tag, self.id, count)
         if keys:  # over the way of the parts, so it comes behind them
             self._link.ask(self._tag, b"EVALSHA", DROP, count, *keys, writes=True, bulk=True)
 
