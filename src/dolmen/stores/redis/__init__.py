@@ -1,4 +1,4 @@
-"""`redis://`, `rediss://` (TLS) and `redis+cluster://`: blobs in Redis, with redis-py.
+"""`redis://`, `rediss://` (TLS) and `redis+cluster://`: blobs in Redis, with hiredis.
 
     redis://[[user]:password@]host[:port][/database][?prefix=dolmen]
     redis+cluster://[[user]:password@]host[:port][,host[:port]…][?prefix=dolmen]
@@ -7,11 +7,10 @@ What it promises:
 
 * **Durable** only where Redis flushes every write before it answers: `appendonly yes`,
   `appendfsync always`, `no-appendfsync-on-rewrite no` and `maxmemory-policy noeviction`.
-  They are read when the store is opened and with every `condition()`; a server with other
-  settings, or one that refuses CONFIG as managed ones do, counts as not durable, and
-  `condition().reasons` says why. A failover may lose writes all the same: replicas of
-  Redis follow after the answer. Opened while nobody answers, it is taken for durable
-  until the server can be asked.
+  They are read with every connection, before the first write is answered, and with every
+  `condition()`; a server with other settings, or one that refuses CONFIG as managed ones
+  do, counts as not durable, and `condition().remarks` says why. A failover may lose writes
+  all the same: replicas of Redis follow after the answer.
 * **Atomic**: every write is one script on one server, which compares what stands with
   what was judged and changes entry, list order and digests together.
 * **Largest blob** 5 GiB. Beyond 64 KiB the data lies in parts of 1 MiB, which expire

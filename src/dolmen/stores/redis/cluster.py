@@ -39,7 +39,7 @@ class ClusterLink(Link):
             self._held_up.append(ask)
             self._learned()
         elif (place := self._holders[ask.tag]) is not None:
-            self._server(place, ask.bulk).send(ask)
+            self._server(place, ask.lane).send(ask)
         else:
             ask.fail(Unavailable(f"{self.address}: no server of the cluster holds its slot"))
 
@@ -115,7 +115,7 @@ class ClusterLink(Link):
             asyncio.get_running_loop().call_later(_MOMENT * ask.hops, self._send, ask)
         else:
             host, _, port = rest[1].rpartition(":")
-            other = self._server((host or server.place[0], int(port)), ask.bulk)
+            other = self._server((host or server.place[0], int(port)), ask.lane)
             if code == "ASK":
-                other.send(Ask(b"ASKING", bulk=ask.bulk))
+                other.send(Ask(b"ASKING", lane=ask.lane))
             other.send(ask)

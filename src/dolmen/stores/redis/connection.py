@@ -22,9 +22,9 @@ Word = bytes | memoryview | int
 class Ask(asyncio.Future[Any]):
     """A command, and the future of its reply: bytes, an int, a list of replies or None.
 
-    `writes` when it may change something, `bulk` when it moves much, `optional` when None
-    does for a reply where it is not permitted; `refusal` is what is said of a server that
-    refuses it, `hops` how often it was sent on to another.
+    `writes` when it may change something; `lane` tells the connections to a server apart;
+    `optional` when None does for a reply where it is not permitted; `refusal` is what is
+    said of a server that refuses it; `hops` is how often it was sent on to another.
     """
 
     def __init__(
@@ -32,13 +32,13 @@ class Ask(asyncio.Future[Any]):
         *command: Word,
         tag: int = 0,
         writes: bool = False,
-        bulk: bool = False,
+        lane: int = 0,
         optional: bool = False,
         refusal: str = "",
     ) -> None:
         super().__init__(loop=asyncio.get_running_loop())
         self.command, self.tag = command, tag
-        self.writes, self.bulk, self.optional = writes, bulk, optional
+        self.writes, self.lane, self.optional = writes, lane, optional
         self.refusal, self.hops = refusal, 0
 
     def settle(self, reply: Any) -> None:

@@ -17,23 +17,28 @@ from dolmen.stores.redis.settings import State, asks, together
 
 PATIENCE = 10.0
 """Seconds a server may take to be connected to, or for its next bytes while it owes some."""
+_WRITERS = 4
+_BULK = 1 + _WRITERS
 
 
 class Link:
     """The one server at an address. `told` gets whether all there is is durable.
 
-    What moves much goes over a connection of its own, so that nothing small waits behind it.
+    Reads share a connection, and so a write of theirs to the socket. Writes take several:
+    Redis flushes once for what it reads at a time, which is 16 KiB of each. What moves much
+    has one of its own, so that nothing small waits behind it.
     """
 
     def __init__(self, address: Address, *, told: Callable[[bool], None], patience: float) -> None:
         self.address, self._told, self.patience = address, told, patience
         self.tls = ssl.create_default_context() if address.scheme == "rediss" else None
-        self._servers: dict[tuple[Place, bool], Server] = {}
+        self._servers: dict[tuple[Place, int], Server] = {}
         self._durable: dict[Place, bool] = {}
 
     def ask(self, tag: int, *command: Word, writes: bool = False, bulk: bool = False) -> Ask:
         """Send a command to the server of this tag; `writes` when it may change something."""
-        ask = Ask(*command, tag=tag, writes=writes, bulk=bulk)
+        lane = _BULK if bulk else 1 + tag % _WRITERS if writes else 0
+        ask = Ask(*command, tag=tag, writes=writes, lane=lane)
         self._send(ask)
         return ask
 
@@ -105,13 +110,13 @@ class Link:
         return state
 
     def _send(self, ask: Ask) -> None:
-        self._server(self.address.servers[0], ask.bulk).send(ask)
+        self._server(self.address.servers[0], ask.lane).send(ask)
 
     async def _all(self) -> list[Server]:
         return [self._server(self.address.servers[0])]
 
-    def _server(self, place: Place, bulk: bool = False) -> Server:
-        server = self._servers.get((place, bulk))
+    def _server(self, place: Place, lane: int = 0) -> Server:
+        server = self._servers.get((place, lane))
         if server is None:
-            server = self._servers[place, bulk] = Server(self, place)
+            server = self._servers[place, lane] = Server(self, place)
         return server
