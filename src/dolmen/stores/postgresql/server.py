@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from dolmen.errors import (
@@ -45,7 +45,13 @@ _SESSION = {
     "enable_mergejoin": "off",
     "plan_cache_mode": "force_generic_plan",
 }
-_LOST = (OSError, TimeoutError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError)
+_LOST = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # the server said that it ends, and has not ended yet
+)
 _MEANINGS: dict[str, type[DolmenError]] = {
     "53100": Full,  # disk_full
     "25006": ReadOnly,  # read_only_sql_transaction
@@ -108,7 +114,7 @@ class Server:
                 try:
                     yield connection
                 except TimeoutError:
-                    connection.terminate()  # it would be waited for again
+                    _end(connection)
                     raise
         except (asyncpg.PostgresError, *_LOST) as error:
             raise self._told(error) from error
@@ -135,7 +141,7 @@ class Server:
             except (asyncpg.PostgresError, *_LOST) as error:
                 if isinstance(error, asyncpg.PostgresError) and not _is_end(error):
                     raise
-                connection.terminate()
+                _end(connection)
                 raise OutcomeUnknown(
                     f"{self.where}: the connection was lost while it committed ({_said(error)});"
                     " the write may have happened"
@@ -159,6 +165,12 @@ class Server:
 def mendable(error: DolmenError) -> bool:
     """Whether somebody has to mend the URL, or what it names on the server."""
     return getattr(error.__cause__, "sqlstate", None) in _MENDABLE
+
+
+def _end(connection: PoolConnectionProxy) -> None:
+    """Let go of a connection at once: whatever comes on it comes too late."""
+    with suppress(asyncpg.InterfaceError):  # it has ended by itself
+        connection.terminate()
 
 
 def _is_end(error: asyncpg.PostgresError) -> bool:

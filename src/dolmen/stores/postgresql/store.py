@@ -7,7 +7,6 @@ import logging
 import time
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -324,9 +323,9 @@ class PostgresStore(OneByOne):
 
     async def aclose(self) -> None:
         """See `BlobStore.aclose`."""
-        self._sweeping.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._sweeping
+        while not self._sweeping.done():  # the driver may pass over a cancellation
+            self._sweeping.cancel()
+            await asyncio.wait([self._sweeping], timeout=0.1)
         for batches in (self._changes, self._gets, self._stats):
             await batches.aclose()
         await self._server.aclose()
