@@ -224,6 +224,8 @@ def _redis(folder: Path) -> Iterator[Running]:
             lambda seconds: rate("get", seconds),
             lambda seconds: rate("set", seconds),
         )
+
+
 PGBENCH = {
     "get": """
         \\set n random(0, :count - 1)
@@ -274,6 +276,41 @@ def _postgresql(folder: Path) -> Iterator[Running]:
         yield Running(server.schema, lambda s: rate("get", s), lambda s: rate("put", s))
 
 
+@contextmanager
+def _rclone(folder: Path) -> Iterator[Running]:
+    """The driver alone, with the requests that the store makes: a list and a put or get."""
+    import obstore
+    from obstore.store import S3Store
+    from tests.engines.rclone import BUCKET, KEY, SECRET, Rclone
+
+    async def rate(what: str, seconds: int) -> float:
+        bare = S3Store(
+            BUCKET,
+            prefix="bare",
+            config={"endpoint": f"http://127.0.0.1:{server.port}", "region": "us-east-1"}
+            | {"access_key_id": KEY, "secret_access_key": SECRET},
+            client_options={"allow_http": True},
+        )
+        numbers = itertools.count()
+
+        async def ask() -> None:
+            path = f"{next(numbers) if what == 'put' else 0:08x}"
+            await obstore.list(bare, path).collect_async()
+            if what == "put":
+                await obstore.put_async(bare, f"{path}/head", bytes(SIZE))
+            else:
+                await (await obstore.get_async(bare, f"{path}/head")).bytes_async()
+
+        return await _rate(ask, seconds)
+
+    with Rclone(folder / "rclone") as server:
+        yield Running(
+            server.url,
+            lambda seconds: asyncio.run(rate("get", seconds)),
+            lambda seconds: asyncio.run(rate("put", seconds)),
+        )
+
+
 async def _opened(url: str) -> None:
     await (await open_store(url)).aclose()
 
@@ -282,6 +319,7 @@ ENGINES = (
     Engine("memcached", "memcaslap", _memcached),
     Engine("redis", "redis-benchmark", _redis, get_marks=(0.2, 0.5)),
     Engine("PostgreSQL", "pgbench", _postgresql, (0.5, 1.0), (0.5, 1.0)),
+    Engine("S3 (rclone)", "obstore", _rclone),
 )
 for _engine in ENGINES:
     measures(*_engine.figures())(_engine.run)
