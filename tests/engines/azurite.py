@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import quote_plus
 from urllib.request import Request, urlopen
 
-from engines.served import Served
+from .served import Served
 
 ACCOUNT, CONTAINER = "devstoreaccount1", "container"
 # The key of every Azurite, as its documentation gives it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from urllib.request import Request, urlopen
 
-from engines.served import Served
+from .served import Served
 
 # What `moto_server` does, less its guess for each request which service is meant, which costs
 # more than the request, and with connections that last.

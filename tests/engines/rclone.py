@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engines.served import Served, script
+from .served import Served, script
 
 KEY, SECRET, BUCKET = "tests", "secret-of-tests", "bucket"
 

@@ -200,6 +200,16 @@ async def test_damage_is_told_and_healed_by_a_put(
     assert sorted(await names(again.list())) == ["name", "other"]
 
 
+async def test_a_bucket_that_lists_in_no_order_is_told_of(tmp_path: Path) -> None:
+    """A folder does not; here it says that it does."""
+    store = opened(f"file://{tmp_path}", Time())
+    for number in range(100):
+        await store.put(f"n{number}", Bytes(b""))
+    store._bucket.ordered = True
+    with pytest.raises(Unavailable, match="does not list in order"):
+        await names(store.list())
+
+
 async def test_a_range_past_a_damaged_block_reads_well(tmp_path: Path) -> None:
     store = opened(f"file://{tmp_path}", Time())
     data = noise(3_000_000)

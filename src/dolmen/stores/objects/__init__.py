@@ -14,8 +14,8 @@ Layout, below the path of the URL; PPPP is the partition in hex:
 A **head** is one write of one name: a blob, a manifest or a tombstone. Its key says all that a
 listing needs, so a page of a listing is one request and nothing is fetched blob by blob (but for
 metadata of more than 96 bytes: `head.py`). The bytes of a blob of up to 64 KiB are in its
-head: a put is a list and a put, a get is a list and a get. Objects are never changed: every key
-is written by one write only, with one content.
+head: a put is a list and a put, a get is a list and a get. Objects are never changed: no key gets
+two contents, so a put may be sent again.
 
 **The highest head wins** (`store.rank`), and nothing else decides; so why whatever happens at
 once, or is cut off half-way, ends well:
@@ -29,7 +29,7 @@ once, or is cut off half-way, ends well:
   What a writer was told is true of the moment it looked.
 * *A touch* is a new head with the same parts; a *delete* is a head that is a tombstone.
 * *Nothing comes back.* What is outranked goes lowest first, so that no moment shows a lower head
-  which a higher one overruled; and no key is ever written twice (its ID is random), so a slow
+  which a higher one overruled; and every put makes keys of its own (ID is random), so a slow
   removal can't take the same write made anew.
 * *What is being read stays.* Outranked heads and the parts they refer to go a day after they
   were overruled, by the sweep. (Only `remove` takes heads at once, which is its point: a reader

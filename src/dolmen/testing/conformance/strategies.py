@@ -43,9 +43,9 @@ writes = st.builds(Write, st.integers(0, 6).map(at), kinds, contents, metas) | s
 
 
 def examples(count: int) -> settings:
-    """So many examples, ten times as many in a long run; always the same ones."""
+    """So many examples, 80 times as many in a long run; always the same ones."""
     return settings(
-        max_examples=count * 10 if LONG else count,
+        max_examples=count * 80 if LONG else count,
         stateful_step_count=60 if LONG else 30,
         derandomize=True,
         database=None,
