@@ -288,7 +288,8 @@ class Answer(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         self.server.seen.append("PUT")
         self.rfile.read(int(self.headers["Content-Length"]))
-        self._answer(self.server.statuses.pop(0), b"")
+        if status := self.server.statuses.pop(0):
+            self._answer(status, b"")
 
     def _answer(self, status: int, body: bytes) -> None:
         self.send_response(status)
@@ -301,22 +302,38 @@ class Answer(BaseHTTPRequestHandler):
         pass
 
 
-async def test_a_server_that_says_it_failed_or_is_busy_is_asked_again() -> None:
-    with Scripted(500, 503, 200) as server:
+HANGS_UP = 0
+
+
+async def test_a_server_that_failed_is_busy_or_hung_up_is_asked_again() -> None:
+    """As servers do in ordinary operation, the last where a connection was long idle."""
+    with Scripted(500, 503, HANGS_UP, 200) as server:
         assert (await server.store().put("name", Bytes(b"data"))).outcome is Outcome.CREATED
-        assert server.seen == ["GET", "PUT", "PUT", "PUT"]
+        assert server.seen == ["GET", "PUT", "PUT", "PUT", "PUT"]
 
 
 @pytest.mark.parametrize(
-    ("status", "error"),
+    ("statuses", "error"),
     [
-        (500, OutcomeUnknown),
-        (502, OutcomeUnknown),
-        (503, Unavailable),
-        (400, Unavailable),
-        (507, Full),
+        ([500] * 4, OutcomeUnknown),
+        ([HANGS_UP] * 4, OutcomeUnknown),
+        ([HANGS_UP, 400], OutcomeUnknown),
+        ([502], OutcomeUnknown),
+        ([503] * 4, Unavailable),
+        ([400], Unavailable),
+        ([507], Full),
     ],
 )
-async def test_what_a_failed_put_is_told_as(status: int, error: type[Exception]) -> None:
-    with Scripted(*[status] * 4) as server, pytest.raises(error):
-        await server.store().put("name", Bytes(b"data"))
+async def test_what_a_failed_put_is_told_as(statuses: list[int], error: type[Exception]) -> None:
+    with Scripted(*statuses) as server:
+        with pytest.raises(error):
+            await server.store().put("name", Bytes(b"data"))
+        assert server.statuses == []
+
+
+async def test_a_note_is_not_sent_twice() -> None:
+    """A late copy of it could come after another."""
+    with Scripted(500, 200) as server:
+        with pytest.raises(OutcomeUnknown):
+            await server.store().note("key", b"value")
+        assert server.statuses == [200]

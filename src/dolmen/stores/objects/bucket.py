@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -22,7 +23,7 @@ _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|specified (bucket|conta
 _BEYOND = re.compile(r"status code: 416|Wanted range starting at")
 _NO_KEYS = re.compile(r"169\.254\.169\.254|metadata\.google\.internal")
 """Where the driver asks for credentials when it was given none. It exists in the clouds only."""
-_BUSY = re.compile(r"status code: 50[03]")
+_AGAIN = re.compile(r"status code: 50[03]|kind: (Request|Interrupted),")
 _PAUSES = (0.05, 0.2, 0.8)
 _NO_RANGES = "Received non-partial response"
 _NOT_SENT = re.compile(r"kind: Connect\b")
@@ -89,37 +90,51 @@ class Bucket:
         return await self.get(path, start, stop)
 
     async def put(self, path: str, data: bytes | memoryview) -> None:
-        """Store an object in one piece.
+        """Store an object in one piece. Not more than one content is ever put under a path."""
+        await self._write(self._put(path, data))
 
-        Where the bucket answers that it failed or is busy, which is nothing unusual, this is
-        sent again: no path gets two contents, so it does not matter if it had not failed.
-        """
-        for pause in (*_PAUSES, None):
-            try:
-                async with self.free:
-                    await self._obstore.put_async(self._writing, path, data, use_multipart=False)
-            except self.faults as error:
-                if pause is None or not _BUSY.search(str(error)):
-                    raise self.told(error, wrote=True) from error
-                await asyncio.sleep(pause)
-            else:
-                return
+    async def replace(self, path: str, data: bytes) -> None:
+        """Store an object in the place of another."""
+        await self._write(self._put(path, data), times=1)
 
     async def delete(self, paths: Sequence[str]) -> None:
         """Delete objects, in any order. What is not there is fine."""
         for first in range(0, len(paths), PAGE):
             page = paths[first : first + PAGE]
             try:
-                async with self.free:
-                    await self._obstore.delete_async(self._writing, page)
-            except FileNotFoundError as error:
-                if _NO_BUCKET.search(str(error)):
-                    raise self.told(error) from error
+                await self._write(partial(self._obstore.delete_async, self._writing, page))
+            except FileNotFoundError:
                 if len(page) > 1:  # the others may not have been tried
                     for path in page:
                         await self.delete([path])
+
+    def _put(self, path: str, data: bytes | memoryview) -> Callable[[], Awaitable[object]]:
+        return partial(self._obstore.put_async, self._writing, path, data, use_multipart=False)
+
+    async def _write(
+        self, write: Callable[[], Awaitable[object]], times: int = 1 + len(_PAUSES)
+    ) -> None:
+        """Write, and again where the bucket answers that it failed or is busy, or hangs up.
+
+        That is nothing unusual of it, and harmless: a write done twice is as if done once. Raises
+        `FileNotFoundError` too.
+        """
+        unknown: OutcomeUnknown | None = None
+        for pause in (*_PAUSES[: times - 1], None):
+            try:
+                async with self.free:
+                    await write()
             except self.faults as error:
-                raise self.told(error, wrote=True) from error
+                if isinstance(error, FileNotFoundError) and not _NO_BUCKET.search(str(error)):
+                    raise
+                told = self.told(error, wrote=True)
+                if isinstance(told, OutcomeUnknown):
+                    unknown = told
+                if pause is None or not _AGAIN.search(str(error)):
+                    raise (unknown or told) from error
+                await asyncio.sleep(pause)
+            else:
+                return
 
     def close(self) -> None:
         """Let nobody begin anything."""

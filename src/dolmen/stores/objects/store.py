@@ -382,7 +382,7 @@ class ObjectsStore:
         told = key.encode()
         with self._write():
             path = f"notes/{checksum_of(told).hex()}"
-            await self._bucket.put(path, len(told).to_bytes(2, "little") + told + value)
+            await self._bucket.replace(path, len(told).to_bytes(2, "little") + told + value)
 
     async def notes(self) -> dict[str, bytes]:
         """See `BlobStore.notes`."""
