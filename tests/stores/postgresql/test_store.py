@@ -209,3 +209,13 @@ async def test_names_are_ordered_by_their_bytes_whatever_the_database_thinks(
     with pytest.raises(NotFound):
         await store.get("absent")
     await store.aclose()
+
+
+async def test_whether_it_flushes_is_known_before_the_first_write(server: PostgresServer) -> None:
+    server.kill()
+    server.settings["fsync"] = "off"
+    store = await open_url(server.url())  # it is not there yet
+    server.start()
+    await store.put("a", Bytes(b"a"))
+    assert not store.capabilities.durable
+    await store.aclose()

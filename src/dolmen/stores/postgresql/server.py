@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +52,10 @@ _LOST = (
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,  # the server said that it ends, and has not ended yet
 )
+_FLUSHING = """
+    SELECT current_setting('fsync') AS fsync,
+    current_setting('full_page_writes') AS full_page_writes,
+    current_setting('synchronous_commit') AS synchronous_commit"""
 _MEANINGS: dict[str, type[DolmenError]] = {
     "53100": Full,  # disk_full
     "25006": ReadOnly,  # read_only_sql_transaction
@@ -74,11 +78,15 @@ _MENDABLE = frozenset(_HINTS) - {"53300"}
 class Server:
     """Connections to the server of a URL, made when they are needed and again when lost.
 
-    A lost connection fails what was under way on it, never the next request.
+    A lost connection fails what was under way on it, never the next request. `told` hears
+    with every new one, before anything is asked over it, what the server does not flush.
     `patience` is in seconds, see `PATIENCE`.
     """
 
-    def __init__(self, url: str, *, patience: float = PATIENCE) -> None:
+    def __init__(
+        self, url: str, *, told: Callable[[Sequence[str]], None], patience: float = PATIENCE
+    ) -> None:
+        self._told_off = told
         self.where = f"PostgreSQL at {without_secrets(url)}"
         self._patience = patience
         self._migrated = False
@@ -98,6 +106,7 @@ class Server:
         if not self._migrated:
             await migrate(connection)
             self._migrated = True
+        self._told_off(await unflushed(connection))
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[PoolConnectionProxy]:
@@ -160,6 +169,12 @@ class Server:
                 await self._pool.close()
         except _LOST:
             self._pool.terminate()
+
+
+async def unflushed(connection: asyncpg.Connection | PoolConnectionProxy) -> list[str]:
+    """The settings that keep what was committed from surviving a power cut."""
+    [values] = await connection.fetch(_FLUSHING)
+    return [name for name, value in values.items() if value == "off"]
 
 
 def mendable(error: DolmenError) -> bool:

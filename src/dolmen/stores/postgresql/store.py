@@ -31,7 +31,7 @@ from dolmen.stores.postgresql import parts
 from dolmen.stores.postgresql.batches import Batches
 from dolmen.stores.postgresql.changes import Change, carry_out
 from dolmen.stores.postgresql.rows import COLUMNS, Entry, find, read
-from dolmen.stores.postgresql.server import PATIENCE, Server, mendable
+from dolmen.stores.postgresql.server import PATIENCE, Server, mendable, unflushed
 from dolmen.stores.verdict import (
     NO_CHECKSUM,
     Action,
@@ -49,7 +49,6 @@ _PAGE = 1000
 _SOME = 256
 _SWEEP_EVERY = 600.0
 _MOST = 128
-_DURABLE = ("fsync", "full_page_writes", "synchronous_commit")
 
 _LIST = f"SELECT {COLUMNS} FROM dolmen_blobs WHERE (partition, name) > ($1, $2)"
 _PAGED = f"ORDER BY partition, name LIMIT {_PAGE}"
@@ -59,16 +58,15 @@ _DIGESTS = "SELECT partition, count, size, xor FROM dolmen_digests WHERE count >
 _NOTE = """
     INSERT INTO dolmen_notes VALUES ($1, $2)
     ON CONFLICT (key) DO UPDATE SET value = excluded.value"""
-_CONDITION = f"""
-    SELECT pg_is_in_recovery(), current_setting('transaction_read_only'),
-    {", ".join(f"current_setting('{setting}')" for setting in _DURABLE)}"""
+_CONDITION = "SELECT pg_is_in_recovery(), current_setting('transaction_read_only')"
 _log = logging.getLogger("dolmen.postgresql")
 
 
 class PostgresStore(OneByOne):
     """A blob store in a PostgreSQL database. `now` is in seconds since 1970, `clock` gives stamps.
 
-    `condition` says whether the server is durable, and `capabilities` follow it.
+    `capabilities.durable` is what the server is set to; it is asked with every new connection
+    and every `condition`. Before the first it is taken for durable.
     """
 
     capabilities = Capabilities(
@@ -77,9 +75,14 @@ class PostgresStore(OneByOne):
     reads_ahead = 64  # a query's worth; the small ones are whole, of the large ones nothing is
 
     def __init__(
-        self, server: Server, *, clock: Clock | None = None, now: Callable[[], float] = time.time
+        self,
+        url: str,
+        *,
+        clock: Clock | None = None,
+        now: Callable[[], float] = time.time,
+        patience: float = PATIENCE,
     ) -> None:
-        self._server = server
+        self._server = Server(url, told=self._unflushed, patience=patience)
         self._clock = clock or Clock()
         self._now = now
         self._changes = Batches(self._change, at_once=2, most=_MOST)
@@ -90,6 +93,9 @@ class PostgresStore(OneByOne):
             partial(self._find, data=False), at_once=1, most=_MOST
         )
         self._sweeping = asyncio.get_running_loop().create_task(self._sweep())
+
+    def _unflushed(self, off: Sequence[str]) -> None:
+        self.capabilities = replace(self.capabilities, durable=not off)
 
     async def _change(
         self, changes: Sequence[Change[Put | bool]]
@@ -300,17 +306,17 @@ class PostgresStore(OneByOne):
     async def condition(self) -> Condition:
         """See `BlobStore.condition`. What is free on its disks PostgreSQL doesn't tell."""
         async with self._server.connection() as connection:
-            [(standby, read_only, *settings)] = await connection.fetch(_CONDITION)
+            [(standby, read_only)] = await connection.fetch(_CONDITION)
+            off = await unflushed(connection)
+        self._unflushed(off)
         condition = Condition(writable=read_only == "off")
         where = self._server.where
         if standby:
             condition.reasons.append(f"{where} is a standby, which takes no writes")
         elif not condition.writable:
             condition.reasons.append(f"{where} is read-only (default_transaction_read_only)")
-        off = [name for name, value in zip(_DURABLE, settings, strict=True) if value == "off"]
         if off:
             condition.remarks.append(f"{where} does not count as durable: {', '.join(off)} off")
-        self.capabilities = replace(self.capabilities, durable=not off)
         return condition
 
     async def _sweep(self) -> None:
@@ -379,14 +385,14 @@ async def open_url(
     A server that can't be reached now is opened all the same. Raises `BadSetting` for a URL
     that can't be right, for a user, password, database or schema that the server refuses.
     """
-    store = PostgresStore(Server(url, patience=patience), clock=clock, now=now)
+    store = PostgresStore(url, clock=clock, now=now, patience=patience)
     try:
         await store.condition()
     except Unavailable as error:
         if mendable(error):
             await store.aclose()
             raise BadSetting(str(error)) from error
-        _log.warning("%s; opened all the same, and taken for durable until it answers", error)
+        _log.warning("%s; opened all the same", error)
     except DolmenError:
         await store.aclose()
         raise
