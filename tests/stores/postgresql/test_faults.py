@@ -134,7 +134,7 @@ async def test_requests_in_flight_fail_and_the_next_ones_work(
 async def test_the_outcome_of_a_commit_that_gets_no_answer_is_unknown(
     server: PostgresServer, end: str
 ) -> None:
-    store = await open_url(server.url(), patience=30 if end == "killed" else 0.5)
+    store = await open_url(server.url(), patience=30 if end == "killed" else 3)
     await store.put("before", Bytes(b"x"))
     name, put = await that_waits(server, store)
     if end == "killed":
@@ -153,7 +153,7 @@ async def test_the_outcome_of_a_commit_that_gets_no_answer_is_unknown(
 async def test_a_server_that_does_not_answer_is_given_up_and_taken_up_again(
     server: PostgresServer,
 ) -> None:
-    store = await open_url(server.url(), patience=0.5)
+    store = await open_url(server.url(), patience=3)
     await store.put("name", Bytes(b"content"))
     await store.put("large", Bytes(noise(2 * PART)))
     server.signal(signal.SIGSTOP)

@@ -126,6 +126,8 @@ class Server:
                     _end(connection)
                     raise
         except (asyncpg.PostgresError, *_LOST) as error:
+            if _is_lost(error):  # and the others with it, which may not show yet
+                await self._pool.expire_connections()
             raise self._told(error) from error
 
     @asynccontextmanager
@@ -148,7 +150,7 @@ class Server:
             try:
                 await transaction.commit()
             except (asyncpg.PostgresError, *_LOST) as error:
-                if isinstance(error, asyncpg.PostgresError) and not _is_end(error):
+                if not isinstance(error, TimeoutError) and not _is_lost(error):
                     raise
                 _end(connection)
                 raise OutcomeUnknown(
@@ -188,9 +190,11 @@ def _end(connection: PoolConnectionProxy) -> None:
         connection.terminate()
 
 
-def _is_end(error: asyncpg.PostgresError) -> bool:
-    """Whether the server said that the connection ends, and not what became of the commit."""
-    return isinstance(error, asyncpg.PostgresConnectionError) or str(error.sqlstate)[:2] == "57"
+def _is_lost(error: Exception) -> bool:
+    """Whether the connection broke, or the server said that it ends it (class 57)."""
+    if isinstance(error, TimeoutError):
+        return False
+    return isinstance(error, _LOST) or str(getattr(error, "sqlstate", ""))[:2] == "57"
 
 
 def _said(error: BaseException) -> str:
