@@ -40,6 +40,7 @@ def test_passwords_and_secret_parameters_are_left_out(url, told):
         "volume:/a@b:c",
         "memcached://a:1,b:2/x",
         "rediss://u@h:1/?prefix=a@b",
+        "redis://[[user]:password@]host",
     ],
 )
 def test_what_has_no_secret_stays_as_it_is(url):

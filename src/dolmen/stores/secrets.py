@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_PASSWORD = re.compile(r"(//[^\s/?@:]*:)[^\s/?]*@")
+_PASSWORD = re.compile(r"(//[^\s/?@:\[]*:)[^\s/?]*@")  # [ begins the form in a message
 _ENCODED = re.compile(r"(%2F%2F[^\s&]*?(?:%3A|:))[^\s&]*(%40|@)", re.IGNORECASE)
 _PARAMETER = re.compile(r"([?&][^=&]*(?:secret|password|token|key)[^=&]*=)[^&\s]*", re.IGNORECASE)
 
