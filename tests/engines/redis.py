@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import signal
 import socket
@@ -42,6 +43,14 @@ def until(what: Callable[[], object]) -> None:
     while not what():
         assert time.monotonic() < deadline, "it does not come to that"
         time.sleep(0.01)
+
+
+async def eventually(what: Callable[[], object]) -> None:
+    """Wait like `until`, while the loop of the test goes on."""
+    deadline = time.monotonic() + _PATIENCE
+    while not what():
+        assert time.monotonic() < deadline, "it does not come to that"
+        await asyncio.sleep(0.01)
 
 
 class RedisServer:

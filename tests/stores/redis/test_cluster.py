@@ -13,7 +13,7 @@ from dolmen.stores.redis.cluster import _SLOTS
 from dolmen.stores.redis.layout import PART
 from dolmen.stores.redis.store import open_redis
 from dolmen.testing.conformance.material import at, content, names, noise, recomputed
-from engines.redis import DURABLE, RedisCluster, RedisServer, until
+from engines.redis import DURABLE, RedisCluster, RedisServer, eventually, until
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def some_of(tag, count):
     return list(itertools.islice((name for name in every if partition_of(name) >> 8 == tag), count))
 
 
-async def eventually(ask):
+async def answered(ask):
     """The answer, once it is no `Unavailable` any more."""
     for _ in range(500):
         try:
@@ -62,7 +62,7 @@ async def test_names_of_a_server_that_died_wait_for_it_and_others_go_on(store, c
     dead.start()
     until(cluster.sound)
     for name, body in data.items():
-        assert await eventually(lambda name=name: content(store, name)) == body
+        assert await answered(lambda name=name: content(store, name)) == body
     assert await store.digests() == await recomputed(store)
 
 
@@ -129,8 +129,8 @@ async def test_a_replica_takes_over_for_a_master_that_died(store, cluster):
     master.kill()
     replica.cli("CLUSTER", "FAILOVER", "TAKEOVER")
     for name, body in data.items():
-        assert await eventually(lambda name=name: content(store, name)) == body
-        assert (await eventually(lambda name=name: store.delete(name))).outcome == "created"
+        assert await answered(lambda name=name: content(store, name)) == body
+        assert (await answered(lambda name=name: store.delete(name))).outcome == "created"
     assert await store.digests() == await recomputed(store)
     master.start()  # as its replica now
     until(lambda: master.info("master_link_status") == "up")
@@ -141,18 +141,17 @@ async def test_a_replica_takes_over_for_a_master_that_died(store, cluster):
 async def test_a_planned_failover_loses_nothing_that_was_answered(store, cluster):
     master = cluster.servers[0]
     replica = cluster.add_replica(master)
-    answered = []
+    done = []
 
     async def write(number):
         try:
             await store.put(f"n{number}", Bytes(noise(200, number)))
         except (Unavailable, OutcomeUnknown):
             return
-        answered.append(number)
+        done.append(number)
 
     async def fail_over():
-        while len(answered) < 50:
-            await asyncio.sleep(0)
+        await eventually(lambda: len(done) >= 50)
         replica.cli("CLUSTER", "FAILOVER")
 
     async def many():
@@ -161,9 +160,9 @@ async def test_a_planned_failover_loses_nothing_that_was_answered(store, cluster
 
     await asyncio.gather(fail_over(), many())
     until(lambda: replica.info("role") == "master")
-    assert len(answered) > 1000
-    for number in answered:
-        assert await eventually(lambda n=number: content(store, f"n{n}")) == noise(200, number)
+    assert len(done) > 1000
+    for number in done:
+        assert await answered(lambda n=number: content(store, f"n{n}")) == noise(200, number)
     assert await store.digests() == await recomputed(store)
 
 

@@ -23,7 +23,7 @@ from dolmen.stores import open_store
 from dolmen.stores.redis.layout import PART
 from dolmen.stores.redis.store import open_redis
 from dolmen.testing.conformance.material import at, content, names, noise, recomputed
-from engines.redis import RedisServer, free_port, until
+from engines.redis import RedisServer, eventually, free_port, until
 
 
 @pytest.fixture
@@ -91,10 +91,7 @@ async def test_killed_amid_writes_it_holds_all_that_was_answered(store, server):
             told.append(error)
 
     async def kill():
-        until_written = asyncio.get_running_loop().time() + 20
-        while len(answered) < 20:
-            assert asyncio.get_running_loop().time() < until_written
-            await asyncio.sleep(0)
+        await eventually(lambda: len(answered) >= 20)
         server.kill()
 
     await asyncio.gather(kill(), *(write(number) for number in range(600)))
@@ -185,6 +182,7 @@ async def test_a_full_one_says_so_and_has_no_half_blob(store, server):
     server.set("maxmemory", str(int(server.info("used_memory")) + 6 * PART))
     with pytest.raises(Full, match="maxmemory"):
         await store.put("large", Bytes(noise(20 * PART)))
+    await eventually(lambda: len(server.held("*:p:*")) == 1)  # of "old"
     put = []
 
     async def fill():
@@ -200,7 +198,6 @@ async def test_a_full_one_says_so_and_has_no_half_blob(store, server):
     for name in ("large", f"n{len(put)}"):
         with pytest.raises(NotFound):
             await store.get(name)
-    assert len(server.held("*:p:*")) == 1  # of "old"
     condition = await store.condition()
     assert not condition.writable
     assert "is full" in condition.reasons[0]
@@ -359,14 +356,9 @@ async def test_settings_changed_meanwhile_are_known_with_the_next_look_or_connec
     assert store.capabilities.durable
     server.kill()
     server.start("--appendonly", "no")
-    until_lost = asyncio.get_running_loop().time() + 10
-    while store.capabilities.durable:
-        assert asyncio.get_running_loop().time() < until_lost
-        try:
-            await store.put("a", Bytes(b"a"))
-        except (Unavailable, OutcomeUnknown):
-            continue
-        assert not store.capabilities.durable
+    await noticed(store)
+    await store.put("a", Bytes(b"a"))
+    assert not store.capabilities.durable
 
 
 # TLS, IPv6, the driver

@@ -16,7 +16,7 @@ from dolmen.stores.redis.store import open_redis
 from dolmen.testing.conformance import Conformance, Place
 from dolmen.testing.conformance.material import at, content, info_of, names, noise, recomputed
 from dolmen.testing.conformance.rivals import same
-from engines.redis import RedisCluster, RedisServer
+from engines.redis import RedisCluster, RedisServer, eventually
 
 
 async def opened(url: str, place: Place) -> BlobStore:
@@ -87,7 +87,7 @@ async def test_two_processes_on_one_server_agree_on_everything(store, server):
     for info in infos:
         assert same(info, info_of(info.name, await content(store, info.name), stamp=info.stamp))
     parts = sum(-(-info.size // PART) for info in infos if info.size > INLINE)
-    assert len(server.held("*:p:*")) == parts
+    await eventually(lambda: len(server.held("*:p:*")) == parts)
     await other.aclose()
 
 
@@ -109,8 +109,7 @@ async def test_what_is_stored_does_not_expire_and_leaves_nothing_when_it_goes(st
 async def test_parts_of_a_put_that_fails_go_at_once_or_by_themselves(store, server):
     async def breaks():
         yield noise(2 * PART)
-        while len(server.held("*:p:*")) < 2:
-            await asyncio.sleep(0)
+        await eventually(lambda: len(server.held("*:p:*")) >= 2)
         expiring.extend(int(server.cli("TTL", key)) for key in server.held("*:p:*"))
         raise Unavailable("the source went away")
 
@@ -129,8 +128,7 @@ async def test_a_put_whose_parts_expire_before_its_end_fails_whole(store, server
     async def slow():
         for number in range(3):
             yield noise(PART, number)
-        while len(server.held("*:p:*")) < 2:
-            await asyncio.sleep(0)
+        await eventually(lambda: len(server.held("*:p:*")) >= 2)
         server.cli("EXPIRE", server.held("*:p:*")[0], "0")
         yield b"end"
 
