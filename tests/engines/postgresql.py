@@ -137,12 +137,17 @@ class PostgresServer:
         _send(self.pids, number)
 
     def kill(self) -> None:
-        """End all of its processes in the middle of whatever they do."""
-        if self._process is not None:
+        """End all of its processes in the middle of whatever they do, and wait until they have."""
+        if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGSTOP)  # it starts no more
-            _send(self.pids, signal.SIGKILL)
+            pids = self.pids
+            _send(pids, signal.SIGKILL)
             self._process.wait()
-            self._process = None
+            deadline = time.monotonic() + _PATIENCE
+            while any(map(_runs, pids)):
+                assert time.monotonic() < deadline, f"some of {pids} do not end"
+                time.sleep(0.005)
+        self._process = None
 
     def __enter__(self) -> PostgresServer:
         self.create()
@@ -161,6 +166,14 @@ class PostgresServer:
 
 def _prefix() -> Sequence[str]:
     return _AS_USER if os.geteuid() == 0 else ()
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process has not ended; one that nobody has asked about since has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def _send(pids: Sequence[int], number: signal.Signals) -> None:
