@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+from engines.programs import TIED
+
 BLOCK = 1 << 20
 
 
@@ -24,7 +26,7 @@ class Process:
         self.start()
 
     def start(self):
-        command = [*COMMAND, *self.arguments]
+        command = [*TIED, *COMMAND, *self.arguments]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         line = self.process.stdout.readline()  # printed once the ports are bound
         assert "http://" in line, f"{self.arguments} did not start"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import shutil
 from email.utils import formatdate
 from pathlib import Path
 from urllib.parse import quote_plus
 from urllib.request import Request, urlopen
 
+from .programs import program
 from .served import Served
 
 ACCOUNT, CONTAINER = "devstoreaccount1", "container"
@@ -22,12 +22,16 @@ class Azurite(Served):
     """`azurite-blob` with one container."""
 
     def command(self) -> list[str]:
-        program = Path(__file__).parents[2] / ".venv/azurite/node_modules/.bin/azurite-blob"
-        node = shutil.which("node")
-        assert node, "node is missing: run tests/engines/install"
-        assert program.exists(), "Azurite is missing: run tests/engines/install"
+        script = Path(__file__).parents[2] / ".venv/azurite/node_modules/.bin/azurite-blob"
+        assert script.exists(), "Azurite is missing: run tests/engines/install"
         return [
-            *(node, str(program), "--silent", "--skipApiVersionCheck", "--disableTelemetry"),
+            *(
+                program("node"),
+                str(script),
+                "--silent",
+                "--skipApiVersionCheck",
+                "--disableTelemetry",
+            ),
             *("--blobHost", "127.0.0.1", "--blobPort", str(self.port)),
             *("--location", str(self.folder)),
         ]

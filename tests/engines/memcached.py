@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import time
+
+from .programs import TIED, free_port, program
 
 
 class Memcached:
@@ -15,19 +16,14 @@ class Memcached:
 
     def __init__(self, *options: str) -> None:
         self._options = options
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            self.port = sock.getsockname()[1]
+        self.port = free_port()
         self.start()
 
     def start(self) -> None:
         """Start it, or start it again, and wait until it answers."""
-        program = shutil.which("memcached")
-        assert program, "memcached is not installed: run tests/engines/install"
         user = ["-u", "root"] if os.geteuid() == 0 else []
-        self.process = subprocess.Popen(
-            [program, "-l", "127.0.0.1", "-p", str(self.port), "-U", "0", *user, *self._options]
-        )
+        command = [program("memcached"), "-l", "127.0.0.1", "-p", str(self.port), "-U", "0"]
+        self.process = subprocess.Popen([*TIED, *command, *user, *self._options])
         for _ in range(500):
             try:
                 socket.create_connection(("127.0.0.1", self.port), timeout=1).close()

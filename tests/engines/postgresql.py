@@ -14,6 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
+from .programs import TIED, program
+
 _PATIENCE = 30.0
 _USER = "postgres"
 # It refuses to run as root. Another user may not enter the folders of the tests, but it may
@@ -24,13 +26,9 @@ _AS_USER = (
 )
 
 
-def program(name: str) -> str:
-    """The path of a program; fails where `tests/engines/install` could not install it."""
+def _program(name: str) -> str:
     folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: path.parent.name)
-    path = os.pathsep.join([*map(str, reversed(folders)), os.environ["PATH"]])
-    found = shutil.which(name, path=path)
-    assert found, f"{name} is missing: run tests/engines/install"
-    return found
+    return program(name, *map(str, reversed(folders)))
 
 
 class PostgresServer:
@@ -62,13 +60,13 @@ class PostgresServer:
             "lc_messages": "C",
             **self.settings,
         }
-        command = [program("postgres"), "-D", str(self.folder)]
+        command = [_program("postgres"), "-D", str(self.folder)]
         for setting, value in settings.items():
             command += ["-c", f"{setting}={value}"]
         limit = self.file_limit
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [*_prefix(), *command],
+                [*_prefix(), *TIED, *command],
                 stdout=log,
                 stderr=log,
                 cwd=self.folder,
@@ -122,7 +120,7 @@ class PostgresServer:
 
     def _run(self, name: str, *words: str) -> str:
         ran = subprocess.run(
-            [*_prefix(), program(name), *words],
+            [*_prefix(), _program(name), *words],
             check=False,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import signal
 import socket
 import subprocess
@@ -12,15 +11,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+from .programs import TIED, program
+
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction")
 _PATIENCE = 20.0
-
-
-def program(name: str) -> str:
-    """The path of a program; fails where `tests/engines/install` could not install it."""
-    found = shutil.which(name)
-    assert found, f"{name} is missing: run tests/engines/install"
-    return found
 
 
 def free_port() -> int:
@@ -77,7 +71,7 @@ class RedisServer:
             with (self.folder / "log").open("ab") as log:
                 self._process = subprocess.Popen(
                     [
-                        program("redis-server"),
+                        *(*TIED, program("redis-server")),
                         *("--bind", "127.0.0.1", "--dir", str(self.folder), "--save", ""),
                         *("--port", str(self.port), *self.options, *options),
                     ],

@@ -10,15 +10,9 @@ import time
 from pathlib import Path
 from typing import Self
 
+from .programs import TIED, free_port
+
 _PATIENCE = 60
-
-
-def free_port() -> int:
-    """A port nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def script(name: str) -> str:
@@ -47,7 +41,7 @@ class Served:
             self.port = self.port or free_port()
             with (self.folder / "log").open("ab") as log:
                 self._process = subprocess.Popen(
-                    self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                    [*TIED, *self.command()], stdin=subprocess.DEVNULL, stdout=log, stderr=log
                 )
             if self._listens():
                 return

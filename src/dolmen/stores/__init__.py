@@ -36,10 +36,13 @@ Opener = Callable[[str], Awaitable[BlobStore]]
 async def open_store(url: str) -> BlobStore:
     """Open the store a URL names; the engine's module has an `open_url(url)`.
 
-    Raises `BadSetting` for a scheme that no engine has, and whatever the engine
+    Raises `BadSetting` for what is no URL or has a scheme that no engine has, and whatever the engine
     raises where it can't be opened.
     """
-    scheme = urlsplit(url).scheme
+    try:
+        scheme = urlsplit(url).scheme
+    except ValueError as error:  # such as half of the brackets of an IPv6 address
+        raise BadSetting(f"{without_secrets(url)!r} is no URL: {error}") from error
     module = SCHEMES.get(scheme)
     if module is None:
         known = ", ".join(f"{name}:" for name in SCHEMES)

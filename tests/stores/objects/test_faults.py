@@ -27,8 +27,8 @@ from dolmen.testing.conformance.material import at, content, names, noise
 from engines.azurite import Azurite
 from engines.buckets import everything, opened
 from engines.moto import Moto
+from engines.programs import free_port
 from engines.rclone import Rclone
-from engines.served import free_port
 
 SHORT, LONG = encode([(b"a", b"b")]), encode([(b"a", bytes(200))])  # in the key, in the object
 
