@@ -36,8 +36,8 @@ Opener = Callable[[str], Awaitable[BlobStore]]
 async def open_store(url: str) -> BlobStore:
     """Open the store a URL names; the engine's module has an `open_url(url)`.
 
-    Raises `BadSetting` for what is no URL or has a scheme that no engine has, and whatever the engine
-    raises where it can't be opened.
+    Raises `BadSetting` for what is no URL or has a scheme that no engine has, and whatever
+    the engine raises where it can't be opened.
     """
     try:
         scheme = urlsplit(url).scheme
