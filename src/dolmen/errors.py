@@ -76,6 +76,10 @@ class NoCopies(DolmenError):  # noqa: N818
         self.failures = list(failures)
 
 
+class Outdated(DolmenError):  # noqa: N818
+    """Whoever asks acts on an older configuration than the store has seen. Nothing happened."""
+
+
 class Unauthorized(DolmenError):  # noqa: N818
     """The store refuses who is asking."""
 

@@ -130,6 +130,13 @@ class Condition:
     """A sentence for what is as it was set up, and good to know: what would not survive."""
 
 
+class Remove(NamedTuple):
+    """A copy to be dropped, if its stamp still is this one."""
+
+    name: str
+    if_stamp: int
+
+
 ALL_PARTITIONS = range(65_536)
 Range = tuple[int, int]
 """First byte and the one after the last, counted from the start of the blob."""
@@ -230,6 +237,17 @@ class BlobStore(Protocol):
         Only if its stamp still is `if_stamp` and it, or its last touch, arrived
         at least `min_age` seconds ago; returns whether it did. Tombstones can be
         removed this way as well.
+        """
+        ...
+
+    async def remove_many(
+        self, removes: Sequence[Remove], *, min_age: float = 0, epoch: int | None = None
+    ) -> Sequence[bool]:
+        """`remove` for many names at once: whether each was, in the order asked.
+
+        `epoch` is that of the configuration by which they are to go: `Outdated` when the
+        store has been told of a higher one (`dolmen.stores.epoch`). What raises may have
+        removed some; the rest can be asked for again.
         """
         ...
 

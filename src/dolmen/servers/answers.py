@@ -15,6 +15,7 @@ _STATUS: list[tuple[type[errors.DolmenError], int]] = [
     (errors.BadContent, 422),
     (errors.NotFound, 404),
     (errors.Conflict, 409),
+    (errors.Outdated, 409),
     (errors.TooLarge, 413),
     (errors.Unauthorized, 401),
     (errors.Full, 507),

@@ -20,7 +20,7 @@ from dolmen.servers.lines import NDJSON, Told, array, lines, listed, refused, wr
 from dolmen.servers.orders import PAGE, items_of, limit_of, order_of, partitions_of
 from dolmen.servers.routes import Routes
 from dolmen.stamps import parse_stamp
-from dolmen.store import Blob, BlobStore, Failed
+from dolmen.store import Blob, BlobStore, Failed, Remove
 from dolmen.stores import records
 
 
@@ -89,22 +89,23 @@ class Bulk:
 
     async def remove(self, request: Request, _: str) -> Response:
         """Drop this server's own copies of many blobs."""
-        order = await order_of(request, {"removes", "min_age"})
+        order = await order_of(request, {"removes", "min_age", "epoch"})
         removes = items_of(order, "removes")
         min_age = order.get("min_age", 0)
         if not isinstance(min_age, int | float) or not min_age >= 0:  # NaN is not
             raise HTTPError(400, f"min_age is a number of seconds, not {min_age!r}.")
+        epoch = order.get("epoch")
+        if epoch is not None and type(epoch) is not int:
+            raise HTTPError(400, f"epoch is a number, not {epoch!r}.")
+        items = [
+            Remove(check_name(str(item.get("name"))), parse_stamp(str(item.get("stamp"))))
+            for item in removes
+        ]
+        removed = await self._store.remove_many(items, min_age=min_age, epoch=epoch)
 
         async def answers() -> AsyncIterator[str]:
-            for item in removes:
-                name = str(item.get("name"))
-                try:
-                    stamp = parse_stamp(str(item.get("stamp")))
-                    removed = await self._store.remove(name, if_stamp=stamp, min_age=min_age)
-                except DolmenError as error:
-                    yield refused(name, error)
-                else:
-                    yield json.dumps({"name": name, "removed": removed})
+            for item, whether in zip(items, removed, strict=True):
+                yield json.dumps({"name": item.name, "removed": whether})
 
         return lines(answers())
 

@@ -1,7 +1,7 @@
-"""Bulk reading and writing for stores that have nothing better than one at a time.
+"""Bulk operations for stores that have nothing better than one at a time.
 
-A store inherits `OneByOne` and gets `get_many` and `put_many` with some operations
-under way at once and the answers in order.
+A store inherits `OneByOne` and gets `get_many`, `put_many` and `remove_many` with some
+operations under way at once and the answers in order; `Upkeep` has the last one alone.
 """
 
 from __future__ import annotations
@@ -16,13 +16,35 @@ from dolmen.errors import BadContent, DolmenError, NotFound
 from dolmen.names import check_name
 from dolmen.payload import Bytes
 from dolmen.record import Kind
-from dolmen.store import Blob, BlobStore, Failed, Put
+from dolmen.store import Blob, BlobStore, Failed, Put, Remove
+from dolmen.stores.epoch import check_epoch
 
 WINDOW = 64
 T = TypeVar("T")
 
 
-class OneByOne:
+class Upkeep:
+    """`remove_many` by way of `remove`."""
+
+    async def remove_many(
+        self, removes: Sequence[Remove], *, min_age: float = 0, epoch: int | None = None
+    ) -> Sequence[bool]:
+        """See `BlobStore.remove_many`. At most `WINDOW` removals are under way."""
+        store = cast("BlobStore", self)
+        if epoch is not None:
+            await check_epoch(store, epoch)
+        removed: list[bool] = []
+        async with UnderWay[bool]() as under_way:
+            for name, stamp in removes:
+                if len(under_way) == WINDOW:
+                    removed.append(await under_way.next())
+                under_way.add(store.remove(name, if_stamp=stamp, min_age=min_age))
+            while under_way:
+                removed.append(await under_way.next())
+        return removed
+
+
+class OneByOne(Upkeep):
     """`get_many` and `put_many` by way of `get`, `stat`, `put` and `delete`.
 
     `reads_ahead` says how many gets are under way: 1 where an answer is there at once, or

@@ -35,6 +35,7 @@ from dolmen.store import (
     Failed,
     Put,
     Range,
+    Remove,
 )
 
 LARGEST = 4 << 20
@@ -189,6 +190,16 @@ class CacheStore:
         removed = await self._slow.remove(name, if_stamp=if_stamp, min_age=min_age)
         if removed:
             await self._drop(name)
+        return removed
+
+    async def remove_many(
+        self, removes: Sequence[Remove], *, min_age: float = 0, epoch: int | None = None
+    ) -> Sequence[bool]:
+        """See `BlobStore.remove_many`."""
+        removed = await self._slow.remove_many(removes, min_age=min_age, epoch=epoch)
+        for (name, _), gone in zip(removes, removed, strict=True):
+            if gone:
+                await self._drop(name)
         return removed
 
     async def _drop(self, name: str) -> None:

@@ -48,6 +48,7 @@ from dolmen.store import (
     Outcome,
     Put,
     Range,
+    Remove,
 )
 from dolmen.stores.bulk import OneByOne
 from dolmen.stores.remote_bulk import list_all, read_many, write_many
@@ -196,9 +197,28 @@ class RemoteStore(OneByOne):
         """See `BlobStore.remove`."""
         check_name(name)
         self._needs_stamps("removed")
-        item = {"name": name, "stamp": format_stamp(if_stamp)}
-        line = await self._line("/blobs/remove", {"removes": [item], "min_age": min_age})
-        return line.get("removed") is True
+        return (await self.remove_many([Remove(name, if_stamp)], min_age=min_age))[0]
+
+    async def remove_many(
+        self, removes: Sequence[Remove], *, min_age: float = 0, epoch: int | None = None
+    ) -> Sequence[bool]:
+        """See `BlobStore.remove_many`."""
+        self._needs_stamps("removed")
+        for name, _ in removes:
+            check_name(name)
+        items = [{"name": name, "stamp": format_stamp(stamp)} for name, stamp in removes]
+        order: dict[str, object] = {"removes": items, "min_age": min_age}
+        if epoch is not None:
+            order["epoch"] = epoch
+        body = json.dumps(order).encode()
+        response = await self._ask("POST", "/blobs/remove", (), body, reads=False)
+        lines = [line async for line in lines_of(response, reads=False)]
+        refused = [told(line) for line in lines if line.get("status") == "refused"]
+        if refused:
+            raise refused[0]
+        if [line.get("name") for line in lines] != [name for name, _ in removes]:
+            raise OutcomeUnknown(f"{self._address} did not answer for every name to remove")
+        return [line.get("removed") is True for line in lines]
 
     def list(
         self,

@@ -26,7 +26,17 @@ from dolmen.digests import Digests
 from dolmen.errors import Corrupt, DolmenError, OutcomeUnknown, Unavailable
 from dolmen.payload import Bytes, Payload, Piece, Stream
 from dolmen.record import Kind
-from dolmen.store import ALL_PARTITIONS, Blob, BlobInfo, BlobStore, Condition, Failed, Put, Range
+from dolmen.store import (
+    ALL_PARTITIONS,
+    Blob,
+    BlobInfo,
+    BlobStore,
+    Condition,
+    Failed,
+    Put,
+    Range,
+    Remove,
+)
 from dolmen.stores.bulk import OneByOne
 
 T = TypeVar("T")
@@ -66,6 +76,7 @@ FITTING: dict[str, tuple[Fault, ...]] = {
     "list": (*_READ, Fault.CUT),
     "delete": _WRITE,
     "remove": _WRITE,
+    "remove_many": _WRITE,
     "digests": _READ,
     "get_many": (*_READ, Fault.CUT),
     "put_many": (*_READ, Fault.CUT),
@@ -237,6 +248,15 @@ class FaultyStore(OneByOne):
         fault = await self._meet("remove", name)
         return await self._write(
             fault, lambda: self.store.remove(name, if_stamp=if_stamp, min_age=min_age)
+        )
+
+    async def remove_many(
+        self, removes: Sequence[Remove], *, min_age: float = 0, epoch: int | None = None
+    ) -> Sequence[bool]:
+        """See `BlobStore.remove_many`."""
+        fault = await self._meet("remove_many")
+        return await self._write(
+            fault, lambda: self.store.remove_many(removes, min_age=min_age, epoch=epoch)
         )
 
     async def digests(self) -> Digests:

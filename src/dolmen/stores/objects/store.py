@@ -37,7 +37,7 @@ from dolmen.store import (
     Put,
     Range,
 )
-from dolmen.stores.bulk import UnderWay, check_travels
+from dolmen.stores.bulk import UnderWay, Upkeep, check_travels
 from dolmen.stores.objects.bucket import Bucket
 from dolmen.stores.objects.head import Head, folder_of, heads_of, new_id
 from dolmen.stores.objects.ledger import ROUNDS, Ledger, restless
@@ -64,7 +64,7 @@ _AT_ONCE = 64
 """Of those, how many are read or written at once."""
 
 
-class ObjectsStore:
+class ObjectsStore(Upkeep):
     """A blob store in a bucket. `now` returns seconds since 1970, `clock` gives stamps.
 
     `folder` is the bucket, where it is a folder of a file system: such are not durable.

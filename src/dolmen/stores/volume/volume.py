@@ -38,6 +38,7 @@ from dolmen.store import (
     Put,
     Range,
 )
+from dolmen.stores.bulk import Upkeep
 from dolmen.stores.volume.bulk import get_many, put_many
 from dolmen.stores.volume.commit import Log
 from dolmen.stores.volume.disk import Disk
@@ -62,7 +63,7 @@ SMALL = 65_536
 LARGEST = 1 << 44
 
 
-class VolumeStore:
+class VolumeStore(Upkeep):
     """A volume that this process has open. Made by `open_volume`, on a running event loop."""
 
     capabilities = Capabilities(

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import pytest
 
-from dolmen.errors import InvalidName, NotFound
+from dolmen.errors import InvalidName, NotFound, Outdated
 from dolmen.names import checksum_of
 from dolmen.payload import Bytes
 from dolmen.record import Kind
-from dolmen.store import BlobStore, Outcome
+from dolmen.store import BlobStore, Outcome, Remove
+from dolmen.stores.epoch import Seen, seen_in, tell
 from dolmen.testing.conformance.material import at, content, info_of, names, recomputed, standing
 from dolmen.testing.conformance.rivals import same
 from dolmen.testing.conformance.setting import Place, Suite
@@ -131,3 +132,26 @@ class Deletes(Suite):
         assert not await store.remove("name", if_stamp=at(2), min_age=3600)
         place.time.advance(1)
         assert await store.remove("name", if_stamp=at(2), min_age=3600)
+
+    async def test_many_are_removed_in_the_order_asked(self, store: BlobStore) -> None:
+        for number in range(100):
+            await store.put(f"name-{number}", Bytes(b"%d" % number), stamp=at(1))
+        removes = [Remove(f"name-{number}", at(1 + number % 2)) for number in range(99)]
+        removes.append(Remove("absent", at(1)))
+        removed = await store.remove_many(removes)
+        assert list(removed) == [number % 2 == 0 for number in range(99)] + [False]
+        left = {f"name-{number}" for number in range(100) if number % 2 or number == 99}
+        assert set(await names(store.list())) == left
+        assert not any(await store.remove_many([Remove(name, at(1)) for name in left], min_age=60))
+        assert list(await store.remove_many([])) == []
+
+    async def test_an_older_configuration_removes_nothing(self, store: BlobStore) -> None:
+        await store.put("name", Bytes(b"one"), stamp=at(1))
+        remove = [Remove("name", at(1))]
+        assert seen_in(await store.notes()) == (0, "")
+        await tell(store, Seen(7, "a"))
+        assert seen_in(await store.notes()) == (7, "a")
+        with pytest.raises(Outdated):
+            await store.remove_many(remove, epoch=6)
+        assert await content(store, "name") == b"one"
+        assert list(await store.remove_many(remove, epoch=7)) == [True]
