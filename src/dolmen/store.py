@@ -259,6 +259,14 @@ class BlobStore(Protocol):
         """Read many blobs, tombstones included, in the order asked, one answer a name."""
         ...
 
+    def verify_many(self, names: Sequence[str]) -> AsyncIterator[BlobInfo | Failed]:
+        """Read many blobs where they lie, each to its end; one answer a name, in the order asked.
+
+        What is sound comes as what is known of it, tombstones included. What is not the
+        content of its checksum, or of a name that is a digest, fails with `Corrupt`.
+        """
+        ...
+
     def put_many(self, blobs: AsyncIterator[Blob]) -> AsyncIterator[Put | Failed]:
         """Write many blobs as they are: stamps, kinds (also TOMBSTONE) and metadata kept.
 

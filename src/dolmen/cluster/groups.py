@@ -66,7 +66,9 @@ def make_group(
             f"group {name!r} has no durable server: nothing in it would survive a restart; "
             "add a blob server on a volume"
         )
-    counted = durable or len(members)
+    # Those without a weight should hold nothing; a group of nothing else only takes deletes.
+    holding = [member for member in members if member.weight] or members
+    counted = sum(each.store.capabilities.durable for each in holding) if durable else len(holding)
     copies = counted if copies is None else copies
     write_copies = min(2, copies) if write_copies is None else write_copies
     min_copies = 1 if min_copies is None else min_copies
@@ -74,6 +76,6 @@ def make_group(
         raise BadSetting(
             f"group {name!r}: min_copies ({min_copies}), write_copies ({write_copies}) and copies "
             f"({copies}) must each be no more than the next, and copies no more than its "
-            f"{counted} durable servers"
+            f"{counted} durable servers with a weight"
         )
     return Group(name, tuple(members), copies, write_copies, min_copies, not durable)

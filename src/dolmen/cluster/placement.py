@@ -4,7 +4,8 @@ Weighted rendezvous hashing (Thaler and Ravishankar 1996; with weights as
 -w / ln u, Schindelhauer and Schomaker 2005): every server draws a number u from a hash
 of the partition and its name, and the highest score comes first. First the groups are
 ordered in this way, then the servers within each. A server that joins or leaves
-moves only the partitions it wins or held. Nothing is stored, nobody is asked.
+moves only the partitions it wins or held; one with a weight of 0 should hold none.
+Nothing is stored, nobody is asked.
 """
 
 from __future__ import annotations
@@ -77,8 +78,10 @@ def score(partition: int, name: str, weight: float) -> float:
 def _first(ranked: list[Member], group: Group) -> list[Member]:
     """The first of a ranking, until there are the group's copies.
 
-    Copies are in as many zones as can be; no zone is one of its own.
+    Copies are in as many zones as can be; no zone is one of its own. Who has no weight is never
+    among them.
     """
+    ranked = [member for member in ranked if member.weight]
     first: list[Member] = []
     zones: set[str] = set()
     copies = 0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import re
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
+from blake3 import blake3
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from dolmen.stores import SCHEMES
@@ -74,8 +76,8 @@ class Server(_Strict):
     name: Name
     """What placement knows it by: it may move to another URL, but not change its name."""
     url: StoreUrl
-    weight: Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)] = 1.0
-    """Its share of its group; set it by disk size."""
+    weight: Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)] = 1.0
+    """Its share of its group; set it by disk size. 0: it should hold nothing (`dolmen drain`)."""
     zone: Name | None = None
     """Copies go to different zones."""
 
@@ -112,6 +114,17 @@ class Limits(_Strict):
     keep_alive: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 75.0
 
 
+class Repair(_Strict):
+    """How servers are kept at what they should hold."""
+
+    bandwidth: Annotated[int, Field(ge=1)] | None = None
+    """Bytes copied a second, at most; None: as fast as it goes."""
+    parallel: Annotated[int, Field(ge=1, le=64)] = 4
+    """Servers that are copied to at once."""
+    reclaim_days: Annotated[float, Field(ge=1, le=36_500, allow_inf_nan=False)] = 30.0
+    """Days after which a delete is forgotten; no server may be away for longer."""
+
+
 class Settings(_Strict):
     """Everything that can be set. What is None has a default of the command that uses it."""
 
@@ -136,6 +149,9 @@ class Settings(_Strict):
     """Copies made before an upload is answered; None: 2, or 1 where there is one server."""
     min_copies: Copies = 1
     """An upload that made fewer has failed."""
+    epoch: Annotated[int, Field(ge=0)] = 0
+    """Raised with every change of servers, weights, zones or copies."""
+    repair: Repair = Repair()
     digest: Literal["sha256", "sha1"] = "sha256"
     """Of which an object's id is made; sha1 for objects that came from sos."""
     limits: Limits = Limits()
@@ -150,7 +166,9 @@ class Settings(_Strict):
         ):
             if twice := next((each for each in seen if seen.count(each) > 1), None):
                 raise ValueError(f"names the {what} {twice} twice; each may be named once")
-        self.all_groups()
+        groups = self.all_groups()
+        if groups and not any(each.weight for group in groups for each in group.servers):
+            raise ValueError("should give some server a weight above 0")
         return self
 
     def all_groups(self) -> list[Group]:
@@ -164,15 +182,24 @@ class Settings(_Strict):
             groups = [Group(name="all", servers=servers)]
         return [self._complete(group) for group in groups]
 
+    def fingerprint(self) -> str:
+        """16 hex digits that differ where another server would hold something."""
+        placed = [
+            [group.name, group.copies, sorted([s.name, s.weight, s.zone] for s in group.servers)]
+            for group in sorted(self.all_groups(), key=lambda group: group.name)
+        ]
+        return blake3(json.dumps(placed).encode()).hexdigest(8)
+
     def _complete(self, group: Group) -> Group:
         least = group.min_copies or self.min_copies
         wanted = group.copies or self.copies
         to_write = group.write_copies or self.write_copies
-        count = len(group.servers)
+        # A group that holds nothing any more only has to take deletes.
+        count = sum(each.weight > 0 for each in group.servers) or len(group.servers)
         copies = wanted or count
         write = to_write or min(2, copies)
         for what, number, bound, limit in (
-            ("copies", copies, "the number of its servers", count),
+            ("copies", copies, "the number of its servers with a weight", count),
             ("write_copies", write, "copies", copies),
             ("min_copies", least, "write_copies", write),
         ):

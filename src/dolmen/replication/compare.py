@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Sequence
 from typing import NamedTuple
 
+from dolmen.closing import closing
 from dolmen.names import PARTITIONS, partition_of
 from dolmen.record import Kind
+from dolmen.replication.horizon import NO_HORIZONS, Horizons
 from dolmen.replication.patience import Pause, ask, listing
-from dolmen.replication.streams import closing
 from dolmen.store import BlobInfo, BlobStore
 
 
@@ -18,6 +19,8 @@ class Difference(NamedTuple):
     info: BlobInfo
     touch: bool
     """The destination has the content; only its stamp or metadata are behind."""
+    doubtful: bool = False
+    """It may have been deleted at the destination, which has forgotten it by now."""
 
 
 class Scope(NamedTuple):
@@ -49,7 +52,11 @@ async def scope(
 
 
 async def compare(
-    source: BlobStore, destination: BlobStore, partitions: Sequence[int], pause: Pause
+    source: BlobStore,
+    destination: BlobStore,
+    partitions: Sequence[int],
+    pause: Pause,
+    horizons: Horizons = NO_HORIZONS,
 ) -> AsyncIterator[tuple[BlobInfo, Difference | None]]:
     """Everything the source has in these partitions, with the difference where there is one.
 
@@ -66,8 +73,10 @@ async def compare(
     ):
         async for info, other in both:
             if other is None:
-                lacking = stamped or info.kind != Kind.TOMBSTONE
-                yield info, Difference(info, touch=False) if lacking else None
+                if horizons.forgotten(info) or not (stamped or info.kind != Kind.TOMBSTONE):
+                    yield info, None
+                else:
+                    yield info, Difference(info, touch=False, doubtful=horizons.doubtful(info))
             elif not ranked or other.rank >= info.rank:
                 yield info, None
             else:

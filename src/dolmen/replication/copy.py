@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
+from dolmen.closing import closing
 from dolmen.cluster.verify import verified
 from dolmen.errors import (
     BadContent,
@@ -25,11 +26,12 @@ from dolmen.errors import (
     Unavailable,
 )
 from dolmen.names import checksum_of
+from dolmen.pace import Pace
 from dolmen.record import Kind
 from dolmen.replication.compare import Difference
 from dolmen.replication.patience import PASSING, Patience, Pause, Side, Stopped
 from dolmen.replication.report import Report
-from dolmen.replication.streams import Watched, closing
+from dolmen.replication.watched import Watched
 from dolmen.store import Blob, BlobInfo, BlobStore, Failed, Outcome, Put
 
 TOUCHES = 64
@@ -67,12 +69,17 @@ class Copier:
     """Brings batches of differences from one store to another, and keeps the report."""
 
     def __init__(
-        self, source: BlobStore, destination: BlobStore, report: Report, pause: Pause
+        self,
+        source: BlobStore,
+        destination: BlobStore,
+        report: Report,
+        pace: Pace,
+        pause: Pause,
     ) -> None:
         self._source = source
         self._destination = destination
         self._report = report
-        self._pause = pause
+        self._pace, self._pause = pace, pause
         self._full: Full | None = None
         self._barren = False  # the last batch that was given up had brought nothing at all
 
@@ -158,6 +165,8 @@ class Copier:
                         continue
                     if blob.payload.whole is None:
                         blob.payload = Watched(blob.payload)
+                    if wait := self._pace.delay(blob.info.size):
+                        await self._pause(wait)
                     attempt.sent.append(blob)
                     yield blob
         except DolmenError as error:  # what came before is written all the same

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from dolmen.cluster.groups import Group
 from dolmen.cluster.placement import Placement
 from dolmen.digests import Digests
 from dolmen.names import PARTITIONS
+from dolmen.pace import Pace
 from dolmen.replication.patience import Pause, Stopped, ask
 from dolmen.replication.replicate import replicate
 from dolmen.replication.report import Report
@@ -38,7 +40,10 @@ async def replicate_group(
     stores: Mapping[str, BlobStore],
     *,
     wanted: Mapping[str, Collection[int]] | None = None,
+    rejoin: bool = False,
+    parallel: int = 1,
     progress: PairProgress | None = None,
+    pace: Pace | None = None,
     pause: Pause = asyncio.sleep,
 ) -> GroupReport:
     """Copy from every server to every other one what that one should hold.
@@ -49,33 +54,51 @@ async def replicate_group(
 
     `wanted` gives the partitions a server should hold, by its name; without it
     every server holds all. Any server may be the source, also of what it should
-    no longer hold. Must run in a task.
+    no longer hold. `parallel` servers are copied to at once, each from one other after
+    the other, so that nothing goes to it twice; `pace` bounds all of them together. Must run
+    in a task.
     """
     report = GroupReport()
     digests: dict[str, Digests | None] = {}
-    for name, store in stores.items():
+    free = asyncio.Semaphore(parallel)
+
+    async def look(name: str, store: BlobStore) -> None:
         try:
             digests[name] = await _digests(store, pause)
         except Stopped as stopped:
             report.failing[name] = str(stopped)
-    for target, destination in stores.items():
+
+    async def bring(target: str, origin: str, partitions: Collection[int]) -> None:
+        if {origin, target} & report.failing.keys():
+            return
+        if not _may_differ(digests[origin], digests[target], partitions):
+            return
+        run = await replicate(
+            stores[origin],
+            stores[target],
+            partitions=partitions,
+            rejoin=rejoin,
+            progress=progress and partial(progress, origin, target),
+            pace=pace,
+            pause=pause,
+        )
+        report.runs[origin, target] = run
+        if run.stopped:
+            report.failing[origin if run.failing == "source" else target] = str(run.stopped)
+
+    async def fill(target: str) -> None:
         partitions = wanted[target] if wanted is not None else ALL_PARTITIONS
-        for origin, source in stores.items():
-            if origin == target or {origin, target} & report.failing.keys():
-                continue
-            if not _may_differ(digests[origin], digests[target], partitions):
-                continue
+        async with free:
+            for origin in stores:
+                if origin != target:
+                    await bring(target, origin, partitions)
 
-            def notice(run: Report, pair: tuple[str, str] = (origin, target)) -> None:
-                if progress:
-                    progress(*pair, run)
-
-            run = await replicate(
-                source, destination, partitions=partitions, progress=notice, pause=pause
-            )
-            report.runs[origin, target] = run
-            if run.stopped:
-                report.failing[origin if run.failing == "source" else target] = str(run.stopped)
+    async with asyncio.TaskGroup() as looking:
+        for name, store in stores.items():
+            looking.create_task(look(name, store))
+    async with asyncio.TaskGroup() as filling:
+        for target in stores:
+            filling.create_task(fill(target))
     return report
 
 

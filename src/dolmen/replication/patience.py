@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Literal, TypeVar
 
+from dolmen.closing import closing
 from dolmen.errors import DolmenError, OutcomeUnknown, Unavailable
 from dolmen.names import partition_of
-from dolmen.replication.streams import closing
 from dolmen.store import BlobInfo, BlobStore
 
 TRIES = 5

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Collection, Sequence
 
+from dolmen.closing import closing
+from dolmen.errors import Outdated
 from dolmen.names import partition_of
+from dolmen.pace import Pace
 from dolmen.record import Kind
 from dolmen.replication.compare import Difference, compare, scope
 from dolmen.replication.copy import Copier
+from dolmen.replication.horizon import NO_HORIZONS, horizons_of
 from dolmen.replication.manifests import Chunks
 from dolmen.replication.patience import Pause, Stopped
 from dolmen.replication.report import Progress, Report
-from dolmen.replication.streams import closing
-from dolmen.store import ALL_PARTITIONS, BlobStore
+from dolmen.store import ALL_PARTITIONS, BlobInfo, BlobStore
 
 BATCH = 2_048
 """Names in a batch; the destination commits about that many at once."""
@@ -23,6 +26,10 @@ LANES = 3
 """Batches under way: one being read, one being written, one on its way."""
 _NOTICE = 4_096
 """Entries compared between two calls of the progress callback."""
+_DOUBTFUL = Outdated(
+    "the source was away while deletes were forgotten, and this may be one of them; "
+    "run with --rejoin to have it back, or empty the source"
+)
 
 
 async def replicate(
@@ -30,7 +37,9 @@ async def replicate(
     destination: BlobStore,
     *,
     partitions: Collection[int] = ALL_PARTITIONS,
+    rejoin: bool = False,
     progress: Progress | None = None,
+    pace: Pace | None = None,
     pause: Pause = asyncio.sleep,
 ) -> Report:
     """Copy to `destination` what it lacks of `source`, or has at a lower rank.
@@ -43,12 +52,15 @@ async def replicate(
     object that becomes visible at the destination has its chunks there; see
     `dolmen.replication.manifests`.
 
+    What may have been deleted while the source was away is refused, unless `rejoin` is
+    given (`dolmen.replication.horizon`). `pace` bounds the bytes copied a second.
+
     Blobs that can't be copied are counted in the report and skipped; a server
     that fails ends the run, and the report says which and why. Must run in a task.
     """
-    run = _Run(source, destination, progress or (lambda _: None), pause)
+    run = _Run(source, destination, progress or (lambda _: None), pace or Pace(), pause)
     try:
-        await run.whole(partitions)
+        await run.whole(partitions, rejoin=rejoin)
     except Stopped as stopped:
         run.report.stopped, run.report.failing = stopped.error, stopped.side
     run.progress(run.report)
@@ -59,32 +71,42 @@ class _Run:
     """One run between two stores."""
 
     def __init__(
-        self, source: BlobStore, destination: BlobStore, progress: Progress, pause: Pause
+        self,
+        source: BlobStore,
+        destination: BlobStore,
+        progress: Progress,
+        pace: Pace,
+        pause: Pause,
     ) -> None:
         self.report = Report()
         self.progress = progress
         self._stores = (source, destination)
         self._pause = pause
-        self._copier = Copier(source, destination, self.report, pause)
+        self._copier = Copier(source, destination, self.report, pace, pause)
+        self._horizons = NO_HORIZONS
         self._with_manifests: set[int] = set()
 
-    async def whole(self, partitions: Collection[int]) -> None:
+    async def whole(self, partitions: Collection[int], *, rejoin: bool) -> None:
         """Both passes."""
         chunks = Chunks(*self._stores, partitions, self._copier, self.report, self._pause)
         found = await scope(*self._stores, partitions, self._pause)
         self.report.total, self.report.compared = found.total, found.in_step
+        if found.partitions:
+            self._horizons = await horizons_of(*self._stores, self._pause, rejoin=rejoin)
         await self._bring(self._all_but_manifests(found.partitions))
         await self._bring(self._manifests(sorted(self._with_manifests)), chunks)
 
     async def _all_but_manifests(self, partitions: Sequence[int]) -> AsyncIterator[Difference]:
         if not partitions:
             return
-        async with closing(compare(*self._stores, partitions, self._pause)) as compared:
+        async with closing(self._compared(partitions)) as compared:
             async for info, difference in compared:
                 self.report.compared += 1
                 if self.report.compared % _NOTICE == 0:
                     self.progress(self.report)
-                if difference and info.kind == Kind.MANIFEST:
+                if difference and difference.doubtful:
+                    self.report.refuse(info.name, _DOUBTFUL, reason="MayBeDeleted")
+                elif difference and info.kind == Kind.MANIFEST:
                     self._with_manifests.add(partition_of(info.name))
                 elif difference:
                     yield difference
@@ -92,10 +114,15 @@ class _Run:
     async def _manifests(self, partitions: Sequence[int]) -> AsyncIterator[Difference]:
         if not partitions:
             return
-        async with closing(compare(*self._stores, partitions, self._pause)) as compared:
+        async with closing(self._compared(partitions)) as compared:
             async for info, difference in compared:
-                if difference and info.kind == Kind.MANIFEST:
+                if difference and info.kind == Kind.MANIFEST and not difference.doubtful:
                     yield difference
+
+    def _compared(
+        self, partitions: Sequence[int]
+    ) -> AsyncIterator[tuple[BlobInfo, Difference | None]]:
+        return compare(*self._stores, partitions, self._pause, self._horizons)
 
     async def _bring(
         self, differences: AsyncIterator[Difference], chunks: Chunks | None = None

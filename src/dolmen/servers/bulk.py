@@ -6,9 +6,10 @@ What replication, listings and collections use: `docs/wire-api.md` has the forms
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from dolmen import metadata
+from dolmen.closing import closing
 from dolmen.errors import BadContent, DolmenError
 from dolmen.http.conditional import not_modified
 from dolmen.http.messages import Request, Response, Streamed
@@ -16,12 +17,15 @@ from dolmen.http.problems import HTTPError
 from dolmen.names import check_name
 from dolmen.servers.answers import refusal
 from dolmen.servers.fields import parse_base64, parse_checksum
-from dolmen.servers.lines import NDJSON, Told, array, lines, listed, refused, written
+from dolmen.servers.lines import NDJSON, Told, array, entry, lines, listed, refused, written
 from dolmen.servers.orders import PAGE, items_of, limit_of, order_of, partitions_of
 from dolmen.servers.routes import Routes
 from dolmen.stamps import parse_stamp
 from dolmen.store import Blob, BlobStore, Failed, Remove
 from dolmen.stores import records
+
+_VERIFIED = 32
+"""Lines that tell of verified blobs sent together: reading that many may take a while."""
 
 
 class Bulk:
@@ -33,6 +37,7 @@ class Bulk:
         routes.add("POST", "/blobs/list", self.list_partitions)
         routes.add("POST", "/blobs/touch", self.touch)
         routes.add("POST", "/blobs/remove", self.remove)
+        routes.add("POST", "/blobs/verify", self.verify)
         routes.add("GET", "/digests", self.digests)
         routes.add("POST", "/records", self.take_records)
         routes.add("POST", "/records/read", self.read_records)
@@ -109,6 +114,20 @@ class Bulk:
 
         return lines(answers())
 
+    async def verify(self, request: Request, _: str) -> Response:
+        """Read the blobs named in the body to their ends; a line for each that tells how it is."""
+        names = await _names(request)
+
+        async def answers() -> AsyncIterator[str]:
+            async with closing(self._store.verify_many(names)) as verified:
+                async for found in verified:
+                    if isinstance(found, Failed):
+                        yield refused(found.name, found.error)
+                    else:
+                        yield entry(found)
+
+        return lines(answers(), together=_VERIFIED)
+
     async def digests(self, request: Request, _: str) -> Response:
         """Send the partition digests; their root is the ETag."""
         digests = await self._store.digests()
@@ -140,9 +159,13 @@ class Bulk:
 
     async def read_records(self, request: Request, _: str) -> Response:
         """Send the blobs named in the body as a stream of records."""
-        order = await order_of(request, {"names"})
-        names = order.get("names")
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise HTTPError(400, 'The body is JSON of the form {"names": ["name", …]}.')
-        stream = records.encode(self._store.get_many(names))
+        stream = records.encode(self._store.get_many(await _names(request)))
         return Response(200, [(b"Content-Type", b"application/x-dolmen-records")], Streamed(stream))
+
+
+async def _names(request: Request) -> Sequence[str]:
+    order = await order_of(request, {"names"})
+    names = order.get("names")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise HTTPError(400, 'The body is JSON of the form {"names": ["name", …]}.')
+    return names

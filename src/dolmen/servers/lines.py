@@ -17,14 +17,14 @@ NDJSON = b"application/x-ndjson"
 _KINDS = {kind.value: kind.name.lower() for kind in Kind}
 
 
-def lines(items: AsyncIterator[str]) -> Response:
-    """An answer of these lines, sent a thousand at a time."""
+def lines(items: AsyncIterator[str], *, together: int = PAGE) -> Response:
+    """An answer of these lines, so many sent `together`."""
 
     async def encoded() -> AsyncIterator[bytes]:
         gathered: list[str] = []
         async for item in items:
             gathered.append(item)
-            if len(gathered) == PAGE:
+            if len(gathered) == together:
                 yield "\n".join([*gathered, ""]).encode()
                 gathered = []
         if gathered:

@@ -1,7 +1,7 @@
 """Bulk operations for stores that have nothing better than one at a time.
 
-A store inherits `OneByOne` and gets `get_many`, `put_many` and `remove_many` with some
-operations under way at once and the answers in order; `Upkeep` has the last one alone.
+A store inherits `OneByOne` and gets `get_many` and `put_many` with some operations
+under way at once and the answers in order, and with them what `Upkeep` has for every store.
 """
 
 from __future__ import annotations
@@ -12,19 +12,27 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import ClassVar, Self, TypeVar, cast
 
 from dolmen import metadata
+from dolmen.closing import closing
 from dolmen.errors import BadContent, DolmenError, NotFound
 from dolmen.names import check_name
 from dolmen.payload import Bytes
 from dolmen.record import Kind
-from dolmen.store import Blob, BlobStore, Failed, Put, Remove
+from dolmen.store import Blob, BlobInfo, BlobStore, Failed, Put, Remove
 from dolmen.stores.epoch import check_epoch
+from dolmen.stores.soundness import verify
 
 WINDOW = 64
 T = TypeVar("T")
 
 
 class Upkeep:
-    """`remove_many` by way of `remove`."""
+    """`verify_many` by way of `get_many`, `remove_many` by way of `remove`."""
+
+    async def verify_many(self, names: Sequence[str]) -> AsyncIterator[BlobInfo | Failed]:
+        """See `BlobStore.verify_many`."""
+        async with closing(cast("BlobStore", self).get_many(names)) as answers:
+            async for answer in answers:
+                yield answer if isinstance(answer, Failed) else await verify(answer)
 
     async def remove_many(
         self, removes: Sequence[Remove], *, min_age: float = 0, epoch: int | None = None

@@ -120,6 +120,10 @@ class CacheStore:
         """See `BlobStore.get_many`: all from the slow store; copying must not empty the cache."""
         return self._slow.get_many(names)
 
+    def verify_many(self, names: Sequence[str]) -> AsyncIterator[BlobInfo | Failed]:
+        """See `BlobStore.verify_many`: of the slow store."""
+        return self._slow.verify_many(names)
+
     # What the fast store holds
 
     async def _keep(self, info: BlobInfo, data: bytes | memoryview) -> None:

@@ -51,7 +51,7 @@ from dolmen.store import (
     Remove,
 )
 from dolmen.stores.bulk import OneByOne
-from dolmen.stores.remote_bulk import list_all, read_many, write_many
+from dolmen.stores.remote_bulk import list_all, read_many, verify_all, write_many
 from dolmen.stores.verdict import NO_CHECKSUM
 from dolmen.stores.wire import (
     ANSWER_MAX,
@@ -263,6 +263,12 @@ class RemoteStore(OneByOne):
         if self.capabilities.stamps:
             return read_many(self._ask, self._address, names)
         return super().get_many(names)
+
+    def verify_many(self, names: Sequence[str]) -> AsyncIterator[BlobInfo | Failed]:
+        """See `BlobStore.verify_many`: no data is sent."""
+        if self.capabilities.stamps:
+            return verify_all(self._ask, self._address, names)
+        return super().verify_many(names)
 
     def put_many(self, blobs: AsyncIterator[Blob]) -> AsyncIterator[Put | Failed]:
         """See `BlobStore.put_many`. Two batches are under way at once."""

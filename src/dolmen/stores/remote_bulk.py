@@ -18,7 +18,7 @@ from dolmen.payload import Piece
 from dolmen.store import ALL_PARTITIONS, Blob, BlobInfo, BlobStore, Failed, Put
 from dolmen.stores import records
 from dolmen.stores.bulk import check_travels, put_any
-from dolmen.stores.wire import lines_of, listed, puts_of
+from dolmen.stores.wire import lines_of, listed, puts_of, told
 
 _PAGE = 10_000
 _NAMES = 2048
@@ -65,6 +65,27 @@ async def list_all(
                 break
             if last == before:
                 raise Unavailable(f"a listing goes nowhere from {last[1]!r} on")
+
+
+async def verify_all(
+    ask: Ask, address: str, names: Sequence[str]
+) -> AsyncIterator[BlobInfo | Failed]:
+    """How these blobs are, as the server finds by reading them."""
+    for first in range(0, len(names), _NAMES):
+        some = names[first : first + _NAMES]
+        body = json.dumps({"names": some}).encode()
+        left = iter(some)
+        async with await ask("POST", "/blobs/verify", (), body, reads=True) as response:
+            async for line in lines_of(response, reads=True):
+                name = next(left, None)
+                if name is None or line.get("name") != name:
+                    raise Unavailable(f"{address} tells of other blobs than it was asked to verify")
+                if line.get("status") == "refused":
+                    yield Failed(name, told(line))
+                else:
+                    yield listed(line)
+        if (name := next(left, None)) is not None:
+            raise Unavailable(f"{address} did not say how {name} is")
 
 
 async def read_many(ask: Ask, address: str, names: Sequence[str]) -> AsyncIterator[Blob | Failed]:

@@ -4,16 +4,25 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from typing import cast
 
 import pytest
 
-from dolmen.errors import BadContent, DolmenError, InvalidName, NotFound, TooLarge, Unavailable
-from dolmen.names import checksum_of
+from dolmen.errors import (
+    BadContent,
+    Corrupt,
+    DolmenError,
+    InvalidName,
+    NotFound,
+    TooLarge,
+    Unavailable,
+)
+from dolmen.names import checksum_of, chunk_name
 from dolmen.payload import Bytes
 from dolmen.record import Kind
-from dolmen.store import Blob, BlobStore, Failed, Outcome, Put
+from dolmen.store import Blob, BlobInfo, BlobStore, Failed, Outcome, Put
 from dolmen.stores.memory import MemoryStore
 from dolmen.testing.conformance.material import (
     META,
@@ -62,7 +71,39 @@ async def copy_all(source: BlobStore, target: BlobStore) -> None:
 
 
 class Bulk(Suite):
-    """`get_many` and `put_many`."""
+    """`get_many`, `verify_many` and `put_many`."""
+
+    async def test_verify_many_tells_of_every_name_in_order(self, store: BlobStore) -> None:
+        big = noise(min(5 * MIB, store.capabilities.largest))
+        right = [
+            blob_of("one", b"one", at(1), meta=META),
+            blob_of("big", big, at(2)),
+            blob_of(hashlib.sha256(big).hexdigest(), big, at(3)),
+            blob_of(hashlib.sha1(b"two", usedforsecurity=False).hexdigest(), b"two", at(3)),
+            blob_of(hashlib.sha256(b"three").hexdigest(), b"chunks", at(3), Kind.MANIFEST),
+            blob_of(chunk_name(b"four"), b"four", at(4)),
+            blob_of("deleted", b"", at(5), Kind.TOMBSTONE),
+            blob_of("empty", b"", at(6)),
+        ]
+        wrong = [
+            blob_of(hashlib.sha256(b"five").hexdigest(), b"six", at(7)),
+            blob_of(hashlib.sha1(b"five", usedforsecurity=False).hexdigest(), b"six", at(7)),
+            blob_of(chunk_name(b"five"), b"six", at(8)),
+        ]
+        async for answer in store.put_many(each([*right, *wrong])):
+            assert isinstance(answer, Put)
+        asked = [blob.info.name for blob in [*right, *wrong]] + ["absent"]
+        found = [answer async for answer in store.verify_many(asked)]
+        assert [answer.name for answer in found] == asked
+        for answer, blob in zip(found, right, strict=False):
+            assert isinstance(answer, BlobInfo)
+            assert same(answer, blob.info)
+        for answer in found[len(right) : -1]:
+            assert isinstance(answer, Failed)
+            assert isinstance(answer.error, Corrupt)
+        assert isinstance(found[-1], Failed)
+        assert isinstance(found[-1].error, NotFound)
+        assert [answer async for answer in store.verify_many([])] == []
 
     async def test_get_many_answers_for_every_name_in_order(self, store: BlobStore) -> None:
         big = noise(min(5 * MIB, store.capabilities.largest))

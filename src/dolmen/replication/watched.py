@@ -1,25 +1,12 @@
-"""Asynchronous iterators that are closed for certain, and payloads that are watched."""
+"""A payload that remembers why reading it failed."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
-from typing import TypeVar
+from collections.abc import AsyncIterator
 
+from dolmen.closing import closing
 from dolmen.errors import DolmenError
 from dolmen.payload import Payload, Piece
-
-T = TypeVar("T")
-
-
-@asynccontextmanager
-async def closing(stream: AsyncIterator[T]) -> AsyncIterator[AsyncIterator[T]]:
-    """Close an iterator at the end, if it is one that can be: a listing holds a connection."""
-    try:
-        yield stream
-    finally:
-        if isinstance(stream, AsyncGenerator):
-            await stream.aclose()
 
 
 class Watched:

@@ -1,0 +1,125 @@
+"""Dropping misplaced copies: what stands on a server that should not hold it.
+
+It got there because a rightful server could not be written to, or because servers joined,
+left or changed their weight. It goes by `remove`, without a tombstone, once every durable
+server that should hold the name has shown that it does: each has read its own copy to the
+end, found it sound, and has it at no lower rank. Where one has not, the copy stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from dolmen.closing import closing
+from dolmen.cluster.groups import Member
+from dolmen.cluster.placement import Placement
+from dolmen.errors import DolmenError
+from dolmen.names import partition_of
+from dolmen.pace import Pace
+from dolmen.replication.patience import Pause, ask, listing
+from dolmen.store import BlobInfo, Remove
+
+BATCH = 1_000
+"""Copies looked at together."""
+
+
+@dataclass(slots=True)
+class Dropped:
+    """What became of the misplaced copies of one server."""
+
+    removed: int = 0
+    bytes: int = 0
+    """Bytes of data in what was removed."""
+    kept: int = 0
+    """Copies that stay until every rightful server has a sound one."""
+    failing: dict[str, str] = field(default_factory=dict)
+    """Rightful servers that could not be asked, and what they said."""
+
+
+async def drop_misplaced(
+    member: Member,
+    placement: Placement,
+    *,
+    epoch: int | None,
+    failing: Sequence[str],
+    pace: Pace,
+    pause: Pause = asyncio.sleep,
+) -> Dropped:
+    """Remove from one server what it should not hold and all that should hold do.
+
+    Nothing that a server in `failing` (names) should hold is touched. Raises `Stopped` where
+    the server can't be asked, and `Outdated` from it.
+    """
+    work = _Work(member, placement, epoch, frozenset(failing), pace, pause)
+    await work.whole()
+    return work.dropped
+
+
+@dataclass(slots=True)
+class _Work:
+    member: Member
+    placement: Placement
+    epoch: int | None
+    failing: frozenset[str]
+    pace: Pace
+    pause: Pause
+    dropped: Dropped = field(default_factory=Dropped)
+
+    async def whole(self) -> None:
+        store = self.member.store
+        held = await ask(store.digests, side="source", pause=self.pause)
+        strays = [at for at in held.counts if self.member not in self.placement.of(at).rightful]
+        if not strays:
+            return
+        batch: list[BlobInfo] = []
+        stray = listing(store, strays, side="source", pause=self.pause)
+        async with closing(stray) as infos:
+            async for info in infos:
+                batch.append(info)
+                if len(batch) == BATCH:
+                    await self._drop(batch)
+                    batch = []
+        await self._drop(batch)
+
+    async def _drop(self, batch: Sequence[BlobInfo]) -> None:
+        """Remove those of a batch that every rightful server turns out to hold."""
+        sound = {info.name for info in batch}
+        asked: dict[int, tuple[Member, list[BlobInfo]]] = {}
+        for info in batch:
+            place = self.placement.of(partition_of(info.name))
+            for rightful in place.rightful:
+                if place.group.counts(rightful):
+                    asked.setdefault(id(rightful), (rightful, []))[1].append(info)
+        for rightful, infos in asked.values():
+            if rightful.name in self.failing:
+                sound -= {info.name for info in infos}
+                continue
+            sound &= {info.name for info in batch} - await self._lacking(rightful, infos)
+        removes = [Remove(info.name, info.stamp) for info in batch if info.name in sound]
+        if removes:
+            removed = await ask(
+                lambda: self.member.store.remove_many(removes, epoch=self.epoch),
+                side="destination",
+                pause=self.pause,
+            )
+            gone = {name for (name, _), went in zip(removes, removed, strict=True) if went}
+            self.dropped.removed += len(gone)
+            self.dropped.bytes += sum(info.size for info in batch if info.name in gone)
+        self.dropped.kept += len(batch) - len(sound)
+
+    async def _lacking(self, rightful: Member, infos: Sequence[BlobInfo]) -> set[str]:
+        """The names of which a server has no sound copy of this rank or a higher one."""
+        wanted = {info.name: info for info in infos}
+        if wait := self.pace.delay(sum(info.size for info in infos)):
+            await self.pause(wait)
+        lacking = set(wanted)
+        try:
+            async with closing(rightful.store.verify_many([*wanted])) as answers:
+                async for found in answers:
+                    if isinstance(found, BlobInfo) and found.rank >= wanted[found.name].rank:
+                        lacking.discard(found.name)
+        except DolmenError as error:  # what it did not vouch for stays
+            self.dropped.failing[rightful.name] = str(error)
+        return lacking
