@@ -90,8 +90,8 @@ class Bulk(Suite):
             blob_of(hashlib.sha1(b"five", usedforsecurity=False).hexdigest(), b"six", at(7)),
             blob_of(chunk_name(b"five"), b"six", at(8)),
         ]
-        async for answer in store.put_many(each([*right, *wrong])):
-            assert isinstance(answer, Put)
+        async for put in store.put_many(each([*right, *wrong])):
+            assert isinstance(put, Put)
         asked = [blob.info.name for blob in [*right, *wrong]] + ["absent"]
         found = [answer async for answer in store.verify_many(asked)]
         assert [answer.name for answer in found] == asked
