@@ -114,8 +114,8 @@ class Limits(_Strict):
     keep_alive: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 75.0
 
 
-class Repair(_Strict):
-    """How servers are kept at what they should hold."""
+class Replication(_Strict):
+    """How servers are brought to what they should hold."""
 
     bandwidth: Annotated[int, Field(ge=1)] | None = None
     """Bytes copied a second, at most; None: as fast as it goes."""
@@ -151,7 +151,9 @@ class Settings(_Strict):
     """An upload that made fewer has failed."""
     epoch: Annotated[int, Field(ge=0)] = 0
     """Raised with every change of servers, weights, zones or copies."""
-    repair: Repair = Repair()
+    repair: bool = False
+    """Have an API server keep every server at what it should hold."""
+    replication: Replication = Replication()
     digest: Literal["sha256", "sha1"] = "sha256"
     """Of which an object's id is made; sha1 for objects that came from sos."""
     limits: Limits = Limits()

@@ -6,7 +6,7 @@ that was interrupted anywhere is simply run again.
 
 from __future__ import annotations
 
-from dolmen.replication.group import GroupReport, replicate_group, replicate_groups
+from dolmen.replication.group import GroupReport, replicate_group
 from dolmen.replication.replicate import replicate
 from dolmen.replication.report import Progress, Refused, Report
 
@@ -17,5 +17,4 @@ __all__ = [
     "Report",
     "replicate",
     "replicate_group",
-    "replicate_groups",
 ]

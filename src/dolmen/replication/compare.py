@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from typing import NamedTuple
 
 from dolmen.closing import closing
-from dolmen.names import PARTITIONS, partition_of
+from dolmen.names import partition_of
 from dolmen.record import Kind
 from dolmen.replication.horizon import NO_HORIZONS, Horizons
 from dolmen.replication.patience import Pause, ask, listing
-from dolmen.store import BlobInfo, BlobStore
+from dolmen.store import ALL_PARTITIONS, BlobInfo, BlobStore
 
 
 class Difference(NamedTuple):
@@ -44,7 +44,7 @@ async def scope(
     ours = await ask(source.digests, side="source", pause=pause)
     theirs = await ask(destination.digests, side="destination", pause=pause)
     counts = ours.counts
-    if len(partitions) < PARTITIONS:
+    if partitions is not ALL_PARTITIONS:
         counts = {at: count for at, count in counts.items() if at in partitions}
     differing = [at for at in ours.differing(theirs) if at in counts]
     total = sum(counts.values())

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
-from dolmen.cluster.groups import Group
 from dolmen.cluster.placement import Placement
 from dolmen.digests import Digests
-from dolmen.names import PARTITIONS
 from dolmen.pace import Pace
 from dolmen.replication.patience import Pause, Stopped, ask
 from dolmen.replication.replicate import replicate
@@ -121,28 +119,27 @@ def _may_differ(ours: Digests | None, theirs: Digests | None, partitions: Collec
     return any(at in partitions and at in held for at in ours.differing(theirs))
 
 
-def partitions_of(groups: Sequence[Group]) -> dict[str, Collection[int]]:
+class Rightful(Collection[int]):
+    """The partitions a server should hold, each worked out when it is asked for."""
+
+    def __init__(self, name: str, placement: Placement) -> None:
+        self._name, self._placement = name, placement
+
+    def __contains__(self, partition: object) -> bool:
+        assert isinstance(partition, int)
+        return any(each.name == self._name for each in self._placement.of(partition).rightful)
+
+    def __iter__(self) -> Iterator[int]:
+        return filter(self.__contains__, ALL_PARTITIONS)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def partitions_of(placement: Placement) -> dict[str, Collection[int]]:
     """The partitions each server of a cluster should hold, by the server's name."""
-    if len(groups) == 1 and groups[0].copies == len(groups[0].members):
-        return {member.name: ALL_PARTITIONS for member in groups[0].members}
-    wanted: dict[str, set[int]] = {
-        member.name: set() for group in groups for member in group.members
-    }
-    placement = Placement(groups)
-    for partition in range(PARTITIONS):
-        for member in placement.of(partition).rightful:
-            wanted[member.name].add(partition)
-    return dict(wanted)
-
-
-async def replicate_groups(
-    groups: Sequence[Group], *, progress: PairProgress | None = None, pause: Pause = asyncio.sleep
-) -> GroupReport:
-    """Bring every server of every group to what placement says it should hold.
-
-    What stands where it should not is a source like any other, and stays there.
-    """
-    stores = {member.name: member.store for group in groups for member in group.members}
-    return await replicate_group(
-        stores, wanted=partitions_of(groups), progress=progress, pause=pause
-    )
+    groups = placement.groups
+    members = [member for group in groups for member in group.members]
+    if len(groups) == 1 and groups[0].copies == len(members):
+        return {member.name: ALL_PARTITIONS for member in members}
+    return {member.name: Rightful(member.name, placement) for member in members}

@@ -15,17 +15,19 @@ Three rules keep a delete from being undone by its being forgotten:
 from __future__ import annotations
 
 import heapq
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack
-from typing import NamedTuple
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 from dolmen.closing import closing
 from dolmen.names import partition_of
 from dolmen.record import Kind
-from dolmen.replication.patience import Pause, ask, listing
+from dolmen.replication.patience import Pause, Stopped, ask, listing
 from dolmen.stamps import COUNTER_BITS, format_stamp, parse_stamp
 from dolmen.store import ALL_PARTITIONS, BlobInfo, BlobStore, Remove
 
+T = TypeVar("T")
 _HORIZON, _RECLAIMED = "horizon", "reclaimed"
 _BATCH = 1_000
 OFTEN = 30
@@ -73,15 +75,16 @@ async def horizons_of(
 
 
 async def reclaim(
-    stores: Sequence[BlobStore], *, age_ms: int, now_ms: int, epoch: int | None, pause: Pause
+    stores: Mapping[str, BlobStore], *, age_ms: int, now_ms: int, epoch: int | None, pause: Pause
 ) -> int:
     """Forget the deletes that are older than `age_ms`; returns how many tombstones went.
 
     To be called when a comparison of all these stores, and they are all there are, has
     just found everything everywhere. Does nothing unless a fair part of that age has gone by
-    since the last time, or that was broken off. Raises `Stopped`, or what removing raises.
+    since the last time, or that was broken off. Raises `Stopped`, which says who failed.
     """
-    notes = [await ask(store.notes, side="destination", pause=pause) for store in stores]
+    work = _Reclaiming(stores, epoch, pause)
+    notes = await work.each(lambda store: store.notes())
     known = max(map(horizon_in, notes))
     oldest = min(horizon_in(each) for each in notes)
     done = min(horizon_in(each, _RECLAIMED) for each in notes)
@@ -91,69 +94,94 @@ async def reclaim(
     if oldest == done == until:
         return 0
     if until > known:
-        async for infos in _side_by_side(stores, pause):
-            best = max(infos, key=lambda info: info.rank)
-            if best.kind == Kind.TOMBSTONE and best.stamp <= until and not _agree(infos):
-                until = best.stamp - 1  # somebody has yet to learn of it
-        until = max(until, known)
-    for store in stores:
-        await store.note(_HORIZON, format_stamp(until).encode())
-    gone = await _sweep(stores, until, epoch, pause)
-    for store in stores:
-        await store.note(_RECLAIMED, format_stamp(until).encode())
+        until = max(known, await work.agreed(until))
+    noted = format_stamp(until).encode()
+    await work.each(lambda store: store.note(_HORIZON, noted))
+    gone = await work.sweep(until)
+    await work.each(lambda store: store.note(_RECLAIMED, noted))
     return gone
 
 
-async def _sweep(stores: Sequence[BlobStore], until: int, epoch: int | None, pause: Pause) -> int:
-    """Remove the tombstones up to a horizon, each from every store before the next."""
-    gone = 0
-    batch: list[Remove] = []
-    async for infos in _side_by_side(stores, pause):
-        info = infos[0]
-        if info.kind == Kind.TOMBSTONE and info.stamp <= until and _agree(infos):
-            batch.append(Remove(info.name, info.stamp))
-        if len(batch) == _BATCH:
-            gone += await _remove(stores, batch, epoch)
-            batch = []
-    return gone + await _remove(stores, batch, epoch)
+class _Reclaiming:
+    """One pass over all stores."""
+
+    def __init__(self, stores: Mapping[str, BlobStore], epoch: int | None, pause: Pause) -> None:
+        self._stores, self._epoch, self._pause = stores, epoch, pause
+
+    async def each(self, question: Callable[[BlobStore], Awaitable[T]]) -> Sequence[T]:
+        """Ask every store, one after the other."""
+        answers = []
+        for name, store in self._stores.items():
+            with _failing(name):
+                answers.append(
+                    await ask(partial(question, store), side="destination", pause=self._pause)
+                )
+        return answers
+
+    async def agreed(self, until: int) -> int:
+        """The stamp, at most this one, up to which every store knows of every delete."""
+        async with closing(self._side_by_side()) as names:
+            async for infos in names:
+                best = max(infos, key=lambda info: info.rank)
+                if best.kind == Kind.TOMBSTONE and best.stamp <= until and not _agree(infos):
+                    until = best.stamp - 1
+        return until
+
+    async def sweep(self, until: int) -> int:
+        """Remove the tombstones up to a horizon."""
+        gone = 0
+        batch: list[Remove] = []
+        async with closing(self._side_by_side()) as names:
+            async for infos in names:
+                info = infos[0]
+                if info.kind == Kind.TOMBSTONE and info.stamp <= until and _agree(infos):
+                    batch.append(Remove(info.name, info.stamp))
+                if len(batch) == _BATCH:
+                    gone += await self._remove(batch)
+                    batch = []
+        return gone + await self._remove(batch)
+
+    async def _remove(self, batch: Sequence[Remove]) -> int:
+        if not batch:
+            return 0
+        removed = await self.each(lambda store: store.remove_many(batch, epoch=self._epoch))
+        return sum(map(any, zip(*removed, strict=True)))
+
+    async def _side_by_side(self) -> AsyncIterator[Sequence[BlobInfo]]:
+        """For every name what each store has of it, in list order."""
+        async with AsyncExitStack() as stack:
+            listings = {}
+            for name, store in self._stores.items():
+                every = listing(store, ALL_PARTITIONS, side="source", pause=self._pause)
+                listings[name] = await stack.enter_async_context(closing(every))
+            heap: list[tuple[int, str, str, BlobInfo]] = []
+
+            async def advance(which: str) -> None:
+                with _failing(which):
+                    info = await anext(listings[which], None)
+                if info is not None:
+                    heapq.heappush(heap, (partition_of(info.name), info.name, which, info))
+
+            for which in listings:
+                await advance(which)
+            while heap:
+                name = heap[0][1]
+                infos = []
+                while heap and heap[0][1] == name:
+                    _, _, which, info = heapq.heappop(heap)
+                    infos.append(info)
+                    await advance(which)
+                yield infos
 
 
-async def _remove(stores: Sequence[BlobStore], batch: Sequence[Remove], epoch: int | None) -> int:
-    if not batch:
-        return 0
-    removed = [await store.remove_many(batch, epoch=epoch) for store in stores]
-    return sum(map(any, zip(*removed, strict=True)))
+@contextmanager
+def _failing(name: str) -> Iterator[None]:
+    try:
+        yield
+    except Stopped as stopped:
+        stopped.who = name
+        raise
 
 
 def _agree(infos: Sequence[BlobInfo]) -> bool:
     return all(info.rank == infos[0].rank for info in infos)
-
-
-async def _side_by_side(
-    stores: Sequence[BlobStore], pause: Pause
-) -> AsyncIterator[Sequence[BlobInfo]]:
-    """For every name what each store has of it, in list order."""
-    async with AsyncExitStack() as stack:
-        listings = [
-            await stack.enter_async_context(
-                closing(listing(store, ALL_PARTITIONS, side="source", pause=pause))
-            )
-            for store in stores
-        ]
-        heap: list[tuple[int, str, int, BlobInfo]] = []
-
-        async def advance(which: int) -> None:
-            info = await anext(listings[which], None)
-            if info is not None:
-                heapq.heappush(heap, (partition_of(info.name), info.name, which, info))
-
-        for which in range(len(listings)):
-            await advance(which)
-        while heap:
-            name = heap[0][1]
-            infos = []
-            while heap and heap[0][1] == name:
-                _, _, which, info = heapq.heappop(heap)
-                infos.append(info)
-                await advance(which)
-            yield infos

@@ -27,12 +27,13 @@ T = TypeVar("T")
 
 
 class Stopped(Exception):  # noqa: N818 - it ends a run, and never leaves this package
-    """A server failed for good; `side` says which."""
+    """A server failed for good; `side` says which of two, or `who` which of many."""
 
     def __init__(self, error: DolmenError, side: Side) -> None:
         super().__init__(str(error))
         self.error = error
         self.side = side
+        self.who = ""
 
 
 class Patience:

@@ -17,10 +17,10 @@ import dolmen
 from dolmen import config
 from dolmen.cluster.budget import Budget
 from dolmen.cluster.cluster import Cluster
-from dolmen.cluster.groups import Group, Member, make_group
 from dolmen.cluster.incoming import Source
 from dolmen.cluster.objects import Objects
 from dolmen.cluster.upload import Uploaded
+from dolmen.config.opening import open_groups
 from dolmen.errors import InvalidName, NotFound
 from dolmen.http.body import Body
 from dolmen.http.conditional import not_modified, range_applies, refuse_conditions
@@ -33,8 +33,6 @@ from dolmen.servers.blob import ALIVE, Nothing, body_of
 from dolmen.servers.fields import ContentDigest, describe, metadata_of
 from dolmen.servers.orders import PAGE, limit_of
 from dolmen.servers.routes import Routes
-from dolmen.store import BlobStore
-from dolmen.stores import open_store
 
 _FORM = b"multipart/form-data"
 _BINARY = b"application/octet-stream"
@@ -221,28 +219,7 @@ async def open_api(groups: Sequence[config.Group], settings: config.Settings) ->
 
     Raises `BadSetting` for numbers of copies that can't be kept, and what opening raises.
     """
-    opened: list[BlobStore] = []
-    ready: list[Group] = []
-    try:
-        for group in groups:
-            members = []
-            for server in group.servers:
-                store = await open_store(server.url)
-                opened.append(store)
-                members.append(Member(server.name, store, server.weight, server.zone))
-            ready.append(
-                make_group(
-                    group.name,
-                    members,
-                    copies=group.copies,
-                    write_copies=group.write_copies,
-                    min_copies=group.min_copies,
-                )
-            )
-    except BaseException:
-        for store in opened:
-            await store.aclose()
-        raise
+    ready = await open_groups(groups)
     budget = Budget(settings.limits.upload_memory)
     return ApiServer(Objects(Cluster(ready), digest=settings.digest, budget=budget))
 

@@ -1,0 +1,419 @@
+"""Rounds bring every server to what it should hold: nothing less, and nothing more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dolmen.cluster.cluster import Cluster
+from dolmen.cluster.groups import Group, Member, make_group
+from dolmen.cluster.placement import Placement
+from dolmen.errors import Corrupt, NotFound, Outdated, Unavailable
+from dolmen.names import partition_of
+from dolmen.payload import Bytes, read_whole
+from dolmen.record import Kind
+from dolmen.replication.repair import COMPARED, SETTLE, Repair, Terms
+from dolmen.replication.watch import LONGEST, PAUSE, watch
+from dolmen.store import Rank
+from dolmen.stores.epoch import Seen, seen_in
+from dolmen.stores.memory import MemoryStore
+from dolmen.testing.faulty import FaultyStore
+
+NAMES = [f"object-{number}" for number in range(60)]
+
+
+class Time:
+    """Seconds that go by only when somebody waits."""
+
+    def __init__(self) -> None:
+        self.seconds = 1_800_000_000.0
+
+    def now(self) -> float:
+        return self.seconds
+
+    async def pause(self, seconds: float) -> None:
+        self.seconds += seconds
+        await asyncio.sleep(0)
+
+
+class Servers:
+    """Stores by the names of servers, as configurations come and go."""
+
+    def __init__(self, names: str) -> None:
+        self.time = Time()
+        self.stores = {name: FaultyStore(MemoryStore()) for name in names}
+
+    def stamp(self, number: int) -> int:
+        """The stamp of a write that is not long ago."""
+        return (int(self.time.seconds * 1_000) - 1_000 + number) << 16
+
+    def groups(self, *, copies: int, weights: dict[str, float] | None = None) -> list[Group]:
+        weights = weights or dict.fromkeys(self.stores, 1.0)
+        members = [Member(name, self.stores[name], weight) for name, weight in weights.items()]
+        return [make_group("all", members, copies=copies, volatile=True)]
+
+    def repair(self, groups: list[Group], epoch: int = 1, **terms: object) -> Repair:
+        what = str([(g.copies, [(m.name, m.weight) for m in g.members]) for g in groups])
+        return Repair(
+            groups, Seen(epoch, what), Terms(**terms), now=self.time.now, pause=self.time.pause
+        )
+
+    async def held(self, name: str) -> set[str]:
+        return {info.name async for info in self.stores[name].store.list(tombstones=True)}
+
+    async def assert_in_place(self, groups: list[Group], wanted: dict[str, bytes]) -> None:
+        """Every blob is on its rightful servers, with its content, and on no other."""
+        placement = Placement(groups)
+        for name, store in self.stores.items():
+            should = {
+                each
+                for each in wanted
+                if name in {m.name for m in placement.of(partition_of(each)).rightful}
+            }
+            assert await self.held(name) == should
+            for each in should:
+                assert await read_whole((await store.store.get(each)).payload) == wanted[each]
+
+    def copied(self) -> int:
+        return sum(
+            sum(method == "put" for method, _ in store.calls) for store in self.stores.values()
+        )
+
+
+async def filled(servers: Servers, groups: list[Group]) -> dict[str, bytes]:
+    wanted = {name: name.encode() * 3 for name in NAMES}
+    cluster = Cluster(groups)
+    for name, data in wanted.items():
+        await cluster.put(name, Bytes(data))
+    assert (await servers.repair(groups).round()).complete
+    await servers.assert_in_place(groups, wanted)
+    for store in servers.stores.values():
+        store.calls.clear()
+    return wanted
+
+
+async def test_a_wiped_server_gets_its_copies_back():
+    servers = Servers("abcd")
+    groups = servers.groups(copies=2)
+    wanted = await filled(servers, groups)
+    lost = await servers.held("b")
+    servers.stores["b"].store = MemoryStore()
+    done = await servers.repair(groups).round()
+    assert done.complete
+    assert sum(run.copied for run in done.runs.values()) == len(lost)
+    await servers.assert_in_place(groups, wanted)
+
+
+async def test_a_server_that_joins_gets_what_it_should_hold_and_no_more_is_moved():
+    servers = Servers("abcde")
+    four, five = (
+        servers.groups(copies=2, weights=dict.fromkeys(names, 1.0)) for names in ("abcd", "abcde")
+    )
+    wanted = await filled(servers, four)
+    before = {name: await servers.held(name) for name in "abcd"}
+    done = await servers.repair(five, epoch=2).round()
+    assert done.complete
+    await servers.assert_in_place(five, wanted)
+    copied = sum(run.copied for run in done.runs.values())
+    assert copied == len(await servers.held("e"))
+    assert copied == sum(each.removed for each in done.dropped.values())
+    for name, held in before.items():
+        assert await servers.held(name) <= held
+    assert (await servers.repair(five, epoch=2).round()).runs == {}
+
+
+async def test_a_server_that_leaves_is_made_up_for():
+    servers = Servers("abcd")
+    wanted = await filled(servers, servers.groups(copies=2))
+    three = servers.groups(copies=2, weights=dict.fromkeys("abc", 1.0))
+    del servers.stores["d"]
+    assert (await servers.repair(three, epoch=2).round()).complete
+    await servers.assert_in_place(three, wanted)
+
+
+@pytest.mark.parametrize("copies", [1, 2, 3])
+async def test_a_server_without_weight_is_emptied(copies):
+    servers = Servers("abcd")
+    wanted = await filled(servers, servers.groups(copies=copies))
+    drained = servers.groups(copies=copies, weights={"a": 1, "b": 0, "c": 1, "d": 1})
+    assert (await servers.repair(drained, epoch=2).round()).complete
+    assert await servers.held("b") == set()
+    await servers.assert_in_place(drained, wanted)
+
+
+async def test_what_was_left_with_a_stand_in_goes_where_it_belongs():
+    servers = Servers("abcd")
+    groups = servers.groups(copies=2)
+    servers.stores["a"].down = servers.stores["b"].down = True
+    cluster = Cluster(groups)
+    wanted = {name: name.encode() for name in NAMES}
+    for name, data in wanted.items():
+        await cluster.put(name, Bytes(data))
+    assert not (await servers.repair(groups).round()).complete
+    assert await servers.held("c") | await servers.held("d") == set(NAMES)
+    servers.stores["a"].down = servers.stores["b"].down = False
+    assert (await servers.repair(groups).round()).complete
+    await servers.assert_in_place(groups, wanted)
+
+
+@pytest.mark.parametrize("trouble", ["down", "damaged", "wrong", "refusing"])
+async def test_a_misplaced_copy_stays_until_every_rightful_one_was_read(trouble):
+    servers = Servers("abc")
+    groups = servers.groups(copies=2)
+    name = "object"
+    rightful = [m.name for m in Placement(groups).of(partition_of(name)).rightful]
+    (other,) = set("abc") - set(rightful)
+    for each in "abc":
+        await servers.stores[each].store.put(name, Bytes(b"content"), stamp=5)
+    weak = servers.stores[rightful[0]]
+    if trouble == "down":
+        weak.down = True
+    elif trouble == "damaged":
+        weak.script("get", *[Corrupt("rotten")] * 50)
+    elif trouble == "wrong":
+        await weak.store.delete(name, stamp=1)
+        await weak.store.remove(name, if_stamp=5)
+    else:
+        weak.script("get", *[Unavailable("busy")] * 50)
+        weak.script("put", *[Unavailable("busy")] * 50)
+    done = await servers.repair(groups).round()
+    if trouble == "wrong":  # it was copied there first
+        assert done.complete
+        assert await servers.held(other) == set()
+    else:
+        assert not done.complete
+        assert await servers.held(other) == {name}
+
+
+async def test_a_copy_written_again_meanwhile_is_not_removed():
+    servers = Servers("abc")
+    groups = servers.groups(copies=1)
+    name = "object"
+    (rightful,) = (m.name for m in Placement(groups).of(partition_of(name)).rightful)
+    other = next(each for each in "abc" if each != rightful)
+    for each in (rightful, other):
+        await servers.stores[each].store.put(name, Bytes(b"content"), stamp=5)
+
+    async def touched(method: str, _name: str) -> None:
+        if method == "remove_many":
+            await servers.stores[other].store.put(name, Bytes(b"content"), stamp=9)
+
+    servers.stores[other].pause = touched
+    await servers.repair(groups).round()
+    assert await servers.held(other) == {name}
+
+
+async def test_deletes_reach_every_rightful_server_and_leave_the_others():
+    servers = Servers("abcd")
+    groups = servers.groups(copies=2)
+    wanted = await filled(servers, groups)
+    servers.stores["a"].down = True
+    cluster = Cluster(groups)
+    for name in NAMES[:20]:
+        await cluster.delete(name)
+    servers.stores["a"].down = False
+    assert (await servers.repair(groups).round()).complete
+    placement = Placement(groups)
+    for name in NAMES[:20]:
+        with pytest.raises(NotFound):
+            await cluster.get(name)
+        rightful = {m.name for m in placement.of(partition_of(name)).rightful}
+        for each in "abcd":
+            assert (name in await servers.held(each)) == (each in rightful)
+    for name in NAMES[20:]:
+        assert await read_whole((await cluster.get(name)).payload) == wanted[name]
+
+
+async def test_an_older_configuration_changes_nothing():
+    servers = Servers("abcd")
+    old = servers.groups(copies=2, weights=dict.fromkeys("abc", 1.0))
+    await filled(servers, old)
+    new = servers.groups(copies=2)
+    await servers.repair(new, epoch=2).round()
+    before = {name: await servers.held(name) for name in "abcd"}
+    with pytest.raises(Outdated, match="epoch 2"):
+        await servers.repair(old, epoch=1).round()
+    assert {name: await servers.held(name) for name in "abcd"} == before
+
+
+async def test_a_change_without_a_new_epoch_is_told():
+    servers = Servers("abcd")
+    await filled(servers, servers.groups(copies=2))
+    with pytest.raises(Outdated, match="epoch = 2"):
+        await servers.repair(servers.groups(copies=1)).round()
+
+
+async def test_a_copy_everywhere_needs_no_epoch():
+    servers = Servers("abc")
+    for names in ("ab", "abc", "bc"):
+        groups = servers.groups(copies=len(names), weights=dict.fromkeys(names, 1.0))
+        assert (await servers.repair(groups, epoch=0).round()).complete
+    assert seen_in(await servers.stores["b"].store.notes()).epoch == 0
+
+
+async def test_nothing_is_removed_before_an_epoch_has_settled():
+    servers = Servers("abc")
+    groups = servers.groups(copies=1)
+    for each in "abc":
+        await servers.stores[each].store.put("object", Bytes(b"content"), stamp=5)
+    began, removed = servers.time.seconds, []
+
+    async def watching(method: str, _name: str) -> None:
+        if method == "remove_many":
+            removed.append(servers.time.seconds)
+
+    for store in servers.stores.values():
+        store.pause = watching
+    await servers.repair(groups).round()
+    assert len(removed) == 2
+    assert min(removed) >= began + SETTLE
+
+
+async def test_who_falls_behind_while_it_removes_is_refused():
+    servers = Servers("abcd")
+    old = servers.groups(copies=1, weights=dict.fromkeys("abc", 1.0))
+    new = servers.groups(copies=1, weights={"a": 0, "b": 0, "c": 0, "d": 1})
+    for each in "abc":
+        await servers.stores[each].store.put("object", Bytes(b"content"), stamp=5)
+
+    async def overtaken(method: str, _name: str) -> None:
+        if method == "remove_many":
+            for store in servers.stores.values():
+                store.pause = None
+            await servers.repair(new, epoch=2).round()
+
+    for store in servers.stores.values():
+        store.pause = overtaken
+    with pytest.raises(Outdated):
+        await servers.repair(old, epoch=1).round()
+    assert await servers.held("d") == {"object"}
+
+
+async def test_a_round_broken_off_anywhere_is_made_good_by_the_next():
+    for stop in range(0, 400, 7):
+        servers = Servers("abcd")
+        wanted = await filled(servers, servers.groups(copies=2))
+        drained = servers.groups(copies=2, weights={"a": 1, "b": 1, "c": 1, "d": 0})
+        left = stop
+
+        async def broken_off(_method: str, _name: str) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise asyncio.CancelledError
+
+        for store in servers.stores.values():
+            store.pause = broken_off
+        ended = asyncio.create_task(servers.repair(drained, epoch=2).round())
+        await asyncio.wait([ended])
+        for store in servers.stores.values():
+            store.pause = None
+        assert (await servers.repair(drained, epoch=2).round()).complete
+        await servers.assert_in_place(drained, wanted)
+        if not ended.cancelled():
+            return
+    raise AssertionError("it never came to its end")
+
+
+async def test_two_at_once_do_no_harm():
+    servers = Servers("abcd")
+    wanted = await filled(servers, servers.groups(copies=2))
+    drained = servers.groups(copies=2, weights={"a": 0, "b": 1, "c": 1, "d": 1})
+    servers.stores["c"].store = MemoryStore()
+    await asyncio.gather(*(servers.repair(drained, epoch=2).round() for _ in range(3)))
+    assert (await servers.repair(drained, epoch=2).round()).complete
+    await servers.assert_in_place(drained, wanted)
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(st.data())
+async def test_whatever_stands_where_ends_in_its_place(data):
+    """Any state of any servers: the highest rank of every name ends on its rightful servers."""
+    servers = Servers("abcde")
+    weights = {name: data.draw(st.sampled_from([0.0, 1.0, 3.0])) for name in "abcde"}
+    holding = sum(weight > 0 for weight in weights.values())
+    if not holding:
+        return
+    groups = servers.groups(copies=data.draw(st.integers(1, holding)), weights=weights)
+    writes = st.tuples(
+        st.sampled_from("abcde"),
+        st.sampled_from(NAMES[:4]),
+        st.sampled_from([b"", b"one", b"two", None]),
+        st.integers(1, 3),
+        st.sampled_from([Kind.BLOB, Kind.MANIFEST]),
+    )
+    best: dict[str, Rank] = {}
+    for server, name, content, stamp, kind in data.draw(st.lists(writes, max_size=25)):
+        store = servers.stores[server].store
+        if content is None:
+            await store.delete(name, stamp=servers.stamp(stamp))
+        else:
+            await store.put(name, Bytes(content), stamp=servers.stamp(stamp), kind=kind)
+    for name in NAMES[:4]:
+        for store in servers.stores.values():
+            try:
+                info = await store.store.stat(name, tombstones=True)
+            except NotFound:
+                continue
+            if name not in best or info.rank > best[name]:
+                best[name] = info.rank
+    repair = servers.repair(groups)
+    assert (await repair.round()).complete
+    placement = Placement(groups)
+    for name, rank in best.items():
+        rightful = {m.name for m in placement.of(partition_of(name)).rightful}
+        for each, store in servers.stores.items():
+            if each in rightful:
+                assert (await store.store.stat(name, tombstones=True)).rank == rank
+            else:
+                assert name not in await servers.held(each)
+    again = await repair.round()
+    assert again.complete
+    assert (again.runs, again.dropped) == ({}, {})
+
+
+async def test_a_complete_round_is_noted_on_every_server():
+    servers = Servers("ab")
+    groups = servers.groups(copies=2)
+    servers.stores["a"].down = True
+    repair = servers.repair(groups)
+    await repair.round()
+    assert COMPARED not in await servers.stores["b"].store.notes()
+    servers.stores["a"].down = False
+    await repair.round()
+    for store in servers.stores.values():
+        assert COMPARED in await store.store.notes()
+
+
+async def test_a_failing_server_is_asked_less_and_less():
+    servers = Servers("abc")
+    servers.stores["b"].down = True
+    began = servers.time.seconds
+    asked: Counter[float] = Counter()
+
+    async def count(_method: str, _name: str) -> None:
+        asked[servers.time.seconds - began] += 1
+
+    servers.stores["b"].pause = count
+    rounds = watch(
+        servers.repair(servers.groups(copies=3)), now=servers.time.now, pause=servers.time.pause
+    )
+    for _ in range(120):
+        done = await anext(rounds)
+        assert "b" in done.failing
+    first = sum(1 for at in asked if at < 60)
+    assert first >= 3
+    late = [at for at in asked if at > 600]
+    assert late
+    assert len(late) * LONGEST <= 120 * PAUSE * 6  # a few attempts each time
+    servers.stores["b"].down = False
+    for _ in range(40):
+        if (await anext(rounds)).complete:
+            break
+    else:
+        raise AssertionError("it was never asked again")
+    await rounds.aclose()
