@@ -12,11 +12,12 @@ from dolmen.cluster.groups import Member, make_group
 from dolmen.errors import NotFound
 from dolmen.payload import Bytes
 from dolmen.replication import replicate
-from dolmen.replication.horizon import horizon_in
+from dolmen.replication.horizon import horizon_in, reclaim
 from dolmen.replication.repair import DAY, Repair, Terms
 from dolmen.stores.epoch import Seen
 from dolmen.stores.memory import MemoryStore
 from dolmen.testing.faulty import FaultyStore
+from replication.breaking_off import broken_off
 
 
 class Cluster:
@@ -153,25 +154,54 @@ async def test_forgetting_that_was_broken_off_is_taken_up_again():
         for number in range(4):
             await cluster.delete(f"object-{number}")
         cluster.day += 31
-        left = stop
-
-        async def broken_off(_method: str, _name: str) -> None:
-            nonlocal left
-            left -= 1
-            if left < 0:
-                raise asyncio.CancelledError
-
-        for store in cluster.stores.values():
-            store.pause = broken_off
-        ended = asyncio.create_task(cluster.repair().round())
-        await asyncio.wait([ended])
-        for store in cluster.stores.values():
-            store.pause = None
+        work = cluster.repair().round()
+        interrupted = await broken_off(work, cluster.stores.values(), after=stop)
         assert (await cluster.repair().round()).complete
         assert [await cluster.held(name) for name in "abc"] == [{"object-4"}] * 3
-        if not ended.cancelled():
+        if not interrupted:
             return
     raise AssertionError("it never came to its end")
+
+
+async def test_what_not_every_store_agrees_about_is_not_forgotten():
+    cluster = Cluster()
+    for number, among in ((1, "ac"), (2, "abc"), (3, "abc")):
+        await cluster.put(f"object-{number}")
+        cluster.day += 1
+        await cluster.delete(f"object-{number}", among=among)
+    told = cluster.at(20_001) - 1
+    gone = await reclaim(
+        cluster.stores,
+        age_ms=DAY * 1_000,
+        now_ms=int(cluster.day + 10) * DAY * 1_000,
+        epoch=None,
+        pause=cluster.pause,
+    )
+    assert gone == 0
+    assert {await cluster.horizon(name) for name in "abc"} == {told}
+    assert await cluster.held("a") == {"object-1", "object-2", "object-3"}
+
+
+async def test_what_came_back_after_all_had_agreed_keeps_its_delete():
+    cluster = Cluster()
+    await cluster.put("object")
+    cluster.day += 1
+    await cluster.delete("object")
+
+    async def slip_in(method: str, _name: str) -> None:
+        if method == "note":
+            cluster.stores["c"].pause = None
+            (info,) = [info async for info in cluster.stores["c"].store.list(tombstones=True)]
+            await cluster.stores["c"].store.remove("object", if_stamp=info.stamp)
+            await cluster.stores["c"].store.put("object", Bytes(b"x"), stamp=cluster.at(20_000))
+
+    cluster.stores["c"].pause = slip_in
+    cluster.day += 40
+    await cluster.repair().round()
+    assert await cluster.held("a") == {"object"}
+    assert (await cluster.repair().round()).complete
+    with pytest.raises(NotFound):
+        await cluster.stores["c"].store.get("object")
 
 
 STEPS = st.lists(

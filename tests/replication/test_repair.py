@@ -22,6 +22,7 @@ from dolmen.store import Rank
 from dolmen.stores.epoch import Seen, seen_in
 from dolmen.stores.memory import MemoryStore
 from dolmen.testing.faulty import FaultyStore
+from replication.breaking_off import broken_off
 
 NAMES = [f"object-{number}" for number in range(60)]
 
@@ -298,23 +299,11 @@ async def test_a_round_broken_off_anywhere_is_made_good_by_the_next():
         servers = Servers("abcd")
         wanted = await filled(servers, servers.groups(copies=2))
         drained = servers.groups(copies=2, weights={"a": 1, "b": 1, "c": 1, "d": 0})
-        left = stop
-
-        async def broken_off(_method: str, _name: str) -> None:
-            nonlocal left
-            left -= 1
-            if left < 0:
-                raise asyncio.CancelledError
-
-        for store in servers.stores.values():
-            store.pause = broken_off
-        ended = asyncio.create_task(servers.repair(drained, epoch=2).round())
-        await asyncio.wait([ended])
-        for store in servers.stores.values():
-            store.pause = None
+        work = servers.repair(drained, epoch=2).round()
+        interrupted = await broken_off(work, servers.stores.values(), after=stop)
         assert (await servers.repair(drained, epoch=2).round()).complete
         await servers.assert_in_place(drained, wanted)
-        if not ended.cancelled():
+        if not interrupted:
             return
     raise AssertionError("it never came to its end")
 

@@ -1,0 +1,75 @@
+"""A misplaced copy goes when those who should hold it have shown that they do."""
+
+from __future__ import annotations
+
+import asyncio
+
+from dolmen.cluster.groups import Member, make_group
+from dolmen.cluster.placement import Placement
+from dolmen.names import partition_of
+from dolmen.pace import Pace
+from dolmen.payload import Bytes
+from dolmen.replication.rebalance import Dropped, drop_misplaced
+from dolmen.stores.memory import MemoryStore
+from dolmen.testing.faulty import Fault, FaultyStore
+
+
+class Trio:
+    """Three servers, two of which should hold `object`; `other` is the third."""
+
+    def __init__(self) -> None:
+        self.stores = {name: FaultyStore(MemoryStore()) for name in "abc"}
+        members = [Member(name, store) for name, store in self.stores.items()]
+        self.placement = Placement([make_group("all", members, copies=2, volatile=True)])
+        rightful = self.placement.of(partition_of("object")).rightful
+        self.rightful = [self.stores[member.name] for member in rightful]
+        self.names = [member.name for member in rightful]
+        (self.other,) = (member for member in members if member not in rightful)
+
+    async def drop(self, *failing: str) -> Dropped:
+        return await drop_misplaced(
+            self.other,
+            self.placement,
+            epoch=None,
+            failing=failing,
+            pace=Pace(),
+            pause=lambda _: asyncio.sleep(0),
+        )
+
+
+async def test_one_that_all_hold_goes():
+    trio = Trio()
+    for store in trio.stores.values():
+        await store.store.put("object", Bytes(b"content"), stamp=5)
+    assert await trio.drop() == Dropped(removed=1, bytes=7)
+    assert await trio.drop() == Dropped()
+
+
+async def test_one_that_is_newer_than_another_stays():
+    trio = Trio()
+    for store, stamp in zip(trio.stores.values(), (5, 5, 5), strict=True):
+        await store.store.put("object", Bytes(b"content"), stamp=stamp)
+    await trio.stores[trio.other.name].store.put("object", Bytes(b"content"), stamp=6)
+    assert await trio.drop() == Dropped(kept=1)
+    await trio.rightful[0].store.put("object", Bytes(b"content"), stamp=7)
+    assert await trio.drop() == Dropped(kept=1)
+    await trio.rightful[1].store.delete("object", stamp=8)
+    assert await trio.drop() == Dropped(removed=1, bytes=7)
+
+
+async def test_a_server_that_failed_is_not_asked_and_vouches_for_nothing():
+    trio = Trio()
+    for store in trio.stores.values():
+        await store.store.put("object", Bytes(b"content"), stamp=5)
+    assert await trio.drop(trio.names[1]) == Dropped(kept=1)
+    assert trio.rightful[1].calls == []
+
+
+async def test_who_can_not_be_asked_is_named():
+    trio = Trio()
+    for store in trio.stores.values():
+        await store.store.put("object", Bytes(b"content"), stamp=5)
+    trio.rightful[0].script("get_many", Fault.UNAVAILABLE)
+    dropped = await trio.drop()
+    assert dropped.kept == 1
+    assert list(dropped.failing) == [trio.names[0]]
