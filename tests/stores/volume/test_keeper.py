@@ -53,7 +53,7 @@ async def test_in_a_process_that_can_not_begin(tmp_path, descriptors):
     index = tmp_path / "v/index"
     index.rename(tmp_path / "index")
     index.touch()
-    os.kill(store._keeper._process.pid, signal.SIGKILL)
+    os.kill(store._keeper.process.pid, signal.SIGKILL)
     assert "status -9" in await told(store, failing=True)
     async with asyncio.timeout(20):
         while "Not a directory" not in await told(store, failing=True):
@@ -71,7 +71,7 @@ async def test_in_a_process_that_can_not_begin(tmp_path, descriptors):
 
 async def test_in_a_process_that_can_not_write(tmp_path):
     store = await open_volume(str(tmp_path / "v"), apart=True)
-    resource.prlimit(store._keeper._process.pid, resource.RLIMIT_FSIZE, (0, 0))
+    resource.prlimit(store._keeper.process.pid, resource.RLIMIT_FSIZE, (0, 0))
     await store.put("name", Bytes(b"data"))
     assert "File too large" in await told(store, failing=True)
     assert await told(store, failing=False) == ""
@@ -80,7 +80,7 @@ async def test_in_a_process_that_can_not_write(tmp_path):
 
 async def test_one_that_can_not_be_started_again_for_a_while(tmp_path, monkeypatch):
     store = await open_volume(str(tmp_path / "v"), apart=True)
-    os.kill(store._keeper._process.pid, signal.SIGKILL)
+    os.kill(store._keeper.process.pid, signal.SIGKILL)
     monkeypatch.setattr(keeper.sys, "executable", str(tmp_path / "none"))
     async with asyncio.timeout(20):
         while "can't be started" not in await told(store, failing=True):

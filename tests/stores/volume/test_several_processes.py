@@ -242,7 +242,7 @@ from dolmen.stores.volume import open_url
 
 async def main():
     store = await open_url("volume:" + sys.argv[1])
-    print("keeper", store._keeper._process.pid, flush=True)
+    print("keeper", store._keeper.process.pid, flush=True)
     turn = 0
     while True:
         turn += 1
@@ -285,13 +285,13 @@ async def test_a_killed_server_takes_its_keeper_along_and_loses_nothing(tmp_path
 
 async def test_a_killed_keeper_is_started_again_and_merges(tmp_path):
     store = await open_volume(str(tmp_path / "v"), apart=True)
-    first = store._keeper._process.pid
+    first = store._keeper.process.pid
     os.kill(first, signal.SIGKILL)
     await store.put("name", Bytes(b"data"))
     async with asyncio.timeout(20):
         while store._recent.count():
             await asyncio.sleep(0.05)
-    second = store._keeper._process.pid
+    second = store._keeper.process.pid
     assert second != first
     await store.aclose()
     assert not alive(second)

@@ -1,22 +1,20 @@
 """The keeper: merges in the background, in a thread or in a process of its own.
 
-A server has it in a process of its own, because a merge is thousands of small steps
-in Python, each of which would hold up the event loop for a moment. That process ends when
-its standard input does, so it never outlives the one it works for.
+A server has it in a process of its own (`dolmen.companion`). That one says an empty line
+when its first pass went well, and what is wrong before it dies.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import select
-import subprocess
 import sys
 import threading
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import Protocol
 
+from dolmen.companion import Companion, order, say
 from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.layout import prepare
 from dolmen.stores.volume.merge import Merge
@@ -65,69 +63,19 @@ class ThreadKeeper:
                 self.failing = repr(error)
 
 
-class ProcessKeeper:
-    """Merges in a process of its own, which is started again should it die. On an event loop.
-
-    It says a line on its standard output when its first pass went well, an empty one, and
-    what is wrong before it dies.
-    """
+class ProcessKeeper(Companion):
+    """Merges in a process of its own. On an event loop."""
 
     def __init__(self, path: str) -> None:
-        self._path = path
-        self.failing: str | None = None
-        self._loop = asyncio.get_running_loop()
-        self._process = self._started()
-        self._timer = self._loop.call_later(1, self._look)
-
-    def _started(self) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(  # noqa: S603 - this interpreter, this module
-            [sys.executable, "-c", f"from {__name__} import main; main()", self._path],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            start_new_session=True,  # a Ctrl-C in the terminal is for the server alone
-        )
-        assert process.stdout is not None
-        os.set_blocking(process.stdout.fileno(), False)
-        return process
-
-    def _look(self) -> None:
-        status = self._process.poll()
-        assert self._process.stdout is not None
-        if said := self._process.stdout.read():
-            self.failing = said.decode("utf-8", "replace").splitlines()[-1] or None
-        if status is not None:
-            self.failing = self.failing or f"it ended with status {status}"
-            _log.error("the keeper of %s died: %s; another starts", self._path, self.failing)
-            try:
-                died, self._process = self._process, self._started()
-            except OSError as error:
-                self.failing = f"it can't be started: {error}"
-            else:
-                _end(died)
-        self._timer = self._loop.call_later(1, self._look)
-
-    async def close(self) -> None:
-        """See `Keeper`."""
-        self._timer.cancel()
-        await self._loop.run_in_executor(None, _end, self._process)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Wait for the end of a process that ends with its standard input."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.close()
-    process.wait()
-    process.stdout.close()
+        super().__init__(__name__, path)
 
 
 def main() -> None:
-    """Merge the volume in the folder named by the first argument until standard input ends."""
+    """Merge the volume in the folder it is told until standard input ends."""
     try:
-        _keep(sys.argv[1])
+        _keep(order())
     except Exception as error:
-        _say(repr(error))
+        say(f"!{error!r}")
         raise
 
 
@@ -147,9 +95,4 @@ def _keep(path: str) -> None:
                     merge.merge(wait=False)
             elif merge.merge(wait=False):
                 well = True
-                _say("")
-
-
-def _say(line: str) -> None:
-    with suppress(BrokenPipeError):  # nobody is left to hear it
-        os.write(sys.stdout.fileno(), line.encode() + b"\n")
+                say("")
