@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -40,6 +41,10 @@ def api_server(
     listen: Listen = None,
     download_listen: DownloadListen = None,
     workers: Workers = None,
+    repair: Annotated[
+        bool | None,
+        typer.Option("--repair", help="Also keep every server at what it should hold."),
+    ] = None,
     open: Open = None,  # noqa: A002 - the option's name
     config: Config = None,
 ) -> None:
@@ -47,7 +52,7 @@ def api_server(
 
     [green]dolmen api-server -b http://10.0.0.1:3001 -b http://10.0.0.2:3001[/green]
 
-    [green]dolmen api-server --config cluster.toml[/green]
+    [green]dolmen api-server --config cluster.toml --repair[/green]
     """
     from dolmen.config import load, split_list
     from dolmen.errors import BadSetting
@@ -58,6 +63,7 @@ def api_server(
         "listen": listen,
         "download_listen": download_listen,
         "workers": workers,
+        "repair": repair,
         "open": open,
     }
     settings = load(flags, config=config, needs_servers=True).settings
@@ -74,10 +80,16 @@ def serve_api(groups: list[Group], settings: Settings) -> int:
     """Run an API server over these groups; returns the exit status."""
     from dolmen.config import split_address
     from dolmen.servers.api import open_api
+    from dolmen.servers.metrics import Board
+    from dolmen.servers.repairing import Repairing
     from dolmen.servers.running import Application, run
 
+    beside = [Repairing(settings)] if settings.repair else []
+    board = Board(settings.workers, len(beside))
+    repair = partial(board.said, 0) if beside else None
+
     async def opened() -> Application:
-        return await open_api(groups, settings)
+        return await open_api(groups, settings, repair=repair)
 
     def ready(addresses: list[tuple[str, int]]) -> None:
         (host, port), (_, downloads) = addresses
@@ -92,4 +104,4 @@ def serve_api(groups: list[Group], settings: Settings) -> int:
         split_address(settings.listen or LISTEN),
         split_address(settings.download_listen or DOWNLOADS),
     ]
-    return run(opened, addresses, settings=settings, ready=ready)
+    return run(opened, addresses, settings=settings, ready=ready, beside=beside, board=board)

@@ -36,7 +36,7 @@ def serve(
         "workers": workers,
         "open": open,
     }
-    settings = load(flags, config=config).settings
+    settings = load(flags, config=config).settings.model_copy(update={"repair": False})
     local = Server(name="local", url=f"volume:{settings.data}")
     group = Group(name="local", servers=[local], copies=1, write_copies=1, min_copies=1)
     raise typer.Exit(serve_api([group], settings))

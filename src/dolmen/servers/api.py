@@ -7,10 +7,11 @@ the world. It holds no state; any number may run over the same blob servers.
 
 from __future__ import annotations
 
+import json
 import mimetypes
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import dolmen
@@ -48,8 +49,10 @@ class ApiServer:
 
     name = "api"
 
-    def __init__(self, objects: Objects) -> None:
+    def __init__(self, objects: Objects, *, repair: Callable[[], str] | None = None) -> None:
+        """`repair` gives what the companion that repairs said last, where there is one."""
         self._objects = objects
+        self._repair = repair
         self._started = time.time()
         everything, reading = Routes(), Routes()
         for routes in (everything, reading):
@@ -147,13 +150,14 @@ class ApiServer:
 
     async def cluster(self, _request: Request, _: str) -> Response:
         """Tell of every group and server."""
-        return answer(
-            {
-                "version": dolmen.__version__,
-                "uptime_seconds": round(time.time() - self._started),
-                "groups": await self._objects.condition(),
-            }
-        )
+        told: dict[str, object] = {
+            "version": dolmen.__version__,
+            "uptime_seconds": round(time.time() - self._started),
+            "groups": await self._objects.condition(),
+        }
+        if self._repair is not None:
+            told["repair"] = json.loads(self._repair() or "null")
+        return answer(told)
 
     async def alive(self, _request: Request, _: str) -> Response:
         """Say so."""
@@ -214,14 +218,20 @@ class _Checked:
         return got
 
 
-async def open_api(groups: Sequence[config.Group], settings: config.Settings) -> ApiServer:
+async def open_api(
+    groups: Sequence[config.Group],
+    settings: config.Settings,
+    *,
+    repair: Callable[[], str] | None = None,
+) -> ApiServer:
     """Open every store of these groups and serve them.
 
     Raises `BadSetting` for numbers of copies that can't be kept, and what opening raises.
     """
     ready = await open_groups(groups)
     budget = Budget(settings.limits.upload_memory)
-    return ApiServer(Objects(Cluster(ready), digest=settings.digest, budget=budget))
+    objects = Objects(Cluster(ready), digest=settings.digest, budget=budget)
+    return ApiServer(objects, repair=repair)
 
 
 def _check_id(name: str) -> None:

@@ -38,16 +38,24 @@ Row = list[float]
 class Board:
     """The file the workers share. Made before they are forked.
 
-    A part is a turn and a length, 4 bytes each, and two halves, of which an even turn's sums are
-    in the first: what a reader is looking at is never written to, nor lost with a killed worker.
+    Each worker has a part of it, and each companion of the server (`dolmen.companion`) one for
+    the last thing it said. A part is a turn and a length, 4 bytes each, and two halves, of which
+    that of an even turn is the first: what a reader is looking at is never written to, nor lost
+    with a killed worker.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, companions: int = 0) -> None:
         self._workers = workers
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
-        self._file.truncate(workers * _PART)
-        self._map = mmap.mmap(self._file.fileno(), workers * _PART)
+        size = (workers + companions) * _PART
+        self._file.truncate(size)
+        self._map = mmap.mmap(self._file.fileno(), size)
         self._mine: int | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this process has the first part: it is the one that has companions."""
+        return self._mine == 0
 
     def take_part(self) -> dict[Key, Row]:
         """Make a free part this process's; returns the sums it holds."""
@@ -62,12 +70,22 @@ class Board:
 
     def write(self, rows: dict[Key, Row]) -> None:
         """Show this process's sums to the others."""
-        if self._mine is None:
-            return
-        data = json.dumps([[*key, *row] for key, row in rows.items()]).encode()
+        if self._mine is not None:
+            self._store(self._mine, json.dumps([[*key, *row] for key, row in rows.items()]))
+
+    def tell(self, companion: int, line: str) -> None:
+        """Show what a companion said; they are numbered from 0."""
+        self._store(self._workers + companion, line)
+
+    def said(self, companion: int) -> str:
+        """The last thing a companion said; empty before it said any."""
+        return self._load(self._workers + companion).decode()
+
+    def _store(self, part: int, text: str) -> None:
+        data = text.encode()
         if len(data) > _HALF:
             return
-        at = self._mine * _PART
+        at = part * _PART
         turn = (_HEAD.unpack_from(self._map, at)[0] + 1) % (1 << 32)
         half = at + 8 + turn % 2 * _HALF
         self._map[half : half + len(data)] = data
@@ -85,14 +103,17 @@ class Board:
         return total
 
     def _read(self, part: int) -> dict[Key, Row]:
+        rows: list[list[Any]] = json.loads(self._load(part) or b"[]")
+        return {(row[0], row[1], row[2]): row[3:] for row in rows}
+
+    def _load(self, part: int) -> bytes:
         at = part * _PART
-        head = data = None
+        head, data = None, b""
         while head != (head := self._map[at : at + 8]):  # again, if it was written to meanwhile
             turn, length = _HEAD.unpack(head)
             half = at + 8 + turn % 2 * _HALF
             data = self._map[half : half + length]
-        rows: list[list[Any]] = json.loads(data or b"[]")
-        return {(row[0], row[1], row[2]): row[3:] for row in rows}
+        return data
 
 
 class Tally(Collector):
@@ -101,8 +122,9 @@ class Tally(Collector):
     def __init__(self, server: str, board: Board) -> None:
         self._server, self._board = server, board
         self._rows = board.take_part()
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(self)
+        self.registry = CollectorRegistry(auto_describe=False)
+        """For what else there is to be told."""
+        self.registry.register(self)
 
     def observe(self, request: Request | None, status: int, sent: int, seconds: float) -> None:
         """Count one answer."""
@@ -125,7 +147,7 @@ class Tally(Collector):
     def text(self) -> bytes:
         """The figures of all workers in the Prometheus text format."""
         self.share()
-        return generate_latest(self._registry)
+        return generate_latest(self.registry)
 
     def collect(self) -> Iterator[Metric]:
         """The metric families, as prometheus-client asks for them."""

@@ -9,13 +9,17 @@ import os
 import pickle
 import resource
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 import uvloop
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
 
 from dolmen import config
+from dolmen.companion import Companion
 from dolmen.errors import Unavailable
 from dolmen.http.limits import Limits
 from dolmen.http.messages import Request, Response
@@ -30,6 +34,20 @@ log = logging.getLogger("dolmen.servers")
 _FILES = 1024
 """Descriptors a process keeps for its store: open segments, uploads, connections to others."""
 _METRICS = [(b"Content-Type", b"text/plain; version=0.0.4; charset=utf-8")]
+
+
+class Beside(Protocol):
+    """Work in a process of its own beside the server, however many workers that has.
+
+    `module` has the companion's `main`, `order` is what it is told (`dolmen.companion`).
+    """
+
+    module: str
+    order: str
+
+    def families(self, said: str) -> Iterable[Metric]:
+        """Metrics from the last thing it said, which may be nothing yet."""
+        ...
 
 
 class Application(Protocol):
@@ -52,24 +70,32 @@ def run(
     *,
     settings: config.Settings,
     ready: Callable[[list[Address]], None],
+    beside: Sequence[Beside] = (),
+    board: Board | None = None,
 ) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit status.
 
     `opened` is called in every worker process, on its event loop, and gives the
     application. `ready` is told the real addresses once they are served (with several
-    workers: once the application could be opened, and the addresses be had).
+    workers: once the application could be opened, and the addresses be had). What its
+    companions said is on the `board`, made for so many workers and companions.
     Raises `BadSetting`, `BadVolume` and what else opening raises.
     """
     workers = settings.workers
     limits = shared_out(limits_of(settings), len(addresses))
     policy = SitePolicy(frozenset(settings.hosts))
-    board = Board(workers)
+    board = board or Board(workers, len(beside))
     ending = contextlib.AsyncExitStack()
 
     async def start(sockets: Sequence[socket.socket]) -> Sequence[Server]:
         application = await opened()
         ending.push_async_callback(application.aclose)
         tally = Tally(application.name, board)
+        for number, work in enumerate(beside):
+            tally.registry.register(_Told(work, partial(board.said, number)))
+            if board.first:
+                companion = Companion(work.module, work.order, heard=partial(board.tell, number))
+                ending.push_async_callback(companion.close)
 
         async def metrics(_request: Request, _: str) -> Response:
             return Response(200, _METRICS, tally.text())
@@ -158,6 +184,17 @@ def limits_of(settings: config.Settings) -> Limits:
         body_idle=chosen.body_idle,
         keep_alive=chosen.keep_alive,
     )
+
+
+class _Told(Collector):
+    """The metrics of a companion."""
+
+    def __init__(self, work: Beside, said: Callable[[], str]) -> None:
+        self._work, self._said = work, said
+
+    def collect(self) -> Iterable[Metric]:
+        """As prometheus-client asks for them."""
+        return self._work.families(self._said())
 
 
 async def _share(tally: Tally) -> None:

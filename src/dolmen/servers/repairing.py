@@ -1,0 +1,159 @@
+"""Repair beside an API server: a companion that keeps the cluster at what it should hold.
+
+It says a line of JSON after every round, and once a second while it copies: the totals
+since it began, and how the last round went (`Told`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+
+import uvloop
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from dolmen import config
+from dolmen.companion import order, say
+from dolmen.config.opening import opened_groups
+from dolmen.errors import DolmenError
+from dolmen.replication.repair import DAY, Repair, Round, Terms
+from dolmen.replication.report import Report
+from dolmen.replication.watch import watch
+from dolmen.stores.epoch import Seen
+from dolmen.stores.secrets import without_secrets
+
+_AGAIN = 60.0
+"""Seconds before a repair that can't be is begun again."""
+_COUNTED = {
+    "rounds": "Rounds of repair.",
+    "copied": "Copies made of what a server lacked.",
+    "bytes": "Bytes in copies made.",
+    "deletes": "Deletes carried to servers that had missed them.",
+    "removed": "Misplaced copies removed once the rightful ones were verified.",
+    "reclaimed": "Deletes forgotten after their time.",
+}
+
+
+@dataclass(slots=True)
+class Told:
+    """What a repair did since it began, and how its last round ended."""
+
+    rounds: int = 0
+    copied: int = 0
+    bytes: int = 0
+    deletes: int = 0
+    removed: int = 0
+    reclaimed: int = 0
+    refused: int = 0
+    """Copies the last round could not make."""
+    kept: int = 0
+    """Misplaced copies it left, as others lacked them."""
+    failing: dict[str, str] = field(default_factory=dict)
+    """Servers it could not use, and why."""
+    complete: bool = False
+    """Whether all was in its place when it ended."""
+    ended: float = 0.0
+    """When it did, in seconds since 1970."""
+    trouble: str | None = None
+    """Why there can be no round at all."""
+    copying: str | None = None
+    """What is being copied now, from where to where."""
+
+    def add(self, done: Round) -> None:
+        """Take in a round."""
+        self.rounds += 1
+        self.copied += sum(run.copied + run.touched for run in done.runs.values())
+        self.bytes += sum(run.bytes for run in done.runs.values())
+        self.deletes += sum(run.tombstones for run in done.runs.values())
+        self.removed += sum(dropped.removed for dropped in done.dropped.values())
+        self.reclaimed += done.reclaimed
+        self.refused = sum(
+            refused.count for run in done.runs.values() for refused in run.refused.values()
+        )
+        self.kept = sum(dropped.kept for dropped in done.dropped.values())
+        self.failing = {name: without_secrets(why) for name, why in done.failing.items()}
+        self.complete, self.ended, self.copying = done.complete, round(time.time(), 3), None
+        self.trouble = None
+
+
+class Repairing:
+    """The companion, as `dolmen.servers.running` starts it."""
+
+    module = __name__
+
+    def __init__(self, settings: config.Settings) -> None:
+        self.order = settings.model_dump_json()
+
+    def families(self, said: str) -> Iterator[Metric]:
+        """Its metrics."""
+        told = json.loads(said) if said else asdict(Told())
+        for what, text in _COUNTED.items():
+            yield CounterMetricFamily(f"dolmen_repair_{what}", text, value=told[what])
+        yield GaugeMetricFamily(
+            "dolmen_repair_refused", "Copies the last round could not make.", value=told["refused"]
+        )
+        yield GaugeMetricFamily(
+            "dolmen_repair_misplaced", "Misplaced copies the last round left.", value=told["kept"]
+        )
+        yield GaugeMetricFamily(
+            "dolmen_repair_failing_servers",
+            "Servers the last round could not use.",
+            value=len(told["failing"]),
+        )
+        yield GaugeMetricFamily(
+            "dolmen_repair_complete",
+            "1 when the last round left everything in its place.",
+            value=int(told["complete"]),
+        )
+        yield GaugeMetricFamily(
+            "dolmen_repair_last_round_seconds",
+            "When the last round ended, in seconds since 1970.",
+            value=told["ended"],
+        )
+
+
+def main() -> None:
+    """Repair as the settings say that it is told, until standard input ends."""
+    settings = config.Settings.model_validate_json(order())
+    with suppress(asyncio.CancelledError):
+        uvloop.run(_until_input_ends(settings))
+
+
+async def _until_input_ends(settings: config.Settings) -> None:
+    task = asyncio.ensure_future(_go_on(settings))
+    asyncio.get_running_loop().add_reader(0, task.cancel)
+    await task
+
+
+async def _go_on(settings: config.Settings) -> None:
+    told = Told()
+    while True:
+        try:
+            await _repair(settings, told)
+        except DolmenError as error:
+            told.trouble, told.complete, told.copying = without_secrets(str(error)), False, None
+            say(json.dumps(asdict(told)))
+        await asyncio.sleep(_AGAIN)
+
+
+async def _repair(settings: config.Settings, told: Told) -> None:
+    limits = settings.replication
+    terms = Terms(limits.bandwidth, limits.parallel, limits.reclaim_days * DAY)
+    spoken = 0.0
+
+    def progress(source: str, destination: str, run: Report) -> None:
+        nonlocal spoken
+        if time.monotonic() - spoken >= 1:
+            spoken = time.monotonic()
+            told.copying = f"{source} to {destination}: {run.copied:,} of {run.total or 0:,}"
+            say(json.dumps(asdict(told)))
+
+    async with opened_groups(settings.all_groups(), volatile=True) as groups:
+        seen = Seen(settings.epoch, settings.fingerprint())
+        async for done in watch(Repair(groups, seen, terms, progress=progress)):
+            told.add(done)
+            say(json.dumps(asdict(told)))
