@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from typing import Annotated
 
 import typer
 
+from dolmen.cli.cluster_table import cluster_lines
 from dolmen.cli.ending import FAILED, run
 from dolmen.cli.options import SERVER, Json, ServerOption
 from dolmen.cli.output import emit, readable
@@ -32,7 +34,7 @@ def status(
     if json:
         emit(said)
     else:
-        for line in _lines(said):
+        for line in _lines(said) if store else cluster_lines(said, time.time()):
             print(line)
     raise typer.Exit(FAILED if _amiss(said) else 0)
 
@@ -65,6 +67,8 @@ def _amiss(value: object) -> bool:
     """Whether a store somewhere in this is not as it should be."""
     if isinstance(value, dict):
         if value.get("reachable") is False or value.get("writable") is False:
+            return True
+        if value.get("missing") or value.get("trouble"):
             return True
         return bool(value.get("reasons")) or any(map(_amiss, value.values()))
     return isinstance(value, list) and any(map(_amiss, value))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import AsyncIterator
+from dataclasses import replace
 
 from dolmen import metadata
 from dolmen.cluster.budget import Budget
@@ -13,12 +12,12 @@ from dolmen.cluster.download import chunks_payload
 from dolmen.cluster.incoming import Source
 from dolmen.cluster.manifest import CHUNK, Manifest, decode
 from dolmen.cluster.upload import Digest, Uploaded, upload, upload_small
-from dolmen.errors import DolmenError, NotFound
+from dolmen.errors import NotFound
 from dolmen.names import is_object_id, partition_of
 from dolmen.payload import read_whole
 from dolmen.record import Kind
 from dolmen.stamps import format_stamp
-from dolmen.store import Blob, BlobInfo, BlobStore, Outcome, Range
+from dolmen.store import Blob, BlobInfo, Outcome, Range
 
 
 class Objects:
@@ -147,34 +146,6 @@ class Objects:
             "servers": servers,
         }
 
-    async def condition(self) -> Sequence[dict[str, object]]:
-        """How every group and server is, as the API server tells it."""
-        members = self.cluster.members
-        conditions = await asyncio.gather(*(_condition(member.store) for member in members))
-        told = dict(zip((id(member) for member in members), conditions, strict=True))
-        return [
-            {
-                "group": group.name,
-                "copies": group.copies,
-                "write_copies": group.write_copies,
-                "min_copies": group.min_copies,
-                "servers": [
-                    {"server": member.name, "weight": member.weight, "zone": member.zone}
-                    | told[id(member)]
-                    for member in group.members
-                ],
-            }
-            for group in self.cluster.groups
-        ]
-
     async def aclose(self) -> None:
         """Close every store."""
         await self.cluster.aclose()
-
-
-async def _condition(store: BlobStore) -> dict[str, object]:
-    try:
-        condition = await store.condition()
-    except DolmenError as error:
-        return {"reachable": False, "detail": str(error)}
-    return {"reachable": True} | asdict(condition)

@@ -20,6 +20,7 @@ from dolmen.cluster.budget import Budget
 from dolmen.cluster.cluster import Cluster
 from dolmen.cluster.incoming import Source
 from dolmen.cluster.objects import Objects
+from dolmen.cluster.overview import overview
 from dolmen.cluster.upload import Uploaded
 from dolmen.config.opening import open_groups
 from dolmen.errors import InvalidName, NotFound
@@ -153,7 +154,7 @@ class ApiServer:
         told: dict[str, object] = {
             "version": dolmen.__version__,
             "uptime_seconds": round(time.time() - self._started),
-            "groups": await self._objects.condition(),
+            "groups": await overview(self._objects.cluster),
         }
         if self._repair is not None:
             told["repair"] = json.loads(self._repair() or "null")

@@ -1,0 +1,95 @@
+"""How a cluster is: every server's state, and what it lacks of what it should hold.
+
+What is missing is worked out from the servers' digests, without listing anything: in each
+partition the fullest server says how much there is. So it is a lower bound, and one that
+can't be asked is taken to hold nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+from dolmen.cluster.cluster import Cluster
+from dolmen.cluster.groups import Member
+from dolmen.cluster.placement import Placement
+from dolmen.errors import DolmenError
+from dolmen.store import BlobStore
+
+Counts = Mapping[int, int]
+"""Entries by partition."""
+
+
+async def overview(cluster: Cluster) -> Sequence[dict[str, object]]:
+    """Every group with its servers, as the API server tells it."""
+    answers = await asyncio.gather(*(_of_server(member.store) for member in cluster.members))
+    told = {member.name: said for member, (said, _) in zip(cluster.members, answers, strict=True)}
+    counts = {member.name: held for member, (_, held) in zip(cluster.members, answers, strict=True)}
+    loop = asyncio.get_running_loop()
+    places = await loop.run_in_executor(None, _places, cluster.placement, cluster.members, counts)
+    return [
+        {
+            "group": group.name,
+            "copies": group.copies,
+            "write_copies": group.write_copies,
+            "min_copies": group.min_copies,
+            "servers": [
+                {"server": member.name, "weight": member.weight, "zone": member.zone}
+                | told[member.name]
+                | places[member.name]
+                for member in group.members
+            ],
+        }
+        for group in cluster.groups
+    ]
+
+
+async def _of_server(store: BlobStore) -> tuple[dict[str, object], Counts | None]:
+    try:
+        said: dict[str, object] = {"reachable": True} | asdict(await store.condition())
+        if not store.capabilities.stamps:
+            return said, None
+        notes = await store.notes()
+        said["compared_at"] = _at(notes.get("compared"))
+        if not store.capabilities.digests:  # it would have to list everything
+            return said, None
+        digests = await store.digests()
+    except DolmenError as error:
+        return {"reachable": False, "detail": str(error)}, {}
+    return said | {"blobs": digests.count, "bytes": digests.size}, digests.counts
+
+
+def _at(note: bytes | None) -> object:
+    try:
+        return json.loads(note)["at"] if note else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _places(
+    placement: Placement, members: Sequence[Member], counts: Mapping[str, Counts | None]
+) -> Mapping[str, dict[str, object]]:
+    """By server: copies it lacks, and copies it should not hold; nothing where none can tell."""
+    missing = dict.fromkeys(counts, 0)
+    misplaced = dict.fromkeys(counts, 0)
+    fullest: dict[int, int] = {}
+    for held in counts.values():
+        for partition, count in (held or {}).items():
+            fullest[partition] = max(count, fullest.get(partition, 0))
+    for partition, most in fullest.items():
+        place = placement.of(partition)
+        for member in members:
+            held = counts[member.name]
+            if held is None:
+                continue
+            count = held.get(partition, 0)
+            if member in place.rightful:
+                missing[member.name] += (most - count) * place.group.counts(member)
+            else:
+                misplaced[member.name] += count
+    return {
+        name: {} if held is None else {"missing": missing[name], "misplaced": misplaced[name]}
+        for name, held in counts.items()
+    }
