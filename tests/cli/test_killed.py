@@ -12,11 +12,12 @@ from dolmen.errors import NotFound
 from dolmen.names import checksum_of, chunk_name
 from dolmen.payload import Bytes, read_whole
 from dolmen.record import Kind
+from dolmen.stamps import wall_ms
 from dolmen.store import BlobStore, Rank, rank
 from dolmen.stores import open_store
 
 NAMES = 120
-DAY = 20_000 * 86_400_000 << 16
+DAY = wall_ms() - 3_600_000 << 16  # deletes of long ago would be forgotten
 
 Written = dict[str, tuple[Rank, bytes | None]]
 """Rank and content (None: deleted) of the highest write of each name."""
