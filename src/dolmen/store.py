@@ -222,6 +222,14 @@ class BlobStore(Protocol):
         """
         ...
 
+    def quarantined(self) -> AsyncIterator[str]:
+        """The names of copies that are known to be damaged, in list order.
+
+        They answer as `Corrupt` until a sound copy replaces them. A store that finds
+        damage anew with every read knows of none.
+        """
+        ...
+
     async def delete(self, name: str, *, stamp: int | None = None) -> Put:
         """Leave a tombstone: deleted everywhere. Absent names get one too.
 

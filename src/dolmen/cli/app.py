@@ -10,8 +10,10 @@ import dolmen
 from dolmen.cli import (
     api_server,
     blob_server,
+    check,
     config,
     drain,
+    gc,
     get,
     ls,
     put,
@@ -62,7 +64,7 @@ _SERVE, _OBJECTS, _CARE = "Servers", "Objects", "Care"
 for panel, commands in {
     _SERVE: (serve.serve, blob_server.blob_server, api_server.api_server),
     _OBJECTS: (put.put, get.get, ls.ls, stat.stat, rm.rm),
-    _CARE: (replicate.replicate, drain.drain, status.status, reindex.reindex),
+    _CARE: (replicate.replicate, drain.drain, status.status, check.check, gc.gc, reindex.reindex),
 }.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)

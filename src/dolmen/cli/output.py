@@ -68,3 +68,22 @@ def report_bar(name: str) -> Iterator[Callable[[Report], None] | None]:
             )
 
         yield show
+
+
+@contextmanager
+def counting_bar(name: str) -> Iterator[Callable[[int, int | None, str], None] | None]:
+    """A bar for things counted, with a word on them, on stderr; None where that is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(
+        *columns, TextColumn("{task.fields[said]}"), console=Console(stderr=True), transient=True
+    ) as progress:
+        task = progress.add_task(name, total=None, said="")
+        yield lambda done, total, said: progress.update(
+            task, completed=done, total=total, said=said
+        )

@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import TYPE_CHECKING
 
+from dolmen.cli.clusters import settings_of
 from dolmen.cli.ending import FAILED, UNAVAILABLE, tell
 from dolmen.cli.output import emit, readable, report_bar
-from dolmen.errors import BadSetting, Unavailable
+from dolmen.errors import Unavailable
 
 if TYPE_CHECKING:
     from dolmen.replication import Progress, Report
@@ -19,20 +20,14 @@ if TYPE_CHECKING:
 @contextlib.asynccontextmanager
 async def repairing(config: str | None, *, rejoin: bool = False) -> AsyncIterator[Repair]:
     """The repair of the cluster in the settings, with its stores open and a progress bar."""
-    from dolmen.config import load
     from dolmen.config.opening import opened_groups
     from dolmen.replication.repair import DAY, Repair, Terms
     from dolmen.stores.epoch import Seen
 
-    settings = load(config=config, needs_servers=True).settings
-    groups = settings.all_groups()
-    if not groups:
-        raise BadSetting(
-            "there is nothing to replicate: give two stores, or a --config that names groups"
-        )
+    settings = settings_of(config)
     limits = settings.replication
     terms = Terms(limits.bandwidth, limits.parallel, limits.reclaim_days * DAY, rejoin)
-    async with opened_groups(groups, volatile=True) as opened:
+    async with opened_groups(settings.all_groups(), volatile=True) as opened:
         with report_bar("replicate") as bar:
             yield Repair(
                 opened,

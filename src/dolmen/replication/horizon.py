@@ -14,18 +14,16 @@ Three rules keep a delete from being undone by its being forgotten:
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple, TypeVar
 
 from dolmen.closing import closing
-from dolmen.names import partition_of
 from dolmen.record import Kind
-from dolmen.replication.patience import Pause, Stopped, ask, listing
+from dolmen.replication.patience import Pause, ask
+from dolmen.replication.side_by_side import naming, side_by_side
 from dolmen.stamps import COUNTER_BITS, format_stamp, parse_stamp
-from dolmen.store import ALL_PARTITIONS, BlobInfo, BlobStore, Remove
+from dolmen.store import BlobInfo, BlobStore, Remove
 
 T = TypeVar("T")
 _HORIZON, _RECLAIMED = "horizon", "reclaimed"
@@ -112,7 +110,7 @@ class _Reclaiming:
         """Ask every store, one after the other."""
         answers = []
         for name, store in self._stores.items():
-            with _failing(name):
+            with naming(name):
                 answers.append(
                     await ask(partial(question, store), side="destination", pause=self._pause)
                 )
@@ -120,8 +118,9 @@ class _Reclaiming:
 
     async def agreed(self, until: int) -> int:
         """The stamp, at most this one, up to which every store knows of every delete."""
-        async with closing(self._side_by_side()) as names:
-            async for infos in names:
+        async with closing(side_by_side(self._stores, pause=self._pause)) as names:
+            async for held in names:
+                infos = [*held.values()]
                 best = max(infos, key=lambda info: info.rank)
                 if best.kind == Kind.TOMBSTONE and best.stamp <= until and not _agree(infos):
                     until = best.stamp - 1
@@ -131,8 +130,9 @@ class _Reclaiming:
         """Remove the tombstones up to a horizon."""
         gone = 0
         batch: list[Remove] = []
-        async with closing(self._side_by_side()) as names:
-            async for infos in names:
+        async with closing(side_by_side(self._stores, pause=self._pause)) as names:
+            async for held in names:
+                infos = [*held.values()]
                 info = infos[0]
                 if info.kind == Kind.TOMBSTONE and info.stamp <= until and _agree(infos):
                     batch.append(Remove(info.name, info.stamp))
@@ -146,41 +146,6 @@ class _Reclaiming:
             return 0
         removed = await self.each(lambda store: store.remove_many(batch, epoch=self._epoch))
         return sum(map(any, zip(*removed, strict=True)))
-
-    async def _side_by_side(self) -> AsyncIterator[Sequence[BlobInfo]]:
-        """For every name what each store has of it, in list order."""
-        async with AsyncExitStack() as stack:
-            listings = {}
-            for name, store in self._stores.items():
-                every = listing(store, ALL_PARTITIONS, side="source", pause=self._pause)
-                listings[name] = await stack.enter_async_context(closing(every))
-            heap: list[tuple[int, str, str, BlobInfo]] = []
-
-            async def advance(which: str) -> None:
-                with _failing(which):
-                    info = await anext(listings[which], None)
-                if info is not None:
-                    heapq.heappush(heap, (partition_of(info.name), info.name, which, info))
-
-            for which in listings:
-                await advance(which)
-            while heap:
-                name = heap[0][1]
-                infos = []
-                while heap and heap[0][1] == name:
-                    _, _, which, info = heapq.heappop(heap)
-                    infos.append(info)
-                    await advance(which)
-                yield infos
-
-
-@contextmanager
-def _failing(name: str) -> Iterator[None]:
-    try:
-        yield
-    except Stopped as stopped:
-        stopped.who = name
-        raise
 
 
 def _agree(infos: Sequence[BlobInfo]) -> bool:

@@ -68,14 +68,14 @@ async def ask(question: Callable[[], Awaitable[T]], *, side: Side, pause: Pause)
 
 
 async def listing(
-    store: BlobStore, partitions: Sequence[int], *, side: Side, pause: Pause
+    store: BlobStore, partitions: Sequence[int], *, prefix: str = "", side: Side, pause: Pause
 ) -> AsyncIterator[BlobInfo]:
     """List what stands, tombstones too, going on where a listing broke off; raises `Stopped`."""
     last: str | None = None
     patience = Patience(pause)
     while True:
         try:
-            async with closing(_rest(store, partitions, last)) as rest:
+            async with closing(_rest(store, partitions, last, prefix)) as rest:
                 async for info in rest:
                     last = info.name
                     yield info
@@ -87,8 +87,10 @@ async def listing(
             return
 
 
-def _rest(store: BlobStore, partitions: Sequence[int], last: str | None) -> AsyncIterator[BlobInfo]:
+def _rest(
+    store: BlobStore, partitions: Sequence[int], last: str | None, prefix: str
+) -> AsyncIterator[BlobInfo]:
     if last is not None:
         reached = partition_of(last)
         partitions = [partition for partition in partitions if partition >= reached]
-    return store.list(partitions=partitions, after=last, tombstones=True)
+    return store.list(partitions=partitions, after=last, prefix=prefix, tombstones=True)

@@ -38,6 +38,7 @@ class Bulk:
         routes.add("POST", "/blobs/touch", self.touch)
         routes.add("POST", "/blobs/remove", self.remove)
         routes.add("POST", "/blobs/verify", self.verify)
+        routes.add("GET", "/quarantined", self.quarantined)
         routes.add("GET", "/digests", self.digests)
         routes.add("POST", "/records", self.take_records)
         routes.add("POST", "/records/read", self.read_records)
@@ -127,6 +128,16 @@ class Bulk:
                         yield entry(found)
 
         return lines(answers(), together=_VERIFIED)
+
+    async def quarantined(self, _request: Request, _: str) -> Response:
+        """List the copies known to be damaged, a line with its name for each."""
+
+        async def named() -> AsyncIterator[str]:
+            async with closing(self._store.quarantined()) as names:
+                async for name in names:
+                    yield json.dumps({"name": name})
+
+        return lines(named())
 
     async def digests(self, request: Request, _: str) -> Response:
         """Send the partition digests; their root is the ETag."""

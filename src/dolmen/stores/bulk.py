@@ -26,7 +26,16 @@ T = TypeVar("T")
 
 
 class Upkeep:
-    """`verify_many` by way of `get_many`, `remove_many` by way of `remove`."""
+    """`verify_many` by way of `get_many`, `remove_many` by way of `remove`.
+
+    What inherits it and knows of damaged copies has a `quarantined` of its own.
+    """
+
+    async def quarantined(self) -> AsyncIterator[str]:
+        """See `BlobStore.quarantined`."""
+        names: Sequence[str] = ()
+        for name in names:
+            yield name
 
     async def verify_many(self, names: Sequence[str]) -> AsyncIterator[BlobInfo | Failed]:
         """See `BlobStore.verify_many`."""

@@ -124,6 +124,10 @@ class CacheStore:
         """See `BlobStore.verify_many`: of the slow store."""
         return self._slow.verify_many(names)
 
+    def quarantined(self) -> AsyncIterator[str]:
+        """See `BlobStore.quarantined`: of the slow store."""
+        return self._slow.quarantined()
+
     # What the fast store holds
 
     async def _keep(self, info: BlobInfo, data: bytes | memoryview) -> None:

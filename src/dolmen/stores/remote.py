@@ -246,6 +246,14 @@ class RemoteStore(OneByOne):
             if partition in partitions:
                 yield BlobInfo(name, -1, Kind.BLOB, 0, NO_CHECKSUM)
 
+    async def quarantined(self) -> AsyncIterator[str]:
+        """See `BlobStore.quarantined`."""
+        if not self.capabilities.stamps:
+            return
+        async with await self._ask("GET", "/quarantined") as response:
+            async for line in lines_of(response, reads=True):
+                yield check_name(str(line.get("name")))
+
     async def digests(self) -> Digests:
         """See `BlobStore.digests`."""
         self._needs_stamps("compared by digests")

@@ -77,6 +77,7 @@ FITTING: dict[str, tuple[Fault, ...]] = {
     "delete": _WRITE,
     "remove": _WRITE,
     "remove_many": _WRITE,
+    "quarantined": _READ,
     "digests": _READ,
     "get_many": (*_READ, Fault.CUT),
     "put_many": (*_READ, Fault.CUT),
@@ -258,6 +259,12 @@ class FaultyStore(OneByOne):
         return await self._write(
             fault, lambda: self.store.remove_many(removes, min_age=min_age, epoch=epoch)
         )
+
+    async def quarantined(self) -> AsyncIterator[str]:
+        """See `BlobStore.quarantined`."""
+        await self._meet("quarantined")
+        async for name in self.store.quarantined():
+            yield name
 
     async def digests(self) -> Digests:
         """See `BlobStore.digests`."""

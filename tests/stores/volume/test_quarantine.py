@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from dolmen.errors import Conflict, Corrupt, NotFound
+from dolmen.http import start_server
 from dolmen.names import checksum_of
 from dolmen.payload import Bytes
+from dolmen.servers.blob import BlobServer
+from dolmen.stores import open_store
 from dolmen.stores.volume import VolumeStore, open_volume
 from dolmen.stores.volume.entry import Entry
 from dolmen.stores.volume.reindex import reindex
@@ -197,4 +200,17 @@ async def test_a_segment_whose_header_is_damaged_is_read_by_its_records(tmp_path
     await store.aclose()
     store = await open_volume(str(path))
     assert len([info async for info in store.list()]) == 6
+    await store.aclose()
+
+
+async def test_what_is_quarantined_is_listed_until_it_is_replaced(tmp_path):
+    store = await quarantined(tmp_path / "v")
+    assert [name async for name in store.quarantined()] == ["name"]
+    server = await start_server(BlobServer(store, describes="volume:test").handle)
+    remote = await open_store(f"http://127.0.0.1:{server.addresses[0][1]}")
+    assert [name async for name in remote.quarantined()] == ["name"]
+    await remote.put("name", Bytes(b"data" * 100))
+    assert [name async for name in remote.quarantined()] == []
+    await remote.aclose()
+    await server.close()
     await store.aclose()

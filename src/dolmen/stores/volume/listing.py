@@ -6,17 +6,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
 from dolmen.names import partition_of
 from dolmen.record import Kind
-from dolmen.store import BlobInfo
-from dolmen.stores.volume.entry import unpack
+from dolmen.store import ALL_PARTITIONS, BlobInfo
+from dolmen.stores.volume.entry import Entry, unpack
 from dolmen.stores.volume.index import Page, Run
 from dolmen.stores.volume.key import name_of
 
+PageOf = Callable[[list[Run], int], Awaitable[Page]]
 PAGE = 1024
 """Entries read from the index before the next are asked for: a way to a thread and back."""
 
 
 async def list_index(
-    page_of: Callable[[list[Run], int], Awaitable[Page]],
+    page_of: PageOf,
     partitions: Iterable[int],
     after: str | None,
     prefix: str,
@@ -24,6 +25,21 @@ async def list_index(
     tombstones: bool,
 ) -> AsyncIterator[BlobInfo]:
     """See `BlobStore.list`. `page_of` is `Index.page`, from another thread."""
+    async for name, entry in _entries(page_of, partitions, after, prefix):
+        if not entry.damaged and (tombstones or entry.kind != Kind.TOMBSTONE):
+            yield entry.info(name)
+
+
+async def list_damaged(page_of: PageOf) -> AsyncIterator[str]:
+    """See `BlobStore.quarantined`. Reads the whole index."""
+    async for name, entry in _entries(page_of, ALL_PARTITIONS, None, ""):
+        if entry.damaged:
+            yield name
+
+
+async def _entries(
+    page_of: PageOf, partitions: Iterable[int], after: str | None, prefix: str
+) -> AsyncIterator[tuple[str, Entry]]:
     last = (partition_of(after), after) if after is not None else (0, "")
     runs = [(max(first, last[0]), stop) for first, stop in runs_of(partitions) if stop > last[0]]
     while runs:
@@ -31,11 +47,8 @@ async def list_index(
         listed = [(int.from_bytes(key[:2]), name_of(key), value) for key, value in page]
         listed.sort()
         for partition, name, value in listed:
-            if (partition, name) <= last or not name.startswith(prefix):
-                continue
-            entry = unpack(value)
-            if not entry.damaged and (tombstones or entry.kind != Kind.TOMBSTONE):
-                yield entry.info(name)
+            if (partition, name) > last and name.startswith(prefix):
+                yield name, unpack(value)
 
 
 def runs_of(partitions: Iterable[int]) -> Iterable[Run]:

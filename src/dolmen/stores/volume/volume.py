@@ -47,7 +47,7 @@ from dolmen.stores.volume.group import Group
 from dolmen.stores.volume.keeper import PAUSE, Keeper, ProcessKeeper, ThreadKeeper
 from dolmen.stores.volume.key import key_of
 from dolmen.stores.volume.layout import doubt, prepare, usable
-from dolmen.stores.volume.listing import list_index
+from dolmen.stores.volume.listing import list_damaged, list_index
 from dolmen.stores.volume.merge import Merge
 from dolmen.stores.volume.opening import Membership
 from dolmen.stores.volume.reads import WHOLE, Files, Reader
@@ -279,6 +279,12 @@ class VolumeStore(Upkeep):
         pages = partial(self._ask, self._index.page)
         async for info in list_index(pages, partitions, after, prefix, tombstones=tombstones):
             yield info
+
+    async def quarantined(self) -> AsyncIterator[str]:
+        """See `BlobStore.quarantined`."""
+        await self._merged()
+        async for name in list_damaged(partial(self._ask, self._index.page)):
+            yield name
 
     async def digests(self) -> Digests:
         """See `BlobStore.digests`."""

@@ -1,0 +1,94 @@
+"""`dolmen check`: what is there that should not be, and what is not that should."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dolmen.cli.clusters import Stores, settings_of
+from dolmen.cli.ending import FAILED, run
+from dolmen.cli.options import Config, Json
+from dolmen.cli.output import counting_bar, emit, readable
+
+if TYPE_CHECKING:
+    from dolmen.config import Settings
+
+_MEANING = {
+    "lacking": "copies are missing (dolmen replicate makes them)",
+    "outdated": "copies are of an older write (dolmen replicate renews them)",
+    "misplaced": "copies stand where they should not (dolmen replicate moves them)",
+    "quarantined": "copies are known to be damaged (dolmen replicate replaces them)",
+    "damaged": "copies turned out to be damaged (they are quarantined now; replicate, check again)",
+    "unreadable": "manifests have no copy that can be read (restore them from a backup)",
+    "broken": "objects lack a chunk on every server (upload them again, or restore them)",
+}
+
+
+def check(
+    stores: Stores = None,
+    config: Config = None,
+    data: Annotated[
+        bool, typer.Option("--data", help="Also read every copy to its end, where it lies.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Look for what is missing, outdated, misplaced, damaged or broken. Changes nothing.
+
+    Exit status 0 when all is well, 1 when something was found.
+
+    [green]dolmen check --config cluster.toml[/green]
+
+    [green]dolmen check --data volume:/srv/data[/green]
+    """
+    settings = settings_of(config, stores)
+    raise typer.Exit(run(_check(settings, data=data, as_json=json)))
+
+
+async def _check(settings: Settings, *, data: bool, as_json: bool) -> int:
+    from dolmen.config.opening import opened_groups
+    from dolmen.replication.check import Findings
+    from dolmen.replication.check import check as look
+
+    async with opened_groups(settings.all_groups(), volatile=True) as groups:
+        with counting_bar("check") as bar:
+
+            def show(found: Findings) -> None:
+                if bar:
+                    wrong = sum(each.count for each in found.wrong.values())
+                    bar(found.names, None, f"{found.read:,} read, {wrong:,} amiss")
+
+            found = await look(groups, data=data, progress=show)
+    if as_json:
+        emit(
+            {
+                "well": found.well,
+                "names": found.names,
+                "copies": found.copies,
+                "manifests": found.manifests,
+                "read": found.read,
+                "wrong": {
+                    kind: {"count": each.count, "examples": each.examples}
+                    for kind, each in found.wrong.items()
+                },
+                "unnamed": found.unnamed,
+                "unnamed_bytes": found.unnamed_bytes,
+            }
+        )
+        return 0 if found.well else FAILED
+    for kind, each in found.wrong.items():
+        print(f"{each.count:,} {_MEANING[kind]}")
+        for name, why in each.examples:
+            print(f"  {name}: {why}")
+        if each.count > len(each.examples):
+            print(f"  and {each.count - len(each.examples):,} more")
+    read = f", {found.read:,} read to the end" if data else ""
+    print(f"{found.names:,} names, {found.copies:,} copies, {found.manifests:,} manifests{read}")
+    if found.unnamed:
+        print(
+            f"{found.unnamed:,} copies of chunks ({readable(found.unnamed_bytes)}) belong to no "
+            "object: dolmen gc removes them in time"
+        )
+    if found.well:
+        print("all is well")
+    return 0 if found.well else FAILED
