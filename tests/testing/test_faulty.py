@@ -7,7 +7,7 @@ from dolmen.errors import Corrupt, DolmenError, Full, NotFound, OutcomeUnknown, 
 from dolmen.names import checksum_of
 from dolmen.payload import Bytes, Stream
 from dolmen.stamps import Clock
-from dolmen.store import Blob, BlobStore, Failed, Put
+from dolmen.store import Blob, BlobStore, Failed, Put, Remove
 from dolmen.stores.memory import MemoryStore
 from dolmen.testing.conformance import Conformance, Place
 from dolmen.testing.conformance.material import content, info_of, names, noise, streamed
@@ -49,6 +49,8 @@ CALLS = {
     "list": lambda store: names(store.list()),
     "delete": lambda store: store.delete("name"),
     "remove": lambda store: store.remove("absent", if_stamp=1),
+    "remove_many": lambda store: store.remove_many([Remove("absent", 1)]),
+    "quarantined": lambda store: collected(store.quarantined()),
     "digests": lambda store: store.digests(),
     "get_many": lambda store: collected(store.get_many(["name"])),
     "put_many": lambda store: collected(store.put_many(blobs())),

@@ -9,7 +9,7 @@ from dolmen.errors import BadSetting
 from dolmen.store import BlobStore
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Member:
     """A server of a group. `name` and `weight` decide placement; the store may move."""
 

@@ -47,11 +47,13 @@ class Placement:
         return place
 
     def _work_out(self, partition: int) -> Place:
-        groups = sorted(
-            self.groups,
-            key=lambda group: score(partition, f"group/{group.name}", group.weight),
-            reverse=True,
-        )
+        groups: Sequence[Group] = self.groups
+        if len(groups) > 1:
+            groups = sorted(
+                groups,
+                key=lambda group: score(partition, f"group/{group.name}", group.weight),
+                reverse=True,
+            )
         rightful: list[Member] = []
         others: list[Member] = []
         for group in groups:

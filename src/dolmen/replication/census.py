@@ -103,12 +103,14 @@ async def manifests(
     members: Mapping[str, Member], placement: Placement, pause: Pause
 ) -> AsyncIterator[tuple[BlobInfo, Sequence[Member]]]:
     """Every live manifest with the servers that hold it: misplaced ones first, then the others."""
-    for rightful in (False, True):
-        partitions = {
-            name: [at for at in ALL_PARTITIONS if (member in placement.of(at).rightful) is rightful]
-            for name, member in members.items()
-        }
-        stores = {name: member.store for name, member in members.items()}
+    stores = {name: member.store for name, member in members.items()}
+    misplaced: dict[str, list[int]] = {name: [] for name in members}
+    rightful: dict[str, list[int]] = {name: [] for name in members}
+    for at in ALL_PARTITIONS:
+        should = placement.of(at).rightful
+        for name, member in members.items():
+            (rightful if member in should else misplaced)[name].append(at)
+    for partitions in (misplaced, rightful):
         async with closing(side_by_side(stores, partitions=partitions, pause=pause)) as names:
             async for held in names:
                 versions: dict[bytes, tuple[BlobInfo, list[Member]]] = {}

@@ -1,0 +1,158 @@
+"""A check finds each thing that is wrong, by its kind, and nothing when all is well."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from dolmen.cluster.cluster import Cluster
+from dolmen.cluster.groups import Member, make_group
+from dolmen.cluster.manifest import CHUNK, Manifest
+from dolmen.cluster.placement import Placement
+from dolmen.errors import Corrupt, Unavailable
+from dolmen.names import chunk_name, partition_of
+from dolmen.payload import Bytes
+from dolmen.record import Kind
+from dolmen.replication.check import EXAMPLES, Findings, check
+from dolmen.stores.memory import MemoryStore
+from dolmen.testing.faulty import FaultyStore
+
+OBJECT, CHUNKS = "f" * 64, [b"one", b"two"]
+
+
+class Servers:
+    """Three servers with two copies of everything, and one large object on them."""
+
+    def __init__(self) -> None:
+        self.stores = {name: FaultyStore(MemoryStore()) for name in "abc"}
+        members = [Member(name, store) for name, store in self.stores.items()]
+        self.groups = [make_group("all", members, copies=2, volatile=True)]
+        self.cluster = Cluster(self.groups)
+
+    async def fill(self) -> None:
+        for number in range(30):
+            await self.cluster.put(f"name-{number}", Bytes(b"data"))
+        await self.cluster.delete("name-0")
+        for name in self.away_from("name-0"):
+            (stamp,) = [
+                info.stamp
+                async for info in self.stores[name].list(tombstones=True)
+                if info.name == "name-0"
+            ]
+            await self.stores[name].remove("name-0", if_stamp=stamp)
+        names = [chunk_name(content) for content in CHUNKS]
+        for name, content in zip(names, CHUNKS, strict=True):
+            await self.cluster.put(name, Bytes(content))
+        manifest = Manifest(CHUNK + 1, names).encode()
+        await self.cluster.put(OBJECT, Bytes(manifest), kind=Kind.MANIFEST)
+
+    def home_of(self, name: str) -> list[str]:
+        place = Placement(self.groups).of(partition_of(name))
+        return [member.name for member in place.rightful]
+
+    def away_from(self, name: str) -> list[str]:
+        return [each for each in self.stores if each not in self.home_of(name)]
+
+    async def drop(self, name: str, *servers: str) -> None:
+        for each in servers:
+            stamp = (await self.stores[each].stat(name)).stamp
+            await self.stores[each].remove(name, if_stamp=stamp)
+
+    async def check(self, *, data: bool = False) -> Findings:
+        return await check(self.groups, data=data, pause=lambda _: asyncio.sleep(0))
+
+
+@pytest.fixture
+async def servers() -> Servers:
+    made = Servers()
+    await made.fill()
+    return made
+
+
+def kinds(found: Findings) -> dict[str, int]:
+    return {kind: each.count for kind, each in found.wrong.items()}
+
+
+async def test_nothing_where_all_is_well(servers):
+    found = await servers.check(data=True)
+    assert found.well
+    assert (found.names, found.copies, found.manifests, found.read) == (33, 66, 1, 66)
+    assert found.unnamed == 0
+
+
+async def test_a_missing_copy(servers):
+    home = servers.home_of("name-3")[1]
+    await servers.drop("name-3", home)
+    found = await servers.check()
+    assert kinds(found) == {"lacking": 1}
+    assert found.wrong["lacking"].examples == [("name-3", f"{home} should hold it")]
+
+
+async def test_an_older_copy(servers):
+    home = servers.home_of("name-3")[0]
+    await servers.stores[home].put("name-3", Bytes(b"new"), stamp=(1 << 62))
+    assert kinds(await servers.check()) == {"outdated": 1}
+
+
+async def test_a_delete_that_a_server_missed(servers):
+    await servers.stores[servers.home_of("name-3")[0]].delete("name-3")
+    assert kinds(await servers.check()) == {"outdated": 1}
+
+
+async def test_a_misplaced_copy(servers):
+    (away,) = servers.away_from("name-3")
+    info = await servers.cluster.stat("name-3")
+    await servers.stores[away].put("name-3", Bytes(b"data"), stamp=info.stamp)
+    assert kinds(await servers.check()) == {"misplaced": 1}
+
+
+async def test_an_object_that_lacks_a_chunk_everywhere(servers):
+    lost = chunk_name(CHUNKS[1])
+    await servers.drop(lost, *servers.home_of(lost))
+    found = await servers.check()
+    assert kinds(found) == {"broken": 1}
+    ((name, why),) = found.wrong["broken"].examples
+    assert name == OBJECT
+    assert lost in why
+
+
+async def test_a_manifest_nobody_can_read(servers):
+    await servers.cluster.put("e" * 64, Bytes(b"no manifest"), kind=Kind.MANIFEST)
+    found = await servers.check()
+    assert kinds(found) == {"unreadable": 1}
+
+
+async def test_chunks_of_no_object_are_counted_and_no_fault(servers):
+    await servers.cluster.put(chunk_name(b"three"), Bytes(b"three"))
+    found = await servers.check()
+    assert found.well
+    assert (found.unnamed, found.unnamed_bytes) == (2, 10)
+
+
+async def test_damage_is_found_by_reading(servers):
+    store = servers.stores[servers.home_of("name-3")[0]]
+    get = store.get
+
+    async def rotten(name, *, byte_range=None):
+        if name == "name-3":
+            raise Corrupt("rotten")
+        return await get(name, byte_range=byte_range)
+
+    store.get = rotten
+    assert (await servers.check()).well
+    found = await servers.check(data=True)
+    assert kinds(found) == {"damaged": 1}
+    assert found.wrong["damaged"].examples[0][0] == "name-3"
+
+
+async def test_a_server_that_can_not_be_asked_is_named(servers):
+    servers.stores["b"].down = True
+    with pytest.raises(Unavailable, match="b: "):
+        await servers.check()
+
+
+async def test_a_few_examples_stand_for_many(servers):
+    servers.stores["a"].store = MemoryStore()
+    found = await servers.check()
+    assert found.wrong["lacking"].count > EXAMPLES == len(found.wrong["lacking"].examples)
