@@ -22,8 +22,9 @@ GOOD = {
     "missing": 0,
     "misplaced": 3,
     "compared_at": 990.0,
+    "scrubbed_at": None,
 }
-HEAD = "server state free blobs data missing misplaced compared"
+HEAD = "server state free blobs data missing misplaced compared scrubbed"
 REPAIR = {
     "rounds": 3,
     "copied": 12,
@@ -48,7 +49,17 @@ def test_a_row_a_server():
     assert lines[1].split() == HEAD.split()
     row = re.split(r"\s{2,}", lines[2].strip())
     assert row == [
-        *("cellar", "ok", "1.0 TiB of 4.0 TiB", "1,234,567", "5.0 GiB", "0", "3", "10 s ago")
+        *(
+            "cellar",
+            "ok",
+            "1.0 TiB of 4.0 TiB",
+            "1,234,567",
+            "5.0 GiB",
+            "0",
+            "3",
+            "10 s ago",
+            "never",
+        )
     ]
 
 

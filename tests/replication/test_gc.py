@@ -16,12 +16,13 @@ from dolmen.cluster.groups import Group, Member, make_group
 from dolmen.cluster.manifest import CHUNK, Manifest
 from dolmen.cluster.objects import Objects
 from dolmen.errors import Corrupt, Outdated, Unavailable
-from dolmen.names import chunk_name
+from dolmen.names import chunk_name, partition_of
 from dolmen.payload import Bytes, read_whole
 from dolmen.record import Kind
 from dolmen.replication.gc import GRACE, Collected, collect
 from dolmen.replication.repair import Repair
 from dolmen.stamps import Clock
+from dolmen.store import ALL_PARTITIONS
 from dolmen.stores.epoch import Seen, tell
 from dolmen.stores.memory import MemoryStore
 from dolmen.testing.faulty import Fault, FaultyStore
@@ -91,6 +92,16 @@ async def test_chunks_of_deleted_objects_go_and_shared_ones_stay():
     assert (done.removed, done.bytes, done.chunks) == (2, 6, 6)
     assert await servers.chunks() == {chunk_name(each) for each in (TWO, THREE)}
     assert (await servers.collect()).removed == 0
+
+
+async def test_the_age_is_that_on_the_servers_own_clock():
+    servers = Servers()
+    await servers.cluster.put(chunk_name(ONE), Bytes(ONE))
+    done = await collect(
+        servers.groups, now=lambda: servers.seconds + 2 * GRACE, pause=servers.pause
+    )
+    assert (done.removed, done.young) == (0, 2)
+    assert await servers.chunks() == {chunk_name(ONE)}
 
 
 async def test_objects_and_other_blobs_are_no_garbage():
@@ -173,6 +184,47 @@ async def test_another_copy_makes_up_for_a_quarantined_one():
     servers.seconds += 2 * GRACE
     done = await servers.collect()
     assert not done.unread
+    assert await servers.chunks() == {chunk_name(ONE)}
+
+
+async def test_a_tombstone_elsewhere_does_not_make_up_for_a_quarantined_copy():
+    servers = Servers("ab", copies=2)
+    await servers.cluster.put(chunk_name(ONE), Bytes(ONE))
+    await servers.stores["b"].store.delete("object", stamp=1)
+    servers.stores["a"].store = Quarantining(servers.stores["a"].store)
+    servers.seconds += 2 * GRACE
+    assert [each.name for each in (await servers.collect()).unread] == ["object"]
+    assert await servers.chunks() == {chunk_name(ONE)}
+
+
+class Moving(FaultyStore):
+    """A store whose misplaced manifest moves to where it belongs when it is to be listed."""
+
+    rightful: FaultyStore
+
+    async def list(self, *, partitions=ALL_PARTITIONS, **how):
+        if partition_of("object") in partitions and not how.get("prefix"):
+            blob = await self.store.get("object")
+            payload = Bytes(await read_whole(blob.payload))
+            at = blob.info.stamp
+            await self.rightful.store.put("object", payload, stamp=at, kind=Kind.MANIFEST)
+            await self.store.remove("object", if_stamp=at)
+        async for info in super().list(partitions=partitions, **how):
+            yield info
+
+
+async def test_a_manifest_that_is_moved_meanwhile_is_seen():
+    servers = Servers("ab", copies=1)
+    await servers.cluster.put(chunk_name(ONE), Bytes(ONE))
+    (rightful,) = servers.cluster.placement.of(partition_of("object")).rightful
+    (other,) = {"a", "b"} - {rightful.name}
+    moving = servers.stores[other] = Moving(servers.stores[other].store)
+    moving.rightful = servers.stores[rightful.name]
+    manifest = Bytes(Manifest(1, [chunk_name(ONE)]).encode())
+    await moving.store.put("object", manifest, kind=Kind.MANIFEST)
+    servers.groups = servers.grouped("ab", 1)
+    servers.seconds += 2 * GRACE
+    assert (await servers.collect()).manifests == 1
     assert await servers.chunks() == {chunk_name(ONE)}
 
 

@@ -82,11 +82,15 @@ def serve_api(groups: list[Group], settings: Settings) -> int:
     from dolmen.servers.api import open_api
     from dolmen.servers.metrics import Board
     from dolmen.servers.repairing import Repairing
-    from dolmen.servers.running import Application, run
+    from dolmen.servers.running import Application, Beside, run
+    from dolmen.servers.scrubbing import scrubbing
 
-    beside = [Repairing(settings)] if settings.repair else []
+    beside: list[Beside] = [Repairing(settings)] if settings.repair else []
+    beside += [
+        work for group in groups for each in group.servers for work in scrubbing(each.url, settings)
+    ]
     board = Board(settings.workers, len(beside))
-    repair = partial(board.said, 0) if beside else None
+    repair = partial(board.said, 0) if settings.repair else None
 
     async def opened() -> Application:
         return await open_api(groups, settings, repair=repair)

@@ -20,6 +20,7 @@ from dolmen.cli import (
     reindex,
     replicate,
     rm,
+    scrub,
     serve,
     stat,
     status,
@@ -64,7 +65,15 @@ _SERVE, _OBJECTS, _CARE = "Servers", "Objects", "Care"
 for panel, commands in {
     _SERVE: (serve.serve, blob_server.blob_server, api_server.api_server),
     _OBJECTS: (put.put, get.get, ls.ls, stat.stat, rm.rm),
-    _CARE: (replicate.replicate, drain.drain, status.status, check.check, gc.gc, reindex.reindex),
+    _CARE: (
+        replicate.replicate,
+        drain.drain,
+        status.status,
+        check.check,
+        scrub.scrub,
+        gc.gc,
+        reindex.reindex,
+    ),
 }.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)

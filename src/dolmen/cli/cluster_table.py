@@ -7,7 +7,7 @@ from typing import Any
 
 from dolmen.cli.output import readable
 
-_HEAD = ("server", "state", "free", "blobs", "data", "missing", "misplaced", "compared")
+_HEAD = ("server", "state", "free", "blobs", "data", "missing", "misplaced", "compared", "scrubbed")
 
 
 def cluster_lines(said: dict[str, Any], now: float) -> Sequence[str]:
@@ -41,6 +41,7 @@ def _row(server: dict[str, Any], now: float) -> Sequence[str]:
         _count(server.get("missing")),
         _count(server.get("misplaced")),
         ago(server["compared_at"], now) if "compared_at" in server else "-",
+        ago(server["scrubbed_at"], now) if "scrubbed_at" in server else "-",
     )
 
 

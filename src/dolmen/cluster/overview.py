@@ -17,6 +17,7 @@ from dolmen.cluster.groups import Member
 from dolmen.cluster.placement import Placement
 from dolmen.errors import DolmenError
 from dolmen.store import BlobStore
+from dolmen.stores.scrub import scrub_in
 
 Counts = Mapping[int, int]
 """Entries by partition."""
@@ -53,6 +54,8 @@ async def _of_server(store: BlobStore) -> tuple[dict[str, object], Counts | None
             return said, None
         notes = await store.notes()
         said["compared_at"] = _at(notes.get("compared"))
+        scrub = scrub_in(notes)
+        said["scrubbed_at"] = scrub.last if scrub else None
         if not store.capabilities.digests:  # it would have to list everything
             return said, None
         digests = await store.digests()

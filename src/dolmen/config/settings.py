@@ -125,6 +125,15 @@ class Replication(_Strict):
     """Days after which a delete is forgotten; no server may be away for longer."""
 
 
+class Scrub(_Strict):
+    """How a server with a volume reads it through, to find damage in time."""
+
+    bandwidth: Annotated[int, Field(ge=1)] | None = 20_000_000
+    """Bytes read a second, at most; None: as fast as it goes."""
+    every_days: Annotated[float, Field(ge=0, le=36_500, allow_inf_nan=False)] = 30.0
+    """Days from the end of one to the beginning of the next; 0: never."""
+
+
 class Settings(_Strict):
     """Everything that can be set. What is None has a default of the command that uses it."""
 
@@ -154,6 +163,7 @@ class Settings(_Strict):
     repair: bool = False
     """Have an API server keep every server at what it should hold."""
     replication: Replication = Replication()
+    scrub: Scrub = Scrub()
     digest: Literal["sha256", "sha1"] = "sha256"
     """Of which an object's id is made; sha1 for objects that came from sos."""
     limits: Limits = Limits()

@@ -38,6 +38,7 @@ from dolmen.servers.orders import order_of
 from dolmen.servers.routes import Routes
 from dolmen.stamps import format_stamp
 from dolmen.store import Blob, BlobStore, Outcome
+from dolmen.stores.scrub import scrub_in
 
 ALIVE = Response(200, EncodedHeaders.of([(b"Content-Type", b"text/plain")]), b"alive")
 
@@ -183,6 +184,7 @@ class BlobServer:
     async def status(self, _request: Request, _: str) -> Response:
         """Say everything a person wants to know."""
         condition = await self._store.condition()
+        scrub = scrub_in(await self._store.notes())
         held: dict[str, object] = {}
         if self._store.capabilities.digests:  # else it would have to list everything
             digests = await self._store.digests()
@@ -200,6 +202,7 @@ class BlobServer:
                 "writable": condition.writable,
                 "degraded": condition.reasons,
                 "remarks": condition.remarks,
+                "scrub": asdict(scrub) if scrub else None,
             }
         )
 

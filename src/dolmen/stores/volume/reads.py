@@ -18,7 +18,7 @@ from crc32c import crc32c
 from dolmen.buffers import Buffers
 from dolmen.errors import Corrupt, Unavailable
 from dolmen.payload import Bytes, Payload, Piece, Stream
-from dolmen.record import BLOCK, CHECKSUM_AT, HEADER_SIZE, block_sums, sums_size
+from dolmen.record import BLOCK, CHECKSUM_AT, HEADER_SIZE, block_sums, decode_head, sums_size
 from dolmen.store import Range
 from dolmen.stores.volume.disk import Disk, Room
 from dolmen.stores.volume.entry import Entry
@@ -152,6 +152,24 @@ class Reader:
         size = entry.record_size(encoded)
         record = await self._read(name, entry, file, bytearray(size), entry.offset)
         return Bytes(self._checked(encoded, entry, record, size))
+
+    async def head_is_sound(self, name: str, entry: Entry) -> bool:
+        """Whether the whole head of a record is, of which reading compares only a part.
+
+        Raises `FileNotFoundError` when the segment is gone.
+        """
+        encoded = name.encode()
+        try:
+            file = self._files.get(entry.segment)
+        except OSError as error:
+            raise self._refused(name, entry, error) from error
+        room = bytearray(entry.data_start(encoded))
+        try:
+            head = decode_head(bytes(await self._read(name, entry, file, room, entry.offset)))
+        except Corrupt:
+            return False
+        fields = head.name, head.checksum, head.length, len(head.metadata)
+        return fields == (encoded, entry.checksum, entry.length, entry.inner)
 
     def _checked(
         self, name: bytes, entry: Entry, record: bytes | bytearray, size: int

@@ -21,8 +21,9 @@ from typing import TypeVar
 import lmdb
 
 from dolmen import metadata
+from dolmen.closing import closing
 from dolmen.digests import Digests
-from dolmen.errors import Corrupt, NotFound, TooLarge, Unavailable
+from dolmen.errors import Corrupt, DolmenError, NotFound, TooLarge, Unavailable
 from dolmen.names import check_name, checksum_of
 from dolmen.payload import Bytes, Payload, read_whole
 from dolmen.record import Kind, block_sums
@@ -61,6 +62,10 @@ CHUNK = 4 << 20
 SMALL = 65_536
 """Blobs up to this size are gathered in memory even when they are streamed."""
 LARGEST = 1 << 44
+_HEADLESS = (
+    "the head of the record of {} is damaged: it can still be read, but dolmen reindex would lose "
+    "it; make sure that there is another copy"
+)
 
 
 class VolumeStore(Upkeep):
@@ -236,6 +241,26 @@ class VolumeStore(Upkeep):
     def get_many(self, names: Sequence[str]) -> AsyncIterator[Blob | Failed]:
         """See `BlobStore.get_many`."""
         return get_many(self, self._look_up, self._reader, names)
+
+    async def verify_many(self, names: Sequence[str]) -> AsyncIterator[BlobInfo | Failed]:
+        """See `BlobStore.verify_many`: also the heads of records, which a reindex needs.
+
+        A blob whose head alone is damaged can still be read, so it is not quarantined.
+        """
+        async with closing(super().verify_many(names)) as answers:
+            async for answer in answers:
+                if not isinstance(answer, Failed) and await self._head_is_damaged(answer):
+                    yield Failed(answer.name, Corrupt(_HEADLESS.format(answer.name)))
+                else:
+                    yield answer
+
+    async def _head_is_damaged(self, info: BlobInfo) -> bool:
+        if info.kind == Kind.TOMBSTONE:
+            return False
+        try:
+            return not await self._reader.head_is_sound(info.name, self._live(info.name))
+        except (DolmenError, FileNotFoundError):
+            return False  # it was replaced, deleted or moved since it was read
 
     def _look_up(self, names: Sequence[str]) -> dict[str, Entry]:
         """The entries of those of the names that have one; none when they can't be told."""

@@ -1,0 +1,70 @@
+"""`dolmen scrub`: read everything a store holds, to find damage."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from dolmen.cli.ending import DAMAGED, run
+from dolmen.cli.options import Json
+from dolmen.cli.output import counting_bar, emit, readable
+
+
+def scrub(
+    store: Annotated[str, typer.Argument(help="Its URL.")],
+    bandwidth: Annotated[
+        int | None,
+        typer.Option("--bandwidth", metavar="BYTES", min=1, help="Read so many a second at most."),
+    ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Begin anew where the last one was broken off.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Read every blob of STORE to its end, where it lies. What is damaged is quarantined.
+
+    Replication then replaces it from another copy. May be interrupted; the next one goes on
+    where it was. Servers with a volume do it by themselves ([scrub] in the settings). Exit status 5
+    when something is damaged.
+
+    [green]dolmen scrub volume:/srv/data[/green]
+
+    [green]dolmen scrub http://10.0.0.1:3001 --bandwidth 50000000[/green]
+    """
+    raise typer.Exit(run(_scrub(store, bandwidth, again=again, as_json=json)))
+
+
+async def _scrub(url: str, bandwidth: int | None, *, again: bool, as_json: bool) -> int:
+    from dolmen.closing import closing
+    from dolmen.pace import Pace
+    from dolmen.stores import open_store
+    from dolmen.stores.scrub import Scrub
+    from dolmen.stores.scrub import scrub as through
+
+    store = await open_store(url)
+    found = 0
+    done = Scrub()
+    try:
+        with counting_bar("scrub") as bar:
+            async with closing(through(store, again=again, pace=Pace(bandwidth))) as batches:
+                async for done, damaged in batches:
+                    for failed in damaged:
+                        found += 1
+                        if not as_json:
+                            print(f"{failed.name}: {failed.error}", flush=True)
+                    if bar:
+                        said = f"% of the names, {done.checked:,} read, {readable(done.bytes)}"
+                        bar(int(done.done * 100), 100, said)
+        async with closing(store.quarantined()) as names:
+            quarantined = [name async for name in names]
+    finally:
+        await store.aclose()
+    if as_json:
+        emit(asdict(done) | {"quarantined": len(quarantined)})
+    else:
+        print(f"{done.checked:,} read ({readable(done.bytes)}), {done.failed:,} damaged")
+        if quarantined:
+            print(f"{len(quarantined):,} are in quarantine until dolmen replicate replaces them")
+    return DAMAGED if found or quarantined else 0
