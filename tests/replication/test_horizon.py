@@ -12,9 +12,10 @@ from dolmen.cluster.groups import Member, make_group
 from dolmen.errors import NotFound
 from dolmen.payload import Bytes
 from dolmen.replication import replicate
-from dolmen.replication.horizon import horizon_in, reclaim
+from dolmen.replication.horizon import reclaim
 from dolmen.replication.repair import DAY, Repair, Terms
 from dolmen.stores.epoch import Seen
+from dolmen.stores.horizon import horizon_in
 from dolmen.stores.memory import MemoryStore
 from dolmen.testing.faulty import FaultyStore
 from replication.breaking_off import broken_off

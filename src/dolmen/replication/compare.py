@@ -8,9 +8,9 @@ from typing import NamedTuple
 from dolmen.closing import closing
 from dolmen.names import partition_of
 from dolmen.record import Kind
-from dolmen.replication.horizon import NO_HORIZONS, Horizons
 from dolmen.replication.patience import Pause, ask, listing
 from dolmen.store import ALL_PARTITIONS, BlobInfo, BlobStore
+from dolmen.stores.horizon import NO_HORIZONS, Horizons
 
 
 class Difference(NamedTuple):

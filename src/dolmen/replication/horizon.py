@@ -16,49 +16,21 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from dolmen.closing import closing
 from dolmen.record import Kind
 from dolmen.replication.patience import Pause, ask
 from dolmen.replication.side_by_side import naming, side_by_side
-from dolmen.stamps import COUNTER_BITS, format_stamp, parse_stamp
+from dolmen.stamps import COUNTER_BITS, format_stamp
 from dolmen.store import BlobInfo, BlobStore, Remove
+from dolmen.stores.horizon import HORIZON, NO_HORIZONS, Horizons, horizon_in
 
 T = TypeVar("T")
-_HORIZON, _RECLAIMED = "horizon", "reclaimed"
+_RECLAIMED = "reclaimed"
 _BATCH = 1_000
 OFTEN = 30
 """Deletes are forgotten in so many steps of the time for which they are remembered."""
-
-
-def horizon_in(notes: Mapping[str, bytes], key: str = _HORIZON) -> int:
-    """A store's horizon, from its notes: a stamp, 0 where nothing was ever forgotten."""
-    noted = notes.get(key)
-    return parse_stamp(noted.decode()) if noted else 0
-
-
-class Horizons(NamedTuple):
-    """Those of the two stores of a run; `rejoin` has the source believed all the same."""
-
-    source: int = 0
-    destination: int = 0
-    rejoin: bool = False
-
-    def forgotten(self, info: BlobInfo) -> bool:
-        """Whether the destination, which has nothing under the name, forgot this tombstone."""
-        return info.kind == Kind.TOMBSTONE and info.stamp <= self.destination
-
-    def doubtful(self, info: BlobInfo) -> bool:
-        """Whether this, which the destination lacks, may have been deleted there."""
-        return (
-            info.kind != Kind.TOMBSTONE
-            and self.source < self.destination >= info.stamp
-            and not self.rejoin
-        )
-
-
-NO_HORIZONS = Horizons()
 
 
 async def horizons_of(
@@ -94,7 +66,7 @@ async def reclaim(
     if until > known:
         until = max(known, await work.agreed(until))
     noted = format_stamp(until).encode()
-    await work.each(lambda store: store.note(_HORIZON, noted))
+    await work.each(lambda store: store.note(HORIZON, noted))
     gone = await work.sweep(until)
     await work.each(lambda store: store.note(_RECLAIMED, noted))
     return gone

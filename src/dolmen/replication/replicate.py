@@ -12,11 +12,12 @@ from dolmen.pace import Pace
 from dolmen.record import Kind
 from dolmen.replication.compare import Difference, compare, scope
 from dolmen.replication.copy import Copier
-from dolmen.replication.horizon import NO_HORIZONS, horizons_of
+from dolmen.replication.horizon import horizons_of
 from dolmen.replication.manifests import Chunks
 from dolmen.replication.patience import Pause, Stopped
 from dolmen.replication.report import Progress, Report
 from dolmen.store import ALL_PARTITIONS, BlobInfo, BlobStore
+from dolmen.stores.horizon import NO_HORIZONS
 
 BATCH = 2_048
 """Names in a batch; the destination commits about that many at once."""

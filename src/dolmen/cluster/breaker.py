@@ -1,0 +1,127 @@
+"""Whom to ask last: members that failed many times in a row, and for writes those that are full.
+
+A member that failed `FAILURES` times in a row (it could not be asked, or did not say how
+a write went) rests for `REST` seconds; then one request asks it in its turn again, and its
+answer decides. Meanwhile others ask it only when nothing better is left:
+
+- a write that would have fewer than `min_copies` without it;
+- a read that some other member failed. Where all others said "no" nobody waits for it: the
+  answer is that not every member could be asked.
+
+A member that is full, or takes no writes, answers at once, and serves reads and deletes: for
+`FULL_REST` seconds writes go to it after all others.
+
+While all is well, nothing here is called: `troubles` is empty.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from dolmen.cluster.asking import Failures
+from dolmen.cluster.groups import Member
+from dolmen.errors import DolmenError, Full, OutcomeUnknown, ReadOnly, Unavailable
+from dolmen.store import Condition
+
+FAILURES = 5
+REST = 30.0
+FULL_REST = 10.0
+
+
+@dataclass(slots=True)
+class Trouble:
+    """What is wrong with one member. Times as `now` gives them, 0 for never."""
+
+    failures: int = 0
+    """In a row."""
+    rests_until: float = 0.0
+    full_until: float = 0.0
+
+
+class Breaker:
+    """What the members' last answers said of them. `now` is in seconds, from any start."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self.troubles: dict[str, Trouble] = {}
+        """By the member's name; whoever answers and takes writes is not in it."""
+
+    def failed(self, member: Member, error: DolmenError) -> None:
+        """Note that a member failed to do what it was asked."""
+        if isinstance(error, (Unavailable, OutcomeUnknown)):
+            trouble = self.troubles.setdefault(member.name, Trouble())
+            trouble.failures += 1
+            if trouble.failures >= FAILURES:
+                trouble.rests_until = self._now() + REST
+            return
+        if refuses_writes(member, error):
+            self._full(member)
+        self.answered(member)
+
+    def answered(self, member: Member, *, wrote: bool = False) -> None:
+        """Note that a member answered, with what it has or with a "no"."""
+        trouble = self.troubles.get(member.name)
+        if trouble is not None:
+            trouble.failures, trouble.rests_until = 0, 0.0
+            if wrote or trouble.full_until <= self._now():
+                del self.troubles[member.name]
+
+    def told(self, member: Member, condition: Condition) -> None:
+        """Note what a member says of itself."""
+        if not condition.writable:
+            self._full(member)
+        elif self.troubles:
+            self.answered(member, wrote=True)
+
+    def _full(self, member: Member) -> None:
+        self.troubles.setdefault(member.name, Trouble()).full_until = self._now() + FULL_REST
+
+    def state(self, member: Member) -> str:
+        """`ok`, `full` or `failing`: whether, and why, it is asked last."""
+        trouble = self.troubles.get(member.name)
+        if trouble is None:
+            return "ok"
+        if trouble.failures >= FAILURES:
+            return "failing"
+        return "full" if trouble.full_until > self._now() else "ok"
+
+    def writing(self, order: Sequence[Member], resting: list[Member]) -> Iterator[Member]:
+        """Whom to write to, in turn; who rests goes onto that list."""
+        full = []
+        for member in self._awake(order, resting):
+            trouble = self.troubles.get(member.name)
+            if trouble is not None and trouble.full_until > self._now():
+                full.append(member)
+            else:
+                yield member
+        yield from full
+
+    def reading(self, order: Sequence[Member], failures: Failures) -> Iterator[Member]:
+        """Whom to ask, in turn. Who is not to be waited for is added to the failures met."""
+        resting: list[Member] = []
+        yield from self._awake(order, resting)
+        if failures or len(resting) == len(order):
+            yield from resting
+            return
+        for member in resting:
+            failures.append((member.name, Unavailable("it failed many times and is left alone")))
+
+    def _awake(self, order: Sequence[Member], resting: list[Member]) -> Iterator[Member]:
+        for member in order:
+            trouble = self.troubles.get(member.name)
+            if trouble is not None and trouble.failures >= FAILURES:
+                if trouble.rests_until > self._now():
+                    resting.append(member)
+                    continue
+                trouble.rests_until = self._now() + REST  # this request tries it, no other
+            yield member
+
+
+def refuses_writes(member: Member, error: DolmenError) -> bool:
+    """Whether an error says that a member takes no writes now.
+
+    A store without stamps is no such case: it refuses single writes for good.
+    """
+    return isinstance(error, (Full, ReadOnly)) and member.store.capabilities.stamps

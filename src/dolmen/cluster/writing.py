@@ -1,0 +1,255 @@
+"""Writing to a cluster: how members are chosen, and when a write stands.
+
+Members are tried in placement order, `write_copies` of them at once; one that fails is
+replaced by the next, through every member of every group. Those that rest
+(`dolmen.cluster.breaker`) are tried when there are fewer than `min_copies` without them. A
+write that loses to a newer stamp is repeated above it, on every copy, before it is answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from dolmen import metadata
+from dolmen.cluster.asking import Failures, each, fail, together
+from dolmen.cluster.groups import Group, Member
+from dolmen.cluster.members import Members
+from dolmen.cluster.placement import Place
+from dolmen.errors import (
+    BadContent,
+    Corrupt,
+    DolmenError,
+    InvalidName,
+    NoCopies,
+    NotFound,
+    OutcomeUnknown,
+    Unavailable,
+)
+from dolmen.names import check_name, checksum_of, partition_of
+from dolmen.payload import Bytes, Payload, read_whole
+from dolmen.record import Kind
+from dolmen.store import Outcome, Put
+from dolmen.stores.verdict import check_delete
+
+Action = Callable[[Member, int], Awaitable[Put]]
+_ROUNDS = 8
+"""How often a write is repeated above what it met before it gives up."""
+
+
+class Written(NamedTuple):
+    """A write that stands: on how many members, with which stamp, and what it met there."""
+
+    copies: int
+    stamp: int
+    outcome: Outcome
+
+
+class Writing(Members):
+    """The writes of the contract, and those of uploads."""
+
+    async def put(
+        self,
+        name: str,
+        payload: Payload,
+        *,
+        meta: bytes = b"",
+        stamp: int | None = None,
+        kind: Kind = Kind.BLOB,
+        checksum: bytes | None = None,
+    ) -> Put:
+        """See `BlobStore.put`. Of two plain puts the newer stamp wins; none is a conflict."""
+        check_name(name)
+        metadata.check(meta)
+        if payload.whole is None:
+            payload = Bytes(await read_whole(payload))
+        written = await self.write(
+            name, payload, meta=meta, stamp=stamp, kind=kind, checksum=checksum
+        )
+        return Put(written.outcome, written.stamp)
+
+    async def write(
+        self,
+        name: str,
+        payload: Payload,
+        *,
+        meta: bytes = b"",
+        stamp: int | None = None,
+        kind: Kind = Kind.BLOB,
+        checksum: bytes | None = None,
+        known: bool = False,
+    ) -> Written:
+        """Put a payload that is in memory, and say on how many members it stands.
+
+        `known` says that it may well be there already: each member is first asked to
+        touch what it has, and sent the data only if it has not. Raises `NoCopies` when
+        fewer than `min_copies` members took it.
+        """
+        if checksum is None:
+            assert payload.whole is not None
+            checksum = checksum_of(payload.whole)
+
+        async def store(member: Member, at: int) -> Put:
+            if known and member.store.capabilities.stamps:
+                try:
+                    await member.store.stat(name)  # costs far less than a touch in vain
+                    return await member.store.touch(name, stamp=at, checksum=checksum, meta=meta)
+                except (NotFound, Corrupt):
+                    pass
+            return await member.store.put(
+                name, payload, meta=meta, stamp=at, kind=kind, checksum=checksum
+            )
+
+        return await self._write(name, stamp, store)
+
+    async def renew(self, name: str, size: int, *, meta: bytes = b"") -> int:
+        """Raise the stamp of what is stored on as many members as a write would go to.
+
+        Returns on how many; 0 when it is on fewer than `min_copies`, or is damaged, or of
+        another size than `size` bytes.
+        """
+
+        async def touch(member: Member, at: int) -> Put:
+            info = await member.store.stat(name)
+            if info.size != size:
+                raise NotFound(f"{name} is not as long there")
+            return await member.store.touch(name, stamp=at, checksum=info.checksum, meta=meta)
+
+        try:
+            return (await self._write(name, None, touch)).copies
+        except NoCopies:
+            return 0
+
+    async def touch(self, name: str, *, stamp: int, checksum: bytes, meta: bytes) -> Put:
+        """See `BlobStore.touch`: of every copy that is there."""
+        check_name(name)
+        metadata.check(meta)
+        answers, failures = await each(
+            self.members,
+            lambda member: member.store.touch(name, stamp=stamp, checksum=checksum, meta=meta),
+        )
+        if not answers:
+            fail(f"{name} could not be touched", failures)
+        return max(answers, key=lambda put: put.stamp)
+
+    async def _write(self, name: str, stamp: int | None, action: Action) -> Written:
+        place = self.placement.of(partition_of(name))
+        at = self.clock.next() if stamp is None else stamp
+        for _ in range(_ROUNDS):
+            puts, failures = await self._first(place, action, at)
+            counted = _counted(place.group, puts)
+            if counted < place.group.min_copies:
+                forgetful = _forgetful(place.group, puts)
+                raise NoCopies(f"{name} could not be stored", failures + forgetful)
+            standing = max(put.stamp for _, put in puts)
+            superseded = [put for _, put in puts if put.outcome is Outcome.SUPERSEDED]
+            if not superseded or stamp is not None:
+                outcome = superseded[0].outcome if superseded else _common(puts)
+                return Written(counted, standing, outcome)
+            at = self.clock.next(above=standing)
+        raise OutcomeUnknown(f"{name} is being written by others all the time; try again")
+
+    async def _first(
+        self, place: Place, action: Action, stamp: int
+    ) -> tuple[list[tuple[Member, Put]], Failures]:
+        """Write to the first members that take it; who does not count comes on top."""
+        puts: list[tuple[Member, Put]] = []
+        failures: Failures = []
+        breaker = self.breaker
+
+        async def one(members: Iterable[Member]) -> None:
+            for member in members:
+                try:
+                    puts.append((member, await action(member, stamp)))
+                except (BadContent, InvalidName):
+                    raise  # it would be the same on every member
+                except DolmenError as error:
+                    failures.append((member.name, error))
+                    breaker.failed(member, error)
+                    continue
+                if breaker.troubles:
+                    breaker.answered(member, wrote=True)
+                if place.group.counts(member):
+                    return
+
+        async def some(members: Iterable[Member], copies: int) -> None:
+            members = iter(members)  # shared: each member is tried once
+            if copies == 1:
+                await one(members)
+            else:
+                await together([one(members) for _ in range(copies)])
+
+        wanted = place.group.write_copies
+        if not breaker.troubles:
+            await some(place.order, wanted)
+            return puts, failures
+        resting: list[Member] = []
+        await some(breaker.writing(place.order, resting), wanted)
+        lacking = place.group.min_copies - _counted(place.group, puts)
+        if lacking > 0:
+            await some(resting, lacking)
+        return puts, failures
+
+    async def delete(self, name: str, *, stamp: int | None = None) -> Put:
+        """See `BlobStore.delete`: on every member of every group.
+
+        Raises `Unavailable` unless every group took it on `min_copies` members; it can
+        then be repeated.
+        """
+        check_name(name)
+        check_delete(stamp)
+        at = self.clock.next() if stamp is None else stamp
+        for _ in range(_ROUNDS):
+            answers: list[Put] = []
+            for group in self.groups:
+                puts, failures = await self._bury(name, group, at)
+                if _counted(group, puts) < group.min_copies:
+                    failures += _forgetful(group, puts)
+                    fail(f"{name} could not be deleted in group {group.name}", failures)
+                answers += [put for _, put in puts]
+            newest = max(answers, key=lambda put: put.stamp)
+            if newest.stamp <= at or stamp is not None:
+                return newest
+            at = self.clock.next(above=newest.stamp)
+        raise OutcomeUnknown(f"{name} is being written by others all the time; try again")
+
+    async def _bury(
+        self, name: str, group: Group, stamp: int
+    ) -> tuple[Sequence[tuple[Member, Put]], Failures]:
+        async def bury(member: Member) -> tuple[Member, Put]:
+            try:
+                put = await member.store.delete(name, stamp=stamp)
+            except DolmenError as error:
+                self.breaker.failed(member, error)
+                raise
+            if self.breaker.troubles:
+                self.breaker.answered(member)
+            return member, put
+
+        return await each(group.members, bury)
+
+    async def remove(self, name: str, *, if_stamp: int, min_age: float = 0) -> bool:
+        """See `BlobStore.remove`: from every member."""
+        check_name(name)
+        answers, failures = await each(
+            self.members,
+            lambda member: member.store.remove(name, if_stamp=if_stamp, min_age=min_age),
+        )
+        if failures:
+            fail(f"{name} could not be removed everywhere", failures)
+        return any(answers)
+
+
+def _counted(group: Group, puts: Sequence[tuple[Member, Put]]) -> int:
+    return sum(1 for member, _ in puts if group.counts(member))
+
+
+def _forgetful(group: Group, puts: Sequence[tuple[Member, Put]]) -> Failures:
+    """Who took a write and does not count."""
+    why = Unavailable("it took it, but is not durable: it does not count as a copy")
+    return [(member.name, why) for member, _ in puts if not group.counts(member)]
+
+
+def _common(puts: Sequence[tuple[Member, Put]]) -> Outcome:
+    unchanged = all(put.outcome is Outcome.UNCHANGED for _, put in puts)
+    return Outcome.UNCHANGED if unchanged else Outcome.CREATED
