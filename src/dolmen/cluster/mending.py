@@ -108,7 +108,8 @@ class Mending:
 
     async def _mend(self, name: str, source: Member, lack: Lack) -> None:
         try:
-            self.repaired += await _made(name, source, lack)
+            made = await _made(name, source, lack)
+            self.repaired += made
         except DolmenError as error:
             self.failed += 1
             self._breaker.failed(lack.member, error)
