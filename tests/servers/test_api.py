@@ -1,5 +1,6 @@
 """The API server over blob servers, in the words users of sos know."""
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -7,10 +8,14 @@ import random
 
 import pytest
 
+from dolmen import metadata
+from dolmen.cluster.breaker import FAILURES
 from dolmen.cluster.cluster import Cluster
 from dolmen.cluster.groups import Member, make_group
 from dolmen.cluster.objects import Objects
 from dolmen.http import Client, start_server
+from dolmen.names import partition_of
+from dolmen.payload import Bytes, read_whole
 from dolmen.servers.api import ApiServer
 from dolmen.servers.blob import BlobServer
 from dolmen.stores import open_store
@@ -30,9 +35,15 @@ class Setting:
             self.servers.append(server)
             members.append(Member(f"server{number}", store))
         self.objects = Objects(Cluster([make_group("group", members)]))
-        api = ApiServer(self.objects)
-        self.fronts = [await start_server(routes) for routes in api.listeners]
+        self.folder = folder
+        self.api = ApiServer(self.objects)
+        self.fronts = [await start_server(routes) for routes in self.api.listeners]
         self.clients = [Client("127.0.0.1", front.addresses[0][1]) for front in self.fronts]
+
+    def in_order(self, name):
+        """The volumes, in the order in which a name is placed."""
+        place = self.objects.cluster.placement.of(partition_of(name))
+        return [self.volumes[int(member.name[-1])] for member in place.order]
 
     async def ask(self, method, target, body=None, *, reading=False, **headers):
         pairs = [(n.replace("_", "-").encode(), v.encode()) for n, v in headers.items()]
@@ -234,3 +245,65 @@ async def test_the_reading_side_only_reads(api):
         )
         assert status == 404
     assert (await api.ask("GET", "/alive", reading=True))[2] == b"alive"
+
+
+async def repaired(api):
+    """Wait for read repair; what the API server then tells of it."""
+    async with asyncio.timeout(10):
+        while api.objects.cluster.mending.under_way:
+            await asyncio.sleep(0.01)
+    return {
+        figure.value_of_label: figure.value
+        for figure in api.api.figures()
+        if figure.name == "dolmen_read_repair"
+    }
+
+
+async def test_a_copy_on_the_wrong_server_is_made_where_it_should_be(api):
+    data = b"data"
+    object_id = hashlib.sha256(data).hexdigest()
+    first, second, third = api.in_order(object_id)
+    await third.put(object_id, Bytes(data), meta=metadata.encode([(b"X-Note", b"one")]), stamp=7)
+    status, _, body = await api.ask("GET", f"/fetch/{object_id}")
+    assert (status, body) == (200, data)
+    assert (await repaired(api)) == {"repaired": 2, "failed": 0, "dropped": 0}
+    for volume in (first, second):
+        info = await volume.stat(object_id)
+        assert info.rank == (await third.stat(object_id)).rank
+
+
+@pytest.mark.parametrize("content", [b"fake", b"data, or so"])
+async def test_a_copy_its_server_wrongly_believes_in_is_made_anew(api, content):
+    data = b"data"
+    object_id = hashlib.sha256(data).hexdigest()
+    first, second, _ = api.in_order(object_id)
+    await first.put(object_id, Bytes(content), stamp=7)
+    await second.put(object_id, Bytes(data), stamp=7)
+    assert (await api.ask("GET", f"/fetch/{object_id}"))[2] == data
+    assert (await repaired(api)) == {"repaired": 1, "failed": 0, "dropped": 0}
+    assert bytes(await read_whole((await first.get(object_id)).payload)) == data
+
+
+async def test_a_copy_that_rots_on_disk_is_quarantined_and_made_anew(api):
+    data = random.Random(5).randbytes(100_000)
+    object_id = (await api.upload(data))["id"]
+    first, _, _ = api.in_order(object_id)
+    [number] = [n for n, volume in enumerate(api.volumes) if volume is first]
+    [segment] = (api.folder / str(number)).rglob("*.seg")
+    rotten = segment.read_bytes().replace(data[5000:5016], bytes(16))
+    with open(segment, "r+b") as file:
+        file.write(rotten)
+    assert (await api.ask("GET", f"/fetch/{object_id}"))[2] == data
+    assert (await repaired(api)) == {"repaired": 1, "failed": 0, "dropped": 0}
+    assert bytes(await read_whole((await first.get(object_id)).payload)) == data
+
+
+async def test_a_server_that_is_asked_last_is_told_of(api):
+    await api.servers[0].close()
+    for number in range(2 * FAILURES):
+        await api.ask("GET", f"/fetch/{number:064x}")
+    _, _, body = await api.ask("GET", "/cluster")
+    [group] = json.loads(body)["groups"]
+    assert [server["state"] for server in group["servers"]] == ["failing", "ok", "ok"]
+    failing = [f.value_of_label for f in api.api.figures() if f.kind == "gauge" and f.value]
+    assert failing == ["server0"]

@@ -9,7 +9,7 @@ import pytest
 
 from dolmen.http import Headers, Request
 from dolmen.http.body import NO_BODY
-from dolmen.servers.metrics import Board, Tally
+from dolmen.servers.metrics import Board, Figure, Tally
 
 
 @pytest.fixture
@@ -67,3 +67,21 @@ def test_a_worker_goes_on_from_the_sums_of_the_one_before_it(board) -> None:
     )
     [counted] = [each for each in tally.text().splitlines() if each.startswith(line)]
     assert counted.endswith(b" 6.0")
+
+
+def test_what_the_workers_applications_keep_is_added_up(board) -> None:
+    def figures(count: int):
+        return lambda: [
+            Figure("counter", "dolmen_made", "Made.", "outcome", "well", count),
+            Figure("gauge", "dolmen_now", "Now.", "which", f"{count}", 1),
+        ]
+
+    first = Tally("api", board, figures(2))
+    first.share()
+    second = Tally("api", board, figures(3))
+    board._mine = 1  # as another process, which has the second part
+    second.share()
+    text = second.text().decode()
+    assert 'dolmen_made_total{outcome="well",server="api"} 5.0' in text
+    for which in (2, 3):
+        assert f'dolmen_now{{server="api",which="{which}"}} 1.0' in text

@@ -69,17 +69,20 @@ class Breaker:
                 del self.troubles[member.name]
 
     def told(self, member: Member, condition: Condition) -> None:
-        """Note what a member says of itself."""
+        """Note what a member says of itself. That it can be asked this is no sign of the rest."""
+        trouble = self.troubles.get(member.name)
         if not condition.writable:
             self._full(member)
-        elif self.troubles:
-            self.answered(member, wrote=True)
+        elif trouble is not None:
+            trouble.full_until = 0.0
+            if not trouble.failures:
+                del self.troubles[member.name]
 
     def _full(self, member: Member) -> None:
         self.troubles.setdefault(member.name, Trouble()).full_until = self._now() + FULL_REST
 
     def state(self, member: Member) -> str:
-        """`ok`, `full` or `failing`: whether, and why, it is asked last."""
+        """`ok`; `full`: written to last; `failing`: asked last, for anything but a delete."""
         trouble = self.troubles.get(member.name)
         if trouble is None:
             return "ok"

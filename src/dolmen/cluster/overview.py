@@ -16,7 +16,6 @@ from dolmen.cluster.cluster import Cluster
 from dolmen.cluster.groups import Member
 from dolmen.cluster.placement import Placement
 from dolmen.errors import DolmenError
-from dolmen.store import BlobStore
 from dolmen.stores.scrub import scrub_in
 
 Counts = Mapping[int, int]
@@ -25,7 +24,7 @@ Counts = Mapping[int, int]
 
 async def overview(cluster: Cluster) -> Sequence[dict[str, object]]:
     """Every group with its servers, as the API server tells it."""
-    answers = await asyncio.gather(*(_of_server(member.store) for member in cluster.members))
+    answers = await asyncio.gather(*(_of_server(cluster, member) for member in cluster.members))
     told = {member.name: said for member, (said, _) in zip(cluster.members, answers, strict=True)}
     counts = {member.name: held for member, (_, held) in zip(cluster.members, answers, strict=True)}
     loop = asyncio.get_running_loop()
@@ -47,9 +46,13 @@ async def overview(cluster: Cluster) -> Sequence[dict[str, object]]:
     ]
 
 
-async def _of_server(store: BlobStore) -> tuple[dict[str, object], Counts | None]:
+async def _of_server(cluster: Cluster, member: Member) -> tuple[dict[str, object], Counts | None]:
+    store = member.store
+    state: dict[str, object] = {"state": cluster.breaker.state(member)}
     try:
-        said: dict[str, object] = {"reachable": True} | asdict(await store.condition())
+        condition = await store.condition()
+        cluster.breaker.told(member, condition)
+        said: dict[str, object] = {"reachable": True} | state | asdict(condition)
         if not store.capabilities.stamps:
             return said, None
         notes = await store.notes()
@@ -60,7 +63,7 @@ async def _of_server(store: BlobStore) -> tuple[dict[str, object], Counts | None
             return said, None
         digests = await store.digests()
     except DolmenError as error:
-        return {"reachable": False, "detail": str(error)}, {}
+        return {"reachable": False} | state | {"detail": str(error)}, {}
     return said | {"blobs": digests.count, "bytes": digests.size}, digests.counts
 
 

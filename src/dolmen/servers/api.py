@@ -11,7 +11,7 @@ import json
 import mimetypes
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import dolmen
@@ -33,6 +33,7 @@ from dolmen.names import check_name, is_object_id
 from dolmen.servers.answers import JSON, answer
 from dolmen.servers.blob import ALIVE, Nothing, body_of
 from dolmen.servers.fields import ContentDigest, describe, metadata_of
+from dolmen.servers.metrics import Figure
 from dolmen.servers.orders import PAGE, limit_of
 from dolmen.servers.routes import Routes
 
@@ -69,6 +70,30 @@ class ApiServer:
         everything.add("GET", "/cluster", self.cluster)
         self.handle = everything
         self.listeners = (everything, reading)
+
+    def figures(self) -> Iterable[Figure]:
+        """Copies made behind reads, and which servers are asked last."""
+        mending = self._objects.cluster.mending
+        for outcome in ("repaired", "failed", "dropped"):
+            yield Figure(
+                "counter",
+                "dolmen_read_repair",
+                "Missing or damaged copies that reads came upon, by what became of them.",
+                "outcome",
+                outcome,
+                getattr(mending, outcome),
+            )
+        breaker = self._objects.cluster.breaker
+        for member in self._objects.cluster.members:
+            for state in ("failing", "full"):
+                yield Figure(
+                    "gauge",
+                    f"dolmen_server_{state}",
+                    f"Worker processes that ask this server last because it is {state}.",
+                    "blob_server",
+                    member.name,
+                    breaker.state(member) == state,
+                )
 
     async def aclose(self) -> None:
         """Close every store of the cluster."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from base64 import b64encode
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import asdict
 
 import dolmen
@@ -34,6 +34,7 @@ from dolmen.servers.fields import (
     stamp_of,
 )
 from dolmen.servers.incoming import payload_of
+from dolmen.servers.metrics import Figure
 from dolmen.servers.orders import order_of
 from dolmen.servers.routes import Routes
 from dolmen.stamps import format_stamp
@@ -67,6 +68,10 @@ class BlobServer:
         routes.add("GET", "/readyz", self.readyz)
         routes.add("GET", "/status", self.status)
         self.listeners = (routes,)
+
+    def figures(self) -> Iterable[Figure]:
+        """None: a store tells of itself under `/status`."""
+        return ()
 
     async def aclose(self) -> None:
         """Close the store."""

@@ -14,11 +14,16 @@ import json
 import mmap
 import struct
 import tempfile
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal, NamedTuple
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from dolmen.http.messages import Request
@@ -29,10 +34,25 @@ _HALF = 1 << 18
 """Room for the sums of one worker, twice: every route with every method takes 170 kB."""
 _PART = 2 * _HALF + 8
 _HEAD = struct.Struct("<II")
+_NOTHING = b"[[], []]"
 Key = tuple[str, str, int]
 """Route, method, status."""
 Row = list[float]
 """Requests, bytes sent, seconds, then a count for each bucket and one for beyond."""
+
+
+class Figure(NamedTuple):
+    """A sample of a metric that an application keeps: the workers' are added up.
+
+    A worker that is started again begins its own at 0, counters too.
+    """
+
+    kind: Literal["counter", "gauge"]
+    name: str
+    help: str
+    label: str
+    value_of_label: str
+    value: float
 
 
 class Board:
@@ -68,10 +88,11 @@ class Board:
             return self._read(part)
         return {}
 
-    def write(self, rows: dict[Key, Row]) -> None:
-        """Show this process's sums to the others."""
+    def write(self, rows: dict[Key, Row], figures: Iterable[Figure] = ()) -> None:
+        """Show this process's sums, and what its application keeps, to the others."""
         if self._mine is not None:
-            self._store(self._mine, json.dumps([[*key, *row] for key, row in rows.items()]))
+            told = [[*key, *row] for key, row in rows.items()], [*figures]
+            self._store(self._mine, json.dumps(told))
 
     def tell(self, companion: int, line: str) -> None:
         """Show what a companion said; they are numbered from 0."""
@@ -102,8 +123,18 @@ class Board:
                 )
         return total
 
+    def figures(self) -> Iterable[Figure]:
+        """What the applications of all workers keep, added up."""
+        total: dict[tuple[str, str], Figure] = {}
+        for part in range(self._workers):
+            for figure in map(Figure._make, json.loads(self._load(part) or _NOTHING)[1]):
+                known = total.get((figure.name, figure.value_of_label))
+                value = figure.value + (known.value if known else 0)
+                total[figure.name, figure.value_of_label] = figure._replace(value=value)
+        return total.values()
+
     def _read(self, part: int) -> dict[Key, Row]:
-        rows: list[list[Any]] = json.loads(self._load(part) or b"[]")
+        rows: list[list[Any]] = json.loads(self._load(part) or _NOTHING)[0]
         return {(row[0], row[1], row[2]): row[3:] for row in rows}
 
     def _load(self, part: int) -> bytes:
@@ -119,8 +150,10 @@ class Board:
 class Tally(Collector):
     """What one process counted. Routes leave their names in `request.state`, so labels stay few."""
 
-    def __init__(self, server: str, board: Board) -> None:
-        self._server, self._board = server, board
+    def __init__(
+        self, server: str, board: Board, figures: Callable[[], Iterable[Figure]] = tuple
+    ) -> None:
+        self._server, self._board, self._figures = server, board, figures
         self._rows = board.take_part()
         self.registry = CollectorRegistry(auto_describe=False)
         """For what else there is to be told."""
@@ -142,7 +175,7 @@ class Tally(Collector):
 
     def share(self) -> None:
         """Show what was counted to the other workers; once a second."""
-        self._board.write(self._rows)
+        self._board.write(self._rows, self._figures())
 
     def text(self) -> bytes:
         """The figures of all workers in the Prometheus text format."""
@@ -175,3 +208,11 @@ class Tally(Collector):
                 buckets.append((bound, counted))
             seconds.add_metric([self._server, route, method], buckets, row[0])
         yield from (requests, sent, seconds)
+        families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+        for kind, name, about, label, which, value in self._board.figures():
+            family = families.get(name)
+            if family is None:
+                make = CounterMetricFamily if kind == "counter" else GaugeMetricFamily
+                family = families[name] = make(name, about, labels=("server", label))
+            family.add_metric([self._server, which], value)
+        yield from families.values()

@@ -26,7 +26,7 @@ from dolmen.http.messages import Request, Response
 from dolmen.http.origins import SitePolicy
 from dolmen.http.server import Server, start_server
 from dolmen.http.workers import run_workers
-from dolmen.servers.metrics import Board, Tally
+from dolmen.servers.metrics import Board, Figure, Tally
 from dolmen.servers.routes import Routes
 
 Address = tuple[str, int]
@@ -60,6 +60,10 @@ class Application(Protocol):
         """The routes of each address, in order."""
         ...
 
+    def figures(self) -> Iterable[Figure]:
+        """What this process counted beyond requests, or sees, at this moment."""
+        ...
+
     async def aclose(self) -> None:
         """Finish what is under way and let go of the stores."""
 
@@ -90,7 +94,7 @@ def run(
     async def start(sockets: Sequence[socket.socket]) -> Sequence[Server]:
         application = await opened()
         ending.push_async_callback(application.aclose)
-        tally = Tally(application.name, board)
+        tally = Tally(application.name, board, application.figures)
         for number, work in enumerate(beside):
             tally.registry.register(_Told(work, partial(board.said, number)))
             if board.first:
