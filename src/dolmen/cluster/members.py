@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from dolmen.cluster.breaker import Breaker
 from dolmen.cluster.groups import Group
+from dolmen.cluster.hedging import Hedging
 from dolmen.cluster.mending import Mending
 from dolmen.cluster.placement import Placement
 from dolmen.stamps import Clock
@@ -30,4 +31,5 @@ class Members:
         self.placement = Placement(groups)
         self.clock = clock or Clock()
         self.breaker = Breaker(now)
+        self.hedging = Hedging(now)
         self.mending = Mending(self.breaker, now)

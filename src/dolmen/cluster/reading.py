@@ -4,24 +4,26 @@ What is handed out has been checked against its name. "Not there" is said only w
 every member said so; a tombstone is a "no" that also overrules older copies on others. A
 member that could not be asked, or whose copy is damaged, makes the answer `Unavailable`,
 never `NotFound`. Members that rest are asked last, or not at all
-(`dolmen.cluster.breaker`). What a member should have had is made up for behind the
-answer (`dolmen.cluster.mending`).
+(`dolmen.cluster.breaker`); behind those that are often late the next one is asked as well
+(`dolmen.cluster.hedging`). What a member should have had is made up for behind the answer
+(`dolmen.cluster.mending`).
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 
 from dolmen.cluster.asking import Failures, told
 from dolmen.cluster.groups import Member
+from dolmen.cluster.hedging import SMALL
 from dolmen.cluster.manifest import CHUNK
 from dolmen.cluster.members import Members
 from dolmen.cluster.mending import Lack
 from dolmen.cluster.verify import verified
 from dolmen.digests import Digests, Slot, entry_hash
 from dolmen.errors import Corrupt, DolmenError, NotFound, Unavailable
-from dolmen.names import check_name, partition_of
+from dolmen.names import check_name, is_chunk_name, partition_of
 from dolmen.record import Kind
 from dolmen.store import ALL_PARTITIONS, Blob, BlobInfo, Range
 
@@ -38,9 +40,15 @@ class Reading(Members):
         failures: Failures = []
         lacks: list[Lack] = []
         order: Iterable[Member] = place.order
+        hedging = self.hedging
         if breaker.troubles:
             order = breaker.reading(place.order, failures)
+        elif hedging.gray and byte_range is None and self._is_hedged(name, place.order):
+            raced = await hedging.race(place.order[0], place.order[1], name)
+            if raced is not None:
+                return raced
         for member in order:
+            began = hedging.now()
             try:
                 blob = await member.store.get(name, byte_range=byte_range)
                 if deleted and blob.info.stamp <= deleted:
@@ -64,11 +72,16 @@ class Reading(Members):
                 if good is not None:
                     if lacks:
                         self.mending.offer(name, member, lacks, place)
+                    if blob.info.size <= SMALL:
+                        hedging.took(member, hedging.now() - began)
                     return good
                 wrong = Corrupt(f"its copy of {name} has other content than the name says")
                 failures.append((member.name, wrong))
                 lacks.append(Lack(member, blob.info))
         raise _absent(name, deleted, failures)
+
+    def _is_hedged(self, name: str, order: Sequence[Member]) -> bool:
+        return len(order) > 1 and order[0].name in self.hedging.gray and not is_chunk_name(name)
 
     async def stat(self, name: str, *, tombstones: bool = False) -> BlobInfo:
         """See `BlobStore.stat`."""

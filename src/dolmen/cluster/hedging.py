@@ -1,0 +1,117 @@
+"""Hedged reads: a second member is asked when one that is often late keeps a reader waiting.
+
+After Dean and Barroso, "The Tail at Scale" (2013). A *gray* member answers most requests as fast
+as the others, and some very late. While there is none, a read costs two looks at the clock. Of
+every `WINDOW` answers of small blobs the 95th percentile is taken; an answer is *late* beyond
+three times that (and `LEAST`). A member that was late `LATE` times in one window is gray for
+`GRAY` seconds: if it has not answered within the 95th percentile, the next one is asked too,
+and the first good answer counts, as if the other could not be asked. At most `SHARE` of all
+reads are asked twice.
+
+Chunks are not hedged: they are fetched ahead, and take long by their size.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import Callable
+
+from dolmen.cluster.groups import Member
+from dolmen.cluster.verify import verified
+from dolmen.errors import Corrupt, NotFound
+from dolmen.store import Blob
+
+WINDOW = 512
+LATE = 3
+LEAST = 0.02
+GRAY = 30.0
+SHARE = 0.05
+SMALL = 65_536
+"""Bytes up to which the time of an answer says something of its member."""
+
+
+class Hedging:
+    """The recent times of a cluster's reads. `now` is in seconds, from any start."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self.now = now
+        self.gray: dict[str, float] = {}
+        """Until when, by the member's name."""
+        self.hedged = 0
+        """Reads for which a second member was asked."""
+        self._times: list[float] = []
+        self._late: Counter[str] = Counter()
+        self._usual, self._too_long = math.inf, math.inf
+        self._left = 0.0
+
+    def took(self, member: Member, seconds: float) -> None:
+        """Note the time of a good answer of a small blob."""
+        self._times.append(seconds)
+        if seconds > self._too_long:
+            self._late[member.name] += 1
+        if len(self._times) == WINDOW:
+            self._review()
+
+    def _review(self) -> None:
+        now = self.now()
+        self.gray = {name: until for name, until in self.gray.items() if until > now}
+        self.gray |= {name: now + GRAY for name, count in self._late.items() if count >= LATE}
+        self._usual = sorted(self._times)[WINDOW * 95 // 100]
+        self._too_long = max(3 * self._usual, LEAST)
+        self._left = min(self._left, SHARE * WINDOW) + SHARE * WINDOW
+        self._times.clear()
+        self._late.clear()
+
+    async def race(self, first: Member, second: Member, name: str) -> Blob | None:
+        """Ask a gray member for a blob, and when that takes too long another one as well.
+
+        None when none of those asked had a good copy: nothing is known then.
+        """
+        loop = asyncio.get_running_loop()
+        good: asyncio.Future[Blob | None] = loop.create_future()
+        asked: dict[asyncio.Task[Blob], Member] = {}
+        began = self.now()
+
+        def ask(member: Member) -> None:
+            task = loop.create_task(_ask(member, name))
+            asked[task] = member
+            task.add_done_callback(ended)
+
+        def ended(task: asyncio.Task[Blob]) -> None:
+            member = asked.pop(task)
+            if task.cancelled():  # the reader has gone, or has its answer
+                return
+            failed = task.exception() is not None
+            if good.done():
+                return
+            if failed and asked and not isinstance(task.exception(), NotFound):
+                return  # a "no" may overrule what the other one has
+            good.set_result(None if failed else task.result())
+            if not failed:
+                # If the second was faster the first is late, however late it will have been.
+                seconds = self.now() - began if member is first else math.inf
+                self.took(first, seconds)
+
+        def hedge() -> None:
+            if self._left >= 1 and not good.done():
+                self._left -= 1
+                self.hedged += 1
+                ask(second)
+
+        ask(first)
+        timer = loop.call_later(self._usual, hedge)
+        try:
+            return await good
+        finally:
+            timer.cancel()
+            for task in asked:
+                task.cancel()
+
+
+async def _ask(member: Member, name: str) -> Blob:
+    blob = await verified(await member.store.get(name), None)
+    if blob is None:
+        raise Corrupt(f"the copy of {name} on {member.name} has other content than its name says")
+    return blob
