@@ -4,6 +4,7 @@
 - `dolmen.cluster.reading`: reads ask the members in turn; what is handed out is checked, and
   what could not be asked is never taken for "not there".
 - `dolmen.cluster.breaker`: whom to ask last.
+- `dolmen.cluster.hedging`: when a second member is asked for a read.
 - `dolmen.cluster.mending`: copies that a read missed are made behind the answer.
 """
 

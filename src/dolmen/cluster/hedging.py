@@ -2,11 +2,12 @@
 
 After Dean and Barroso, "The Tail at Scale" (2013). A *gray* member answers most requests as fast
 as the others, and some very late. While there is none, a read costs two looks at the clock. Of
-every `WINDOW` answers of small blobs the 95th percentile is taken; an answer is *late* beyond
-three times that (and `LEAST`). A member that was late `LATE` times in one window is gray for
-`GRAY` seconds: if it has not answered within the 95th percentile, the next one is asked too,
-and the first good answer counts, as if the other could not be asked. At most `SHARE` of all
-reads are asked twice.
+every `WINDOW` answers of small blobs the 95th percentile is taken. A member whose answers took more
+than three times that (and `LEAST`) `LATE` times in one window is gray for `GRAY` seconds: a read
+that it has not answered within three times that percentile is asked of the next one too, and
+the first good answer counts, as if the other could not be asked. At most `SHARE` of all
+reads are asked twice; at the percentile itself so many would be that none is left for those
+that matter.
 
 Chunks are not hedged: they are fetched ahead, and take long by their size.
 """
@@ -43,13 +44,13 @@ class Hedging:
         """Reads for which a second member was asked."""
         self._times: list[float] = []
         self._late: Counter[str] = Counter()
-        self._usual, self._too_long = math.inf, math.inf
+        self._patience = math.inf
         self._left = 0.0
 
     def took(self, member: Member, seconds: float) -> None:
         """Note the time of a good answer of a small blob."""
         self._times.append(seconds)
-        if seconds > self._too_long:
+        if seconds > self._patience and seconds > LEAST:
             self._late[member.name] += 1
         if len(self._times) == WINDOW:
             self._review()
@@ -58,8 +59,7 @@ class Hedging:
         now = self.now()
         self.gray = {name: until for name, until in self.gray.items() if until > now}
         self.gray |= {name: now + GRAY for name, count in self._late.items() if count >= LATE}
-        self._usual = sorted(self._times)[WINDOW * 95 // 100]
-        self._too_long = max(3 * self._usual, LEAST)
+        self._patience = 3 * sorted(self._times)[WINDOW * 95 // 100]
         self._left = min(self._left, SHARE * WINDOW) + SHARE * WINDOW
         self._times.clear()
         self._late.clear()
@@ -101,7 +101,7 @@ class Hedging:
                 ask(second)
 
         ask(first)
-        timer = loop.call_later(self._usual, hedge)
+        timer = loop.call_later(self._patience, hedge)
         try:
             return await good
         finally:
