@@ -90,7 +90,7 @@ async def test_a_server_that_is_away_makes_replicate_fail_and_is_named(
         (["replicate", "memory:"], "both SOURCE and DESTINATION"),
         (["replicate", "memory:", "memory:", "--config", "x"], "not both"),
         (["replicate", "ftp://x", "memory:"], "names no store"),
-        (["replicate"], "there is nothing to replicate"),
+        (["replicate"], "no cluster is named"),
         (["blob-server"], "say --store volume:"),
         (["blob-server", "--store", "ftp:x"], "should be a store URL"),
         (["blob-server", "--store", "memory:", "--listen", "0.0.0.0:0"], "--open"),

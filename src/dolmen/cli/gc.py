@@ -59,7 +59,7 @@ async def _gc(settings: Settings, *, dry_run: bool, grace: float, as_json: bool)
     from dolmen.replication.census import BUCKETS
     from dolmen.replication.gc import Collected, collect
 
-    async with opened_groups(settings.all_groups(), volatile=True) as groups:
+    async with opened_groups(settings.all_groups(), volatile=True, existing=True) as groups:
         with counting_bar("gc") as bar:
 
             def show(done: Collected) -> None:

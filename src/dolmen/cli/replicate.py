@@ -67,14 +67,14 @@ def replicate(
 async def _pair(source: str, destination: str, *, watch: bool, rejoin: bool, as_json: bool) -> int:
     from dolmen.replication import replicate as copy
     from dolmen.replication.watch import PAUSE
-    from dolmen.stores import open_store
+    from dolmen.stores import open_existing, open_store
 
     names = without_secrets(source), without_secrets(destination)
     while True:
         async with contextlib.AsyncExitStack() as stack:
             stores = []
-            for url in (source, destination):
-                stores.append(await open_store(url))
+            for url, opened in ((source, open_existing), (destination, open_store)):
+                stores.append(await opened(url))
                 stack.push_async_callback(stores[-1].aclose)
             status = 0
             while status != UNAVAILABLE:  # what a server said of itself may be different then

@@ -39,11 +39,11 @@ def scrub(
 async def _scrub(url: str, bandwidth: int | None, *, again: bool, as_json: bool) -> int:
     from dolmen.closing import closing
     from dolmen.pace import Pace
-    from dolmen.stores import open_store
+    from dolmen.stores import open_existing
     from dolmen.stores.scrub import Scrub
     from dolmen.stores.scrub import scrub as through
 
-    store = await open_store(url)
+    store = await open_existing(url)
     found = 0
     done = Scrub()
     try:

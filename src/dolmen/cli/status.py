@@ -47,10 +47,10 @@ async def _of_cluster(server: str) -> dict[str, object]:
 
 
 async def _of_store(url: str) -> dict[str, object]:
-    from dolmen.stores import open_store
+    from dolmen.stores import open_existing
     from dolmen.stores.secrets import without_secrets
 
-    store = await open_store(url)
+    store = await open_existing(url)
     url = without_secrets(url)
     try:
         condition = dataclasses.asdict(await store.condition())

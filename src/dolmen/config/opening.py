@@ -7,24 +7,24 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from dolmen.cluster.groups import Group, Member, make_group
 from dolmen.config import settings
-from dolmen.stores import open_store
+from dolmen.stores import open_existing, open_store
 
 
 async def open_groups(
-    groups: Sequence[settings.Group], *, volatile: bool = False
+    groups: Sequence[settings.Group], *, volatile: bool = False, existing: bool = False
 ) -> Sequence[Group]:
     """Open every store of these groups; whoever gets them closes them.
 
     `volatile` lets a group pass that has no durable server: what may be written to is for
-    whoever writes there to decide. Raises `BadSetting` for numbers of copies that can't be
-    kept, and what opening raises; nothing is left open then.
+    whoever writes there to decide. With `existing` no new volume is made. Raises `BadSetting` for
+    numbers of copies that can't be kept, and what opening raises; nothing is left open then.
     """
     async with AsyncExitStack() as stack:
         ready = []
         for group in groups:
             members = []
             for server in group.servers:
-                store = await open_store(server.url)
+                store = await (open_existing if existing else open_store)(server.url)
                 stack.push_async_callback(store.aclose)
                 members.append(Member(server.name, store, server.weight, server.zone))
             ready.append(
@@ -43,10 +43,10 @@ async def open_groups(
 
 @asynccontextmanager
 async def opened_groups(
-    groups: Sequence[settings.Group], *, volatile: bool = False
+    groups: Sequence[settings.Group], *, volatile: bool = False, existing: bool = False
 ) -> AsyncIterator[Sequence[Group]]:
     """These groups, open for as long as the context lasts."""
-    ready = await open_groups(groups, volatile=volatile)
+    ready = await open_groups(groups, volatile=volatile, existing=existing)
     try:
         yield ready
     finally:

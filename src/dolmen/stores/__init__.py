@@ -52,3 +52,12 @@ async def open_store(url: str) -> BlobStore:
         )
     opener: Opener = import_module(module).open_url
     return await opener(url)
+
+
+async def open_existing(url: str) -> BlobStore:
+    """The same for who only reads: no new volume is made where there is none (`BadVolume`)."""
+    if url.startswith("volume:"):
+        from dolmen.stores.volume import check_there
+
+        check_there(url)
+    return await open_store(url)
