@@ -200,7 +200,8 @@ class BlobStore(Protocol):
     async def touch(self, name: str, *, stamp: int, checksum: bytes, meta: bytes) -> Put:
         """Raise stamp and metadata of the live blob with this checksum, durably, without its body.
 
-        UNCHANGED when they stand as given, SUPERSEDED when a higher rank does.
+        UNCHANGED when they stand as given, SUPERSEDED when a higher rank does. Unless
+        superseded, its time of arrival is now.
         Raises `NotFound` when the blob is absent, deleted, damaged or of another
         checksum.
         """

@@ -15,11 +15,12 @@ from dolmen.cluster.cluster import Cluster
 from dolmen.cluster.groups import Group, Member, make_group
 from dolmen.cluster.manifest import CHUNK, Manifest
 from dolmen.cluster.objects import Objects
+from dolmen.cluster.upload import GRACE
 from dolmen.errors import Corrupt, Outdated, Unavailable
 from dolmen.names import chunk_name, partition_of
 from dolmen.payload import Bytes, read_whole
 from dolmen.record import Kind
-from dolmen.replication.gc import GRACE, Collected, collect
+from dolmen.replication.gc import Collected, collect
 from dolmen.replication.repair import Repair
 from dolmen.stamps import Clock
 from dolmen.store import ALL_PARTITIONS

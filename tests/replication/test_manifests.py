@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 from dolmen.cluster.manifest import CHUNK, Manifest
+from dolmen.cluster.upload import GRACE
 from dolmen.errors import Corrupt
 from dolmen.names import chunk_name, partition_of
-from dolmen.payload import Bytes
+from dolmen.payload import Bytes, read_whole
 from dolmen.record import Kind
 from dolmen.replication import replicate
 from dolmen.stores.memory import MemoryStore
@@ -104,3 +107,38 @@ async def test_a_copied_manifest_with_a_raised_stamp_is_touched_without_a_look_a
     report = await replicate(source, destination)
     assert (report.touched, report.copied) == (1, 0)
     assert not [call for call in destination.calls if call[0] == "stat"]
+
+
+async def test_an_old_chunk_that_a_copied_manifest_names_is_made_young() -> None:
+    """Or garbage collection, which did not see the manifest, might just be taking it."""
+    ago = 2 * GRACE
+    source = MemoryStore()
+    destination = MemoryStore(now=lambda: time.time() - ago)
+    name = chunk_name(b"chunk")
+    manifest = Manifest(5, [name]).encode()
+    for store in (source, destination):
+        await store.put(name, Bytes(b"chunk"), stamp=7)
+    await source.put("object", Bytes(manifest), kind=Kind.MANIFEST)
+    ago = 0
+    assert time.time() - (await destination.stat(name)).arrived > GRACE
+    assert (await replicate(source, destination)).complete
+    assert (await destination.stat(name)).stamp == 7
+    assert await destination.remove(name, if_stamp=7, min_age=GRACE) is False
+
+
+async def test_an_old_chunk_that_went_at_that_moment_is_copied() -> None:
+    source = MemoryStore()
+    destination = FaultyStore(MemoryStore(now=lambda: time.time() - 2 * GRACE))
+    name = chunk_name(b"chunk")
+    for store in (source, destination):
+        await store.put(name, Bytes(b"chunk"), stamp=7)
+    await source.put("object", Bytes(Manifest(5, [name]).encode()), kind=Kind.MANIFEST)
+
+    async def collected(method: str, touched: str) -> None:
+        if method == "touch":
+            await destination.store.remove(touched, if_stamp=7)
+
+    destination.pause = collected
+    report = await replicate(source, destination)
+    assert report.complete
+    assert await read_whole((await destination.get(name)).payload) == b"chunk"

@@ -181,12 +181,11 @@ def test_a_touch_raises_what_is_live_with_that_checksum(standing):
             continue
         verdict = touch()
         new = rank(write.stamp, standing.kind, write.checksum, write.metadata)
-        if new > standing.rank:
+        if new >= standing.rank:  # at the same rank it renews the time of arrival
             assert verdict == (Action.REVISE, (Outcome.UNCHANGED, write.stamp))
             assert after(standing, write, verdict).rank == new
         else:
-            outcome = Outcome.UNCHANGED if new == standing.rank else Outcome.SUPERSEDED
-            assert verdict == (Action.KEEP, (outcome, standing.stamp))
+            assert verdict == (Action.KEEP, (Outcome.SUPERSEDED, standing.stamp))
         with pytest.raises(NotFound):
             touch(damaged=True)
 

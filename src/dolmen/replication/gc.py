@@ -9,6 +9,7 @@ Why nothing in use goes, whatever happens meanwhile:
 - An upload writes or touches each of its chunks before its manifest, and again when it takes
   longer than half the grace time. Touching renews a chunk's age. So the chunks of a manifest
   that was not there to be read are younger than the grace time.
+- Replication touches the chunks of a manifest that it copies, where they are old.
 - The age is that on the server's own clock, and is looked at again in the very moment of
   the removal, together with the stamp: a chunk that was touched since it was listed stays.
 - A server that can't be read in full, or a manifest of which no copy can be read, ends it
@@ -27,6 +28,7 @@ from dataclasses import dataclass, field
 from dolmen.closing import closing
 from dolmen.cluster.groups import Group, Member
 from dolmen.cluster.placement import Placement
+from dolmen.cluster.upload import GRACE
 from dolmen.names import CHUNK_PREFIX, is_chunk_name
 from dolmen.record import Kind
 from dolmen.replication.census import BUCKETS, Census, Unread, partitions_of_bucket, take
@@ -34,8 +36,6 @@ from dolmen.replication.patience import Pause, ask, listing
 from dolmen.replication.side_by_side import naming, told
 from dolmen.store import Remove
 
-GRACE = 24 * 3600.0
-"""Seconds for which a chunk that no manifest names is left alone."""
 _BATCH = 1_000
 
 

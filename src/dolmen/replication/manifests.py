@@ -3,17 +3,21 @@
 The chunks were copied before, in list order. But a manifest may have been written
 while that went on, with chunks whose place in the order had been passed, or a chunk
 could not be copied. So before a manifest goes, the destination is asked for its
-chunks, and what it lacks is copied now. The manifest stays behind if one can't be.
-A chunk that the source lacks as well does not hold it up: it lies in another group
-or is lost, and either way the destination ends up with all the source has.
+chunks, and what it lacks is copied now. What it has and is old is touched, for until now
+no manifest may have named it, and garbage collection be about to take it. The manifest
+stays behind if one can't be. A chunk that the source lacks as well does not hold it up:
+it lies in another group or is lost, and either way the destination ends up with all the
+source has.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Collection, Sequence
 
 from dolmen.cluster.manifest import decode
+from dolmen.cluster.upload import GRACE
 from dolmen.errors import Corrupt, DolmenError, NotFound
 from dolmen.names import CHECKSUM_SIZE, CHUNK_PREFIX, partition_of
 from dolmen.payload import read_whole
@@ -80,10 +84,30 @@ class Chunks:
         lacking = [
             chunk
             for chunk, info in zip(chunks, there, strict=True)
-            if info is None or not _is_whole(chunk, info, self._destination)
+            if info is None
+            or not _is_whole(chunk, info, self._destination)
+            or not await self._renewed(info)
         ]
         here = await self._stat_all(self._source, "source", lacking)
         return [info for info in here if info is not None]
+
+    async def _renewed(self, info: BlobInfo) -> bool:
+        """Make a chunk young that no manifest may have named so far: it could be collected now."""
+        if not self._destination.capabilities.stamps or time.time() - info.arrived < GRACE / 2:
+            return True
+        try:
+            await ask(
+                lambda: self._destination.touch(
+                    info.name, stamp=info.stamp, checksum=info.checksum, meta=info.metadata
+                ),
+                side="destination",
+                pause=self._pause,
+            )
+        except Stopped as stopped:
+            if isinstance(stopped.error, NotFound):  # it went just now
+                return False
+            raise
+        return True
 
     async def _stat_all(
         self, store: BlobStore, side: Side, names: Sequence[str]

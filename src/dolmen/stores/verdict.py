@@ -100,7 +100,10 @@ def judge_touch(
     metadata: bytes,
     stamp: int,
 ) -> Verdict:
-    """Decide a touch; raises `NotFound` where there is nothing to touch."""
+    """Decide a touch; raises `NotFound` where there is nothing to touch.
+
+    One of the rank that stands is written as well: it renews the time of arrival.
+    """
     if (
         standing is None
         or damaged
@@ -112,7 +115,7 @@ def judge_touch(
             stamp=standing.stamp if standing and standing.kind == Kind.TOMBSTONE else 0,
         )
     order = _compare(standing, stamp, standing.kind, checksum, metadata)
-    return _revise(stamp) if order > 0 else _keep(standing, order)
+    return _revise(stamp) if order >= 0 else _keep(standing, order)
 
 
 def may_remove(standing: BlobInfo | None, *, if_stamp: int, min_age: float, now: float) -> bool:

@@ -12,7 +12,15 @@ from dolmen.payload import Bytes
 from dolmen.record import Kind
 from dolmen.store import BlobStore, Outcome, Remove
 from dolmen.stores.epoch import Seen, seen_in, tell
-from dolmen.testing.conformance.material import at, content, info_of, names, recomputed, standing
+from dolmen.testing.conformance.material import (
+    META,
+    at,
+    content,
+    info_of,
+    names,
+    recomputed,
+    standing,
+)
 from dolmen.testing.conformance.rivals import same
 from dolmen.testing.conformance.setting import Place, Suite
 
@@ -132,6 +140,20 @@ class Deletes(Suite):
         assert not await store.remove("name", if_stamp=at(2), min_age=3600)
         place.time.advance(1)
         assert await store.remove("name", if_stamp=at(2), min_age=3600)
+
+    async def test_a_touch_at_the_rank_that_stands_makes_it_young_too(
+        self, store: BlobStore, place: Place
+    ) -> None:
+        await store.put("name", Bytes(b"one"), stamp=at(1), meta=META)
+        before = await store.digests()
+        place.time.advance(3600)
+        touched = await store.touch("name", stamp=at(1), checksum=checksum_of(b"one"), meta=META)
+        assert touched == (Outcome.UNCHANGED, at(1))
+        assert await store.digests() == before
+        assert not await store.remove("name", if_stamp=at(1), min_age=3600)
+        assert await content(store, "name") == b"one"
+        place.time.advance(3600)
+        assert await store.remove("name", if_stamp=at(1), min_age=3600)
 
     async def test_many_are_removed_in_the_order_asked(self, store: BlobStore) -> None:
         for number in range(100):
