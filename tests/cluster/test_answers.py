@@ -94,7 +94,7 @@ async def made(drawn, write_copies, min_copies):
         store.pause = slowly(how.slow)
         if how.failures:
             rests_until = 1000.0 + (0 if how.rested else REST)
-            cluster.breaker.troubles[member.name] = Trouble(how.failures, rests_until)
+            cluster.breaker.troubles[member.name] = Trouble(how.failures, rests_until, hangs=True)
         store.calls.clear()
     return cluster, order
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dolmen.cluster.breaker import FAILURES, FULL_REST, REST
+from dolmen.cluster.breaker import FAILURES, FULL_REST, HANGS, REST
 from dolmen.cluster.cluster import Cluster
 from dolmen.cluster.groups import Member, make_group
 from dolmen.errors import Full, NoCopies, NotFound, OutcomeUnknown, ReadOnly, Unavailable
@@ -39,12 +39,19 @@ def asked(store, method):
     return count
 
 
-async def made_with_one_resting(count=3, **numbers):
+async def made_with_one_resting(count=3, *, hangs=False, **numbers):
     cluster, stores, order, now = made(count, min_copies=numbers.pop("min_copies", 1), **numbers)
     stores[0].down = True
+    if hangs:
+
+        async def hang(_method, _name):
+            now.passed += HANGS
+
+        stores[0].pause = hang
     for _ in range(FAILURES):
         await cluster.write("name", Bytes(b"data"))
     stores[0].down = False
+    stores[0].pause = None
     assert cluster.breaker.state(order[0]) == "failing"
     for store in stores:
         store.calls.clear()
@@ -106,8 +113,14 @@ async def test_an_upload_tries_who_rests_before_it_fails():
     assert len(raised.value.failures) == 2
 
 
-async def test_an_upload_of_enough_copies_does_not_wait_for_who_rests():
-    cluster, stores, _order, _now = await made_with_one_resting(2, write_copies=2)
+async def test_an_upload_tries_who_rests_for_the_copies_that_are_wanted():
+    cluster, _stores, order, _now = await made_with_one_resting(2, write_copies=2)
+    assert (await cluster.write("name", Bytes(b"data"))).copies == 2
+    assert cluster.breaker.state(order[0]) == "ok"
+
+
+async def test_an_upload_of_enough_copies_does_not_wait_for_who_hangs():
+    cluster, stores, _order, _now = await made_with_one_resting(2, hangs=True, write_copies=2)
     assert (await cluster.write("name", Bytes(b"data"))).copies == 1
     assert stores[0].calls == []
 

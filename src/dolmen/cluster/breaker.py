@@ -4,7 +4,8 @@ A member that failed `FAILURES` times in a row (it could not be asked, or did no
 a write went) rests for `REST` seconds; then one request asks it in its turn again, and its
 answer decides. Meanwhile others ask it only when nothing better is left:
 
-- a write that would have fewer than `min_copies` without it;
+- a write that would have fewer than `write_copies` without it, unless it fails slowly: nobody
+  waits for one that hangs as long as there are `min_copies`;
 - a read that some other member failed. Where all others said "no" nobody waits for it: the
   answer is that not every member could be asked.
 
@@ -28,6 +29,8 @@ from dolmen.store import Condition
 FAILURES = 5
 REST = 30.0
 FULL_REST = 10.0
+HANGS = 1.0
+"""Seconds from which a failure is a slow one."""
 
 
 @dataclass(slots=True)
@@ -38,23 +41,27 @@ class Trouble:
     """In a row."""
     rests_until: float = 0.0
     full_until: float = 0.0
+    hangs: bool = False
+    """Its last failure was a slow one."""
 
 
 class Breaker:
     """What the members' last answers said of them. `now` is in seconds, from any start."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self._now = now
+        self.now = now
         self.troubles: dict[str, Trouble] = {}
         """By the member's name; whoever answers and takes writes is not in it."""
 
-    def failed(self, member: Member, error: DolmenError) -> None:
-        """Note that a member failed to do what it was asked."""
+    def failed(self, member: Member, error: DolmenError, began: float | None = None) -> None:
+        """Note that a member failed to do what it was asked, at `began` where that is known."""
         if isinstance(error, (Unavailable, OutcomeUnknown)):
             trouble = self.troubles.setdefault(member.name, Trouble())
             trouble.failures += 1
+            if began is not None:
+                trouble.hangs = self.now() - began >= HANGS
             if trouble.failures >= FAILURES:
-                trouble.rests_until = self._now() + REST
+                trouble.rests_until = self.now() + REST
             return
         if refuses_writes(member, error):
             self._full(member)
@@ -65,7 +72,7 @@ class Breaker:
         trouble = self.troubles.get(member.name)
         if trouble is not None:
             trouble.failures, trouble.rests_until = 0, 0.0
-            if wrote or trouble.full_until <= self._now():
+            if wrote or trouble.full_until <= self.now():
                 del self.troubles[member.name]
 
     def told(self, member: Member, condition: Condition) -> None:
@@ -79,7 +86,7 @@ class Breaker:
                 del self.troubles[member.name]
 
     def _full(self, member: Member) -> None:
-        self.troubles.setdefault(member.name, Trouble()).full_until = self._now() + FULL_REST
+        self.troubles.setdefault(member.name, Trouble()).full_until = self.now() + FULL_REST
 
     def state(self, member: Member) -> str:
         """`ok`; `full`: written to last; `failing`: asked last, for anything but a delete."""
@@ -88,14 +95,19 @@ class Breaker:
             return "ok"
         if trouble.failures >= FAILURES:
             return "failing"
-        return "full" if trouble.full_until > self._now() else "ok"
+        return "full" if trouble.full_until > self.now() else "ok"
+
+    def hangs(self, member: Member) -> bool:
+        """Whether a member that fails takes its time to."""
+        trouble = self.troubles.get(member.name)
+        return trouble is not None and trouble.hangs
 
     def writing(self, order: Sequence[Member], resting: list[Member]) -> Iterator[Member]:
         """Whom to write to, in turn; who rests goes onto that list."""
         full = []
         for member in self._awake(order, resting):
             trouble = self.troubles.get(member.name)
-            if trouble is not None and trouble.full_until > self._now():
+            if trouble is not None and trouble.full_until > self.now():
                 full.append(member)
             else:
                 yield member
@@ -115,10 +127,10 @@ class Breaker:
         for member in order:
             trouble = self.troubles.get(member.name)
             if trouble is not None and trouble.failures >= FAILURES:
-                if trouble.rests_until > self._now():
+                if trouble.rests_until > self.now():
                     resting.append(member)
                     continue
-                trouble.rests_until = self._now() + REST  # this request tries it, no other
+                trouble.rests_until = self.now() + REST  # this request tries it, no other
             yield member
 
 

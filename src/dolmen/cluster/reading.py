@@ -63,7 +63,7 @@ class Reading(Members):
                 breaker.failed(member, absent)
             except DolmenError as error:
                 failures.append((member.name, error))
-                breaker.failed(member, error)
+                breaker.failed(member, error, began)
                 if isinstance(error, Corrupt):
                     lacks.append(Lack(member, error))
             else:

@@ -159,13 +159,14 @@ class Writing(Members):
 
         async def one(members: Iterable[Member]) -> None:
             for member in members:
+                began = breaker.now()
                 try:
                     puts.append((member, await action(member, stamp)))
                 except (BadContent, InvalidName):
                     raise  # it would be the same on every member
                 except DolmenError as error:
                     failures.append((member.name, error))
-                    breaker.failed(member, error)
+                    breaker.failed(member, error, began)
                     continue
                 if breaker.troubles:
                     breaker.answered(member, wrote=True)
@@ -185,9 +186,11 @@ class Writing(Members):
             return puts, failures
         resting: list[Member] = []
         await some(breaker.writing(place.order, resting), wanted)
-        lacking = place.group.min_copies - _counted(place.group, puts)
-        if lacking > 0:
-            await some(resting, lacking)
+        # Who fails at once is asked for every copy that is wanted, who hangs for those needed.
+        for hangs, least in ((False, wanted), (True, place.group.min_copies)):
+            lacking = least - _counted(place.group, puts)
+            if lacking > 0:
+                await some([each for each in resting if breaker.hangs(each) is hangs], lacking)
         return puts, failures
 
     async def delete(self, name: str, *, stamp: int | None = None) -> Put:
@@ -217,10 +220,11 @@ class Writing(Members):
         self, name: str, group: Group, stamp: int
     ) -> tuple[Sequence[tuple[Member, Put]], Failures]:
         async def bury(member: Member) -> tuple[Member, Put]:
+            began = self.breaker.now()
             try:
                 put = await member.store.delete(name, stamp=stamp)
             except DolmenError as error:
-                self.breaker.failed(member, error)
+                self.breaker.failed(member, error, began)
                 raise
             if self.breaker.troubles:
                 self.breaker.answered(member)
