@@ -39,6 +39,7 @@ from dolmen.store import (
     Range,
 )
 from dolmen.stores.bulk import Upkeep
+from dolmen.stores.volume.background import Background
 from dolmen.stores.volume.bulk import get_many, put_many
 from dolmen.stores.volume.commit import Log
 from dolmen.stores.volume.disk import Disk
@@ -61,6 +62,8 @@ CHUNK = 4 << 20
 SMALL = 65_536
 """Blobs up to this size are gathered in memory even when they are streamed."""
 LARGEST = 1 << 44
+_LOOK = 5.0
+"""Seconds between two looks for open segments that are gone."""
 
 
 class VolumeStore(Upkeep):
@@ -94,6 +97,7 @@ class VolumeStore(Upkeep):
             index, recent = self._index, self._recent = membership.index, membership.recent
             self._merge = Merge(disk, layout, index, recent)
             leaving.callback(self._merge.close)
+            self._compactor = membership.compactor(self._merge, segment_size=segment_size)
             self._log = Log(
                 disk, layout, index, recent, clock=clock, now=now, segment_size=segment_size
             )
@@ -110,9 +114,15 @@ class VolumeStore(Upkeep):
             self._keeper: Keeper = (
                 ProcessKeeper(self.path)
                 if apart
-                else ThreadKeeper(self._merge, self._recent, pause=PAUSE)
+                else ThreadKeeper(
+                    self._merge,
+                    self._recent,
+                    Background(self._compactor, self._index),
+                    pause=PAUSE,
+                )
             )
         self._group = Group(self._log, recover=self._recover_dead)
+        self._look_for_gone()
 
     # Writing
 
@@ -335,6 +345,11 @@ class VolumeStore(Upkeep):
             )
         return Condition(free, total, writable=writable, reasons=reasons)
 
+    def _look_for_gone(self) -> None:
+        """Let go of segments that were compacted, so that their room is free."""
+        self._files.drop_gone()
+        self._looking = self._loop.call_later(_LOOK, self._look_for_gone)
+
     def _in_thread(self, call: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
         if self._closed:
             raise Unavailable(f"the volume {self.path} is closed")
@@ -354,6 +369,7 @@ class VolumeStore(Upkeep):
         await asyncio.shield(self._closing)
 
     async def _end(self) -> None:
+        self._looking.cancel()
         await self._group.close()
         await self._keeper.close()
         await self._loop.run_in_executor(None, self._close)
