@@ -11,6 +11,7 @@ from dolmen.cli import (
     api_server,
     blob_server,
     check,
+    compact,
     config,
     drain,
     gc,
@@ -64,7 +65,15 @@ _SERVE, _OBJECTS, _CARE = "Servers", "Objects", "Care"
 for panel, commands in {
     _SERVE: (serve.serve, blob_server.blob_server, api_server.api_server),
     _OBJECTS: (put.put, get.get, ls.ls, stat.stat, rm.rm),
-    _CARE: (replicate.replicate, drain.drain, status.status, check.check, gc.gc, reindex.reindex),
+    _CARE: (
+        replicate.replicate,
+        drain.drain,
+        status.status,
+        check.check,
+        gc.gc,
+        compact.compact,
+        reindex.reindex,
+    ),
 }.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)
