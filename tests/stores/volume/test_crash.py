@@ -18,7 +18,17 @@ from dolmen.errors import DolmenError, NotFound
 from dolmen.names import checksum_of
 from dolmen.record import Kind, block_sums
 from dolmen.stamps import Clock
-from dolmen.stores.volume import appender, compact, index, merge, move, recovery, sealed, segment
+from dolmen.stores.volume import (
+    appender,
+    compact,
+    index,
+    merge,
+    move,
+    recovery,
+    sealed,
+    segment,
+    source,
+)
 from dolmen.stores.volume.place import Place
 from dolmen.stores.volume.recent import Reach
 from dolmen.stores.volume.reindex import reindex
@@ -304,7 +314,7 @@ def _small_slices(monkeypatch):
     monkeypatch.setattr(merge, "SLICE", 3)
     monkeypatch.setattr(compact, "THRESHOLD", 0.9)
     monkeypatch.setattr(compact, "_LOOK_AGAIN", 0.0)
-    monkeypatch.setattr(compact, "_HEADS", 3)
+    monkeypatch.setattr(source, "_HEADS", 3)
     monkeypatch.setattr(compact, "_BATCH", 4_000)
     monkeypatch.setattr(compact, "_LARGE", 60_000)
 

@@ -41,7 +41,6 @@ def compact_by_hand(path: str, go_on: Callable[[Compacted], bool]) -> Compacted:
             membership.join()
         merge = Merge(disk, layout, membership.index, membership.recent)
         leaving.callback(merge.close)
-        merge.merge()  # what waits to be sealed can be compacted then
         with closing(membership.compactor(merge).steps()) as steps:
             for step in steps:
                 done = Compacted(

@@ -29,12 +29,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import NamedTuple
 
 from dolmen.errors import Corrupt, Full, Unavailable
-from dolmen.record import Head, Kind, block_sums
+from dolmen.record import Head, Kind
 from dolmen.stamps import Clock
 from dolmen.stores.verdict import Action
 from dolmen.stores.volume.commit import Log
@@ -47,21 +46,19 @@ from dolmen.stores.volume.merge import Merge
 from dolmen.stores.volume.move import Move
 from dolmen.stores.volume.recent import Recent
 from dolmen.stores.volume.recovery import owner_of
-from dolmen.stores.volume.scan import Found, Gap, Scanner
+from dolmen.stores.volume.scan import Found
 from dolmen.stores.volume.sealed import Sealed
 from dolmen.stores.volume.segment import SEGMENT_HEADER
+from dolmen.stores.volume.source import Source
 from dolmen.stores.volume.write import Write
 
 _log = logging.getLogger("dolmen.volume")
 THRESHOLD = 0.5
 """A segment of which a smaller share has to be kept is written again."""
-_HEADS = 256
-"""Records looked up in one step."""
 _BATCH = 512 << 10
 """Bytes written in one step."""
 _LARGE = 8 << 20
 """A longer record is streamed from place to place."""
-_PIECE = 1 << 20
 _CLOCK = Clock()
 """Never asked: a move keeps its stamp."""
 _LOOK_AGAIN = 24 * 3600.0
@@ -125,6 +122,7 @@ class Compactor:
         try:
             if not self._disk.lock(lock):
                 raise Unavailable(f"another process is compacting {self._layout.root}")
+            self._merge.merge()  # what is not in the index yet is not counted
             full: Full | None = None
             for number, size in self.candidates():
                 try:
@@ -152,7 +150,7 @@ class Compactor:
         path = self._layout.sealed_segment(number)
         fd = self._disk.open(path)
         try:
-            source = _Source(self._disk, fd, number, owner_of(self._disk, fd, number))
+            source = Source(self._disk, fd, number, owner_of(self._disk, fd, number))
             floor = self._sealed.floor_without(number)
             needed = 0
             for moves, read in self._needed(source, floor):
@@ -194,7 +192,7 @@ class Compactor:
         with self._index.slice() as change:
             change.forget_segment(number)
 
-    def _needed(self, source: _Source, floor: int) -> Iterator[tuple[list[tuple[Move, Head]], int]]:
+    def _needed(self, source: Source, floor: int) -> Iterator[tuple[list[tuple[Move, Head]], int]]:
         """The moves of what has to be carried, with its heads, and the bytes passed over."""
         at = SEGMENT_HEADER
         for page in source.pages():
@@ -234,7 +232,7 @@ class Compactor:
             if lost:
                 yield lost
 
-    def _carry(self, source: _Source, moves: list[tuple[Move, Head]]) -> Iterator[Step]:
+    def _carry(self, source: Source, moves: list[tuple[Move, Head]]) -> Iterator[Step]:
         """Write again what has to be, in batches."""
         batch: list[Move] = []
         size = 0
@@ -254,7 +252,7 @@ class Compactor:
             self._commit(batch)
             yield Step(moved=2 * size, carried=size)
 
-    def _stream(self, source: _Source, move: Move) -> None:
+    def _stream(self, source: Source, move: Move) -> None:
         """Carry one that is too long to be held in memory, by way of a place of its own."""
         standing = self._standing([move.key]).get(move.key)
         if standing is None or (standing.segment, standing.offset) != (move.origin, move.offset):
@@ -314,46 +312,6 @@ class Compactor:
         if looks % _CLAIMANT_DIED == 0:
             self._recover()
         time.sleep(0.001)
-
-
-class _Source:
-    """A segment that is compacted."""
-
-    def __init__(self, disk: Disk, fd: int, number: int, owner: bytes) -> None:
-        self.number = number
-        self.gaps = False
-        self._disk, self._fd, self._owner = disk, fd, owner
-
-    def pages(self) -> Iterator[list[Found]]:
-        """All its records, some at a time. Their data is not looked at."""
-        scanner = Scanner(self._disk, self._fd, self._owner, verify=lambda _: False)
-        records = self._records(scanner.records(SEGMENT_HEADER))
-        while page := list(islice(records, _HEADS)):
-            yield page
-
-    def _records(self, found: Iterable[Found | Gap]) -> Iterator[Found]:
-        for item in found:
-            if isinstance(item, Gap):
-                self.gaps = True
-            else:
-                yield item
-
-    def read(self, move: Move, head: Head) -> None:
-        """Give a move the data of its record; where that is damaged it is not sound."""
-        if head.kind not in (Kind.BLOB, Kind.MANIFEST):
-            return
-        found = b"".join(self.pieces(move.offset + head.data_offset, head.size - head.data_offset))
-        move.data, move.sums = memoryview(found)[: head.length], found[head.length :]
-        move.sound = block_sums(move.data) == move.sums
-
-    def pieces(self, start: int, length: int) -> Iterator[bytes]:
-        """These bytes, as far as they can be read."""
-        for at in range(0, length, _PIECE):
-            try:
-                yield self._disk.read(self._fd, min(_PIECE, length - at), start + at)
-            except OSError as error:
-                _log.error("segment %08x can't be read: %s", self.number, error)
-                return
 
 
 def _move(found: Found, number: int) -> Move:
