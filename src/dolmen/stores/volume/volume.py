@@ -347,7 +347,9 @@ class VolumeStore(Upkeep):
 
     def _look_for_gone(self) -> None:
         """Let go of segments that were compacted, so that their room is free."""
-        self._files.drop_gone()
+        gone = self._files.take_gone()
+        if gone:
+            self._in_thread(gone.clear)  # the last to close a long file waits for the disk
         self._looking = self._loop.call_later(_LOOK, self._look_for_gone)
 
     def _in_thread(self, call: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
