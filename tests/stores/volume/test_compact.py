@@ -129,9 +129,7 @@ async def test_a_damaged_copy_stays_quarantined(tmp_path, index):
     for name in ("n0", "n2"):
         with pytest.raises(Corrupt):
             await store.get(name)
-    assert [name async for name in store.quarantined()] == ["n0", "n2"] or {
-        name async for name in store.quarantined()
-    } == {"n0", "n2"}
+    assert {name async for name in store.quarantined()} == {"n0", "n2"}
     store = await same_after_reindex(tmp_path / "v", store, index=index)
     with pytest.raises(Corrupt):
         await store.get("n0")

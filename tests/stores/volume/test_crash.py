@@ -527,17 +527,6 @@ def compaction_that_drops_every_old_removal(monkeypatch):
     monkeypatch.setattr(sealed.Sealed, "floor_without", lambda self, number: 1 << 63)
 
 
-def compaction_that_does_not_flush_the_folder(monkeypatch):
-    """What is gone comes back after the removals of it were dropped."""
-    real = SimulatedDisk.flush_directory
-
-    def flush_directory(self, path):
-        if "/sealed/" not in path:
-            real(self, path)
-
-    monkeypatch.setattr(SimulatedDisk, "flush_directory", flush_directory)
-
-
 @pytest.mark.parametrize(
     "sabotage",
     [
@@ -560,7 +549,6 @@ def compaction_that_does_not_flush_the_folder(monkeypatch):
         compaction_that_drops(Kind.REVISION),
         compaction_that_drops(Kind.REMOVAL),
         compaction_that_drops_every_old_removal,
-        compaction_that_does_not_flush_the_folder,
     ],
     ids=lambda sabotage: sabotage.__name__,
 )
