@@ -11,6 +11,7 @@ from dolmen.cli import (
     api_server,
     blob_server,
     check,
+    compact,
     config,
     drain,
     gc,
@@ -72,6 +73,7 @@ for panel, commands in {
         check.check,
         scrub.scrub,
         gc.gc,
+        compact.compact,
         reindex.reindex,
     ),
 }.items():

@@ -153,6 +153,7 @@ class SimulatedDisk(Disk):
             survivor.links += 1
             after._names[path] = survivor
         after._platter_names = dict(after._names)
+        after._views = {root + path[len(self.root) :] for path in self._views}
         shutil.copytree(self.root, root, dirs_exist_ok=True)
         self._lose_folders(after)
         for folder, _, files in os.walk(root):

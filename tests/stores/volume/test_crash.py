@@ -9,7 +9,8 @@ workload was told. Every sabotage at the end must be noticed by the same trial.
 import os
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -17,7 +18,17 @@ from dolmen.errors import DolmenError, NotFound
 from dolmen.names import checksum_of
 from dolmen.record import Kind, block_sums
 from dolmen.stamps import Clock
-from dolmen.stores.volume import appender, index, merge, recovery, segment
+from dolmen.stores.volume import (
+    appender,
+    compact,
+    index,
+    merge,
+    move,
+    recovery,
+    sealed,
+    segment,
+    source,
+)
 from dolmen.stores.volume.place import Place
 from dolmen.stores.volume.recent import Reach
 from dolmen.stores.volume.reindex import reindex
@@ -37,6 +48,7 @@ class Volume:
     def __init__(self, disk: SimulatedDisk) -> None:
         self.disk = disk
         self.store: VolumeStore | None = None
+        self.compaction: Iterator | None = None
 
     def open(self) -> None:
         wall = iter(range(1_700_000_000_000, 1_800_000_000_000))
@@ -49,8 +61,30 @@ class Volume:
         )
         self.store._reader._failed = lambda name, entry: None
 
+    def compact(self, steps: int) -> None:
+        """Take some steps of a compaction, which begins anew when it has come to its end."""
+        for _ in range(steps):
+            if self.compaction is None:
+                self.compaction = self.store._compactor.steps()
+            try:
+                next(self.compaction)
+            except StopIteration:
+                self.compaction = None
+                return
+
+    def close(self) -> None:
+        if self.compaction is not None:
+            self.compaction.close()
+            self.compaction = None
+        self.store._close()
+        self.store = None
+
     def drop(self) -> None:
         """Let go of LMDB's files as a dead process does."""
+        if self.compaction is not None:
+            with suppress(PowerCut):
+                self.compaction.close()
+            self.compaction = None
         if self.store is not None:
             self.store._executor.shutdown()
             self.store._files.close()
@@ -110,7 +144,7 @@ class Trial:
 
     def run(self) -> None:
         for _ in range(4):
-            self.volume.disk.cut_after(self.rng.randrange(1, 120))
+            self.volume.disk.cut_after(self.rng.randrange(1, 200))
             try:
                 self.volume.open()
                 self.check()
@@ -127,17 +161,27 @@ class Trial:
             shutil.rmtree(f"{self.folder}/{self.generation - 1}")
         self.volume.open()
         self.check()
+        self.reindex()
+        self.volume.compact(100_000)
+        self.check()
+        self.reindex()
+        self.volume.close()
+
+    def reindex(self) -> None:
+        """From the segments alone: the index is gone."""
         self.volume.store._merge.merge()
         self.check()
-        found = self.volume.store._index.digests()
-        self.volume.store._close()
-        self.volume.store = None
-        reindex(self.volume.disk.root + "/volume", disk=self.volume.disk)
+        found = self.volume.store._index
+        held, usage = found.digests(), found.usage()
+        self.volume.close()
+        path = self.volume.disk.root + "/volume"
+        shutil.rmtree(path + "/index")
+        reindex(path, disk=self.volume.disk)
         self.volume.open()
         self.check()
-        assert self.volume.store._index.digests() == found, "reindex gives another index"
-        self.volume.store._close()
-        self.volume.store = None
+        found = self.volume.store._index
+        assert found.digests() == held, "reindex gives another index"
+        assert found.usage() == usage, "reindex counts other bytes"
 
     def step(self) -> None:
         store = self.volume.store
@@ -148,9 +192,10 @@ class Trial:
             for place, _, _ in self.streaming:
                 place.abandon()
             self.streaming.clear()
-            store._close()
-            self.volume.store = None
+            self.volume.close()
             self.volume.open()
+        elif choice < 0.4:
+            self.volume.compact(self.rng.randint(1, 6))
         else:
             self.commit()
 
@@ -267,6 +312,11 @@ def trial(folder: str, seed: int) -> None:
 @pytest.fixture(autouse=True)
 def _small_slices(monkeypatch):
     monkeypatch.setattr(merge, "SLICE", 3)
+    monkeypatch.setattr(compact, "THRESHOLD", 0.9)
+    monkeypatch.setattr(compact, "_LOOK_AGAIN", 0.0)
+    monkeypatch.setattr(source, "_HEADS", 3)
+    monkeypatch.setattr(compact, "_BATCH", 4_000)
+    monkeypatch.setattr(compact, "_LARGE", 60_000)
 
 
 def test_a_power_cut_at_any_moment_keeps_what_was_answered(tmp_path):
@@ -418,6 +468,65 @@ def recent_believed_after_a_power_cut(monkeypatch):
     monkeypatch.setattr(SimulatedDisk, "remove_folder", lambda self, path: None)
 
 
+def compaction_that_does_not_flush(monkeypatch):
+    """What it carried may not be on disk when the old file is gone."""
+
+    def commit(self, moves):
+        write = SimulatedDisk.write
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                SimulatedDisk,
+                "write",
+                lambda disk, fd, parts, offset, *, through=False: write(disk, fd, parts, offset),
+            )
+            patch.setattr(segment.Segment, "flush", lambda home: None)
+            real(self, moves)
+
+    real = compact.Compactor._commit
+    monkeypatch.setattr(compact.Compactor, "_commit", commit)
+
+
+def compaction_that_believes_its_first_look(monkeypatch):
+    """It writes what stood when it looked, whatever stands when the name is claimed."""
+
+    def judge(self, clock, now):
+        self.standing = self.seen or self.standing
+        return real(self, clock, now)
+
+    def needed(self, source, floor):
+        for moves, read in look(self, source, floor):
+            standing = self._standing([each.key for each, _ in moves])
+            for each, _ in moves:
+                each.seen = standing.get(each.key)
+            yield moves, read
+
+    class Believing(move.Move):
+        seen = None
+
+    real, look = move.Move.judge, compact.Compactor._needed
+    Believing.judge = judge
+    monkeypatch.setattr(compact, "Move", Believing)
+    monkeypatch.setattr(compact.Compactor, "_needed", needed)
+
+
+def compaction_that_drops(kind):
+    def sabotage(monkeypatch):
+        def judge(self, clock, now):
+            return move._LEAVE if self.kind == kind else real(self, clock, now)
+
+        real = move.Move.judge
+        monkeypatch.setattr(move.Move, "judge", judge)
+        # Else what stands in a file keeps it from going.
+        monkeypatch.setattr(index.Index, "usage", lambda self: {})
+
+    sabotage.__name__ = f"compaction_that_drops_{kind.name.lower()}s"
+    return sabotage
+
+
+def compaction_that_drops_every_old_removal(monkeypatch):
+    monkeypatch.setattr(sealed.Sealed, "floor_without", lambda self, number: 1 << 63)
+
+
 @pytest.mark.parametrize(
     "sabotage",
     [
@@ -434,6 +543,12 @@ def recent_believed_after_a_power_cut(monkeypatch):
         removals_forgotten_too_soon,
         index_whose_name_is_not_flushed,
         recent_believed_after_a_power_cut,
+        compaction_that_does_not_flush,
+        compaction_that_believes_its_first_look,
+        compaction_that_drops(Kind.TOMBSTONE),
+        compaction_that_drops(Kind.REVISION),
+        compaction_that_drops(Kind.REMOVAL),
+        compaction_that_drops_every_old_removal,
     ],
     ids=lambda sabotage: sabotage.__name__,
 )

@@ -350,3 +350,48 @@ async def test_processes_with_the_same_id_as_in_containers_are_not_taken_for_eac
     first.kill()
     first.communicate()
     assert sorted(contained("d").communicate()[0].split()) == ["a", "c", "d"]
+
+
+COMPACTOR = """
+import sys
+from dolmen.stores.volume import compact
+from dolmen.stores.volume.by_hand import compact_by_hand
+
+compact.THRESHOLD = 0.95
+compact._LOOK_AGAIN = 0.0
+while True:
+    print(compact_by_hand(sys.argv[1], lambda _: True).segments, flush=True)
+"""
+
+
+def compactor(path: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", COMPACTOR, str(path)], stdout=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_compaction_beside_processes_that_write_loses_nothing(tmp_path, seed):
+    path = tmp_path / "v"
+    rng = random.Random(seed)
+    workers = Workers(path)
+    for _ in range(2):
+        workers.start()
+    for number in list(workers.running):
+        workers.wait_for(number, 20)
+    gone = 0
+    for _ in range(4):
+        compacting = compactor(path)
+        for number in list(workers.running):
+            workers.wait_for(number, rng.randrange(100, 300))
+        gone += int(compacting.stdout.readline())
+        compacting.kill()  # in the midst of the next pass
+        gone += sum(int(line) for line in compacting.stdout if line.endswith("\n"))
+        compacting.wait()
+        compacting.stdout.close()
+        workers.kill(rng.choice(list(workers.running)))
+        workers.start()
+    while workers.running:
+        workers.kill(next(iter(workers.running)))
+    assert gone
+    await check(path, workers)

@@ -1,7 +1,8 @@
 """The durable index of a volume: an LMDB environment beside the segments.
 
 Its tables: `blobs` (entries, see `entry`), `digests` (per partition), `segments`
-(how far each segment is reflected here: its watermark), `removals` (sequences of
+(how far each segment is reflected here: its watermark), `usage` (how many bytes of each
+segment are records in which a sound blob or tombstone stands), `removals` (sequences of
 removals that a scan from a watermark held back might otherwise undo), `notes`,
 and `facts` (the highest sequence seen). It is changed only in slices, each one transaction
 that moves entries and watermarks together, so after any crash it shows a state
@@ -34,6 +35,7 @@ from dolmen.stores.volume.layout import write_whole
 _SLOT = struct.Struct("<QQ16s")
 _NUMBER = struct.Struct("<Q")
 _SEQUENCE = b"sequence"
+_COUNTED = b"usage is counted"
 _NONE = bytes(4)
 
 Run = tuple[int, int]
@@ -52,6 +54,7 @@ class Index:
         self.blobs = self.env.open_db(b"blobs")
         self._digests = self.env.open_db(b"digests")
         self._segments = self.env.open_db(b"segments")
+        self._usage = self.env.open_db(b"usage")
         self._removals = self.env.open_db(b"removals")
         self._notes = self.env.open_db(b"notes")
         self._facts = self.env.open_db(b"facts")
@@ -124,6 +127,14 @@ class Index:
             value = transaction.get(number.to_bytes(4, "big"))
         return _NUMBER.unpack(value)[0] if value is not None else 0
 
+    def usage(self) -> dict[int, int]:
+        """How many bytes of each segment stand; one in which nothing does is not named."""
+        with self.env.begin(db=self._usage) as transaction:
+            return {
+                int.from_bytes(key, "big"): _NUMBER.unpack(value)[0]
+                for key, value in transaction.cursor()
+            }
+
     def last_number(self) -> int:
         """The highest number of any segment ever merged."""
         with self.env.begin(db=self._segments) as transaction, transaction.cursor() as cursor:
@@ -174,6 +185,7 @@ class Index:
             self.blobs,
             self._digests,
             self._segments,
+            self._usage,
             self._removals,
             self._facts,
             self._flushing,
@@ -190,7 +202,10 @@ def mark_of_doubt(path: str) -> str:
 
 
 class Slice:
-    """One transaction on the index, a context manager: entries, digests and watermarks together."""
+    """One transaction on the index, a context manager.
+
+    Entries, watermarks, and what is counted of them (digests and usage) change together.
+    """
 
     def __init__(
         self,
@@ -198,6 +213,7 @@ class Slice:
         blobs: Any,
         digests: Any,
         segments: Any,
+        usage: Any,
         removals: Any,
         facts: Any,
         flushing: Callable[[], AbstractContextManager[None]],
@@ -205,10 +221,13 @@ class Slice:
         self._flushing = flushing
         self._transaction = env.begin(write=True)
         self._blobs, self._digests, self._segments = blobs, digests, segments
-        self._removals, self._facts = removals, facts
+        self._usage, self._removals, self._facts = usage, removals, facts
         self._slots: dict[bytes, Slot] = {}
+        self._used: dict[int, int] = {}
         self._sequence = 0
         self._any_removed = self._transaction.stat(removals)["entries"] > 0
+        if self._transaction.get(_COUNTED, db=facts) is None:
+            self._count_usage()
 
     def __enter__(self) -> Self:
         return self
@@ -225,6 +244,14 @@ class Slice:
         put = self._transaction.put
         for key, slot in self._slots.items():
             put(key, _packed(slot), db=self._digests)
+        for number, used in self._used.items():
+            packed = number.to_bytes(4, "big")
+            found = self._transaction.get(packed, db=self._usage)
+            used += _NUMBER.unpack(found)[0] if found is not None else 0
+            if used:
+                put(packed, _NUMBER.pack(used), db=self._usage)
+            else:
+                self._transaction.delete(packed, db=self._usage)
         if self._sequence:
             found = self._transaction.get(_SEQUENCE, db=self._facts)
             if found is None or _NUMBER.unpack(found)[0] < self._sequence:
@@ -245,7 +272,9 @@ class Slice:
                     if old.sequence > new.sequence:
                         continue
                     if not old.damaged:
-                        self._slot(key).drop(old.length, _hash(key, old))
+                        name = name_of(key).encode()
+                        self._slot(key).drop(old.length, _hash(name, old))
+                        self._use(old.segment, -old.record_size(name))
                 elif self._removed_after(key, new.sequence):
                     continue
                 self._sequence = max(self._sequence, new.sequence)
@@ -254,8 +283,22 @@ class Slice:
                     continue
                 stored.append((key, value))
                 if not new.damaged:
-                    self._slot(key).add(new.length, _hash(key, new))
+                    name = name_of(key).encode()
+                    self._slot(key).add(new.length, _hash(name, new))
+                    self._use(new.segment, new.record_size(name))
             cursor.putmulti(stored)
+
+    def _use(self, number: int, size: int) -> None:
+        self._used[number] = self._used.get(number, 0) + size
+
+    def _count_usage(self) -> None:
+        """Count what an index made before usage was counted holds."""
+        with self._transaction.cursor(db=self._blobs) as cursor:
+            for key, value in cursor:
+                entry = unpack(value)
+                if not entry.damaged:
+                    self._use(entry.segment, entry.record_size(name_of(key).encode()))
+        self._transaction.put(_COUNTED, b"", db=self._facts)
 
     def _remove(self, key: bytes, sequence: int, *, present: bool) -> None:
         if present:
@@ -266,6 +309,13 @@ class Slice:
     def mark(self, number: int, watermark: int) -> None:
         """Say how far a segment is reflected, once everything below has been applied."""
         self._transaction.put(number.to_bytes(4, "big"), _NUMBER.pack(watermark), db=self._segments)
+
+    def forget_segment(self, number: int) -> None:
+        """A segment is gone. The highest number stays known, so that it is not given again."""
+        packed = number.to_bytes(4, "big")
+        with self._transaction.cursor(db=self._segments) as cursor:
+            if cursor.last() and cursor.key() != packed and cursor.set_key(packed):
+                cursor.delete()
 
     def forget_removals(self, *, before: int) -> None:
         """Forget the removals of lower sequences: no scan begins before what they removed."""
@@ -289,10 +339,8 @@ class Slice:
         return slot
 
 
-def _hash(key: bytes, entry: Entry) -> int:
-    return entry_hash(
-        name_of(key).encode(), entry.stamp, entry.kind, entry.checksum, entry.metadata
-    )
+def _hash(name: bytes, entry: Entry) -> int:
+    return entry_hash(name, entry.stamp, entry.kind, entry.checksum, entry.metadata)
 
 
 def _slot(value: bytes) -> Slot:

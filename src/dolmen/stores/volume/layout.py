@@ -5,6 +5,7 @@ holder           the machine that has the volume open
 opening.lock     held while a process opens the volume, one at a time
 users.lock       held (shared) by every process that has it open
 merge.lock       held by the process that merges
+compaction.lock  held by the process that compacts
 index/           LMDB, durable: where every blob lies
 index.doubtful   a flush of the index failed: it is to be rebuilt before it is used again
 index.part, .new one that a reindex is building; one that waits to take the place of index
@@ -122,7 +123,7 @@ def _make(disk: Disk, layout: Layout) -> None:
         disk.flush_directory(os.path.dirname(layout.root) or ".")
     folders = (layout.index, layout.recent, layout.active, layout.sealed)
     files = (layout.marker, layout.holder, layout.marker + ".part", layout.holder + ".part")
-    locks = (layout.lock("opening"), layout.lock("users"), layout.lock("merge"))
+    locks = [layout.lock(name) for name in ("opening", "users", "merge", "compaction")]
     ours = {os.path.basename(path) for path in (*folders, *files, *locks)}
     foreign = [name for name in disk.names(layout.root) if name not in ours]
     if foreign:

@@ -69,6 +69,11 @@ class Files:
         except FileNotFoundError:  # it may have been sealed
             return self._disk.open(self._layout.sealed_segment(number))
 
+    def take_gone(self) -> list[File]:
+        """The files that were unlinked. Until they are closed they keep their room on the disk."""
+        gone = [number for number, file in self._open.items() if not self._disk.linked(file.fd)]
+        return [self._open.pop(number) for number in gone]
+
     def close(self) -> None:
         """Close every file, as soon as nobody reads it."""
         self._open.clear()

@@ -61,12 +61,16 @@ class Recent:
             transaction.put(_SEQUENCE, _NUMBER.pack(sequence))
             transaction.put(_SEGMENT, _NUMBER.pack(number))
 
-    def take_number(self) -> int:
-        """A number no other segment of this volume has."""
+    def take_number(self) -> tuple[int, int]:
+        """A number no other segment of this volume has, and a sequence all its records are above.
+
+        Or at: they are decided later, and sequences only rise.
+        """
         with self.env.begin(write=True, db=self._facts) as transaction:
             number: int = _NUMBER.unpack(transaction.get(_SEGMENT, b""))[0]
             transaction.put(_SEGMENT, _NUMBER.pack(number + 1))
-        return number
+            floor: int = _NUMBER.unpack(transaction.get(_SEQUENCE, b""))[0]
+        return number, floor
 
     def change(self) -> Change:
         """Begin to change recent; see `Change`."""

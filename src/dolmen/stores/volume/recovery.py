@@ -157,7 +157,7 @@ def owner_of(disk: Disk, fd: int, number: int) -> bytes:
     """
     start = disk.read(fd, SEGMENT_HEADER + HEAD_MAX, 0)
     try:
-        found, owner = decode_header(start)
+        found, owner, _ = decode_header(start)
     except Corrupt as error:
         try:
             owner = decode_head(start, SEGMENT_HEADER).owner

@@ -26,7 +26,7 @@ from dolmen.errors import Corrupt
 from dolmen.names import PARTITIONS
 from dolmen.record import Kind
 from dolmen.stores.volume.disk import Disk
-from dolmen.stores.volume.entry import unpack
+from dolmen.stores.volume.entry import Entry, unpack
 from dolmen.stores.volume.index import Index
 from dolmen.stores.volume.key import name_of
 from dolmen.stores.volume.layout import Layout, prepare, segment_number, usable
@@ -129,15 +129,21 @@ def _rebuild(
 ) -> Reindexed:
     result = Reindexed()
     segments = list(_segments(disk, layout))
+    numbers = {number for number, _, _ in segments}
     for done, (number, path, active) in enumerate(segments):
         progress(done, len(segments))
         fd = disk.open(path, write=active)
         try:
-            _take(disk, fd, number, index, result, active=active)
+            _take(disk, fd, number, index, result, there=numbers, active=active)
         finally:
             disk.close(fd)
     progress(len(segments), len(segments))
     return result
+
+
+def _placed(entry: Entry, there: set[int]) -> Entry:
+    """The entry, as damaged where the segment it means is not there (see `move`)."""
+    return entry if entry.segment in there else entry._replace(damaged=True)
 
 
 def _count(index: Index, result: Reindexed) -> None:
@@ -162,7 +168,14 @@ def _segments(disk: Disk, layout: Layout) -> Iterator[tuple[int, str, bool]]:
 
 
 def _take(
-    disk: Disk, fd: int, number: int, index: Index, result: Reindexed, *, active: bool
+    disk: Disk,
+    fd: int,
+    number: int,
+    index: Index,
+    result: Reindexed,
+    *,
+    there: set[int],
+    active: bool,
 ) -> None:
     try:
         owner = owner_of(disk, fd, number)
@@ -178,7 +191,7 @@ def _take(
         disk.flush(fd)
     with index.slice() as change:
         latest = recovered.latest()
-        change.apply([(key, latest[key].pack()) for key in sorted(latest)])
+        change.apply([(key, _placed(latest[key], there).pack()) for key in sorted(latest)])
         change.mark(number, recovered.end)
     result.segments += 1
     result.records += len(recovered.entries)

@@ -2,7 +2,8 @@ r"""Segments: append-only files of records.
 
 A segment begins with a header of 64 bytes (little-endian): magic `dlmnseg\n` (8),
 version (4), its number (4), its owner (16, random, borne by every record in it),
-milliseconds since 1970 at its creation (8), zeros (20), CRC-32C of all that (4).
+milliseconds since 1970 at its creation (8), its floor (8: no record in it has a lower
+sequence; 0 where that is not known), zeros (12), CRC-32C of all that (4).
 Records follow each other without gaps.
 
 A record that is streamed while others are appended gets an *extent*: a header of
@@ -17,6 +18,7 @@ import os
 import struct
 import threading
 from contextlib import suppress
+from typing import NamedTuple
 
 from crc32c import crc32c
 
@@ -30,25 +32,33 @@ from dolmen.stores.volume.recent import Reach, Recent
 SEGMENT_HEADER = 64
 _MAGIC = b"dlmnseg\n"
 _VERSION = 1
-_HEADER = struct.Struct("<8sII16sQ20x")
+_HEADER = struct.Struct("<8sII16sQQ12x")
 _CRC = struct.Struct("<I")
 _NO_CHECKSUM = bytes(16)
 
 
-def encode_header(number: int, owner: bytes) -> bytes:
+class Header(NamedTuple):
+    """What a segment says of itself."""
+
+    number: int
+    owner: bytes
+    floor: int
+
+
+def encode_header(number: int, owner: bytes, floor: int) -> bytes:
     """The header of a new segment."""
-    header = _HEADER.pack(_MAGIC, _VERSION, number, owner, wall_ms())
+    header = _HEADER.pack(_MAGIC, _VERSION, number, owner, wall_ms(), floor)
     return header + _CRC.pack(crc32c(header))
 
 
-def decode_header(header: bytes) -> tuple[int, bytes]:
-    """Number and owner of a segment; raises `Corrupt` when this is no segment's header.
+def decode_header(header: bytes) -> Header:
+    """The header of a segment; raises `Corrupt` when this is none.
 
     Raises `BadVolume` for one of a newer version.
     """
     if len(header) < SEGMENT_HEADER:
         raise Corrupt("a segment's header is cut short")
-    magic, version, number, owner, _ = _HEADER.unpack_from(header)
+    magic, version, number, owner, _, floor = _HEADER.unpack_from(header)
     if magic != _MAGIC or crc32c(header[: _HEADER.size]) != _CRC.unpack_from(header, 60)[0]:
         raise Corrupt("a segment's header fails its checksum")
     if version != _VERSION:
@@ -56,7 +66,7 @@ def decode_header(header: bytes) -> tuple[int, bytes]:
             f"a segment is of version {version}, and this dolmen reads version {_VERSION}: "
             "use the newer dolmen that wrote it"
         )
-    return number, owner
+    return Header(number, owner, floor)
 
 
 def extent_head(owner: bytes, room: int) -> bytes:
@@ -166,13 +176,13 @@ class Segment:
 def create(disk: Disk, layout: Layout, recent: Recent) -> Segment:
     """A new segment under its temporary name, locked; `publish` gives it its own."""
     while True:
-        number = recent.take_number()
+        number, floor = recent.take_number()
         path = layout.unfinished(number)
         segment = Segment(disk, number, os.urandom(16), disk.create(path), path)
         try:
             disk.lock(segment.fd, wait=True)
             if disk.linked(segment.fd):
-                disk.write(segment.fd, [encode_header(number, segment.owner)], 0)
+                disk.write(segment.fd, [encode_header(number, segment.owner, floor)], 0)
                 return segment
         except BaseException:
             segment.discard()

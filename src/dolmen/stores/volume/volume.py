@@ -40,6 +40,7 @@ from dolmen.store import (
     Range,
 )
 from dolmen.stores.bulk import Upkeep
+from dolmen.stores.volume.background import Background
 from dolmen.stores.volume.bulk import get_many, put_many
 from dolmen.stores.volume.commit import Log
 from dolmen.stores.volume.disk import Disk
@@ -66,6 +67,8 @@ _HEADLESS = (
     "the head of the record of {} is damaged: it can still be read, but dolmen reindex would lose "
     "it; make sure that there is another copy"
 )
+_LOOK = 5.0
+"""Seconds between two looks for open segments that are gone."""
 
 
 class VolumeStore(Upkeep):
@@ -99,6 +102,7 @@ class VolumeStore(Upkeep):
             index, recent = self._index, self._recent = membership.index, membership.recent
             self._merge = Merge(disk, layout, index, recent)
             leaving.callback(self._merge.close)
+            self._compactor = membership.compactor(self._merge, segment_size=segment_size)
             self._log = Log(
                 disk, layout, index, recent, clock=clock, now=now, segment_size=segment_size
             )
@@ -115,9 +119,15 @@ class VolumeStore(Upkeep):
             self._keeper: Keeper = (
                 ProcessKeeper(self.path)
                 if apart
-                else ThreadKeeper(self._merge, self._recent, pause=PAUSE)
+                else ThreadKeeper(
+                    self._merge,
+                    self._recent,
+                    Background(self._compactor, self._index),
+                    pause=PAUSE,
+                )
             )
         self._group = Group(self._log, recover=self._recover_dead)
+        self._look_for_gone()
 
     # Writing
 
@@ -360,6 +370,13 @@ class VolumeStore(Upkeep):
             )
         return Condition(free, total, writable=writable, reasons=reasons)
 
+    def _look_for_gone(self) -> None:
+        """Let go of segments that were compacted, so that their room is free."""
+        gone = self._files.take_gone()
+        if gone:
+            self._in_thread(gone.clear)  # the last to close a long file waits for the disk
+        self._looking = self._loop.call_later(_LOOK, self._look_for_gone)
+
     def _in_thread(self, call: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
         if self._closed:
             raise Unavailable(f"the volume {self.path} is closed")
@@ -379,6 +396,7 @@ class VolumeStore(Upkeep):
         await asyncio.shield(self._closing)
 
     async def _end(self) -> None:
+        self._looking.cancel()
         await self._group.close()
         await self._keeper.close()
         await self._loop.run_in_executor(None, self._close)

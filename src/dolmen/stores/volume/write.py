@@ -35,6 +35,8 @@ class Op(enum.Enum):
     DELETE = enum.auto()
     TOUCH = enum.auto()
     REMOVE = enum.auto()
+    MOVE = enum.auto()
+    """See `move.Move`."""
 
 
 class Write:

@@ -1,0 +1,311 @@
+"""Compaction: segments of which little stands are written again, and the old files go.
+
+The index counts, with every change, how many bytes of each segment stand. The counts only
+say where to look. Of a segment below the threshold every head is read and compared with
+what stands: first to add up what has to be carried on, then to carry it (see `move`) in
+small batches to a segment of the compactor's own. Each batch is flushed before it is seen.
+Then recent is merged and the index settled, so that neither file nor index refers to the
+old segment any more, and only then it is unlinked, and the folder flushed before anything else.
+Readers that have the file open go on reading it; whoever finds it gone looks up once more.
+A crash in between leaves some records twice, of which the later ones count.
+
+**What is carried beyond the blobs.** A record is needed as long as one that it overrules
+lies in some segment, or a reindex would bring that back. Tombstones, and the last
+revisions of blobs, stand in the index, so they are always carried. A *removal* leaves nothing
+in the index. It is carried unless no other segment can hold a record of a lower sequence:
+every segment says in its header below which sequence it has none. (So while an old
+segment is full of what stands, the removals of its time stay, at some 150 bytes each.)
+
+Such records count as nothing in the index, so a segment full of them is looked at, found
+not to be worth it, and left alone for a day. What is written again is at most the threshold's
+share of what goes, so compaction always comes to an end.
+
+One process of a volume compacts at a time (`compaction.lock`). `Compactor.steps` does it in
+steps of a few milliseconds; whoever takes them may wait as long as it likes between two of
+them, and stop after any.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import NamedTuple
+
+from dolmen.errors import Corrupt, Full, Unavailable
+from dolmen.record import Head, Kind
+from dolmen.stamps import Clock
+from dolmen.stores.verdict import Action
+from dolmen.stores.volume.commit import Log
+from dolmen.stores.volume.disk import Disk
+from dolmen.stores.volume.entry import Entry, unpack
+from dolmen.stores.volume.index import Index
+from dolmen.stores.volume.layout import Layout
+from dolmen.stores.volume.merge import Merge
+from dolmen.stores.volume.move import Move
+from dolmen.stores.volume.recent import Recent
+from dolmen.stores.volume.recovery import owner_of
+from dolmen.stores.volume.scan import Found
+from dolmen.stores.volume.sealed import Sealed
+from dolmen.stores.volume.segment import SEGMENT_HEADER
+from dolmen.stores.volume.source import Source
+from dolmen.stores.volume.write import Write
+
+_log = logging.getLogger("dolmen.volume")
+THRESHOLD = 0.5
+"""A segment of which a smaller share has to be kept is written again."""
+_BATCH = 512 << 10
+"""Bytes written in one step."""
+_LARGE = 8 << 20
+"""A longer record is streamed from place to place."""
+_CLOCK = Clock()
+"""Never asked: a move keeps its stamp."""
+_LOOK_AGAIN = 24 * 3600.0
+_LOOKS = 5_000
+"""How often a claimed name is looked at, a millisecond apart, before compaction gives up."""
+_CLAIMANT_DIED = 200
+
+
+class Step(NamedTuple):
+    """What one step did. Sizes in bytes."""
+
+    moved: int = 0
+    """Read and written."""
+    dropped: int = 0
+    """The length of the file that went."""
+    carried: int = 0
+    """Written again."""
+
+
+class Compactor:
+    """Compacts for one process that has the volume open. One thread at a time."""
+
+    def __init__(
+        self,
+        disk: Disk,
+        layout: Layout,
+        index: Index,
+        recent: Recent,
+        merge: Merge,
+        recover: Callable[[], object],
+        *,
+        now: Callable[[], float] = time.time,
+        segment_size: int | None = None,
+    ) -> None:
+        self._disk, self._layout, self._index, self._recent = disk, layout, index, recent
+        self._merge, self._recover, self._now = merge, recover, now
+        self._segment_size = segment_size
+        self._sealed = Sealed(disk, layout)
+        self._looked: dict[int, float] = {}
+        """When segments were found not to be worth it."""
+        self._log: Log | None = None
+
+    def candidates(self) -> list[tuple[int, int]]:
+        """Number and length of segments that seem worth it, those with least in them first."""
+        usage, again = self._index.usage(), self._now() - _LOOK_AGAIN
+        found = [
+            (usage.get(number, 0) / size, number, size)
+            for number, size in self._sealed.sizes().items()
+            if usage.get(number, 0) < THRESHOLD * size and self._looked.get(number, again) <= again
+        ]
+        return [(number, size) for _, number, size in sorted(found)]
+
+    def steps(self) -> Generator[Step]:
+        """Compact every segment that is worth it, step by step.
+
+        Raises `Unavailable` while another process compacts; `Full` when there is no room to
+        write, once whatever can go without writing is gone; `DolmenError` and `OSError` where
+        the disk or the index refuse. Nothing is lost then, nor when it is given up.
+        """
+        lock = self._disk.open_lock(self._layout.lock("compaction"))
+        try:
+            if not self._disk.lock(lock):
+                raise Unavailable(f"another process is compacting {self._layout.root}")
+            self._merge.merge()  # what is not in the index yet is not counted
+            full: Full | None = None
+            for number, size in self.candidates():
+                try:
+                    yield from self._compact(number, size)
+                except Full as error:
+                    full = error  # a later one may have nothing to carry
+                except Corrupt as error:
+                    _log.error("a segment can't be compacted: %s", error)
+                    self._looked[number] = self._now()
+            if full is not None:
+                raise full
+        finally:
+            try:
+                self._retire()
+            finally:
+                self._disk.close(lock)
+
+    def _retire(self) -> None:
+        """Finish the segment that was carried to; it is sealed with the next merge."""
+        if self._log is not None:
+            log, self._log = self._log, None
+            log.close()
+
+    def _compact(self, number: int, size: int) -> Iterator[Step]:
+        path = self._layout.sealed_segment(number)
+        fd = self._disk.open(path)
+        try:
+            source = Source(self._disk, fd, number, owner_of(self._disk, fd, number))
+            floor = self._sealed.floor_without(number)
+            needed = 0
+            for moves, read in self._needed(source, floor):
+                needed += sum(head.size for _, head in moves)
+                yield Step(moved=read)
+            if needed > THRESHOLD * size:
+                self._looked[number] = self._now()
+                return
+            if needed:
+                self._check_room(size)
+            for moves, _ in self._needed(source, floor):
+                yield from self._carry(source, moves)
+        finally:
+            self._disk.close(fd)
+        if self._drop(number, path):
+            yield Step(dropped=size)
+
+    def _check_room(self, size: int) -> None:
+        if self._disk.space(self._layout.root)[0] < size:
+            raise Full(
+                f"the disk under {self._layout.root} is too full to compact: {size >> 20} MiB must "
+                "be free; delete something more or make room"
+            )
+
+    def _drop(self, number: int, path: str) -> bool:
+        """Let the file go, if nothing refers to it any more.
+
+        Something does when it was touched while it was streamed, or when the head of its record is
+        damaged: such a blob is not found here, and can still be read.
+        """
+        self._merge.merge()
+        self._index.settle()
+        if self._index.usage().get(number):
+            _log.warning("segment %08x is kept: something stands there that was not moved", number)
+            self._looked[number] = self._now()
+            return False
+        self._disk.unlink(path)
+        # Removals of what lay here may be dropped from now on.
+        self._disk.flush_directory(self._layout.sealed_folder(number))
+        with self._index.slice() as change:
+            change.forget_segment(number)
+        return True
+
+    def _needed(self, source: Source, floor: int) -> Iterator[tuple[list[tuple[Move, Head]], int]]:
+        """The moves of what has to be carried, with its heads, and the bytes passed over."""
+        at = SEGMENT_HEADER
+        for page in source.pages():
+            moves = [_move(found, source.number) for found in page]
+            standing = self._standing([move.key for move in moves])
+            needed: list[tuple[Move, Head]] = []
+            for found, move in zip(page, moves, strict=True):
+                if move.kind == Kind.REMOVAL and found.head.sequence <= floor:
+                    continue
+                move.standing = standing.get(move.key)
+                if move.judge(_CLOCK, 0.0).action is not Action.KEEP:
+                    # Judged once more, when its name is claimed.
+                    needed.append((_move(found, source.number), found.head))
+            yield needed, page[-1].stop - at
+            at = page[-1].stop
+
+    def _standing(self, keys: list[bytes]) -> dict[bytes, Entry]:
+        """What stands under these names. Recent first: what leaves it is in the index by then."""
+        values = self._recent.get_many(keys)
+        values.update(self._index.get_many([key for key in keys if key not in values]))
+        entries = ((key, unpack(value)) for key, value in values.items())
+        return {key: entry for key, entry in entries if entry.kind != Kind.REMOVAL}
+
+    def _carry(self, source: Source, moves: list[tuple[Move, Head]]) -> Iterator[Step]:
+        """Write again what has to be, in batches."""
+        batch: list[Move] = []
+        size = 0
+        for move, head in moves:
+            if head.size > _LARGE:
+                self._stream(source, move)
+                yield Step(moved=2 * head.size, carried=head.size)
+                continue
+            source.read(move, head)
+            batch.append(move)
+            size += head.size
+            if size >= _BATCH:
+                self._commit(batch)
+                yield Step(moved=2 * size, carried=size)
+                batch, size = [], 0
+        if batch:
+            self._commit(batch)
+            yield Step(moved=2 * size, carried=size)
+
+    def _stream(self, source: Source, move: Move) -> None:
+        """Carry one that is too long to be held in memory, by way of a place of its own."""
+        standing = self._standing([move.key]).get(move.key)
+        if standing is None or (standing.segment, standing.offset) != (move.origin, move.offset):
+            return
+        move.room_for = len(standing.metadata)
+        place = self._writer().place(len(move.name) + move.room_for, standing.length, alone=True)
+        try:
+            start = standing.offset + standing.data_start(move.name.encode())
+            for piece in source.pieces(start, standing.length):
+                place.take(piece)
+            move.sound = place.checksum == standing.checksum
+            move.place = place if move.sound else None
+            self._commit([move])
+        finally:
+            place.abandon()
+
+    def _writer(self) -> Log:
+        if self._log is None:
+            self._log = Log(
+                self._disk,
+                self._layout,
+                self._index,
+                self._recent,
+                clock=_CLOCK,
+                now=self._now,
+                segment_size=self._segment_size,
+            )
+        return self._log
+
+    def _commit(self, moves: list[Move]) -> None:
+        """Decide, write, flush and show, as every write is; see `commit`."""
+        log = self._writer()
+        left: Sequence[Write] = moves
+        looks = 0
+        try:
+            while left:
+                batch, waiting = log.claim([*left])
+                if batch.writes:
+                    log.log(batch)
+                    log.show(batch)
+                elif waiting:
+                    looks += 1
+                    self._wait_for(waiting[0], looks)
+                left = waiting
+        except BaseException as error:
+            # Names may be claimed: whoever recovers the segment lets them go.
+            log.broken = log.broken or f"compaction was broken off: {error!r}"
+            raise
+        failed = next((move.error for move in moves if move.error is not None), None)
+        if failed is not None:
+            raise failed
+
+    def _wait_for(self, claimed: Write, looks: int) -> None:
+        """Wait a moment for whoever is deciding about a name, who may have died."""
+        if looks == _LOOKS:
+            raise Unavailable(f"{claimed.name} is being written without an end")
+        if looks % _CLAIMANT_DIED == 0:
+            self._recover()
+        time.sleep(0.001)
+
+
+def _move(found: Found, number: int) -> Move:
+    head = found.head
+    return Move(
+        head.name.decode(),
+        number,
+        found.offset,
+        kind=head.kind,
+        sequence=head.sequence,
+        stamp=head.stamp,
+    )

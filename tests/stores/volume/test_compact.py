@@ -1,0 +1,253 @@
+"""Compaction: the room of what was deleted or replaced comes back, and what stands stays."""
+
+import asyncio
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from dolmen.errors import Corrupt, Full, NotFound, Unavailable
+from dolmen.payload import Bytes
+from dolmen.stores.volume import VolumeStore, open_volume
+from dolmen.stores.volume.by_hand import compact_by_hand
+from dolmen.stores.volume.disk import Disk
+from dolmen.stores.volume.reindex import reindex
+from dolmen.testing.conformance.material import recomputed
+
+SEGMENT = 1 << 20
+
+
+def sealed(path: Path) -> dict[str, int]:
+    return {found.name: found.stat().st_size for found in (path / "sealed").rglob("*.seg")}
+
+
+async def filled(path: Path, count: int = 60, size: int = 100_000) -> tuple[VolumeStore, dict]:
+    """Several sealed segments."""
+    rng = random.Random(1)
+    store = await open_volume(str(path), segment_size=SEGMENT)
+    held = {f"n{number}": rng.randbytes(size) for number in range(count)}
+    for name, data in held.items():
+        await store.put(name, Bytes(data))
+    await store._merged()
+    return store, held
+
+
+def compact(store: VolumeStore) -> int:
+    return sum(step.dropped - step.carried for step in store._compactor.steps())
+
+
+async def content(store: VolumeStore, name: str) -> bytes:
+    return b"".join([bytes(piece) async for piece in (await store.get(name)).payload])
+
+
+async def same_after_reindex(path: Path, store: VolumeStore, *, index: bool = True) -> VolumeStore:
+    """Reindex, from the segments alone unless the old `index` is there; all must be as it was."""
+    digests, usage = await store.digests(), store._index.usage()
+    await store.aclose()
+    if not index:
+        for file in (path / "index").iterdir():
+            file.unlink()
+        (path / "index").rmdir()
+    reindex(str(path))
+    store = await open_volume(str(path), segment_size=SEGMENT)
+    assert await store.digests() == digests
+    assert digests == await recomputed(store)
+    assert store._index.usage() == usage
+    return store
+
+
+async def test_room_comes_back_and_what_stands_stays(tmp_path):
+    store, held = await filled(tmp_path / "v")
+    before = sum(sealed(tmp_path / "v").values())
+    stamps = {}
+    for number in range(60):
+        if number % 4:
+            await store.delete(f"n{number}")
+        elif number % 8:
+            info = await store.stat(f"n{number}")
+            stamps[f"n{number}"] = info.stamp + 7
+            await store.touch(
+                f"n{number}", stamp=info.stamp + 7, checksum=info.checksum, meta=b"\1\1\0ab"
+            )
+    arrived = (await store.stat("n0")).arrived
+    won = compact(store)
+    await store._merged()
+    assert won > 0.6 * before
+    assert sum(sealed(tmp_path / "v").values()) < 0.4 * before
+    assert compact(store) == 0
+    store = await same_after_reindex(tmp_path / "v", store, index=False)
+    for number in range(60):
+        name = f"n{number}"
+        if number % 4:
+            with pytest.raises(NotFound):
+                await store.get(name)
+        else:
+            assert await content(store, name) == held[name]
+            if name in stamps:
+                found = await store.stat(name)
+                assert (found.stamp, found.metadata) == (stamps[name], b"\1\1\0ab")
+    assert (await store.stat("n0")).arrived >= arrived
+    await store.aclose()
+
+
+async def test_a_reader_goes_on_and_the_next_one_looks_up_again(tmp_path, monkeypatch):
+    store, held = await filled(tmp_path / "v", count=8, size=700_000)
+    blob = await store.get("n0")
+    pieces = blob.payload.__aiter__()
+    first = bytes(await pieces.__anext__())
+    entry = store._live("n1")
+    for number in range(2, 8):
+        await store.remove(f"n{number}", if_stamp=(await store.stat(f"n{number}")).stamp)
+    monkeypatch.setattr("dolmen.stores.volume.compact.THRESHOLD", 1.0)
+    compact(store)
+    store._look_for_gone()
+    assert entry.segment not in store._files._open
+    assert first + b"".join([bytes(piece) async for piece in pieces]) == held["n0"]
+    looked = iter([entry])
+    real = store._live
+    monkeypatch.setattr(store, "_live", lambda name, **_: next(looked, None) or real(name))
+    assert await content(store, "n1") == held["n1"]
+    await store.aclose()
+
+
+@pytest.mark.parametrize("index", [True, False], ids=["with the old index", "from segments alone"])
+async def test_a_damaged_copy_stays_quarantined(tmp_path, index):
+    store, held = await filled(tmp_path / "v", count=20)
+    marked, unseen = store._live("n0"), store._live("n2")
+    for number in range(4, 20):
+        await store.delete(f"n{number}")
+    [file] = (tmp_path / "v/sealed").rglob(f"{marked.segment:08x}.seg")
+    with file.open("r+b") as segment:
+        segment.seek(marked.offset + 1000)
+        segment.write(b"damage")
+        segment.seek(unseen.offset)  # its head can't be made out any more
+        segment.write(b"damage")
+    store._files.close()
+    compact(store)
+    assert file.exists()  # for the sake of the one that can still be read
+    with pytest.raises(Corrupt):
+        await store.get("n0")
+    assert await content(store, "n2") == held["n2"]
+    assert {name async for name in store.quarantined()} == {"n0"}
+    await store.put("n2", Bytes(held["n2"] + b"x"), stamp=(1 << 62))
+    store._compactor._looked.clear()  # a day goes by
+    compact(store)
+    assert not file.exists()
+    store = await same_after_reindex(tmp_path / "v", store, index=index)
+    with pytest.raises(Corrupt):
+        await store.get("n0")
+    assert await content(store, "n1") == held["n1"]
+    await store.put("n0", Bytes(held["n0"]), stamp=marked.stamp)
+    assert await content(store, "n0") == held["n0"]
+    await store.aclose()
+
+
+class Told(Disk):
+    """A disk that says it has so much room."""
+
+    free = 1 << 40
+
+    def space(self, path: str) -> tuple[int, int]:
+        return self.free, 1 << 40
+
+
+async def test_on_a_full_disk_only_what_is_wholly_dead_goes(tmp_path):
+    disk = Told()
+    store = await open_volume(str(tmp_path / "v"), disk=disk, segment_size=SEGMENT)
+    for number in range(33):
+        await store.put(f"n{number}", Bytes(os.urandom(100_000)))
+    await store._merged()
+    for number in range(33):
+        if number != 1:
+            stamp = (await store.stat(f"n{number}")).stamp
+            await store.remove(f"n{number}", if_stamp=stamp)
+    await store._merged()
+    disk.free = 1000
+    before = len(sealed(tmp_path / "v"))
+    with pytest.raises(Full):
+        compact(store)
+    assert len(sealed(tmp_path / "v")) < before
+    disk.free = 1 << 40
+    compact(store)
+    await store._merged()
+    assert (await store.stat("n1")).size == 100_000
+    await store.aclose()
+
+
+async def test_segments_full_of_what_must_be_kept_are_left_alone(tmp_path, monkeypatch):
+    store = await open_volume(str(tmp_path / "v"), segment_size=20_000)
+    await store.put("old", Bytes(b"o" * 30_000))  # its segment stays, with all it may hold
+    put = await store.put("touched", Bytes(b"data"))
+    info = await store.stat("touched")
+    for number in range(300):
+        put = await store.put(f"n{number}", Bytes(b""))
+        await store.remove(f"n{number}", if_stamp=put.stamp)
+        await store.touch("touched", stamp=put.stamp + 1, checksum=info.checksum, meta=b"")
+    await store._merged()
+    compact(store)
+    await store._merged()
+    assert compact(store) == 0
+    sizes = sealed(tmp_path / "v")
+    assert compact(store) == 0
+    assert sealed(tmp_path / "v") == sizes
+    store = await same_after_reindex(tmp_path / "v", store, index=False)
+    await store.aclose()
+
+
+async def test_one_process_compacts_at_a_time(tmp_path):
+    store, _ = await filled(tmp_path / "v")
+    for number in range(60):
+        await store.delete(f"n{number}")
+    await store._merged()
+    steps = store._compactor.steps()
+    next(steps)
+    with pytest.raises(Unavailable, match="another process"):
+        next(store._compactor.steps())
+    steps.close()
+    await store.aclose()
+    done = compact_by_hand(str(tmp_path / "v"), lambda _: True)
+    assert done.won > 5_000_000
+    assert sum(sealed(tmp_path / "v").values()) < 100_000
+
+
+async def test_what_is_written_meanwhile_is_not_lost(tmp_path):
+    store, held = await filled(tmp_path / "v", count=200, size=20_000)
+    for number in range(0, 200, 2):
+        await store.delete(f"n{number}")
+        del held[f"n{number}"]
+    await store._merged()
+    rng = random.Random(2)
+    names = list(held)
+    deleted = set()
+    for _ in store._compactor.steps():
+        name = rng.choice(names)
+        if rng.random() < 0.4:
+            await store.delete(name)
+            deleted.add(name)
+            held.pop(name, None)
+        elif name not in held:
+            held[name] = rng.randbytes(1000)
+            deleted.discard(name)
+            await store.put(name, Bytes(held[name]))
+        else:
+            info = await store.stat(name)
+            await store.touch(name, stamp=info.stamp + 9, checksum=info.checksum, meta=b"")
+    store = await same_after_reindex(tmp_path / "v", store, index=False)
+    for name, data in held.items():
+        assert await content(store, name) == data
+    for name in deleted:
+        with pytest.raises(NotFound):
+            await store.stat(name)
+    await store.aclose()
+
+
+async def test_a_keeper_compacts_by_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr("dolmen.stores.volume.background.EVERY", 0.05)
+    store, _ = await filled(tmp_path / "v")
+    for number in range(60):
+        await store.delete(f"n{number}")
+    async with asyncio.timeout(20):
+        while len(sealed(tmp_path / "v")) > 1 or "compaction" not in await store.notes():
+            await asyncio.sleep(0.05)
+    await store.aclose()
