@@ -14,7 +14,7 @@ from bench.figures import SUBJECTS, Bench, Line, NotMeasured, Subject
 from bench.machine import machine
 from bench.report import compare, save, show, show_line, show_machine
 
-MODULES = ("small", "volume", "large", "memory", "replication", "latency", "engines")
+MODULES = ("small", "volume", "large", "memory", "replication", "latency", "upkeep", "engines")
 """Their figures, in the order of the table."""
 RESULTS = Path("bench", "results")
 """Under the current directory, whose file system is the one that is measured."""

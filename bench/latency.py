@@ -34,26 +34,27 @@ def latency(bench: Bench) -> Iterator[Measured]:
         paths = store(server, "/blob/{}", bench.folder)
         wrk.get(server.base, paths, seconds=1)
         rate = wrk.get(server.base, paths, seconds=bench.seconds) / 2
-        requests = _requests(server, paths)
+        requests = requests_of(server, paths)
         for _ in range(bench.rounds):
-            p50, p99 = _percentiles(server, requests, rate, bench.seconds)
+            p50, p99 = percentiles(server, requests, rate, bench.seconds)
             measured.samples.append(p99)
             notes.append(f"p50 {p50:.2f} ms")
         measured.note = f"at {rate:,.0f}/s; {', '.join(notes)}"
         if nginx:
-            p50, p99 = _percentiles(nginx, _requests(nginx, files), rate, bench.seconds)
+            p50, p99 = percentiles(nginx, requests_of(nginx, files), rate, bench.seconds)
             measured.note += f"; nginx at that rate p50 {p50:.2f}, p99 {p99:.2f} ms"
     yield measured
 
 
-def _requests(server: Server, paths: Path) -> list[bytes]:
+def requests_of(server: Server, paths: Path) -> list[bytes]:
+    """A GET for each path in a file."""
     return [
         b"GET %b HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n\r\n" % (line, server.port)
         for line in paths.read_bytes().splitlines()
     ]
 
 
-def _percentiles(
+def percentiles(
     server: Server, requests: list[bytes], rate: float, seconds: float
 ) -> tuple[float, float]:
     """The 50th and the 99th percentile, in milliseconds."""
