@@ -154,16 +154,50 @@ async def test_wrong_bytes_are_passed_over(size):
             await cluster.get(name)
 
 
-async def test_a_delete_reaches_every_server_that_may_hold_the_name():
+async def test_a_delete_reaches_every_server_that_holds_the_name():
     stores, cluster = made(2, groups=2)
     for store in stores:
         await store.put("name", Bytes(b"data"), stamp=5)
     await cluster.delete("name")
     for store in stores:
         assert (await store.stat("name", tombstones=True)).kind == Kind.TOMBSTONE
-    stores[0].down = stores[1].down = True
-    with pytest.raises(Unavailable, match="g0"):
+
+
+async def test_a_delete_leaves_nothing_where_nothing_should_be():
+    _stores, cluster = made(4, copies=2)
+    home = in_order(cluster, "name")
+    await home[2].put("name", Bytes(b"data"), stamp=5)
+    await cluster.delete("name")
+    for store in home[:3]:
+        assert (await store.stat("name", tombstones=True)).kind == Kind.TOMBSTONE
+    with pytest.raises(NotFound):
+        await home[3].stat("name", tombstones=True)
+
+
+async def test_a_delete_needs_its_own_group_and_no_other():
+    _stores, cluster = made(2, groups=2)
+    home = in_order(cluster, "name")
+    for store in home:
+        await store.put("name", Bytes(b"data"), stamp=5)
+    home[2].down = home[3].down = True
+    await cluster.delete("name")
+    with pytest.raises(Unavailable):  # the other group may have something newer
+        await cluster.get("name")
+    home[2].down = home[3].down = False
+    with pytest.raises(NotFound):
+        await cluster.get("name")
+    home[0].down = home[1].down = True
+    with pytest.raises(Unavailable, match="group g"):
         await cluster.delete("name")
+
+
+async def test_a_delete_falls_back_on_others_of_the_group():
+    _stores, cluster = made(4, copies=2)
+    home = in_order(cluster, "name")
+    home[0].down = home[1].down = True
+    await cluster.delete("name")
+    for store in home[2:]:
+        assert (await store.stat("name", tombstones=True)).kind == Kind.TOMBSTONE
 
 
 async def test_a_delete_is_repeated_above_what_is_newer():

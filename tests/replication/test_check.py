@@ -34,13 +34,6 @@ class Servers:
         for number in range(30):
             await self.cluster.put(f"name-{number}", Bytes(b"data"))
         await self.cluster.delete("name-0")
-        for name in self.away_from("name-0"):
-            (stamp,) = [
-                info.stamp
-                async for info in self.stores[name].list(tombstones=True)
-                if info.name == "name-0"
-            ]
-            await self.stores[name].remove("name-0", if_stamp=stamp)
         names = [chunk_name(content) for content in CHUNKS]
         for name, content in zip(names, CHUNKS, strict=True):
             await self.cluster.put(name, Bytes(content))

@@ -194,43 +194,54 @@ class Writing(Members):
         return puts, failures
 
     async def delete(self, name: str, *, stamp: int | None = None) -> Put:
-        """See `BlobStore.delete`: on every member of every group.
+        """See `BlobStore.delete`: on every member that should hold it, and any other that does.
 
-        Raises `Unavailable` unless every group took it on `min_copies` members; it can
-        then be repeated.
+        Raises `Unavailable` unless `min_copies` members of its group took it; it can then
+        be repeated. A copy on a member that could not be asked loses to them.
         """
         check_name(name)
         check_delete(stamp)
         at = self.clock.next() if stamp is None else stamp
+        group = self.placement.of(partition_of(name)).group
         for _ in range(_ROUNDS):
-            answers: list[Put] = []
-            for group in self.groups:
-                puts, failures = await self._bury(name, group, at)
-                if _counted(group, puts) < group.min_copies:
-                    failures += _forgetful(group, puts)
-                    fail(f"{name} could not be deleted in group {group.name}", failures)
-                answers += [put for _, put in puts]
-            newest = max(answers, key=lambda put: put.stamp)
+            puts, failures = await self._bury(name, at)
+            if _counted(group, _within(group, puts)) < group.min_copies:
+                failures += _forgetful(group, puts)
+                fail(f"{name} could not be deleted in group {group.name}", failures)
+            newest = max((put for _, put in puts), key=lambda put: put.stamp)
             if newest.stamp <= at or stamp is not None:
                 return newest
             at = self.clock.next(above=newest.stamp)
         raise OutcomeUnknown(f"{name} is being written by others all the time; try again")
 
-    async def _bury(
-        self, name: str, group: Group, stamp: int
-    ) -> tuple[Sequence[tuple[Member, Put]], Failures]:
-        async def bury(member: Member) -> tuple[Member, Put]:
+    async def _bury(self, name: str, stamp: int) -> tuple[list[tuple[Member, Put]], Failures]:
+        place = self.placement.of(partition_of(name))
+        puts: list[tuple[Member, Put]] = []
+
+        async def bury(member: Member, *, anyway: bool) -> None:
             began = self.breaker.now()
             try:
-                put = await member.store.delete(name, stamp=stamp)
+                if anyway or await _holds(member, name):
+                    puts.append((member, await member.store.delete(name, stamp=stamp)))
             except DolmenError as error:
                 self.breaker.failed(member, error, began)
                 raise
             if self.breaker.troubles:
                 self.breaker.answered(member)
-            return member, put
 
-        return await each(group.members, bury)
+        _, failures = await each(
+            self.members, lambda member: bury(member, anyway=member in place.rightful)
+        )
+        if _counted(place.group, _within(place.group, puts)) < place.group.min_copies:
+            buried = [member for member, _ in puts]
+            others = [
+                member
+                for member in place.group.members
+                if member not in buried and member not in place.rightful
+            ]
+            _, more = await each(others, lambda member: bury(member, anyway=True))
+            failures += more
+        return puts, failures
 
     async def remove(self, name: str, *, if_stamp: int, min_age: float = 0) -> bool:
         """See `BlobStore.remove`: from every member."""
@@ -244,8 +255,22 @@ class Writing(Members):
         return any(answers)
 
 
+async def _holds(member: Member, name: str) -> bool:
+    try:
+        await member.store.stat(name, tombstones=True)
+    except NotFound as error:
+        return error.stamp > 0
+    except Corrupt:
+        pass
+    return True
+
+
 def _counted(group: Group, puts: Sequence[tuple[Member, Put]]) -> int:
-    return sum(1 for member, _ in puts if group.counts(member))
+    return sum(group.counts(member) for member, _ in puts)
+
+
+def _within(group: Group, puts: Sequence[tuple[Member, Put]]) -> Sequence[tuple[Member, Put]]:
+    return [each for each in puts if each[0] in group.members]
 
 
 def _forgetful(group: Group, puts: Sequence[tuple[Member, Put]]) -> Failures:
