@@ -70,7 +70,9 @@ class Kind(enum.IntEnum):
     EXTENT = 6
     """Only on disk: room for one record that is being streamed into it."""
     REFUSED = 7
-    """Only on the wire: this blob can't be given; the data says why."""
+    """Only on the wire and in archives: this blob can't be given; the data says why."""
+    MARK = 8
+    """Only in archives: where one begins, what follows, where it ends; the data is JSON."""
 
 
 @dataclass(slots=True)

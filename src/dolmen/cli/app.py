@@ -14,8 +14,10 @@ from dolmen.cli import (
     compact,
     config,
     drain,
+    export,
     gc,
     get,
+    import_,
     ls,
     put,
     reindex,
@@ -75,8 +77,11 @@ for panel, commands in {
         gc.gc,
         compact.compact,
         reindex.reindex,
+        export.export,
+        import_.import_,
     ),
 }.items():
     for command in commands:
-        app.command(rich_help_panel=panel)(command)
+        name = command.__name__.strip("_").replace("_", "-")
+        app.command(name, rich_help_panel=panel)(command)
 app.add_typer(config.app, name="config", rich_help_panel=_CARE)

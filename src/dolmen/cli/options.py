@@ -29,6 +29,10 @@ Config = Annotated[
         help="Settings in TOML, or an sos.conf. Else ~/.config/dolmen.toml or /etc/dolmen.toml.",
     ),
 ]
+Bandwidth = Annotated[
+    int | None,
+    typer.Option("--bandwidth", metavar="BYTES", min=1, help="Move so many a second at most."),
+]
 Workers = Annotated[
     int | None, typer.Option("--workers", metavar="N", help="Processes that serve.")
 ]

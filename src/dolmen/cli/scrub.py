@@ -8,16 +8,13 @@ from typing import Annotated
 import typer
 
 from dolmen.cli.ending import DAMAGED, run
-from dolmen.cli.options import Json
+from dolmen.cli.options import Bandwidth, Json
 from dolmen.cli.output import counting_bar, emit, readable
 
 
 def scrub(
     store: Annotated[str, typer.Argument(help="Its URL.")],
-    bandwidth: Annotated[
-        int | None,
-        typer.Option("--bandwidth", metavar="BYTES", min=1, help="Read so many a second at most."),
-    ] = None,
+    bandwidth: Bandwidth = None,
     again: Annotated[
         bool, typer.Option("--again", help="Begin anew where the last one was broken off.")
     ] = False,

@@ -72,28 +72,54 @@ async def compare(
         closing(pairs(ours, theirs)) as both,
     ):
         async for info, other in both:
-            if other is None:
-                if horizons.forgotten(info) or not (stamped or info.kind != Kind.TOMBSTONE):
-                    yield info, None
-                else:
-                    yield info, Difference(info, touch=False, doubtful=horizons.doubtful(info))
-            elif not ranked or other.rank >= info.rank:
-                yield info, None
-            else:
-                same = other.kind == info.kind and other.checksum == info.checksum
-                yield info, Difference(info, touch=same and info.kind != Kind.TOMBSTONE)
+            yield info, difference(info, other, horizons, stamped=stamped, ranked=ranked)
+
+
+def difference(
+    info: BlobInfo, other: BlobInfo | None, horizons: Horizons, *, stamped: bool, ranked: bool
+) -> Difference | None:
+    """What sets the destination, which has `other` under the name, apart from the source.
+
+    `stamped` says whether the destination keeps stamps, `ranked` whether both do.
+    """
+    if other is None:
+        if horizons.forgotten(info) or not (stamped or info.kind != Kind.TOMBSTONE):
+            return None
+        return Difference(info, touch=False, doubtful=horizons.doubtful(info))
+    if not ranked or other.rank >= info.rank:
+        return None
+    same = other.kind == info.kind and other.checksum == info.checksum
+    return Difference(info, touch=same and info.kind != Kind.TOMBSTONE)
+
+
+class Followed:
+    """A listing, for whoever comes by with names in list order."""
+
+    def __init__(self, infos: AsyncIterator[BlobInfo]) -> None:
+        self._infos = infos
+        self._info: BlobInfo | None = None
+        self._reached = _START
+        self._asked = _START
+
+    def behind(self, name: str) -> bool:
+        """Whether the place of this name has been passed: `find` can't tell then."""
+        return (partition_of(name), name) < self._asked
+
+    async def find(self, name: str) -> BlobInfo | None:
+        """What is listed under a name, which comes no earlier in list order than the last."""
+        self._asked = (partition_of(name), name)
+        while self._reached < self._asked:
+            self._info, self._reached = await _next(self._infos)
+        return self._info if self._reached == self._asked else None
 
 
 async def pairs(
     ours: AsyncIterator[BlobInfo], theirs: AsyncIterator[BlobInfo]
 ) -> AsyncIterator[tuple[BlobInfo, BlobInfo | None]]:
     """Each of ours with what stands under its name in theirs; both come in list order."""
-    other, reached = await _next(theirs)
+    followed = Followed(theirs)
     async for info in ours:
-        place = (partition_of(info.name), info.name)
-        while reached < place:
-            other, reached = await _next(theirs)
-        yield info, other if reached == place else None
+        yield info, await followed.find(info.name)
 
 
 async def _next(infos: AsyncIterator[BlobInfo]) -> tuple[BlobInfo | None, tuple[int, str]]:
@@ -101,4 +127,4 @@ async def _next(infos: AsyncIterator[BlobInfo]) -> tuple[BlobInfo | None, tuple[
     return (info, (partition_of(info.name), info.name)) if info else (None, _END)
 
 
-_END = (65_536, "")  # behind every place in list order
+_START, _END = (-1, ""), (65_536, "")  # before and behind every place in list order

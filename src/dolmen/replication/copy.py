@@ -11,6 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from dolmen.closing import closing
 from dolmen.cluster.verify import verified
@@ -32,13 +33,23 @@ from dolmen.replication.compare import Difference
 from dolmen.replication.patience import PASSING, Patience, Pause, Side, Stopped
 from dolmen.replication.report import Report
 from dolmen.replication.watched import Watched
-from dolmen.store import Blob, BlobInfo, BlobStore, Failed, Outcome, Put
+from dolmen.store import Blob, BlobInfo, BlobStore, Capabilities, Failed, Outcome, Put
 
 TOUCHES = 64
 """Touches under way at once."""
 
 _HOPELESS = (ReadOnly, Unauthorized)
 """Errors of one blob that every other one would meet as well."""
+
+
+class Source(Protocol):
+    """What is copied from: as much of a store as that takes."""
+
+    capabilities: Capabilities
+
+    def get_many(self, names: Sequence[str]) -> AsyncIterator[Blob | Failed]:
+        """As `BlobStore.get_many`."""
+        ...
 
 
 @dataclass(slots=True)
@@ -70,7 +81,7 @@ class Copier:
 
     def __init__(
         self,
-        source: BlobStore,
+        source: Source,
         destination: BlobStore,
         report: Report,
         pace: Pace,

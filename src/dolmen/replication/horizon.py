@@ -19,6 +19,7 @@ from functools import partial
 from typing import TypeVar
 
 from dolmen.closing import closing
+from dolmen.errors import Outdated
 from dolmen.record import Kind
 from dolmen.replication.patience import Pause, ask
 from dolmen.replication.side_by_side import naming, side_by_side
@@ -29,6 +30,10 @@ from dolmen.stores.horizon import HORIZON, NO_HORIZONS, Horizons, horizon_in
 T = TypeVar("T")
 _RECLAIMED = "reclaimed"
 _BATCH = 1_000
+DOUBTFUL = Outdated(
+    "where it comes from missed deletes that were forgotten since, and this may be one of them; "
+    "run with --rejoin to have it back, or leave it"
+)
 OFTEN = 30
 """Deletes are forgotten in so many steps of the time for which they are remembered."""
 

@@ -80,59 +80,69 @@ class Chunks:
 
     async def _missing(self, chunks: Sequence[str]) -> list[BlobInfo]:
         """Those that the source has and the destination lacks."""
-        there = await self._stat_all(self._destination, "destination", chunks)
+        there = await stat_all(self._destination, chunks, "destination", self._pause)
         lacking = [
             chunk
             for chunk, info in zip(chunks, there, strict=True)
             if info is None
             or not _is_whole(chunk, info, self._destination)
-            or not await self._renewed(info)
+            or not await renewed(self._destination, info, self._pause)
         ]
-        here = await self._stat_all(self._source, "source", lacking)
+        here = await stat_all(self._source, lacking, "source", self._pause)
         return [info for info in here if info is not None]
 
-    async def _renewed(self, info: BlobInfo) -> bool:
-        """Make a chunk young that no manifest may have named so far: it could be collected now."""
-        if not self._destination.capabilities.stamps or time.time() - info.arrived < GRACE / 2:
-            return True
-        try:
-            await ask(
-                lambda: self._destination.touch(
-                    info.name, stamp=info.stamp, checksum=info.checksum, meta=info.metadata
-                ),
-                side="destination",
-                pause=self._pause,
-            )
-        except Stopped as stopped:
-            if isinstance(stopped.error, NotFound):  # it went just now
-                return False
-            raise
+
+async def renewed(store: BlobStore, info: BlobInfo, pause: Pause) -> bool:
+    """Make a chunk young that no manifest may have named so far: it could be collected now.
+
+    False where it is not there any more. Raises `Stopped`.
+    """
+    if not store.capabilities.stamps or time.time() - info.arrived < GRACE / 2:
         return True
+    try:
+        await ask(
+            lambda: store.touch(
+                info.name, stamp=info.stamp, checksum=info.checksum, meta=info.metadata
+            ),
+            side="destination",
+            pause=pause,
+        )
+    except Stopped as stopped:
+        if isinstance(stopped.error, NotFound):  # it went just now
+            return False
+        raise
+    return True
 
-    async def _stat_all(
-        self, store: BlobStore, side: Side, names: Sequence[str]
-    ) -> list[BlobInfo | None]:
-        async def stat(name: str) -> BlobInfo | None:
-            try:
-                return await store.stat(name)
-            except NotFound:
-                return None
-            except Corrupt:
-                # At the destination it wants a copy; at the source copying it will report it.
-                return None if side == "destination" else BlobInfo(name, 0, 0, 0, b"")
 
-        async def asked(name: str) -> BlobInfo | Stopped | None:
-            try:
-                return await ask(lambda: stat(name), side=side, pause=self._pause)
-            except Stopped as stopped:  # returned, so that the others are not left running
-                return stopped
+async def stat_all(
+    store: BlobStore, names: Sequence[str], side: Side, pause: Pause
+) -> list[BlobInfo | None]:
+    """What stands under each of these names, asked for at once; None for nothing.
 
-        found: list[BlobInfo | None] = []
-        for answer in await asyncio.gather(*map(asked, names)):
-            if isinstance(answer, Stopped):
-                raise answer
-            found.append(answer)
-        return found
+    A damaged copy counts as none at the destination, which wants another, and at the source as
+    there: copying it will report it. Raises `Stopped`.
+    """
+
+    async def stat(name: str) -> BlobInfo | None:
+        try:
+            return await store.stat(name)
+        except NotFound:
+            return None
+        except Corrupt:
+            return None if side == "destination" else BlobInfo(name, 0, 0, 0, b"")
+
+    async def asked(name: str) -> BlobInfo | Stopped | None:
+        try:
+            return await ask(lambda: stat(name), side=side, pause=pause)
+        except Stopped as stopped:  # returned, so that the others are not left running
+            return stopped
+
+    found: list[BlobInfo | None] = []
+    for answer in await asyncio.gather(*map(asked, names)):
+        if isinstance(answer, Stopped):
+            raise answer
+        found.append(answer)
+    return found
 
 
 def _is_whole(chunk: str, info: BlobInfo, store: BlobStore) -> bool:

@@ -6,13 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Collection, Sequence
 
 from dolmen.closing import closing
-from dolmen.errors import Outdated
 from dolmen.names import partition_of
 from dolmen.pace import Pace
 from dolmen.record import Kind
 from dolmen.replication.compare import Difference, compare, scope
 from dolmen.replication.copy import Copier
-from dolmen.replication.horizon import horizons_of
+from dolmen.replication.horizon import DOUBTFUL, horizons_of
 from dolmen.replication.manifests import Chunks
 from dolmen.replication.patience import Pause, Stopped
 from dolmen.replication.report import Progress, Report
@@ -27,10 +26,6 @@ LANES = 3
 """Batches under way: one being read, one being written, one on its way."""
 _NOTICE = 4_096
 """Entries compared between two calls of the progress callback."""
-_DOUBTFUL = Outdated(
-    "the source was away while deletes were forgotten, and this may be one of them; "
-    "run with --rejoin to have it back, or empty the source"
-)
 
 
 async def replicate(
@@ -106,7 +101,7 @@ class _Run:
                 if self.report.compared % _NOTICE == 0:
                     self.progress(self.report)
                 if difference and difference.doubtful:
-                    self.report.refuse(info.name, _DOUBTFUL, reason="MayBeDeleted")
+                    self.report.refuse(info.name, DOUBTFUL, reason="MayBeDeleted")
                 elif difference and info.kind == Kind.MANIFEST:
                     self._with_manifests.add(partition_of(info.name))
                 elif difference:

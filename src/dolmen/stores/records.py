@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Sequence
 
 from dolmen import errors, metadata
-from dolmen.errors import BadContent, Corrupt, DolmenError
+from dolmen.errors import BadContent, Corrupt, DolmenError, InvalidName
 from dolmen.names import check_name, checksum_of
 from dolmen.payload import Bytes, Piece, Stream
 from dolmen.record import (
@@ -30,6 +30,7 @@ from dolmen.record import (
     sums_size,
 )
 from dolmen.store import Blob, BlobInfo, Failed
+from dolmen.stores.gathered import Gathered
 
 WHOLE = 4 << 20
 """Blobs up to this size are decoded whole; larger ones as a stream."""
@@ -46,7 +47,7 @@ async def encode(blobs: AsyncIterator[Blob | Failed]) -> AsyncIterator[Piece]:
     size = 0
     async for blob in blobs:
         if isinstance(blob, Failed):
-            parts: Sequence[Piece] = (_refusal(blob),)
+            parts = frame(refusal(blob))
         elif blob.payload.whole is not None:
             parts = frame(blob)
         else:
@@ -96,12 +97,13 @@ def _head_of(info: BlobInfo, size: int) -> bytes:
     )
 
 
-def _refusal(failed: Failed) -> bytes:
+def refusal(failed: Failed) -> Blob:
+    """What can't be given, as the record that says so."""
     error = failed.error
     data = f"{type(error).__name__}\n{error}".encode()
     stamp = getattr(error, "stamp", 0)
-    head = encode_head(Kind.REFUSED, failed.name.encode(), b"", len(data), stamp, checksum_of(data))
-    return head + data + block_sums(data)
+    info = BlobInfo(failed.name, len(data), Kind.REFUSED, stamp, checksum_of(data))
+    return Blob(info, Bytes(data))
 
 
 async def decode(pieces: AsyncIterator[Piece]) -> AsyncIterator[Blob | Failed]:
@@ -117,13 +119,14 @@ async def decode(pieces: AsyncIterator[Piece]) -> AsyncIterator[Blob | Failed]:
             yield answer
         if (large := source.large()) is not None:
             head, info = large
-            rest = _Rest(source, head)
+            rest = Rest(source, head)
             yield Blob(info, Stream(head.length, rest.pieces, rereadable=False))
             await rest.skip()
     source.check_end()
 
 
-def _info(head: Head) -> BlobInfo:
+def info_of(head: Head) -> BlobInfo:
+    """What a record says of its blob; raises `Corrupt` or `InvalidName` for one that is none."""
     name = check_name(head.name.decode("ascii", "replace"))
     if head.kind not in _TRAVELS:
         raise Corrupt(f"a record of kind {head.kind} does not travel")
@@ -131,8 +134,8 @@ def _info(head: Head) -> BlobInfo:
     return BlobInfo(name, head.length, head.kind, head.stamp, head.checksum, head.metadata)
 
 
-def _failed(head: Head, data: bytes) -> Failed:
-    """The error a refusal tells of; one this dolmen does not know becomes `Unavailable`."""
+def refused(head: Head, data: bytes) -> Failed:
+    """What a record of kind REFUSED tells; an error not known here becomes `Unavailable`."""
     word, _, message = data.decode("utf-8", "replace").partition("\n")
     known = getattr(errors, word, None)
     if known is errors.NotFound:
@@ -144,40 +147,17 @@ def _failed(head: Head, data: bytes) -> Failed:
     return Failed(head.name.decode("ascii", "replace"), error)
 
 
-class _Source:
-    """Pieces, put together as far as a record goes, and taken apart again."""
+class _Source(Gathered):
+    """The pieces of a stream, taken apart into records."""
 
     def __init__(self, pieces: AsyncIterator[Piece]) -> None:
-        self._pieces = pieces
-        self._buffer = b""
-        self._at = 0
+        super().__init__(pieces)
         self._needed = HEADER_SIZE
         self._count = 0
-
-    @property
-    def held(self) -> int:
-        """Bytes that have come and were not taken."""
-        return len(self._buffer) - self._at
 
     async def fill(self) -> bool:
         """Hold what is needed of the next record; False when the stream ends before."""
         return await self.have(self._needed)
-
-    async def have(self, wanted: int) -> bool:
-        """Hold so many bytes; False when the stream ends before."""
-        held = self.held
-        if held >= wanted:
-            return True
-        parts: list[Piece] = [memoryview(self._buffer)[self._at :]] if held else []
-        while held < wanted:
-            piece = await anext(self._pieces, None)
-            if piece is None:
-                break
-            held += len(piece)
-            parts.append(piece)
-        self._buffer = bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
-        self._at = 0
-        return held >= wanted
 
     def whole_ones(self) -> Iterator[Blob | Failed]:
         """Take the records that are all here. `fill` then gets more of the one after them."""
@@ -197,7 +177,7 @@ class _Source:
             before = buffer[at:start]
             self._at = at = end
             self._count += 1
-            yield _failed(head, data) if info is None else Blob(info, Framed(data, sums, before))
+            yield refused(head, data) if info is None else Blob(info, Framed(data, sums, before))
         self._needed = HEADER_SIZE
 
     def large(self) -> tuple[Head, BlobInfo] | None:
@@ -215,8 +195,8 @@ class _Source:
     def _head(self, at: int) -> tuple[Head, BlobInfo | None]:
         try:
             head = decode_head(self._buffer, at)
-            return head, None if head.kind == Kind.REFUSED else _info(head)
-        except Corrupt as error:
+            return head, None if head.kind == Kind.REFUSED else info_of(head)
+        except (Corrupt, InvalidName) as error:
             raise self._damaged(str(error)) from error
 
     def _damaged(self, why: str) -> BadContent:
@@ -228,28 +208,25 @@ class _Source:
             self._head(self._at)
             raise BadContent(f"the stream is cut off in record {self._count + 1}")
 
-    def take(self, length: int) -> bytes:
-        """Take so many bytes, which are there."""
-        at = self._at
-        self._at = at + length
-        return self._buffer[at : at + length]
 
-
-class _Rest:
+class Rest:
     """The data of a large record, still in the stream."""
 
-    def __init__(self, source: _Source, head: Head) -> None:
+    def __init__(self, source: Gathered, head: Head) -> None:
         self._source, self._head = source, head
-        self._left = head.length
+        self.left = head.length
+        """Bytes of it that were not read yet."""
+        self.sound = False
+        """All of it was read and is right."""
         self._sums = BlockSums()
 
     async def pieces(self) -> AsyncIterator[Piece]:
         """The data, and at its end the check of all of it."""
-        while self._left:
-            piece = await self._take(min(self._left, 4 * BLOCK))
-            self._left -= len(piece)
+        while self.left:
+            piece = await self._take(min(self.left, 4 * BLOCK))
+            self.left -= len(piece)
             self._sums.update(piece)
-            if not self._left:
+            if not self.left:
                 await self._check()
             yield piece
 
@@ -261,6 +238,7 @@ class _Rest:
     async def _check(self) -> None:
         if await self._take(sums_size(self._head.length)) != self._sums.digest():
             raise BadContent("a record of the stream is damaged: its data fails its checksum")
+        self.sound = True
 
     async def skip(self) -> None:
         """Pass over what its reader left."""

@@ -1,0 +1,119 @@
+"""`dolmen export`: a backup as one file or stream."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import sys
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING, Annotated, BinaryIO
+
+import typer
+
+from dolmen.cli.clusters import Stores, settings_of
+from dolmen.cli.ending import run
+from dolmen.cli.options import Bandwidth, Config, Json
+from dolmen.cli.output import report_bar
+from dolmen.cli.repairing import tell_run
+from dolmen.errors import BadSetting, Corrupt, Unavailable
+from dolmen.payload import Piece
+from dolmen.stores.secrets import without_secrets
+
+if TYPE_CHECKING:
+    from dolmen.config import Settings
+    from dolmen.replication.begun import Begun
+
+STEP = 1 << 20
+
+
+def export(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="Where to write it; - is standard output.")
+    ],
+    stores: Stores = None,
+    config: Config = None,
+    bandwidth: Bandwidth = None,
+    json: Json = False,
+) -> None:
+    """Write all that a store or a cluster holds to FILE, deletes included.
+
+    May be interrupted: run again with the same FILE, it goes on where it was. Nothing needs to
+    be stopped meanwhile. Exit status 1 when something could not be read on any server;
+    it is named, and all else is in the file.
+
+    [green]dolmen export backup.dolmen --config cluster.toml[/green]
+
+    [green]dolmen export - volume:/srv/data | ssh elsewhere dolmen import - volume:/srv/copy[/green]
+    """
+    settings = settings_of(config, stores)
+    raise typer.Exit(run(_export(file, settings, bandwidth, as_json=json)))
+
+
+async def _export(path: str, settings: Settings, bandwidth: int | None, *, as_json: bool) -> int:
+    from dolmen.config.opening import opened_groups
+    from dolmen.pace import Pace
+    from dolmen.replication.export import export as written
+
+    groups = settings.all_groups()
+    source = ", ".join(without_secrets(server.url) for group in groups for server in group.servers)
+    try:
+        async with opened_groups(groups, volatile=True, existing=True) as opened:
+            with _opened(path) as file, report_bar("export") as bar:
+                begun = await _begun(file, path, source) if path != "-" else None
+
+                async def sink(pieces: Sequence[Piece]) -> None:
+                    await asyncio.to_thread(file.writelines, pieces)
+
+                report = await written(
+                    opened, sink, source=source, begun=begun, progress=bar, pace=Pace(bandwidth)
+                )
+                file.flush()
+                if path != "-":
+                    await asyncio.to_thread(os.fsync, file.fileno())
+    except BrokenPipeError as error:
+        raise Unavailable("whoever reads the export has gone, and has not all of it") from error
+    return tell_run(source, path, report, as_json=as_json)
+
+
+def _opened(path: str) -> BinaryIO:
+    """The file to write to, locked; for standard output, what is said goes to stderr."""
+    if path == "-":
+        if sys.stdout.isatty():
+            raise BadSetting("an export is no text for a terminal: give a FILE, or a pipe after it")
+        data = os.dup(sys.stdout.fileno())
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        return open(data, "wb")
+    file = open(path, "a+b")  # noqa: SIM115 - its caller closes it
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise BadSetting(f"{path}: another export is writing to it") from error
+    return file
+
+
+async def _begun(file: BinaryIO, path: str, source: str) -> Begun | None:
+    """How far the file goes, which is left open there; None for an empty one."""
+    from dolmen.replication.archive import Reader
+    from dolmen.replication.begun import begun
+
+    if not os.fstat(file.fileno()).st_size:
+        return None
+    file.seek(0)
+    try:
+        found = await begun(Reader(pieces_of(file)))
+    except Corrupt as error:
+        raise BadSetting(f"{path}: {error}; give another FILE, or remove it") from error
+    if found.complete:
+        raise BadSetting(f"{path} is a complete export of {found.source}; give another FILE")
+    if found.source != source:
+        raise BadSetting(f"{path} was begun as an export of {found.source}; give another FILE")
+    file.truncate(found.end)
+    return found
+
+
+async def pieces_of(file: BinaryIO) -> AsyncIterator[Piece]:
+    """What is in a file, as it comes."""
+    while piece := await asyncio.to_thread(file.read, STEP):
+        yield piece
