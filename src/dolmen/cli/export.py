@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import select
 import sys
 from collections.abc import AsyncIterator, Sequence
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from io import FileIO
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from dolmen.replication.begun import Begun
 
 STEP = 1 << 20
+_MOMENT = 0.2
 
 
 def export(
@@ -63,12 +66,11 @@ async def _export(path: str, settings: Settings, bandwidth: int | None, *, as_js
                 begun = await _begun(file, path, source) if path != "-" else None
 
                 async def sink(pieces: Sequence[Piece]) -> None:
-                    await asyncio.to_thread(file.writelines, pieces)
+                    await asyncio.to_thread(_write, file, pieces)
 
                 report = await written(
                     opened, sink, source=source, begun=begun, progress=bar, pace=Pace(bandwidth)
                 )
-                file.flush()
                 if path != "-":
                     await asyncio.to_thread(os.fsync, file.fileno())
     except BrokenPipeError as error:
@@ -76,15 +78,15 @@ async def _export(path: str, settings: Settings, bandwidth: int | None, *, as_js
     return tell_run(source, path, report, as_json=as_json)
 
 
-def _opened(path: str) -> BinaryIO:
+def _opened(path: str) -> FileIO:
     """The file to write to, locked; for standard output, what is said goes to stderr."""
     if path == "-":
         if sys.stdout.isatty():
             raise BadSetting("an export is no text for a terminal: give a FILE, or a pipe after it")
         data = os.dup(sys.stdout.fileno())
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-        return open(data, "wb")
-    file = open(path, "a+b")  # noqa: SIM115 - its caller closes it
+        return open(data, "wb", buffering=0)
+    file = open(path, "a+b", buffering=0)  # noqa: SIM115 - its caller closes it
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -93,7 +95,7 @@ def _opened(path: str) -> BinaryIO:
     return file
 
 
-async def _begun(file: BinaryIO, path: str, source: str) -> Begun | None:
+async def _begun(file: FileIO, path: str, source: str) -> Begun | None:
     """How far the file goes, which is left open there; None for an empty one."""
     from dolmen.replication.archive import Reader
     from dolmen.replication.begun import begun
@@ -113,7 +115,20 @@ async def _begun(file: BinaryIO, path: str, source: str) -> Begun | None:
     return found
 
 
-async def pieces_of(file: BinaryIO) -> AsyncIterator[Piece]:
-    """What is in a file, as it comes."""
-    while piece := await asyncio.to_thread(file.read, STEP):
-        yield piece
+def _write(file: FileIO, pieces: Sequence[Piece]) -> None:
+    left = memoryview(b"".join(pieces))
+    while left:
+        left = left[file.write(left) :]
+
+
+async def pieces_of(file: FileIO) -> AsyncIterator[Piece]:
+    """What is in an unbuffered file, as it comes. A pipe is waited for a moment at a time, so that
+    Ctrl-C finds no thread that is stuck in it.
+    """
+
+    def read() -> bytes | None:
+        return file.read(STEP) if select.select([file], [], [], _MOMENT)[0] else None
+
+    while (piece := await asyncio.to_thread(read)) != b"":
+        if piece:
+            yield piece

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from io import FileIO
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -71,8 +72,8 @@ async def _import(
     return _tell(path, restored, as_json=as_json)
 
 
-def _opened(path: str) -> BinaryIO:
-    return open(os.dup(sys.stdin.fileno()) if path == "-" else path, "rb")
+def _opened(path: str) -> FileIO:
+    return open(os.dup(sys.stdin.fileno()) if path == "-" else path, "rb", buffering=0)
 
 
 def _tell(path: str, restored: Restored, *, as_json: bool) -> int:

@@ -188,7 +188,7 @@ class _Export:
                 answer = await self._next(wanted.info.name, member, streams[member])
                 if isinstance(answer, Failed):
                     answer = await self._from_any(wanted)
-                await self._write(answer)
+                await self._write(_raised(answer, wanted.info))
         self._progress(self._report)
 
     async def _next(
@@ -265,6 +265,14 @@ class Wanted(NamedTuple):
 
     info: BlobInfo
     holders: Sequence[Member]
+
+
+def _raised(answer: Blob | Failed, best: BlobInfo) -> Blob | Failed:
+    """With the stamp and metadata of the best copy, where a server had this content with less."""
+    if isinstance(answer, Failed) or answer.info.rank >= best.rank:
+        return answer
+    same = answer.info.kind == best.kind and answer.info.checksum == best.checksum
+    return Blob(best, answer.payload) if same else answer
 
 
 def _unknown(name: str) -> BlobInfo:

@@ -17,6 +17,12 @@ class Refused:
     count: int = 0
     examples: list[tuple[str, str]] = field(default_factory=list)
 
+    def add(self, name: str, why: str) -> None:
+        """Count one more."""
+        self.count += 1
+        if len(self.examples) < EXAMPLES:
+            self.examples.append((name, why))
+
 
 @dataclass(slots=True)
 class Report:
@@ -50,10 +56,7 @@ class Report:
 
     def refuse(self, name: str, error: DolmenError, *, reason: str = "") -> None:
         """Count a blob that was not copied."""
-        refused = self.refused.setdefault(reason or type(error).__name__, Refused())
-        refused.count += 1
-        if len(refused.examples) < EXAMPLES:
-            refused.examples.append((name, str(error)))
+        self.refused.setdefault(reason or type(error).__name__, Refused()).add(name, str(error))
 
 
 Progress = Callable[[Report], None]

@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import (
     AsyncIterator,
-    Awaitable,
     Callable,
     Coroutine,
     Iterable,
@@ -25,32 +24,24 @@ from collections.abc import (
 )
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 from dolmen.closing import closing
-from dolmen.cluster.groups import Group, Member
+from dolmen.cluster.groups import Group
 from dolmen.cluster.manifest import decode
 from dolmen.cluster.placement import Placement
 from dolmen.errors import BadContent, Corrupt
-from dolmen.names import partition_of
 from dolmen.pace import Pace
 from dolmen.payload import Piece, read_whole
 from dolmen.record import Kind
 from dolmen.replication.archive import END, EXPORT, MANIFESTS, Damage, Mark, Reader
-from dolmen.replication.compare import Difference, Followed, difference
-from dolmen.replication.copy import Copier
-from dolmen.replication.horizon import DOUBTFUL
-from dolmen.replication.manifests import AT_ONCE, renewed, stat_all
-from dolmen.replication.patience import Pause, Stopped, ask, listing
+from dolmen.replication.patience import Pause, Stopped
+from dolmen.replication.receiver import Held, Receiver
 from dolmen.replication.replicate import BATCH, BATCH_BYTES
-from dolmen.replication.report import EXAMPLES, Refused, Report
-from dolmen.replication.side_by_side import naming, told
+from dolmen.replication.report import Refused, Report
+from dolmen.replication.side_by_side import told
 from dolmen.replication.spooled import spooled
-from dolmen.stamps import format_stamp, parse_stamp
-from dolmen.store import ALL_PARTITIONS, Blob, BlobInfo, Capabilities, Failed
-from dolmen.stores.horizon import HORIZON, NO_HORIZONS, Horizons, horizon_in
-
-T = TypeVar("T")
+from dolmen.stamps import parse_stamp
+from dolmen.store import Blob, BlobInfo, Failed
 
 
 @dataclass(slots=True)
@@ -88,9 +79,9 @@ async def restore(
     reading the pieces raises. Must run in a task.
     """
     placement = Placement(groups)
-    held = _Held()
+    held = Held()
     servers = [
-        _Server(member, placement, held, pace or Pace(), pause)
+        Receiver(member, placement, held, pace or Pace(), pause)
         for group in groups
         for member in group.members
     ]
@@ -110,8 +101,8 @@ class _Restore:
         self,
         reader: Reader,
         restored: Restored,
-        servers: Sequence[_Server],
-        held: _Held,
+        servers: Sequence[Receiver],
+        held: Held,
         progress: Callable[[Restored], None],
         *,
         rejoin: bool,
@@ -134,9 +125,9 @@ class _Restore:
                 case Damage(records=None):
                     restored.ends = str(item)
                 case Damage():
-                    _count(restored.damaged, item.name, str(item))
+                    restored.damaged.add(item.name, str(item))
                 case Failed(name, error):
-                    _count(restored.lacking, name, f"{name}: {error}")
+                    restored.lacking.add(name, f"{name}: {error}")
                 case Blob():
                     await self._take(item)
             restored.read = reader.passed
@@ -161,7 +152,7 @@ class _Restore:
         except BadContent:
             return  # its damage comes next
         except Corrupt as error:
-            _count(self._restored.damaged, blob.info.name, str(error))
+            self._restored.damaged.add(blob.info.name, str(error))
             return
         self._batch.append(blob)
         self._size += blob.payload.size
@@ -198,111 +189,6 @@ class _Restore:
         await _at_once(server.bring() for server in self._servers)
 
 
-class _Held:
-    """The blobs of a batch, to copy from."""
-
-    capabilities = Capabilities(
-        durable=False, largest=0, digests=False, ordered=False, conflicts=False
-    )
-
-    def __init__(self) -> None:
-        self.blobs: Mapping[str, Blob] = {}
-
-    async def get_many(self, names: Sequence[str]) -> AsyncIterator[Blob | Failed]:
-        """Those of these names, each as often as it is asked for."""
-        for name in names:
-            blob = self.blobs[name]
-            yield Blob(blob.info, blob.payload)
-
-
-class _Server:
-    """One of the servers that are written to."""
-
-    def __init__(
-        self, member: Member, placement: Placement, held: _Held, pace: Pace, pause: Pause
-    ) -> None:
-        self.name = member.name
-        self.report = Report()
-        self.waiting: Sequence[Difference] = []
-        """What is to be written to it of the current batch."""
-        self.listing = listing(member.store, ALL_PARTITIONS, side="destination", pause=pause)
-        self._member, self._store, self._placement = member, member.store, placement
-        self._followed = Followed(self.listing)
-        self._copier = Copier(held, member.store, self.report, pace, pause)
-        self._pause = pause
-        self._horizons = NO_HORIZONS
-
-    async def begin(self, horizon: int, *, rejoin: bool) -> None:
-        """Learn what was forgotten here. `horizon` is the archive's."""
-        if not self._store.capabilities.stamps:
-            return
-        with naming(self.name):
-            own = horizon_in(await self._ask(self._store.notes))
-            if horizon > own and await self._ask(self._is_empty):
-                noted = format_stamp(horizon).encode()
-                await self._ask(lambda: self._store.note(HORIZON, noted))
-                own = horizon
-        self._horizons = Horizons(horizon, own, rejoin)
-
-    async def compare(self, infos: Sequence[BlobInfo]) -> None:
-        """Find out which of these it should hold and lacks, or has at a lower rank."""
-        mine = [info for info in infos if self._rightful(info.name)]
-        with naming(self.name):
-            standing = await self._standing(mine)
-        stamped = self._store.capabilities.stamps
-        found = [
-            difference(
-                info, standing.get(info.name), self._horizons, stamped=stamped, ranked=stamped
-            )
-            for info in mine
-        ]
-        self.report.compared += len(mine)
-        self.waiting = [each for each in found if each and not each.doubtful]
-        for each in found:
-            if each and each.doubtful:
-                self.report.refuse(each.info.name, DOUBTFUL, reason="MayBeDeleted")
-
-    async def renew(self, chunks: Iterable[str]) -> None:
-        """Make those chunks young that it has and should hold."""
-        mine = [chunk for chunk in chunks if self._rightful(chunk)]
-        with naming(self.name):
-            for at in range(0, len(mine), AT_ONCE):
-                some = mine[at : at + AT_ONCE]
-                for info in await stat_all(self._store, some, "destination", self._pause):
-                    if info is not None:
-                        await renewed(self._store, info, self._pause)
-
-    async def bring(self) -> None:
-        """Write what is waiting."""
-        with naming(self.name):
-            await self._copier.bring(self.waiting)
-
-    def _rightful(self, name: str) -> bool:
-        return self._member in self._placement.of(partition_of(name)).rightful
-
-    async def _standing(self, infos: Sequence[BlobInfo]) -> Mapping[str, BlobInfo | None]:
-        """What stands: from the listing as long as names come in its order, else asked for."""
-        standing: dict[str, BlobInfo | None] = {}
-        passed = []
-        for info in infos:
-            if self._followed.behind(info.name):
-                passed.append(info.name)
-            else:
-                standing[info.name] = await self._followed.find(info.name)
-        for at in range(0, len(passed), AT_ONCE):
-            some = passed[at : at + AT_ONCE]
-            found = await stat_all(self._store, some, "destination", self._pause)
-            standing |= zip(some, found, strict=True)
-        return standing
-
-    async def _is_empty(self) -> bool:
-        async with closing(self._store.list(tombstones=True)) as infos:
-            return await anext(infos, None) is None
-
-    async def _ask(self, question: Callable[[], Awaitable[T]]) -> T:
-        return await ask(question, side="destination", pause=self._pause)
-
-
 async def _at_once(works: Iterable[Coroutine[None, None, None]]) -> None:
     """Do all of this; raises the first `Stopped`, when nothing runs any more."""
     stops: list[Stopped] = []
@@ -314,9 +200,3 @@ async def _at_once(works: Iterable[Coroutine[None, None, None]]) -> None:
         stops += [error for error in stopped.exceptions if isinstance(error, Stopped)]
     if stops:
         raise stops[0]
-
-
-def _count(counted: Refused, name: str, why: str) -> None:
-    counted.count += 1
-    if len(counted.examples) < EXAMPLES:
-        counted.examples.append((name, why))
