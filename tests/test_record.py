@@ -193,6 +193,7 @@ def test_kinds_have_the_numbers_on_disk():
         ("REMOVAL", 5),
         ("EXTENT", 6),
         ("REFUSED", 7),
+        ("MARK", 8),
     ]
 
 
