@@ -21,12 +21,13 @@ COMMAND = (sys.executable, "-c", "from dolmen.cli import main; main()")
 class Process:
     """A server command in a process of its own."""
 
-    def __init__(self, *arguments):
+    def __init__(self, *arguments, inside=()):
         self.arguments = [str(argument) for argument in arguments]
+        self.inside = inside
         self.start()
 
     def start(self):
-        command = [*TIED, *COMMAND, *self.arguments]
+        command = [*TIED, *self.inside, *COMMAND, *self.arguments]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         line = self.process.stdout.readline()  # printed once the ports are bound
         assert "http://" in line, f"{self.arguments} did not start"

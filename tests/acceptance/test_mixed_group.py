@@ -154,3 +154,31 @@ def test_they_replicate_in_all_directions(mixed):
             await store.aclose()
 
     asyncio.run(in_all_directions())
+
+
+def test_an_export_goes_to_every_engine_and_comes_back(mixed, tmp_path):
+    async def fill(url):
+        store = await open_store(url)
+        for number in range(200):
+            await store.put(f"name-{number}", Bytes(mixed.rng.randbytes(SIZES[number % 4])))
+        for number in range(10):
+            await store.delete(f"name-{number}")
+        await store.put("large", Bytes(mixed.rng.randbytes(6 << 20)))
+        await store.aclose()
+
+    def run(*words):
+        ended = subprocess.run([*COMMAND, *words], check=False, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+
+    mixed.urls["source"] = source = f"volume:{tmp_path}/source"
+    asyncio.run(fill(source))
+    run("export", str(tmp_path / "first"), source)
+    before = "first"
+    for name, url in mixed.urls.items():  # from each to the next
+        if name != "source":
+            run("import", str(tmp_path / before), url)
+            run("export", str(tmp_path / f"{name}.export"), url)
+            before = f"{name}.export"
+    found = asyncio.run(mixed.listed(tombstones=True))
+    assert len(found["source"]) == 201
+    assert all(listed == found["source"] for listed in found.values())
