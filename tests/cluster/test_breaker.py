@@ -125,8 +125,19 @@ async def test_an_upload_of_enough_copies_does_not_wait_for_who_hangs():
     assert stores[0].calls == []
 
 
-async def test_when_all_others_say_no_the_answer_is_not_known_and_not_waited_for():
+async def test_when_all_others_say_no_one_that_fails_at_once_is_asked_all_the_same():
+    cluster, stores, order, _now = await made_with_one_resting()
+    with pytest.raises(NotFound):
+        await cluster.get("absent")
+    assert asked(stores[0], "get") == 1
+    assert cluster.breaker.state(order[0]) == "ok"
     cluster, stores, _order, _now = await made_with_one_resting()
+    await stores[0].store.put("other", Bytes(b"data"))
+    assert (await cluster.stat("other")).size == 4
+
+
+async def test_when_all_others_say_no_the_answer_is_not_known_and_nobody_waits_for_who_hangs():
+    cluster, stores, _order, _now = await made_with_one_resting(hangs=True)
     for ask in (cluster.get, cluster.stat):
         with pytest.raises(Unavailable, match="left alone"):
             await ask("absent")

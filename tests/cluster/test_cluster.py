@@ -125,6 +125,25 @@ async def test_not_found_needs_a_no_from_everyone():
         await cluster.get("name")
 
 
+@pytest.mark.parametrize("method", ["get", "stat"])
+async def test_a_blob_that_moves_to_where_it_belongs_behind_a_read_is_found(method):
+    _stores, cluster = made(5, copies=2)
+    order = in_order(cluster, "name")
+    last = order[-1]
+    await last.store.put("name", Bytes(b"data"), stamp=5)
+
+    async def move(called, _name):
+        if called == method and not moved:
+            moved.append(called)
+            await order[1].put("name", Bytes(b"data"), stamp=5)
+            await last.store.remove("name", if_stamp=5)
+
+    moved = []
+    last.pause = move
+    await getattr(cluster, method)("name")
+    assert moved
+
+
 async def test_a_tombstone_overrules_older_copies_but_not_newer_ones():
     _stores, cluster = made(3)
     first, second, _ = in_order(cluster, "name")

@@ -73,3 +73,12 @@ async def test_who_can_not_be_asked_is_named():
     dropped = await trio.drop()
     assert dropped.kept == 1
     assert list(dropped.failing) == [trio.names[0]]
+
+
+async def test_where_nobody_should_hold_it_it_stays():
+    trio = Trio()
+    nobody = [Member(name, store, 0) for name, store in trio.stores.items()]
+    trio.placement = Placement([make_group("all", nobody, volatile=True)])
+    (trio.other,) = (member for member in nobody if member.name == trio.other.name)
+    await trio.other.store.store.put("object", Bytes(b"content"), stamp=5)
+    assert await trio.drop() == Dropped(kept=1)

@@ -6,8 +6,9 @@ answer decides. Meanwhile others ask it only when nothing better is left:
 
 - a write that would have fewer than `write_copies` without it, unless it fails slowly: nobody
   waits for one that hangs as long as there are `min_copies`;
-- a read that some other member failed. Where all others said "no" nobody waits for it: the
-  answer is that not every member could be asked.
+- a read that some other member failed, and, unless it fails slowly, one to which all others
+  said "no". Nobody waits for one that hangs to say "no": the answer is then that not every member
+  could be asked.
 
 A member that is full, or takes no writes, answers at once, and serves reads and deletes: for
 `FULL_REST` seconds writes go to it after all others.
@@ -27,7 +28,7 @@ from dolmen.errors import DolmenError, Full, OutcomeUnknown, ReadOnly, Unavailab
 from dolmen.store import Condition
 
 FAILURES = 5
-REST = 30.0
+REST = 10.0
 FULL_REST = 10.0
 HANGS = 1.0
 """Seconds from which a failure is a slow one."""
@@ -117,11 +118,13 @@ class Breaker:
         """Whom to ask, in turn. Who is not to be waited for is added to the failures met."""
         resting: list[Member] = []
         yield from self._awake(order, resting)
-        if failures or len(resting) == len(order):
-            yield from resting
-            return
+        all_matter = failures or len(resting) == len(order)
         for member in resting:
-            failures.append((member.name, Unavailable("it failed many times and is left alone")))
+            if all_matter or not self.hangs(member):
+                yield member
+            else:
+                left = Unavailable("it failed many times and is left alone for a while")
+                failures.append((member.name, left))
 
     def _awake(self, order: Sequence[Member], resting: list[Member]) -> Iterator[Member]:
         for member in order:

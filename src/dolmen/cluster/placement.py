@@ -21,7 +21,7 @@ from dolmen.cluster.groups import Group, Member
 class Place:
     """Where the blobs of one partition go."""
 
-    __slots__ = ("group", "order", "rightful")
+    __slots__ = ("again", "group", "order", "rightful")
 
     def __init__(self, group: Group, rightful: Sequence[Member], others: Sequence[Member]) -> None:
         self.group = group
@@ -30,6 +30,9 @@ class Place:
         """The servers that should hold a copy, and those not durable that are ranked among them."""
         self.order = (*rightful, *others)
         """All servers: first the rightful ones, then every other one."""
+        self.again = self.rightful if others else ()
+        """Whom to ask once more before saying that nobody has a blob: behind a read that has asked
+        them, repair may have brought it there and taken it from the others."""
 
 
 class Placement:

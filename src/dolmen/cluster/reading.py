@@ -1,18 +1,18 @@
 """Reading from a cluster: members are asked in placement order until one answers.
 
-What is handed out has been checked against its name. "Not there" is said only when
-every member said so; a tombstone is a "no" that also overrules older copies on others. A
-member that could not be asked, or whose copy is damaged, makes the answer `Unavailable`,
-never `NotFound`. Members that rest are asked last, or not at all
-(`dolmen.cluster.breaker`); behind those that are often late the next one is asked as well
-(`dolmen.cluster.hedging`). What a member should have had is made up for behind the answer
-(`dolmen.cluster.mending`).
+What is handed out has been checked against its name. "Not there" is said only when every
+member said so, and those that should have it said so again, since repair moves copies meanwhile;
+a tombstone is a "no" that also overrules older copies on others. A member that could not be asked,
+or whose copy is damaged, makes the answer `Unavailable`, never `NotFound`. Members that rest are
+asked last, or not at all (`dolmen.cluster.breaker`); behind those that are often late the next one
+is asked as well (`dolmen.cluster.hedging`). What a member should have had is made up for behind
+the answer (`dolmen.cluster.mending`).
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 
 from dolmen.cluster.asking import Failures, told
 from dolmen.cluster.groups import Member
@@ -20,6 +20,7 @@ from dolmen.cluster.hedging import SMALL
 from dolmen.cluster.manifest import CHUNK
 from dolmen.cluster.members import Members
 from dolmen.cluster.mending import Lack
+from dolmen.cluster.placement import Place
 from dolmen.cluster.verify import verified
 from dolmen.digests import Digests, Slot, entry_hash
 from dolmen.errors import Corrupt, DolmenError, NotFound, Unavailable
@@ -39,15 +40,12 @@ class Reading(Members):
         deleted = 0
         failures: Failures = []
         lacks: list[Lack] = []
-        order: Iterable[Member] = place.order
         hedging = self.hedging
-        if breaker.troubles:
-            order = breaker.reading(place.order, failures)
-        elif hedging.gray and byte_range is None and self._is_hedged(name, place.order):
+        if hedging.gray and byte_range is None and self._is_hedged(name, place.order):
             raced = await hedging.race(place.order[0], place.order[1], name)
             if raced is not None:
                 return raced
-        for member in order:
+        for member in self._to_ask(place, failures):
             began = hedging.now()
             try:
                 blob = await member.store.get(name, byte_range=byte_range)
@@ -80,8 +78,17 @@ class Reading(Members):
                 lacks.append(Lack(member, blob.info))
         raise _absent(name, deleted, failures)
 
+    def _to_ask(self, place: Place, failures: Failures) -> Iterator[Member]:
+        """Whom to ask for a blob until one has it; `failures` are those met meanwhile."""
+        breaker = self.breaker
+        yield from breaker.reading(place.order, failures) if breaker.troubles else place.order
+        if not failures:
+            yield from place.again
+
     def _is_hedged(self, name: str, order: Sequence[Member]) -> bool:
-        return len(order) > 1 and order[0].name in self.hedging.gray and not is_chunk_name(name)
+        if self.breaker.troubles or len(order) < 2 or is_chunk_name(name):
+            return False
+        return order[0].name in self.hedging.gray
 
     async def stat(self, name: str, *, tombstones: bool = False) -> BlobInfo:
         """See `BlobStore.stat`."""
@@ -90,14 +97,12 @@ class Reading(Members):
         breaker = self.breaker
         deleted: BlobInfo | None = None
         failures: Failures = []
-        order: Iterable[Member] = place.order
-        if breaker.troubles:
-            order = breaker.reading(place.order, failures)
-        for member in order:
+        for member in self._to_ask(place, failures):
+            began = self.hedging.now()
             try:
                 info = await member.store.stat(name, tombstones=True)
             except DolmenError as error:
-                breaker.failed(member, error)
+                breaker.failed(member, error, began)
                 if not isinstance(error, NotFound):
                     failures.append((member.name, error))
                 continue

@@ -3,7 +3,8 @@
 It got there because a rightful server could not be written to, or because servers joined,
 left or changed their weight. It goes by `remove`, without a tombstone, once every durable
 server that should hold the name has shown that it does: each has read its own copy to the
-end, found it sound, and has it at no lower rank. Where one has not, the copy stays.
+end, found it sound, and has it at no lower rank. Where one has not, or there is none, the copy
+stays.
 """
 
 from __future__ import annotations
@@ -85,18 +86,18 @@ class _Work:
 
     async def _drop(self, batch: Sequence[BlobInfo]) -> None:
         """Remove those of a batch that every rightful server turns out to hold."""
-        sound = {info.name for info in batch}
+        sound: set[str] = set()
         asked: dict[int, tuple[Member, list[BlobInfo]]] = {}
         for info in batch:
             place = self.placement.of(partition_of(info.name))
-            for rightful in place.rightful:
-                if place.group.counts(rightful):
-                    asked.setdefault(id(rightful), (rightful, []))[1].append(info)
+            for rightful in filter(place.group.counts, place.rightful):
+                asked.setdefault(id(rightful), (rightful, []))[1].append(info)
+                sound.add(info.name)  # until one of those asked says otherwise
         for rightful, infos in asked.values():
             if rightful.name in self.failing:
                 sound -= {info.name for info in infos}
                 continue
-            sound &= {info.name for info in batch} - await self._lacking(rightful, infos)
+            sound -= await self._lacking(rightful, infos)
         removes = [Remove(info.name, info.stamp) for info in batch if info.name in sound]
         if removes:
             removed = await ask(
