@@ -3,6 +3,7 @@
 import hashlib
 import http.client
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -120,3 +121,13 @@ def replicate(source, destination):
     """`dolmen replicate` between two store URLs."""
     command = [*COMMAND, "replicate", source, destination]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def wipe(folder: Path) -> None:
+    """Remove a volume whose server was killed; those beside it may be on their way out."""
+    for _ in range(100):
+        try:
+            shutil.rmtree(folder)
+        except FileNotFoundError:  # something was gone before us
+            continue
+        return

@@ -10,7 +10,6 @@ import http.client
 import json
 import os
 import random
-import shutil
 import sysconfig
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from acceptance.processes import (
     generated,
     replicate,
     until_alive,
+    wipe,
 )
 
 FILES = 5_000
@@ -75,16 +75,6 @@ def cluster(tmp_path):
     finally:
         for process in reversed(started):
             process.end()
-
-
-def wipe(folder: Path) -> None:
-    """Remove a volume whose server was killed; its keeper may still be on its way out."""
-    for _ in range(100):
-        try:
-            shutil.rmtree(folder)
-        except FileNotFoundError:  # something was gone before us
-            continue
-        return
 
 
 def test_nothing_is_lost_when_a_server_dies_and_another_is_wiped(cluster):

@@ -10,6 +10,7 @@ import pytest
 
 from dolmen.payload import Bytes
 from dolmen.stores import open_store
+from dolmen.stores.volume import open_volume
 
 
 async def fill(url: str, *names: str) -> None:
@@ -189,3 +190,23 @@ async def test_passwords_are_not_told(dolmen: Any, json: bool) -> None:
     told = [await dolmen("blob-server", "--store", wrong), await dolmen("status", wrong)]
     assert all(each.status == 2 and "user:***@" in each.err for each in told)
     assert "geheim" not in "".join(each.out + each.err for each in (shown, *told))
+
+
+async def test_compact_gives_room_back_and_says_how_much(dolmen: Any) -> None:
+    path = f"{dolmen.folder}/v"
+    store = await open_volume(path, segment_size=1 << 20)
+    for number in range(40):
+        await store.put(f"n{number}", Bytes(bytes(100_000)))
+    for number in range(1, 40):
+        await store.delete(f"n{number}")
+    await store.aclose()
+    ended = await dolmen("compact", "volume:v")
+    assert ended.status == 0, ended
+    assert ended.out == "4 segments compacted, 3.7 MiB won (100.7 KiB written again)\n"
+    assert (await dolmen("compact", path)).out.startswith("0 segments compacted, 0 bytes won")
+    assert json.loads((await dolmen("compact", "v", "--json")).out)["won"] == 0
+    assert await names(f"volume:{path}") == ["n0"]
+    ended = await dolmen("compact", "volume:none")
+    assert ended.status == 1
+    assert "is no volume" in ended.err
+    assert not (dolmen.folder / "none").exists()

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import time
 
 import pytest
 
-from acceptance.processes import Process, ask, free_ports, until_alive
+from acceptance.processes import Process, ask, free_ports, until_alive, wipe
 from dolmen.config import Settings
 from dolmen.servers.repairing import Repairing, Told
 
@@ -68,16 +67,16 @@ def test_a_wiped_server_is_filled_again(cluster):
     wait_for(lambda: len({root_of(ports[name]) for name in "abc"}) == 1)
     full = root_of(ports["a"])
     running["b"].kill()
-    shutil.rmtree(folder / "b")
+    wipe(folder / "b")
     start("b")
     until_alive(ports["b"])
     assert root_of(ports["b"]) != full
     wait_for(lambda: root_of(ports["b"]) == full)
     wait_for(lambda: cluster_says(ports["api"])["complete"])
     text = ask(ports["api"], "GET", "/metrics")[2].decode()
-    copied = re.search(r"^dolmen_repair_copied_total (\S+)$", text, re.MULTILINE)
+    copied = re.search(r"^dolmen_repair_copied_total\S+ (\S+)$", text, re.MULTILINE)
     assert float(copied[1]) >= 50
-    assert "dolmen_repair_complete 1.0" in text
+    assert 'dolmen_repair_complete{server="api"} 1.0' in text
 
 
 def companions():
@@ -113,7 +112,7 @@ def test_there_is_one_companion_however_many_workers_and_it_ends_with_them(clust
 
 
 def test_before_it_said_anything_there_are_figures_all_the_same():
-    families = {each.name: each for each in Repairing(Settings()).families("")}
-    assert families["dolmen_repair_copied"].samples[0].value == 0
-    assert families["dolmen_repair_complete"].samples[0].value == 0
+    figures = {each.name: each.value for each in Repairing(Settings()).figures("")}
+    assert figures["dolmen_repair_copied"] == 0
+    assert figures["dolmen_repair_complete"] == 0
     assert Told().complete is False

@@ -83,12 +83,12 @@ def serve_api(groups: list[Group], settings: Settings) -> int:
     from dolmen.servers.metrics import Board
     from dolmen.servers.repairing import Repairing
     from dolmen.servers.running import Application, Beside, run
-    from dolmen.servers.scrubbing import scrubbing
+    from dolmen.servers.volumes import beside_volume
 
     beside: list[Beside] = [Repairing(settings)] if settings.repair else []
-    beside += [
-        work for group in groups for each in group.servers for work in scrubbing(each.url, settings)
-    ]
+    for group in groups:
+        for each in group.servers:
+            beside += beside_volume(each.url, settings)
     board = Board(settings.workers, len(beside))
     repair = partial(board.said, 0) if settings.repair else None
 

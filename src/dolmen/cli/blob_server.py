@@ -41,7 +41,7 @@ def blob_server(
     from dolmen.errors import BadSetting
     from dolmen.servers.blob import BlobServer
     from dolmen.servers.running import run
-    from dolmen.servers.scrubbing import scrubbing
+    from dolmen.servers.volumes import beside_volume
     from dolmen.stores import open_store
     from dolmen.stores.secrets import without_secrets
 
@@ -65,5 +65,5 @@ def blob_server(
             print(f"blob server of {told} on http://{host}:{port}", flush=True)
 
     addresses = [split_address(settings.listen or LISTEN)]
-    beside = scrubbing(url, settings)
+    beside = beside_volume(url, settings)
     raise typer.Exit(run(opened, addresses, settings=settings, ready=ready, beside=beside))

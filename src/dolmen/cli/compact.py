@@ -11,7 +11,7 @@ from dolmen.cli.options import Json
 from dolmen.cli.output import emit, readable, transfer_bar
 
 if TYPE_CHECKING:
-    from dolmen.stores.volume.by_hand import Compacted
+    from dolmen.stores.volume.compaction import Compacted
 
 
 def compact(
@@ -27,7 +27,7 @@ def compact(
 
     [green]dolmen compact volume:/srv/dolmen[/green]
     """
-    from dolmen.stores.volume.by_hand import compact_by_hand
+    from dolmen.stores.volume.compaction import Compacting
 
     interrupted: list[int] = []
     # Not in the midst of a step.
@@ -40,7 +40,8 @@ def compact(
                     bar(done.moved, None)
                 return not interrupted
 
-            done = compact_by_hand(volume.removeprefix("volume:").removeprefix("//"), go_on)
+            with Compacting(volume.removeprefix("volume:").removeprefix("//")) as opened:
+                done = opened.compact(go_on)
     finally:
         signal.signal(signal.SIGINT, before)
     if json:

@@ -7,9 +7,18 @@ Every value remembers where it came from, and one that can't be used is a
 from __future__ import annotations
 
 from dolmen.config.load import Loaded, Origin, load, split_list
-from dolmen.config.settings import Group, Limits, Scrub, Server, Settings, split_address
+from dolmen.config.settings import (
+    Compaction,
+    Group,
+    Limits,
+    Scrub,
+    Server,
+    Settings,
+    split_address,
+)
 
 __all__ = [
+    "Compaction",
     "Group",
     "Limits",
     "Loaded",

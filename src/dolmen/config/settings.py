@@ -134,6 +134,13 @@ class Scrub(_Strict):
     """Days from the end of one to the beginning of the next; 0: never."""
 
 
+class Compaction(_Strict):
+    """How a server with a volume gives back the room of what was deleted or replaced."""
+
+    bandwidth: Annotated[int, Field(ge=1)] | None = 32_000_000
+    """Bytes read and written a second, at most; None: as fast as it goes."""
+
+
 class Settings(_Strict):
     """Everything that can be set. What is None has a default of the command that uses it."""
 
@@ -164,6 +171,7 @@ class Settings(_Strict):
     """Have an API server keep every server at what it should hold."""
     replication: Replication = Replication()
     scrub: Scrub = Scrub()
+    compaction: Compaction = Compaction()
     digest: Literal["sha256", "sha1"] = "sha256"
     """Of which an object's id is made; sha1 for objects that came from sos."""
     limits: Limits = Limits()

@@ -40,6 +40,7 @@ from dolmen.servers.routes import Routes
 from dolmen.stamps import format_stamp
 from dolmen.store import Blob, BlobStore, Outcome
 from dolmen.stores.scrub import scrub_in
+from dolmen.stores.volume.compaction import compaction_in
 
 ALIVE = Response(200, EncodedHeaders.of([(b"Content-Type", b"text/plain")]), b"alive")
 
@@ -189,7 +190,8 @@ class BlobServer:
     async def status(self, _request: Request, _: str) -> Response:
         """Say everything a person wants to know."""
         condition = await self._store.condition()
-        scrub = scrub_in(await self._store.notes())
+        notes = await self._store.notes()
+        scrub, compaction = scrub_in(notes), compaction_in(notes)
         held: dict[str, object] = {}
         if self._store.capabilities.digests:  # else it would have to list everything
             digests = await self._store.digests()
@@ -208,6 +210,7 @@ class BlobServer:
                 "degraded": condition.reasons,
                 "remarks": condition.remarks,
                 "scrub": asdict(scrub) if scrub else None,
+                "compaction": asdict(compaction) if compaction else None,
             }
         )
 

@@ -15,6 +15,7 @@ import mmap
 import struct
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -42,9 +43,10 @@ Row = list[float]
 
 
 class Figure(NamedTuple):
-    """A sample of a metric that an application keeps: the workers' are added up.
+    """A sample of a metric beyond requests; `label` is empty where it has none.
 
-    A worker that is started again begins its own at 0, counters too.
+    Those that the workers keep are added up; a worker that is started again begins its own at 0,
+    counters too.
     """
 
     kind: Literal["counter", "gauge"]
@@ -151,13 +153,18 @@ class Tally(Collector):
     """What one process counted. Routes leave their names in `request.state`, so labels stay few."""
 
     def __init__(
-        self, server: str, board: Board, figures: Callable[[], Iterable[Figure]] = tuple
+        self,
+        server: str,
+        board: Board,
+        figures: Callable[[], Iterable[Figure]] = tuple,
+        beside: Callable[[], Iterable[Figure]] = tuple,
     ) -> None:
-        self._server, self._board, self._figures = server, board, figures
+        """`figures` are this worker's, `beside` those of the companions, the same for all."""
+        self._server, self._board = server, board
+        self._figures, self._beside = figures, beside
         self._rows = board.take_part()
-        self.registry = CollectorRegistry(auto_describe=False)
-        """For what else there is to be told."""
-        self.registry.register(self)
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
 
     def observe(self, request: Request | None, status: int, sent: int, seconds: float) -> None:
         """Count one answer."""
@@ -180,7 +187,7 @@ class Tally(Collector):
     def text(self) -> bytes:
         """The figures of all workers in the Prometheus text format."""
         self.share()
-        return generate_latest(self.registry)
+        return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
         """The metric families, as prometheus-client asks for them."""
@@ -209,10 +216,11 @@ class Tally(Collector):
             seconds.add_metric([self._server, route, method], buckets, row[0])
         yield from (requests, sent, seconds)
         families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
-        for kind, name, about, label, which, value in self._board.figures():
+        for kind, name, about, label, which, value in chain(self._board.figures(), self._beside()):
             family = families.get(name)
             if family is None:
                 make = CounterMetricFamily if kind == "counter" else GaugeMetricFamily
-                family = families[name] = make(name, about, labels=("server", label))
-            family.add_metric([self._server, which], value)
+                family = make(name, about, labels=("server", label) if label else ("server",))
+                families[name] = family
+            family.add_metric([self._server, which] if label else [self._server], value)
         yield from families.values()

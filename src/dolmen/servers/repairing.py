@@ -14,7 +14,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 
 import uvloop
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from dolmen import config
 from dolmen.companion import order, say
@@ -23,6 +22,7 @@ from dolmen.errors import DolmenError
 from dolmen.replication.repair import DAY, Repair, Round, Terms
 from dolmen.replication.report import Report
 from dolmen.replication.watch import watch
+from dolmen.servers.metrics import Figure
 from dolmen.stores.epoch import Seen
 from dolmen.stores.secrets import without_secrets
 
@@ -88,32 +88,23 @@ class Repairing:
     def __init__(self, settings: config.Settings) -> None:
         self.order = settings.model_dump_json()
 
-    def families(self, said: str) -> Iterator[Metric]:
+    def figures(self, said: str) -> Iterator[Figure]:
         """Its metrics."""
         told = json.loads(said) if said else asdict(Told())
         for what, text in _COUNTED.items():
-            yield CounterMetricFamily(f"dolmen_repair_{what}", text, value=told[what])
-        yield GaugeMetricFamily(
-            "dolmen_repair_refused", "Copies the last round could not make.", value=told["refused"]
-        )
-        yield GaugeMetricFamily(
-            "dolmen_repair_misplaced", "Misplaced copies the last round left.", value=told["kept"]
-        )
-        yield GaugeMetricFamily(
-            "dolmen_repair_failing_servers",
-            "Servers the last round could not use.",
-            value=len(told["failing"]),
-        )
-        yield GaugeMetricFamily(
-            "dolmen_repair_complete",
-            "1 when the last round left everything in its place.",
-            value=int(told["complete"]),
-        )
-        yield GaugeMetricFamily(
-            "dolmen_repair_last_round_seconds",
-            "When the last round ended, in seconds since 1970.",
-            value=told["ended"],
-        )
+            yield Figure("counter", f"dolmen_repair_{what}", text, "", "", told[what])
+        for what, text, value in (
+            ("refused", "Copies the last round could not make.", told["refused"]),
+            ("misplaced", "Misplaced copies the last round left.", told["kept"]),
+            ("failing_servers", "Servers the last round could not use.", len(told["failing"])),
+            ("complete", "1 when the last round left everything in its place.", told["complete"]),
+            (
+                "last_round_seconds",
+                "When the last round ended, in seconds since 1970.",
+                told["ended"],
+            ),
+        ):
+            yield Figure("gauge", f"dolmen_repair_{what}", text, "", "", value)
 
 
 def main() -> None:

@@ -9,14 +9,12 @@ import os
 import pickle
 import resource
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
 import uvloop
-from prometheus_client.core import Metric
-from prometheus_client.registry import Collector
 
 from dolmen import config
 from dolmen.companion import Companion
@@ -45,8 +43,8 @@ class Beside(Protocol):
     module: str
     order: str
 
-    def families(self, said: str) -> Iterable[Metric]:
-        """Metrics from the last thing it said, which may be nothing yet."""
+    def figures(self, said: str) -> Iterable[Figure]:
+        """What there is to see in the last thing it said, which may be nothing yet."""
         ...
 
 
@@ -91,13 +89,16 @@ def run(
     board = board or Board(workers, len(beside))
     ending = contextlib.AsyncExitStack()
 
+    def told() -> Iterator[Figure]:
+        for number, work in enumerate(beside):
+            yield from work.figures(board.said(number))
+
     async def start(sockets: Sequence[socket.socket]) -> Sequence[Server]:
         application = await opened()
         ending.push_async_callback(application.aclose)
-        tally = Tally(application.name, board, application.figures)
-        for number, work in enumerate(beside):
-            tally.registry.register(_Told(work, partial(board.said, number)))
-            if board.first:
+        tally = Tally(application.name, board, application.figures, told)
+        if board.first:
+            for number, work in enumerate(beside):
                 companion = Companion(work.module, work.order, heard=partial(board.tell, number))
                 ending.push_async_callback(companion.close)
 
@@ -188,17 +189,6 @@ def limits_of(settings: config.Settings) -> Limits:
         body_idle=chosen.body_idle,
         keep_alive=chosen.keep_alive,
     )
-
-
-class _Told(Collector):
-    """The metrics of a companion."""
-
-    def __init__(self, work: Beside, said: Callable[[], str]) -> None:
-        self._work, self._said = work, said
-
-    def collect(self) -> Iterable[Metric]:
-        """As prometheus-client asks for them."""
-        return self._work.families(self._said())
 
 
 async def _share(tally: Tally) -> None:

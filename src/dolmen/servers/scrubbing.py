@@ -11,22 +11,23 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
 import uvloop
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from dolmen import config
 from dolmen.closing import closing
 from dolmen.companion import order, say
 from dolmen.errors import DolmenError
 from dolmen.pace import Pace
+from dolmen.servers.metrics import Figure
 from dolmen.store import BlobStore
 from dolmen.stores import open_store
 from dolmen.stores.scrub import Scrub, scrub, scrub_in
+from dolmen.stores.volume import path_of
 
 _log = logging.getLogger("dolmen.scrub")
 _AGAIN = 60.0
@@ -41,38 +42,27 @@ class Scrubbing:
     module = __name__
 
     def __init__(self, url: str, settings: config.Scrub) -> None:
+        self._path = path_of(url)
         self.order = json.dumps({"url": url} | settings.model_dump())
 
-    def families(self, said: str) -> Iterator[Metric]:
+    def figures(self, said: str) -> Iterator[Figure]:
         """Its metrics."""
         told: dict[str, Any] = json.loads(said) if said else {}
+        at = "volume", self._path
         for what, text in (
             ("checked", "Copies read to their end."),
             ("bytes", "Bytes in copies read."),
             ("failed", "Copies found damaged."),
         ):
             total = told.get(f"total_{what}", 0)
-            yield CounterMetricFamily(f"dolmen_scrub_{what}", text, value=total)
-        yield GaugeMetricFamily(
-            "dolmen_scrub_progress", "Share of the present scrub.", value=told.get("done", 0)
-        )
-        yield GaugeMetricFamily(
-            "dolmen_scrub_last_complete_seconds",
-            "When the last complete scrub ended, in seconds since 1970; 0: never.",
-            value=told.get("last") or 0,
-        )
-        yield GaugeMetricFamily(
-            "dolmen_quarantined_copies",
-            "Copies known to be damaged when last counted.",
-            value=told.get("quarantined", 0),
-        )
-
-
-def scrubbing(url: str, settings: config.Settings) -> Sequence[Scrubbing]:
-    """What scrubs this store: nobody, unless it is a volume, which has no other keeper."""
-    if not url.startswith("volume:") or not settings.scrub.every_days:
-        return []
-    return [Scrubbing(url, settings.scrub)]
+            yield Figure("counter", f"dolmen_scrub_{what}", text, *at, total)
+        text = "Share of the present scrub."
+        yield Figure("gauge", "dolmen_scrub_progress", text, *at, told.get("done", 0))
+        text = "When the last complete scrub ended, in seconds since 1970; 0: never."
+        name = "dolmen_scrub_last_complete_seconds"
+        yield Figure("gauge", name, text, *at, told.get("last") or 0)
+        text = "Copies known to be damaged when last counted."
+        yield Figure("gauge", "dolmen_quarantined_copies", text, *at, told.get("quarantined", 0))
 
 
 def main() -> None:

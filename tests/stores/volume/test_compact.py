@@ -1,6 +1,7 @@
 """Compaction: the room of what was deleted or replaced comes back, and what stands stays."""
 
 import asyncio
+import errno
 import os
 import random
 from pathlib import Path
@@ -10,9 +11,11 @@ import pytest
 from dolmen.errors import Corrupt, Full, NotFound, Unavailable
 from dolmen.payload import Bytes
 from dolmen.stores.volume import VolumeStore, open_volume
-from dolmen.stores.volume.by_hand import compact_by_hand
+from dolmen.stores.volume.compact import Compactor
+from dolmen.stores.volume.compaction import Compacting
 from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.reindex import reindex
+from dolmen.testing.compacting import compactor_of
 from dolmen.testing.conformance.material import recomputed
 
 SEGMENT = 1 << 20
@@ -22,10 +25,12 @@ def sealed(path: Path) -> dict[str, int]:
     return {found.name: found.stat().st_size for found in (path / "sealed").rglob("*.seg")}
 
 
-async def filled(path: Path, count: int = 60, size: int = 100_000) -> tuple[VolumeStore, dict]:
+async def filled(
+    path: Path, count: int = 60, size: int = 100_000, *, disk: Disk | None = None
+) -> tuple[VolumeStore, dict]:
     """Several sealed segments."""
     rng = random.Random(1)
-    store = await open_volume(str(path), segment_size=SEGMENT)
+    store = await open_volume(str(path), disk=disk, segment_size=SEGMENT)
     held = {f"n{number}": rng.randbytes(size) for number in range(count)}
     for name, data in held.items():
         await store.put(name, Bytes(data))
@@ -33,8 +38,12 @@ async def filled(path: Path, count: int = 60, size: int = 100_000) -> tuple[Volu
     return store, held
 
 
+def compactor(store: VolumeStore) -> Compactor:
+    return compactor_of(store, segment_size=SEGMENT)
+
+
 def compact(store: VolumeStore) -> int:
-    return sum(step.dropped - step.carried for step in store._compactor.steps())
+    return sum(step.dropped - step.carried for step in compactor(store).steps())
 
 
 async def content(store: VolumeStore, name: str) -> bytes:
@@ -131,7 +140,6 @@ async def test_a_damaged_copy_stays_quarantined(tmp_path, index):
     assert await content(store, "n2") == held["n2"]
     assert {name async for name in store.quarantined()} == {"n0"}
     await store.put("n2", Bytes(held["n2"] + b"x"), stamp=(1 << 62))
-    store._compactor._looked.clear()  # a day goes by
     compact(store)
     assert not file.exists()
     store = await same_after_reindex(tmp_path / "v", store, index=index)
@@ -141,6 +149,27 @@ async def test_a_damaged_copy_stays_quarantined(tmp_path, index):
     await store.put("n0", Bytes(held["n0"]), stamp=marked.stamp)
     assert await content(store, "n0") == held["n0"]
     await store.aclose()
+
+
+class Unreading(Disk):
+    """A disk that refuses to read one file, from one byte on."""
+
+    def __init__(self):
+        self._path, self._error, self._at = "", 0, 0
+        self._paths = {}
+
+    def fails(self, path: str, error: int, *, at: int = 0) -> None:
+        self._path, self._error, self._at = path, error, at
+
+    def open(self, path: str, *, write: bool = False) -> int:
+        fd = super().open(path, write=write)
+        self._paths[fd] = path
+        return fd
+
+    def read(self, fd: int, length: int, offset: int) -> bytes:
+        if self._path and self._paths.get(fd) == self._path and offset >= self._at:
+            raise OSError(self._error, os.strerror(self._error))
+        return super().read(fd, length, offset)
 
 
 class Told(Disk):
@@ -200,14 +229,18 @@ async def test_one_process_compacts_at_a_time(tmp_path):
     for number in range(60):
         await store.delete(f"n{number}")
     await store._merged()
-    steps = store._compactor.steps()
+    steps = compactor(store).steps()
     next(steps)
     with pytest.raises(Unavailable, match="another process"):
-        next(store._compactor.steps())
+        next(compactor(store).steps())
     steps.close()
     await store.aclose()
-    done = compact_by_hand(str(tmp_path / "v"), lambda _: True)
+    with Compacting(str(tmp_path / "v")) as volume:
+        done = volume.compact(lambda _: True)
+        known = volume.known()
     assert done.won > 5_000_000
+    assert (known.won, known.failing) == (done.won, None)
+    assert known.looked is not None
     assert sum(sealed(tmp_path / "v").values()) < 100_000
 
 
@@ -220,7 +253,7 @@ async def test_what_is_written_meanwhile_is_not_lost(tmp_path):
     rng = random.Random(2)
     names = list(held)
     deleted = set()
-    for _ in store._compactor.steps():
+    for _ in compactor(store).steps():
         name = rng.choice(names)
         if rng.random() < 0.4:
             await store.delete(name)
@@ -242,12 +275,72 @@ async def test_what_is_written_meanwhile_is_not_lost(tmp_path):
     await store.aclose()
 
 
-async def test_a_keeper_compacts_by_itself(tmp_path, monkeypatch):
-    monkeypatch.setattr("dolmen.stores.volume.background.EVERY", 0.05)
-    store, _ = await filled(tmp_path / "v")
+async def test_a_segment_that_can_not_be_read_does_not_hold_up_the_others(tmp_path):
+    disk = Unreading()
+    store, held = await filled(tmp_path / "v", disk=disk)
     for number in range(60):
-        await store.delete(f"n{number}")
-    async with asyncio.timeout(20):
-        while len(sealed(tmp_path / "v")) > 1 or "compaction" not in await store.notes():
-            await asyncio.sleep(0.05)
+        if number % 5:
+            await store.delete(f"n{number}")
+            del held[f"n{number}"]
+    await store._merged()
+    [(first, _), *others] = compactor(store).candidates()
+    assert others
+    for error in (errno.EIO, errno.ENOMEM):
+        disk.fails(store._layout.sealed_segment(first), error)
+        compact(store)
+        await store._merged()
+        left = [number for number, _ in compactor(store).candidates()]
+        assert left == [first]
+    disk.fails("", 0)
+    assert compact(store) > 0
+    for name, data in held.items():
+        assert await content(store, name) == data
+    await store.aclose()
+
+
+@pytest.mark.parametrize(("error", "lost"), [(errno.EIO, True), (errno.ENOMEM, False)])
+async def test_only_what_the_disk_has_lost_is_damaged(tmp_path, error, lost):
+    """Any other refusal may pass, so the segment stays."""
+    disk = Unreading()
+    store, held = await filled(tmp_path / "v", disk=disk, count=20)
+    entry = store._live("n1")
+    for number in range(20):
+        if number != 1:
+            await store.remove(f"n{number}", if_stamp=(await store.stat(f"n{number}")).stamp)
+    await store._merged()
+    path = store._layout.sealed_segment(entry.segment)
+    disk.fails(path, error, at=entry.offset + entry.data_start(b"n1"))
+    compact(store)
+    disk.fails("", 0)
+    await store._merged()
+    assert os.path.exists(path) is not lost
+    if lost:
+        with pytest.raises(Corrupt):
+            await content(store, "n1")
+    else:
+        assert await content(store, "n1") == held["n1"]
+    await store.aclose()
+
+
+def test_why_a_pass_was_broken_off_is_noted_until_one_is_not(tmp_path, monkeypatch):
+    asyncio.run(_made(tmp_path / "v"))
+
+    def steps(_compactor):
+        raise Full("no room")
+        yield
+
+    with Compacting(str(tmp_path / "v")) as volume:
+        with monkeypatch.context() as patch:
+            patch.setattr(Compactor, "steps", steps)
+            with pytest.raises(Full):
+                volume.compact(lambda _: True)
+        assert volume.known().failing == "no room"
+        assert volume.known().looked is None
+        volume.compact(lambda _: True)
+        assert volume.known().failing is None
+        assert volume.known().looked is not None
+
+
+async def _made(path):
+    store, _ = await filled(path, count=1)
     await store.aclose()

@@ -20,6 +20,7 @@ from dolmen.record import Kind, block_sums
 from dolmen.stamps import Clock
 from dolmen.stores.volume import (
     appender,
+    carry,
     compact,
     index,
     merge,
@@ -27,6 +28,7 @@ from dolmen.stores.volume import (
     recovery,
     sealed,
     segment,
+    slices,
     source,
 )
 from dolmen.stores.volume.place import Place
@@ -35,6 +37,7 @@ from dolmen.stores.volume.reindex import reindex
 from dolmen.stores.volume.scan import Scanner
 from dolmen.stores.volume.volume import VolumeStore
 from dolmen.stores.volume.write import Op, Write
+from dolmen.testing.compacting import compactor_of
 from dolmen.testing.crash import PowerCut, SimulatedDisk, commit
 
 TRIALS = int(os.environ.get("DOLMEN_CRASH_STATES", "500"))
@@ -60,12 +63,13 @@ class Volume:
             segment_size=20_000,
         )
         self.store._reader._failed = lambda name, entry: None
+        self.compactor = compactor_of(self.store, segment_size=20_000)
 
     def compact(self, steps: int) -> None:
         """Take some steps of a compaction, which begins anew when it has come to its end."""
         for _ in range(steps):
             if self.compaction is None:
-                self.compaction = self.store._compactor.steps()
+                self.compaction = self.compactor.steps()
             try:
                 next(self.compaction)
             except StopIteration:
@@ -315,8 +319,8 @@ def _small_slices(monkeypatch):
     monkeypatch.setattr(compact, "THRESHOLD", 0.9)
     monkeypatch.setattr(compact, "_LOOK_AGAIN", 0.0)
     monkeypatch.setattr(source, "_HEADS", 3)
-    monkeypatch.setattr(compact, "_BATCH", 4_000)
-    monkeypatch.setattr(compact, "_LARGE", 60_000)
+    monkeypatch.setattr(carry, "_BATCH", 4_000)
+    monkeypatch.setattr(carry, "_LARGE", 60_000)
 
 
 def test_a_power_cut_at_any_moment_keeps_what_was_answered(tmp_path):
@@ -445,13 +449,13 @@ def recovery_that_leaves_torn_records(monkeypatch):
 
 
 def removals_forgotten_too_soon(monkeypatch):
-    real = index.Slice.mark
+    real = slices.Slice.mark
 
     def mark(self, number, watermark):
         self.forget_removals(before=1 << 63)
         real(self, number, watermark)
 
-    monkeypatch.setattr(index.Slice, "mark", mark)
+    monkeypatch.setattr(slices.Slice, "mark", mark)
 
 
 def index_whose_name_is_not_flushed(monkeypatch):
@@ -482,8 +486,8 @@ def compaction_that_does_not_flush(monkeypatch):
             patch.setattr(segment.Segment, "flush", lambda home: None)
             real(self, moves)
 
-    real = compact.Compactor._commit
-    monkeypatch.setattr(compact.Compactor, "_commit", commit)
+    real = carry.Carrier._commit
+    monkeypatch.setattr(carry.Carrier, "_commit", commit)
 
 
 def compaction_that_believes_its_first_look(monkeypatch):
@@ -495,7 +499,7 @@ def compaction_that_believes_its_first_look(monkeypatch):
 
     def needed(self, source, floor):
         for moves, read in look(self, source, floor):
-            standing = self._standing([each.key for each, _ in moves])
+            standing = self._carrier.standing([each.key for each, _ in moves])
             for each, _ in moves:
                 each.seen = standing.get(each.key)
             yield moves, read
@@ -563,3 +567,61 @@ def test_the_trial_notices(sabotage, monkeypatch, tmp_path):
             return
         shutil.rmtree(folder)
     pytest.fail("400 trials passed with this defect in place")
+
+
+def removed_and_compacted(folder: str, seed: int) -> None:
+    """A blob and its removal go, each with its segment, then the power, then the index."""
+    os.mkdir(folder + "/before")
+    volume = Volume(SimulatedDisk(folder + "/before", rng=random.Random(seed)))
+    volume.open()
+    for name in NAMES[:2]:  # each fills a segment; the removal is in the next one
+        data = volume.disk.rng.randbytes(30_000)
+        put = Write(
+            Op.PUT,
+            name,
+            stamp=5,
+            kind=Kind.BLOB,
+            checksum=checksum_of(data),
+            data=data,
+            sums=block_sums(data),
+            length=len(data),
+        )
+        commit(volume.store._log, put)
+        commit(volume.store._log, Write(Op.REMOVE, name, stamp=5))
+    volume.store._merge.merge()
+    assert [size for _, size in volume.compactor.candidates()] > [30_000, 30_000]
+    volume.compact(100_000)
+    assert volume.compactor.candidates() == []
+    volume.drop()
+    after = Volume(volume.disk.power_cut(folder + "/after"))
+    path = after.disk.root + "/volume"
+    shutil.rmtree(path + "/index")
+    reindex(path, disk=after.disk)
+    try:
+        after.open()
+        assert [after.state(name) for name in NAMES[:2]] == [ABSENT, ABSENT]
+    finally:
+        after.drop()
+
+
+def forty_removed_and_compacted(folder):
+    for seed in range(40):
+        each = folder / str(seed)
+        each.mkdir(parents=True)
+        removed_and_compacted(str(each), seed)
+        shutil.rmtree(each)
+
+
+def test_a_removal_is_kept_until_what_it_removed_is_gone_for_good(tmp_path):
+    forty_removed_and_compacted(tmp_path)
+
+
+def test_that_notices_when_what_is_gone_is_not_flushed(tmp_path, monkeypatch):
+    real = SimulatedDisk.flush_directory
+    monkeypatch.setattr(
+        SimulatedDisk,
+        "flush_directory",
+        lambda disk, path: None if "/sealed/" in path else real(disk, path),
+    )
+    with pytest.raises(AssertionError):
+        forty_removed_and_compacted(tmp_path)

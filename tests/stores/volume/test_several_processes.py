@@ -355,12 +355,13 @@ async def test_processes_with_the_same_id_as_in_containers_are_not_taken_for_eac
 COMPACTOR = """
 import sys
 from dolmen.stores.volume import compact
-from dolmen.stores.volume.by_hand import compact_by_hand
+from dolmen.stores.volume.compaction import Compacting
 
 compact.THRESHOLD = 0.95
 compact._LOOK_AGAIN = 0.0
 while True:
-    print(compact_by_hand(sys.argv[1], lambda _: True).segments, flush=True)
+    with Compacting(sys.argv[1]) as volume:
+        print(volume.compact(lambda _: True).segments, flush=True)
 """
 
 

@@ -8,22 +8,23 @@ from dolmen.errors import BadSetting, BadVolume
 from dolmen.stores.volume.layout import Layout
 from dolmen.stores.volume.volume import VolumeStore, open_volume
 
-__all__ = ["VolumeStore", "check_there", "open_url", "open_volume"]
+__all__ = ["VolumeStore", "check_there", "open_url", "open_volume", "path_of"]
 
 
 async def open_url(url: str) -> VolumeStore:
     """Open `volume:/path` (or `volume:relative/path`)."""
-    return await open_volume(_path_of(url), apart=True)
+    return await open_volume(path_of(url), apart=True)
 
 
 def check_there(url: str) -> None:
     """Raise `BadVolume` where opening would make a new volume."""
-    path = _path_of(url)
+    path = path_of(url)
     if not os.path.exists(Layout(path).marker):
         raise BadVolume(f"there is no volume in {path}: check the path")
 
 
-def _path_of(url: str) -> str:
+def path_of(url: str) -> str:
+    """The folder that a URL names; raises `BadSetting` where it names none."""
     path = url.removeprefix("volume:").removeprefix("//")
     if not path:
         raise BadSetting(f"{url!r} names no folder: write volume:/path/to/folder")

@@ -29,52 +29,27 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Generator, Iterator
 
 from dolmen.errors import Corrupt, Full, Unavailable
 from dolmen.record import Head, Kind
-from dolmen.stamps import Clock
 from dolmen.stores.verdict import Action
-from dolmen.stores.volume.commit import Log
+from dolmen.stores.volume.carry import CLOCK, Carrier, Step
 from dolmen.stores.volume.disk import Disk
-from dolmen.stores.volume.entry import Entry, unpack
 from dolmen.stores.volume.index import Index
 from dolmen.stores.volume.layout import Layout
 from dolmen.stores.volume.merge import Merge
 from dolmen.stores.volume.move import Move
 from dolmen.stores.volume.recent import Recent
-from dolmen.stores.volume.recovery import owner_of
 from dolmen.stores.volume.scan import Found
 from dolmen.stores.volume.sealed import Sealed
 from dolmen.stores.volume.segment import SEGMENT_HEADER
-from dolmen.stores.volume.source import Source
-from dolmen.stores.volume.write import Write
+from dolmen.stores.volume.source import Source, open_source
 
 _log = logging.getLogger("dolmen.volume")
 THRESHOLD = 0.5
 """A segment of which a smaller share has to be kept is written again."""
-_BATCH = 512 << 10
-"""Bytes written in one step."""
-_LARGE = 8 << 20
-"""A longer record is streamed from place to place."""
-_CLOCK = Clock()
-"""Never asked: a move keeps its stamp."""
 _LOOK_AGAIN = 24 * 3600.0
-_LOOKS = 5_000
-"""How often a claimed name is looked at, a millisecond apart, before compaction gives up."""
-_CLAIMANT_DIED = 200
-
-
-class Step(NamedTuple):
-    """What one step did. Sizes in bytes."""
-
-    moved: int = 0
-    """Read and written."""
-    dropped: int = 0
-    """The length of the file that went."""
-    carried: int = 0
-    """Written again."""
 
 
 class Compactor:
@@ -92,13 +67,21 @@ class Compactor:
         now: Callable[[], float] = time.time,
         segment_size: int | None = None,
     ) -> None:
-        self._disk, self._layout, self._index, self._recent = disk, layout, index, recent
-        self._merge, self._recover, self._now = merge, recover, now
-        self._segment_size = segment_size
+        self._disk, self._layout, self._index = disk, layout, index
+        self._merge, self._now = merge, now
+        self._carrier = Carrier(
+            disk, layout, index, recent, recover, now=now, segment_size=segment_size
+        )
         self._sealed = Sealed(disk, layout)
         self._looked: dict[int, float] = {}
-        """When segments were found not to be worth it."""
-        self._log: Log | None = None
+        """When segments were found not to be worth it, or could not be read."""
+
+    def reclaimable(self) -> int:
+        """Bytes of the sealed segments in which no blob and no tombstone stands."""
+        usage = self._index.usage()
+        return sum(
+            max(size - usage.get(number, 0), 0) for number, size in self._sealed.sizes().items()
+        )
 
     def candidates(self) -> list[tuple[int, int]]:
         """Number and length of segments that seem worth it, those with least in them first."""
@@ -115,7 +98,8 @@ class Compactor:
 
         Raises `Unavailable` while another process compacts; `Full` when there is no room to
         write, once whatever can go without writing is gone; `DolmenError` and `OSError` where
-        the disk or the index refuse. Nothing is lost then, nor when it is given up.
+        the disk or the index refuse. Nothing is lost then, nor when it is given up. A segment that
+        can't be read is told in the log, and the others are compacted.
         """
         lock = self._disk.open_lock(self._layout.lock("compaction"))
         try:
@@ -135,21 +119,13 @@ class Compactor:
                 raise full
         finally:
             try:
-                self._retire()
+                self._carrier.retire()
             finally:
                 self._disk.close(lock)
 
-    def _retire(self) -> None:
-        """Finish the segment that was carried to; it is sealed with the next merge."""
-        if self._log is not None:
-            log, self._log = self._log, None
-            log.close()
-
     def _compact(self, number: int, size: int) -> Iterator[Step]:
         path = self._layout.sealed_segment(number)
-        fd = self._disk.open(path)
-        try:
-            source = Source(self._disk, fd, number, owner_of(self._disk, fd, number))
+        with open_source(self._disk, path, number) as source:
             floor = self._sealed.floor_without(number)
             needed = 0
             for moves, read in self._needed(source, floor):
@@ -161,9 +137,7 @@ class Compactor:
             if needed:
                 self._check_room(size)
             for moves, _ in self._needed(source, floor):
-                yield from self._carry(source, moves)
-        finally:
-            self._disk.close(fd)
+                yield from self._carrier.carry(source, moves)
         if self._drop(number, path):
             yield Step(dropped=size)
 
@@ -198,105 +172,17 @@ class Compactor:
         at = SEGMENT_HEADER
         for page in source.pages():
             moves = [_move(found, source.number) for found in page]
-            standing = self._standing([move.key for move in moves])
+            standing = self._carrier.standing([move.key for move in moves])
             needed: list[tuple[Move, Head]] = []
             for found, move in zip(page, moves, strict=True):
                 if move.kind == Kind.REMOVAL and found.head.sequence <= floor:
                     continue
                 move.standing = standing.get(move.key)
-                if move.judge(_CLOCK, 0.0).action is not Action.KEEP:
+                if move.judge(CLOCK, 0.0).action is not Action.KEEP:
                     # Judged once more, when its name is claimed.
                     needed.append((_move(found, source.number), found.head))
             yield needed, page[-1].stop - at
             at = page[-1].stop
-
-    def _standing(self, keys: list[bytes]) -> dict[bytes, Entry]:
-        """What stands under these names. Recent first: what leaves it is in the index by then."""
-        values = self._recent.get_many(keys)
-        values.update(self._index.get_many([key for key in keys if key not in values]))
-        entries = ((key, unpack(value)) for key, value in values.items())
-        return {key: entry for key, entry in entries if entry.kind != Kind.REMOVAL}
-
-    def _carry(self, source: Source, moves: list[tuple[Move, Head]]) -> Iterator[Step]:
-        """Write again what has to be, in batches."""
-        batch: list[Move] = []
-        size = 0
-        for move, head in moves:
-            if head.size > _LARGE:
-                self._stream(source, move)
-                yield Step(moved=2 * head.size, carried=head.size)
-                continue
-            source.read(move, head)
-            batch.append(move)
-            size += head.size
-            if size >= _BATCH:
-                self._commit(batch)
-                yield Step(moved=2 * size, carried=size)
-                batch, size = [], 0
-        if batch:
-            self._commit(batch)
-            yield Step(moved=2 * size, carried=size)
-
-    def _stream(self, source: Source, move: Move) -> None:
-        """Carry one that is too long to be held in memory, by way of a place of its own."""
-        standing = self._standing([move.key]).get(move.key)
-        if standing is None or (standing.segment, standing.offset) != (move.origin, move.offset):
-            return
-        move.room_for = len(standing.metadata)
-        place = self._writer().place(len(move.name) + move.room_for, standing.length, alone=True)
-        try:
-            start = standing.offset + standing.data_start(move.name.encode())
-            for piece in source.pieces(start, standing.length):
-                place.take(piece)
-            move.sound = place.checksum == standing.checksum
-            move.place = place if move.sound else None
-            self._commit([move])
-        finally:
-            place.abandon()
-
-    def _writer(self) -> Log:
-        if self._log is None:
-            self._log = Log(
-                self._disk,
-                self._layout,
-                self._index,
-                self._recent,
-                clock=_CLOCK,
-                now=self._now,
-                segment_size=self._segment_size,
-            )
-        return self._log
-
-    def _commit(self, moves: list[Move]) -> None:
-        """Decide, write, flush and show, as every write is; see `commit`."""
-        log = self._writer()
-        left: Sequence[Write] = moves
-        looks = 0
-        try:
-            while left:
-                batch, waiting = log.claim([*left])
-                if batch.writes:
-                    log.log(batch)
-                    log.show(batch)
-                elif waiting:
-                    looks += 1
-                    self._wait_for(waiting[0], looks)
-                left = waiting
-        except BaseException as error:
-            # Names may be claimed: whoever recovers the segment lets them go.
-            log.broken = log.broken or f"compaction was broken off: {error!r}"
-            raise
-        failed = next((move.error for move in moves if move.error is not None), None)
-        if failed is not None:
-            raise failed
-
-    def _wait_for(self, claimed: Write, looks: int) -> None:
-        """Wait a moment for whoever is deciding about a name, who may have died."""
-        if looks == _LOOKS:
-            raise Unavailable(f"{claimed.name} is being written without an end")
-        if looks % _CLAIMANT_DIED == 0:
-            self._recover()
-        time.sleep(0.001)
 
 
 def _move(found: Found, number: int) -> Move:

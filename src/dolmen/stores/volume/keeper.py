@@ -1,4 +1,4 @@
-"""The keeper: merges and compacts in the background, in a thread or in a process of its own.
+"""The keeper: merges in the background, in a thread or in a process of its own.
 
 A server has it in a process of its own (`dolmen.companion`). That one says an empty line
 when its first pass went well, and what is wrong before it dies.
@@ -11,13 +11,10 @@ import logging
 import select
 import sys
 import threading
-import time
-from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from typing import Protocol
 
 from dolmen.companion import Companion, order, say
-from dolmen.stores.volume.background import Background
 from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.layout import prepare
 from dolmen.stores.volume.merge import Merge
@@ -26,7 +23,7 @@ from dolmen.stores.volume.recent import Recent
 
 _log = logging.getLogger("dolmen.volume")
 PAUSE = 0.5
-"""Seconds between two merges; compaction takes its steps in between."""
+"""Seconds between two merges."""
 
 
 class Keeper(Protocol):
@@ -40,13 +37,10 @@ class Keeper(Protocol):
 
 
 class ThreadKeeper:
-    """Merges and compacts in a thread."""
+    """Merges in a thread."""
 
-    def __init__(
-        self, merge: Merge, recent: Recent, background: Background, *, pause: float
-    ) -> None:
+    def __init__(self, merge: Merge, recent: Recent, *, pause: float) -> None:
         self._merge, self._recent, self._pause = merge, recent, pause
-        self._background = background
         self.failing: str | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="dolmen-merge", daemon=True)
@@ -58,29 +52,26 @@ class ThreadKeeper:
         await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
 
     def _run(self) -> None:
-        with closing(self._background):
-            _take_turns(self._merge_once, self._background, self._stop.wait, self._pause)
-
-    def _merge_once(self) -> None:
-        try:
-            # Segments that could not be sealed wait without any entry.
-            if (self.failing or self._recent.count()) and self._merge.merge(wait=False):
-                self.failing = None
-        except Exception as error:  # noqa: BLE001 - told in the volume's condition
-            if self.failing is None:
-                _log.exception("a merge failed; it is tried again")
-            self.failing = repr(error)
+        while not self._stop.wait(self._pause):
+            try:
+                # Segments that could not be sealed wait without any entry.
+                if (self.failing or self._recent.count()) and self._merge.merge(wait=False):
+                    self.failing = None
+            except Exception as error:  # noqa: BLE001 - told in the volume's condition
+                if self.failing is None:
+                    _log.exception("a merge failed; it is tried again")
+                self.failing = repr(error)
 
 
 class ProcessKeeper(Companion):
-    """Merges and compacts in a process of its own. On an event loop."""
+    """Merges in a process of its own. On an event loop."""
 
     def __init__(self, path: str) -> None:
         super().__init__(__name__, path)
 
 
 def main() -> None:
-    """Merge and compact the volume in the folder it is told until standard input ends."""
+    """Merge the volume in the folder it is told until standard input ends."""
     try:
         _keep(order())
     except Exception as error:
@@ -98,35 +89,10 @@ def _keep(path: str) -> None:
         merge = Merge(disk, layout, membership.index, membership.recent)
         leaving.callback(merge.close)
         well = False
-
-        def merge_once() -> None:
-            nonlocal well
+        while not select.select([sys.stdin], [], [], PAUSE)[0]:
             if well:
                 if membership.recent.count():
                     merge.merge(wait=False)
             elif merge.merge(wait=False):
                 well = True
                 say("")
-
-        def ended(wait: float) -> bool:
-            return bool(select.select([sys.stdin], [], [], wait)[0])
-
-        background = Background(membership.compactor(merge), membership.index)
-        leaving.callback(background.close)
-        _take_turns(merge_once, background, ended, PAUSE)
-
-
-def _take_turns(
-    merge: Callable[[], None],
-    background: Background,
-    ended: Callable[[float], bool],
-    pause: float,
-) -> None:
-    """Merge every `pause` seconds, and compact in between, until it is to end."""
-    due = time.monotonic() + pause
-    wait = pause
-    while not ended(wait):
-        if time.monotonic() >= due:
-            merge()
-            due = time.monotonic() + pause
-        wait = min(background.step(), max(due - time.monotonic(), 0.0))

@@ -17,11 +17,9 @@ import uuid
 from contextlib import ExitStack
 
 from dolmen.errors import BadVolume
-from dolmen.stores.volume.compact import Compactor
 from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.index import Index, mark_of_doubt
 from dolmen.stores.volume.layout import Layout, doubt, write_whole
-from dolmen.stores.volume.merge import Merge
 from dolmen.stores.volume.recent import Recent
 from dolmen.stores.volume.recovery import leftover_segments, recover
 
@@ -109,18 +107,6 @@ class Membership:
             recover(self._disk, self._layout, self.index, self.recent)
         finally:
             self._disk.unlock(opening)
-
-    def compactor(self, merge: Merge, *, segment_size: int | None = None) -> Compactor:
-        """What compacts the volume in this process."""
-        return Compactor(
-            self._disk,
-            self._layout,
-            self.index,
-            self.recent,
-            merge,
-            self.recover_dead,
-            segment_size=segment_size,
-        )
 
     def leave(self) -> None:
         """Let go; the last to leave takes the machine's name off the folder."""

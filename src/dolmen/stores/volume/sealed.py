@@ -59,10 +59,10 @@ class Sealed:
     def _look(self, path: str) -> _Fixed:
         fd = self._disk.open(path)
         try:
-            header = self._disk.read(fd, SEGMENT_HEADER, 0)
+            size = self._disk.size(fd)
             try:
-                return _Fixed(self._disk.size(fd), decode_header(header).floor)
-            except Corrupt:
-                return _Fixed(self._disk.size(fd), 0)
+                return _Fixed(size, decode_header(self._disk.read(fd, SEGMENT_HEADER, 0)).floor)
+            except (Corrupt, OSError):
+                return _Fixed(size, 0)
         finally:
             self._disk.close(fd)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 
+from dolmen.errors import Corrupt
 from dolmen.record import Head, Kind, block_sums
 from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.move import Move
+from dolmen.stores.volume.recovery import owner_of
 from dolmen.stores.volume.scan import Found, Gap, Scanner
 from dolmen.stores.volume.segment import SEGMENT_HEADER
 
@@ -18,19 +22,32 @@ _HEADS = 256
 _PIECE = 1 << 20
 
 
-class Source:
-    """One open segment."""
+@contextmanager
+def open_source(disk: Disk, path: str, number: int) -> Iterator[Source]:
+    """The segment in a file; raises `Corrupt` where it can't be read."""
+    fd = disk.open(path)
+    try:
+        yield Source(disk, fd, number)
+    finally:
+        disk.close(fd)
 
-    def __init__(self, disk: Disk, fd: int, number: int, owner: bytes) -> None:
+
+class Source:
+    """One open segment. Reading it raises `Corrupt` where the disk refuses."""
+
+    def __init__(self, disk: Disk, fd: int, number: int) -> None:
         self.number = number
-        self._disk, self._fd, self._owner = disk, fd, owner
+        self._disk, self._fd = disk, fd
+        with self._readable():
+            self._owner = owner_of(disk, fd, number)
 
     def pages(self) -> Iterator[list[Found]]:
         """All its records, some at a time. Their data is not looked at."""
-        scanner = Scanner(self._disk, self._fd, self._owner, verify=lambda _: False)
-        records = self._records(scanner.records(SEGMENT_HEADER))
-        while page := list(islice(records, _HEADS)):
-            yield page
+        with self._readable():
+            scanner = Scanner(self._disk, self._fd, self._owner, verify=lambda _: False)
+            records = self._records(scanner.records(SEGMENT_HEADER))
+            while page := list(islice(records, _HEADS)):
+                yield page
 
     def _records(self, found: Iterable[Found | Gap]) -> Iterator[Found]:
         for item in found:
@@ -46,10 +63,21 @@ class Source:
         move.sound = block_sums(move.data) == move.sums
 
     def pieces(self, start: int, length: int) -> Iterator[bytes]:
-        """These bytes, as far as they can be read."""
+        """These bytes, up to where the disk has lost some (EIO): what is missing is damaged."""
         for at in range(0, length, _PIECE):
-            try:
-                yield self._disk.read(self._fd, min(_PIECE, length - at), start + at)
-            except OSError as error:
-                _log.error("segment %08x can't be read: %s", self.number, error)
-                return
+            with self._readable():
+                try:
+                    piece = self._disk.read(self._fd, min(_PIECE, length - at), start + at)
+                except OSError as error:
+                    if error.errno != errno.EIO:
+                        raise
+                    _log.error("segment %08x has lost bytes: %s", self.number, error)
+                    return
+            yield piece
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise Corrupt(f"segment {self.number:08x} can't be read: {error}") from error

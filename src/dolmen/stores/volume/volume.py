@@ -40,7 +40,6 @@ from dolmen.store import (
     Range,
 )
 from dolmen.stores.bulk import Upkeep
-from dolmen.stores.volume.background import Background
 from dolmen.stores.volume.bulk import get_many, put_many
 from dolmen.stores.volume.commit import Log
 from dolmen.stores.volume.disk import Disk
@@ -102,7 +101,6 @@ class VolumeStore(Upkeep):
             index, recent = self._index, self._recent = membership.index, membership.recent
             self._merge = Merge(disk, layout, index, recent)
             leaving.callback(self._merge.close)
-            self._compactor = membership.compactor(self._merge, segment_size=segment_size)
             self._log = Log(
                 disk, layout, index, recent, clock=clock, now=now, segment_size=segment_size
             )
@@ -119,12 +117,7 @@ class VolumeStore(Upkeep):
             self._keeper: Keeper = (
                 ProcessKeeper(self.path)
                 if apart
-                else ThreadKeeper(
-                    self._merge,
-                    self._recent,
-                    Background(self._compactor, self._index),
-                    pause=PAUSE,
-                )
+                else ThreadKeeper(self._merge, self._recent, pause=PAUSE)
             )
         self._group = Group(self._log, recover=self._recover_dead)
         self._look_for_gone()
