@@ -1,17 +1,18 @@
 """How long GETs take while a volume is compacted, scrubbed or collected beside them.
 
 The same open loop as in `bench.latency`, at half of the top rate, in turns without and with
-the work, which goes on within its usual bandwidth in a process of its own.
+the work, which goes on within its usual bandwidth in a process of its own. Compaction is that
+of the server's companion, which is stopped (SIGSTOP) in between.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import signal
 import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import uvloop
@@ -20,7 +21,7 @@ from bench import wrk
 from bench.figures import Bench, Figure, Measured, NotMeasured, measures
 from bench.filling import fill, name_of, put
 from bench.latency import percentiles, requests_of
-from bench.processes import DOLMEN, blob_server
+from bench.processes import DOLMEN, Server, blob_server
 from bench.small import store
 from dolmen.stores.volume import open_volume
 
@@ -28,21 +29,7 @@ _SEGMENT = 64 << 20
 _COUNT, _SIZE = 12_000, 65_536
 _KEPT = 0.3
 _MANY = 200_000
-_COMPACT = """
-import sys, time
-from dolmen.pace import Pace
-from dolmen.stores.volume.background import BANDWIDTH
-from dolmen.stores.volume.by_hand import compact_by_hand
-
-pace, before = Pace(BANDWIDTH), 0
-def go_on(done):
-    global before
-    moved, before = done.moved - before, done.moved
-    time.sleep(pace.delay(moved))
-    return True
-print("begun", flush=True)
-compact_by_hand(sys.argv[1], go_on)
-"""
+_COMPACTING = b"dolmen.servers.compacting"
 
 
 @measures(
@@ -54,13 +41,17 @@ def upkeep(bench: Bench) -> Iterator[Measured]:
     """A volume most of which was removed; then one with many blobs."""
     holes = bench.folder / "holes"
     uvloop.run(_with_holes(holes))
-    compact = [sys.executable, "-c", _COMPACT, str(holes)]
-    yield from _beside(bench, holes, compact)
+    with blob_server(holes) as server, _stopped(_companion(server)) as companion:
+        sealed = _sealed(holes)
+        yield _beside(bench, server, lambda: _going_on(companion))
+        if not 0 < _sealed(holes) < sealed:
+            raise NotMeasured(f"of {sealed} segments {_sealed(holes)} are left: choose other sizes")
     many = bench.folder / "many"
     fill(many, _MANY, size=1024)
     scrub = [DOLMEN, "scrub", "--again", "--bandwidth", "20000000", f"volume:{many}"]
-    gc = [DOLMEN, "gc", "--dry-run", "http://127.0.0.1:{port}"]
-    yield from _beside(bench, many, scrub, gc)
+    with blob_server(many) as server:
+        yield _beside(bench, server, lambda: _working(scrub))
+        yield _beside(bench, server, lambda: _working([DOLMEN, "gc", "--dry-run", server.base]))
 
 
 async def _with_holes(folder: Path) -> None:
@@ -77,25 +68,53 @@ async def _with_holes(folder: Path) -> None:
         await opened.aclose()
 
 
-def _beside(bench: Bench, folder: Path, *commands: list[str]) -> Iterator[Measured]:
-    with blob_server(folder) as server:
-        paths = store(server, "/blob/{}", bench.folder)
-        wrk.get(server.base, paths, seconds=1)
-        rate = wrk.get(server.base, paths, seconds=bench.seconds) / 2
-        requests = requests_of(server, paths)
-        for command in commands:
-            words = [
-                word.format(port=server.port) if "{port}" in word else word for word in command
-            ]
-            measured = Measured([])
-            for _ in range(bench.rounds):
-                _, without = percentiles(server, requests, rate, bench.seconds)
-                with _working(words):
-                    _, beside = percentiles(server, requests, rate, bench.seconds)
-                measured.against.append(without)
-                measured.samples.append(beside)
-            measured.note = f"at {rate:,.0f}/s"
-            yield measured
+def _beside(
+    bench: Bench, server: Server, work: Callable[[], contextlib.AbstractContextManager[None]]
+) -> Measured:
+    """The 99th percentile without the work, and beside it, in turns."""
+    paths = store(server, "/blob/{}", bench.folder)
+    wrk.get(server.base, paths, seconds=1)
+    rate = wrk.get(server.base, paths, seconds=bench.seconds) / 2
+    requests = requests_of(server, paths)
+    measured = Measured([], note=f"at {rate:,.0f}/s")
+    for _ in range(bench.rounds):
+        measured.against.append(percentiles(server, requests, rate, bench.seconds)[1])
+        with work():
+            measured.samples.append(percentiles(server, requests, rate, bench.seconds)[1])
+    return measured
+
+
+def _companion(server: Server) -> int:
+    """The process that compacts beside a server."""
+    for pid in server.family():
+        with contextlib.suppress(OSError):
+            if _COMPACTING in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return pid
+    raise NotMeasured("nothing compacts beside the server")
+
+
+def _sealed(folder: Path) -> int:
+    return sum(1 for _ in folder.glob("sealed/*/*"))
+
+
+@contextlib.contextmanager
+def _stopped(pid: int) -> Iterator[int]:
+    """A process stands still for as long as the block, unless it is `_going_on`."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def _going_on(pid: int) -> Iterator[None]:
+    """A stopped process goes on for as long as the block."""
+    os.kill(pid, signal.SIGCONT)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGSTOP)
 
 
 @contextlib.contextmanager

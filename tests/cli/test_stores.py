@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +28,14 @@ async def names(url: str) -> list[str]:
     store = await open_store(url)
     found = sorted([info.name async for info in store.list()])
     await store.aclose()
+    return found
+
+
+def open_files(pid: int) -> set[str]:
+    found = set()
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed while we look
+            found.add(os.readlink(each))
     return found
 
 
@@ -210,3 +222,23 @@ async def test_compact_gives_room_back_and_says_how_much(dolmen: Any) -> None:
     assert ended.status == 1
     assert "is no volume" in ended.err
     assert not (dolmen.folder / "none").exists()
+
+
+async def test_compact_is_interrupted_within_its_bandwidth_and_goes_on(dolmen: Any) -> None:
+    path = f"{dolmen.folder}/v"
+    store = await open_volume(path, segment_size=1 << 20)
+    for number in range(40):
+        await store.put(f"n{number}", Bytes(bytes(100_000)))
+    for number in range(1, 40):
+        await store.delete(f"n{number}")
+    await store.aclose()
+    process = await dolmen.start("compact", "volume:v", "--bandwidth", "1")
+    while f"{path}/compaction.lock" not in open_files(process.pid):
+        await asyncio.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = await process.communicate()
+    assert process.returncode == 130
+    assert b"Traceback" not in err
+    ended = await dolmen("compact", "volume:v", "--bandwidth", "1000000000")
+    assert ended.out.startswith("4 segments compacted, 3.7 MiB won")
+    assert await names(f"volume:{path}") == ["n0"]

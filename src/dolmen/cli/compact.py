@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import signal
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from dolmen.cli.options import Json
+from dolmen.cli.options import Bandwidth, Json
 from dolmen.cli.output import emit, readable, transfer_bar
-
-if TYPE_CHECKING:
-    from dolmen.stores.volume.compaction import Compacted
 
 
 def compact(
     volume: Annotated[
         str, typer.Argument(metavar="VOLUME", help="volume:/path, or the folder alone.")
     ],
+    bandwidth: Bandwidth = None,
     json: Json = False,
 ) -> None:
     """Give back the room of what was deleted or replaced in a volume.
@@ -26,24 +24,31 @@ def compact(
     them. May be interrupted and run again.
 
     [green]dolmen compact volume:/srv/dolmen[/green]
-    """
-    from dolmen.stores.volume.compaction import Compacting
 
-    interrupted: list[int] = []
-    # Not in the midst of a step.
-    before = signal.signal(signal.SIGINT, lambda number, _: interrupted.append(number))
+    [green]dolmen compact volume:/srv/dolmen --bandwidth 50000000[/green]
+    """
+    from dolmen.pace import Pace
+    from dolmen.stores.volume.compaction import Compacted, Compacting
+
+    before, interrupted, pace = Compacted(), False, Pace(bandwidth)
+    # Ctrl-C is looked for between two steps, so that it never comes in the midst of one.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         with transfer_bar("compact") as bar:
 
             def go_on(done: Compacted) -> bool:
+                nonlocal before, interrupted
                 if bar:
                     bar(done.moved, None)
+                wait = pace.delay(done.moved - before.moved)
+                before = done
+                interrupted = signal.sigtimedwait({signal.SIGINT}, wait) is not None
                 return not interrupted
 
             with Compacting(volume.removeprefix("volume:").removeprefix("//")) as opened:
                 done = opened.compact(go_on)
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     if json:
         emit(done._asdict())
     else:
