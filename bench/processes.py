@@ -134,6 +134,7 @@ def _dolmen(*arguments: str) -> Iterator[Server]:
         server = Server(found[0] if found else "", process)
         if found is None or not _listens(server):
             raise NotMeasured(f"dolmen {arguments[0]} did not start: {_said(process)}")
+        _settle(server)
         yield server
 
 
@@ -174,6 +175,14 @@ def _said(process: subprocess.Popen[str]) -> str:
 def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
+
+
+def _settle(server: Server) -> None:
+    """Wait until a server's companions have started too: that is not what is measured."""
+    until, before = time.monotonic() + _PATIENCE, -1.0
+    while time.monotonic() < until and (busy := server.busy()) > before:
+        before = busy
+        time.sleep(0.25)
 
 
 def _listens(server: Server) -> bool:
