@@ -136,7 +136,7 @@ async def asked(asking):
         return "unknown", 0
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(MEMBERS, st.sampled_from([None, (0, 4), (3, 100)]))
 def test_reads(drawn, byte_range):
     async def get():
@@ -164,7 +164,7 @@ def test_reads(drawn, byte_range):
     asyncio.run(get())
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(MEMBERS, st.integers(1, 3), st.integers(1, 3))
 def test_puts(drawn, write_copies, min_copies):
     async def put():
@@ -193,7 +193,7 @@ def test_puts(drawn, write_copies, min_copies):
     asyncio.run(put())
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(MEMBERS, st.integers(1, 3))
 def test_deletes(drawn, min_copies):
     async def delete():

@@ -249,7 +249,7 @@ class Known:
         self.unsure = set()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32))
 def test_whatever_fails_nothing_acknowledged_is_lost_and_nothing_deleted_comes_back(seed):
     asyncio.run(_workload(random.Random(seed)))

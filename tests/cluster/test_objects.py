@@ -75,7 +75,7 @@ async def test_an_object_of_any_size_comes_back(size, announced):
     assert objects._budget.free == objects._budget.size
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.data())
 def test_any_range_of_a_large_object_is_that_part_of_it(drawn):
     size = 2 * CHUNK + 1000

@@ -90,7 +90,7 @@ MODES = st.sampled_from(["read", "iterate", "small buffer", "large buffer"])
 
 
 def test_requests_are_the_same_however_they_arrive(kit) -> None:
-    @settings(deadline=None, max_examples=300)
+    @settings(max_examples=300)
     @given(st.lists(request(), min_size=1, max_size=4), PLACES, MODES, st.booleans())
     def check(requests, places, mode, waits) -> None:
         async def handler(request):
@@ -144,7 +144,7 @@ def response(draw: st.DrawFn) -> tuple[str, int, bytes, bytes]:
 
 
 def test_responses_are_the_same_however_they_arrive(kit) -> None:
-    @settings(deadline=None, max_examples=300)
+    @settings(max_examples=300)
     @given(st.lists(response(), min_size=1, max_size=3), PLACES, MODES)
     def check(responses, places, mode) -> None:
         async def play() -> None:
@@ -237,7 +237,7 @@ GRAMMAR = st.sampled_from(
 def test_no_bytes_break_the_server(kit) -> None:
     """Whatever comes in, what goes out is well-formed, and nothing is raised."""
 
-    @settings(deadline=None, max_examples=500)
+    @settings(max_examples=500)
     @given(st.lists(st.one_of(GRAMMAR, st.binary(max_size=3)), max_size=25), PLACES)
     def check(tokens, places) -> None:
         async def play() -> None:
@@ -266,7 +266,7 @@ RESPONSES = st.sampled_from(
 
 
 def test_no_bytes_break_the_client(kit) -> None:
-    @settings(deadline=None, max_examples=500)
+    @settings(max_examples=500)
     @given(st.lists(st.one_of(RESPONSES, st.binary(max_size=3)), max_size=15), PLACES, MODES)
     def check(tokens, places, mode) -> None:
         async def play() -> None:

@@ -7,7 +7,7 @@ import contextlib
 import random
 from itertools import permutations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dolmen.errors import Conflict, Unavailable
@@ -123,7 +123,6 @@ def test_one_round_brings_a_group_to_equality_and_a_second_finds_nothing(todo: O
 
 
 @given(operations, st.integers(0, 2**32), st.sampled_from([0.05, 0.2, 0.5]))
-@settings(deadline=None)
 def test_after_any_failures_running_again_gives_the_same_end(
     todo: Operations, seed: int, rate: float
 ) -> None:
@@ -150,7 +149,6 @@ def test_after_any_failures_running_again_gives_the_same_end(
 
 
 @given(operations, st.integers(1, 60))
-@settings(deadline=None)
 def test_cancelled_anywhere_and_run_again_gives_the_same_end(todo: Operations, step: int) -> None:
     async def run() -> None:
         stores = clocks()

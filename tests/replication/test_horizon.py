@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dolmen.cluster.groups import Member, make_group
@@ -215,7 +215,6 @@ STEPS = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(STEPS)
 async def test_no_delete_that_all_were_told_of_is_ever_undone(steps):
     """Servers go away and come back, days go by: what was last decided is what ends up."""

@@ -319,7 +319,7 @@ async def test_two_at_once_do_no_harm():
     await servers.assert_in_place(drained, wanted)
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 async def test_whatever_stands_where_ends_in_its_place(data):
     """Any state of any servers: the highest rank of every name ends on its rightful servers."""
