@@ -7,14 +7,17 @@ that is damaged; 130 interrupted.
 
 from __future__ import annotations
 
+import signal
 import sys
-
-from dolmen.cli.app import app
-from dolmen.cli.ending import seen_enough, status_of, tell
 
 
 def main() -> None:
     """Run the command of `sys.argv`; errors become a line on stderr and an exit status."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # there is nothing to clean up yet
+    from dolmen.cli.app import app
+    from dolmen.cli.ending import seen_enough, status_of, tell
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         try:
             app()
