@@ -21,10 +21,10 @@ from typing import TypeVar
 from dolmen.closing import closing
 from dolmen.errors import Outdated
 from dolmen.record import Kind
-from dolmen.replication.patience import Pause, ask
+from dolmen.replication.patience import Pause, ask, listing
 from dolmen.replication.side_by_side import naming, side_by_side
 from dolmen.stamps import COUNTER_BITS, format_stamp
-from dolmen.store import BlobInfo, BlobStore, Remove
+from dolmen.store import ALL_PARTITIONS, BlobInfo, BlobStore, Remove
 from dolmen.stores.horizon import HORIZON, NO_HORIZONS, Horizons, horizon_in
 
 T = TypeVar("T")
@@ -47,6 +47,35 @@ async def horizons_of(
     ours = horizon_in(await ask(source.notes, side="source", pause=pause))
     theirs = horizon_in(await ask(destination.notes, side="destination", pause=pause))
     return Horizons(ours, theirs, rejoin)
+
+
+async def catch_up(stores: Mapping[str, BlobStore], *, pause: Pause) -> None:
+    """Raise the horizon of every store that holds nothing from below that of the others.
+
+    One that is new, or was emptied, holds nothing that a forgotten delete deleted. Its horizon
+    stands before it is filled, so that it gets nothing doubtful, from whomever, and is believed
+    about what it got. Raises `Stopped`, which says who failed.
+    """
+    horizons = {}
+    for name, store in stores.items():
+        if store.capabilities.stamps:
+            with naming(name):
+                horizons[name] = horizon_in(await ask(store.notes, side="source", pause=pause))
+    known = max(horizons.values(), default=0)
+    for name, horizon in horizons.items():
+        if horizon < known:
+            with naming(name):
+                if not await _holds_from_below(stores[name], known, pause):
+                    note = partial(stores[name].note, HORIZON, format_stamp(known).encode())
+                    await ask(note, side="destination", pause=pause)
+
+
+async def _holds_from_below(store: BlobStore, horizon: int, pause: Pause) -> bool:
+    async with closing(listing(store, ALL_PARTITIONS, side="source", pause=pause)) as infos:
+        async for info in infos:
+            if info.stamp <= horizon and info.kind != Kind.TOMBSTONE:
+                return True
+    return False
 
 
 async def reclaim(
