@@ -27,11 +27,11 @@ from dolmen.cluster.placement import Placement
 from dolmen.errors import DolmenError, Outdated
 from dolmen.pace import Pace
 from dolmen.replication.group import PairProgress, partitions_of, replicate_group
-from dolmen.replication.horizon import reclaim
+from dolmen.replication.horizon import catch_up, reclaim
 from dolmen.replication.patience import Pause, Stopped, ask
 from dolmen.replication.rebalance import Dropped, drop_misplaced
 from dolmen.replication.report import Report
-from dolmen.store import ALL_PARTITIONS
+from dolmen.store import ALL_PARTITIONS, BlobStore
 from dolmen.stores.epoch import Seen, seen_in, tell
 
 SETTLE = 10.0
@@ -106,9 +106,10 @@ class Repair:
         """
         report = Round(failing=dict(without or {}))
         await self._tell_epoch(report)
+        report.failing |= await catch_up(self._stores(report), pause=self._pause)
         terms = self._terms
         copied = await replicate_group(
-            {name: member.store for name, member in self._reachable(report).items()},
+            self._stores(report),
             wanted=self._wanted,
             rejoin=terms.rejoin,
             parallel=terms.parallel,
@@ -135,6 +136,9 @@ class Repair:
 
     def _reachable(self, report: Round) -> dict[str, Member]:
         return {name: each for name, each in self.members.items() if name not in report.failing}
+
+    def _stores(self, report: Round) -> dict[str, BlobStore]:
+        return {name: member.store for name, member in self._reachable(report).items()}
 
     async def _tell_epoch(self, report: Round) -> None:
         """Tell every server of the configuration; note those that can't be told."""
