@@ -275,6 +275,34 @@ async def test_nothing_is_removed_before_an_epoch_has_settled():
     assert min(removed) >= began + SETTLE
 
 
+@pytest.mark.parametrize("copies", [1, 2])
+async def test_a_server_under_two_names_does_not_vouch_for_itself(copies):
+    servers = Servers("abc")
+    servers.stores["d"] = servers.stores["c"]  # such as by its name and by its address
+    groups = servers.groups(copies=copies)
+    cluster = Cluster(groups)
+    for name in NAMES:
+        await cluster.put(name, Bytes(name.encode()))
+    stored = {name: await servers.held(name) for name in "abc"}
+    for _ in range(3):
+        done = await servers.repair(groups).round()
+        assert not done.complete
+        assert "the same server as d" in done.failing["c"]
+        for name, held in stored.items():
+            assert await servers.held(name) >= held
+
+
+async def test_a_server_begun_from_a_copy_of_anothers_disk_is_one_of_its_own():
+    servers = Servers("abc")
+    groups = servers.groups(copies=2)
+    wanted = await filled(servers, groups)
+    cloned = servers.stores["b"].store = MemoryStore()
+    for key, value in (await servers.stores["a"].store.notes()).items():
+        await cloned.note(key, value)
+    assert (await servers.repair(groups).round()).complete
+    await servers.assert_in_place(groups, wanted)
+
+
 async def test_who_falls_behind_while_it_removes_is_refused():
     servers = Servers("abcd")
     old = servers.groups(copies=1, weights=dict.fromkeys("abc", 1.0))

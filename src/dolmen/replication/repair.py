@@ -11,7 +11,9 @@ counts on. So before anything else every server is told the epoch of the configu
 what it says; one that knows a higher epoch, or another configuration of the same, ends the
 round (`Outdated`). When a server heard of an epoch for the first time, nothing is removed
 for `SETTLE` seconds: by then what an older configuration was removing has been removed,
-or is refused, and what stands can be counted.
+or is refused, and what stands can be counted. Every server is told its own name as well: one
+that was told another's since is in the configuration twice, and its one copy would vouch for
+itself.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from dolmen.replication.patience import Pause, Stopped, ask
 from dolmen.replication.rebalance import Dropped, drop_misplaced
 from dolmen.replication.report import Report
 from dolmen.store import ALL_PARTITIONS, BlobStore
-from dolmen.stores.epoch import Seen, seen_in, tell
+from dolmen.stores.epoch import Seen, seen_in, server_in, tell
 
 SETTLE = 10.0
 """Seconds between telling a server of a new epoch and the first removal."""
@@ -149,18 +151,39 @@ class Repair:
             if not store.capabilities.stamps:
                 continue
             try:
-                known = seen_in(await ask(store.notes, side="source", pause=self._pause))
-                if known == self._seen:
+                notes = await ask(store.notes, side="source", pause=self._pause)
+                known = seen_in(notes)
+                if known == self._seen and server_in(notes) == name:
                     continue
                 self._refuse_older(name, known)
-                await tell(store, self._seen)
+                await tell(store, self._seen, name)
                 self._told_at = self._now()
             except (Stopped, DolmenError) as error:
                 if isinstance(error, Outdated):
                     raise
                 report.failing[name] = str(error)
+        if self._told_at is not None:
+            await self._find_twins(report)
+
+    async def _find_twins(self, report: Round) -> None:
+        """Leave out a server that answers to another's name: it has no copies of its own."""
+        for name, member in self._reachable(report).items():
+            if not member.store.capabilities.stamps:
+                continue
+            try:
+                notes = await ask(member.store.notes, side="source", pause=self._pause)
+            except Stopped as stopped:
+                report.failing[name] = str(stopped)
+                continue
+            if server_in(notes) != name:
+                report.failing[name] = (
+                    f"it is the same server as {server_in(notes)}: take one of them out of the "
+                    "configuration"
+                )
 
     def _refuse_older(self, name: str, known: Seen) -> None:
+        if known == self._seen:
+            return
         ours = self._seen.epoch
         if known.epoch > ours:
             raise Outdated(
