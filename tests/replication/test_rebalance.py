@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from dolmen.cluster.groups import Member, make_group
 from dolmen.cluster.placement import Placement
@@ -97,6 +98,21 @@ async def test_who_can_not_be_asked_is_named():
     dropped = await trio.drop()
     assert dropped.kept == 1
     assert list(dropped.failing) == [trio.names[0]]
+
+
+async def test_it_stays_where_a_rightful_server_turned_out_not_to_be_durable():
+    trio = Trio()
+    for store in trio.stores.values():
+        store.capabilities = replace(store.capabilities, durable=True)
+        await store.store.put("object", Bytes(b"content"), stamp=5)
+    members = [Member(name, store) for name, store in trio.stores.items()]
+    trio.placement = Placement([make_group("all", members, copies=2)])
+    place = trio.placement.of(partition_of("object"))
+    (trio.other,) = set(members) - {*place.rightful}
+    # It could not be asked when its place was worked out.
+    weak = trio.rightful[0]
+    weak.capabilities = replace(weak.capabilities, durable=False)
+    assert await trio.drop() == Dropped(kept=1)
 
 
 async def test_where_nobody_should_hold_it_it_stays():

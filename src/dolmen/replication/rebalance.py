@@ -94,7 +94,8 @@ class _Work:
         for info in batch:
             place = self.placement.of(partition_of(info.name))
             rightful = [*filter(place.group.counts, place.rightful)]
-            if not rightful or any(self._fails(each) for each in rightful):
+            # Fewer than its copies count where a server turned out not to be durable since.
+            if len(rightful) < place.group.copies or any(map(self._fails, rightful)):
                 continue
             sound.add(info.name)  # until one of those asked says otherwise
             for each in rightful:

@@ -175,10 +175,10 @@ class Repair:
             except Stopped as stopped:
                 report.failing[name] = str(stopped)
                 continue
-            if server_in(notes) != name:
+            other = server_in(notes)
+            if other not in ("", name):  # one that is not durable may have forgotten
                 report.failing[name] = (
-                    f"it is the same server as {server_in(notes)}: take one of them out of the "
-                    "configuration"
+                    f"it is the same server as {other}: take one of them out of the configuration"
                 )
 
     def _refuse_older(self, name: str, known: Seen) -> None:
