@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -144,6 +145,21 @@ async def test_a_server_without_weight_is_emptied(copies):
     assert (await servers.repair(drained, epoch=2).round()).complete
     assert await servers.held("b") == set()
     await servers.assert_in_place(drained, wanted)
+
+
+async def test_copies_are_made_up_for_where_a_server_turns_out_not_to_be_durable():
+    servers = Servers("abc")
+    for store in servers.stores.values():
+        store.capabilities = replace(store.capabilities, durable=True)
+    members = [Member(name, store) for name, store in servers.stores.items()]
+    groups = [make_group("all", members, copies=2)]
+    await filled(servers, groups)
+    repair = servers.repair(groups)
+    await repair.round()  # while nobody could ask a
+    servers.stores["a"].capabilities = replace(servers.stores["a"].capabilities, durable=False)
+    assert (await repair.round()).complete
+    for name in "bc":
+        assert await servers.held(name) == set(NAMES)
 
 
 async def test_what_was_left_with_a_stand_in_goes_where_it_belongs():

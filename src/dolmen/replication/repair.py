@@ -94,9 +94,9 @@ class Repair:
         self._seen = seen
         self._terms = terms or Terms()
         self._progress, self._now, self._pause = progress, now, pause
-        self._placement = Placement(groups)
-        self._wanted = partitions_of(self._placement)
-        self._rebalances = any(held is not ALL_PARTITIONS for held in self._wanted.values())
+        self._groups = groups
+        self._durable: list[bool] = []
+        self._work_out_places()
         self._pace = Pace(self._terms.bandwidth)
         self._told_at: float | None = None
         self._noted_at = -_NOTE_EVERY
@@ -109,6 +109,7 @@ class Repair:
         report = Round(failing=dict(without or {}))
         await self._tell_epoch(report)
         report.failing |= await catch_up(self._stores(report), pause=self._pause)
+        self._work_out_places()  # each has been asked by now
         terms = self._terms
         copied = await replicate_group(
             self._stores(report),
@@ -135,6 +136,16 @@ class Repair:
         if report.complete:
             await self._note_compared(report)
         return report
+
+    def _work_out_places(self) -> None:
+        """Anew where a server says by now that it is durable, or that it is not."""
+        durable = [each.store.capabilities.durable for each in self.members.values()]
+        if durable == self._durable:
+            return
+        self._durable = durable
+        self._placement = Placement(self._groups)
+        self._wanted = partitions_of(self._placement)
+        self._rebalances = any(held is not ALL_PARTITIONS for held in self._wanted.values())
 
     def _reachable(self, report: Round) -> dict[str, Member]:
         return {name: each for name, each in self.members.items() if name not in report.failing}
