@@ -178,6 +178,17 @@ async def test_what_may_have_been_deleted_long_ago_does_not_spread():
     assert (await second.stat(NAME)).stamp == 7
 
 
+async def test_an_emptied_server_that_does_not_know_of_old_deletes_is_left_to_repair():
+    cluster, (first, second, third) = made()
+    for store in (second, third):
+        await store.put(NAME, Bytes(DATA), stamp=7)
+        await store.note("horizon", format_stamp(7).encode())
+    await cluster.get(NAME)
+    assert await mended(cluster) == (0, 1, 0)
+    with pytest.raises(NotFound):
+        await first.stat(NAME)
+
+
 async def test_what_could_not_be_made_is_left_alone_for_a_while():
     passed = [0.0]
     breaker = Breaker(lambda: passed[0])

@@ -15,6 +15,7 @@ from dolmen.cluster.manifest import CHUNK, decode
 from dolmen.cluster.objects import Objects
 from dolmen.cluster.upload import GRACE, upload
 from dolmen.errors import BadContent, Corrupt, NoCopies, NotFound, Unavailable
+from dolmen.names import partition_of
 from dolmen.payload import Bytes, read_whole
 from dolmen.record import Kind
 from dolmen.spool import Spool
@@ -329,3 +330,14 @@ async def test_an_object_known_by_its_id_is_renewed_without_its_bytes():
     assert (await objects.stat(stored.id)).stamp > before
     with pytest.raises(NotFound):
         await objects.renew("0" * 64, b"")
+
+
+async def test_an_object_renewed_beside_a_delete_from_a_clock_ahead_outlasts_it():
+    _stores, objects = made()
+    stored = await objects.upload(Source(b"data"))
+    cluster = objects.cluster
+    order = cluster.placement.of(partition_of(stored.id)).order
+    ahead = (await objects.stat(stored.id)).stamp + (600_000 << 16)
+    await order[1].store.delete(stored.id, stamp=ahead)  # the first could not be asked then
+    await objects.renew(stored.id, b"")
+    assert (await order[0].store.stat(stored.id)).stamp > ahead

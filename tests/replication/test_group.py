@@ -6,7 +6,7 @@ import pytest
 
 from dolmen.cluster.groups import Member, make_group
 from dolmen.cluster.placement import Placement
-from dolmen.errors import TooLarge, Unavailable
+from dolmen.errors import ReadOnly, TooLarge, Unavailable
 from dolmen.names import partition_of
 from dolmen.payload import Bytes
 from dolmen.replication import replicate_group
@@ -62,6 +62,20 @@ async def test_whoever_fails_in_the_middle_is_named(method: str) -> None:
     union = {f"{name}-{number}" for name in "ac" for number in range(20)}
     for name in "ac":
         assert union <= {info.name async for info in stores[name].store.list()}
+
+
+async def test_what_a_server_that_takes_no_writes_has_reaches_the_others() -> None:
+    stores = await different(3)
+
+    async def refuse(called: str, _name: str) -> None:
+        if called in ("put", "delete"):
+            raise ReadOnly("the disk failed")
+
+    stores["a"].pause = refuse  # the first to be filled
+    report = await replicate_group(stores, pause=nothing)
+    assert list(report.failing) == ["a"]
+    for name in "bc":
+        assert (await stores[name].store.digests()).count == 60
 
 
 async def test_a_refusal_of_one_server_does_not_keep_a_blob_from_another() -> None:

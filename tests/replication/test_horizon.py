@@ -12,7 +12,7 @@ from dolmen.cluster.groups import Member, make_group
 from dolmen.errors import NotFound
 from dolmen.payload import Bytes
 from dolmen.replication import replicate
-from dolmen.replication.horizon import reclaim
+from dolmen.replication.horizon import catch_up, reclaim
 from dolmen.replication.repair import DAY, Repair, Terms
 from dolmen.stores.epoch import Seen
 from dolmen.stores.horizon import horizon_in
@@ -124,6 +124,36 @@ async def test_an_empty_server_joins_without_ado():
     assert (await cluster.repair().round()).complete
     assert await cluster.held("d") == {"kept"}
     assert await cluster.horizon("d") == await cluster.horizon("a")
+
+
+async def test_an_emptied_server_gets_nothing_doubtful_whoever_comes_first():
+    cluster = await with_a_forgotten_delete()
+    stale = cluster.stores["a"].store = MemoryStore()  # set back to an old state
+    for name in ("object", "kept"):
+        await stale.put(name, Bytes(b"x"), stamp=cluster.at(20_000))
+    cluster.stores["b"].store = MemoryStore()
+    assert not (await cluster.repair().round()).complete
+    assert await cluster.held("b") == {"kept"}
+
+
+async def test_what_an_emptied_server_got_is_believed_though_another_is_away():
+    cluster = await with_a_forgotten_delete()
+    cluster.stores["b"].store = MemoryStore()
+    await cluster.stores["b"].store.put("new", Bytes(b"x"), stamp=cluster.at(cluster.day))
+    cluster.stores["c"].down = True
+    await cluster.repair().round()
+    await cluster.stores["a"].store.remove("kept", if_stamp=cluster.at(20_000))  # it was damaged
+    await cluster.repair().round()
+    for name in "ab":
+        assert await cluster.held(name) == {"kept", "new"}
+
+
+async def test_a_server_that_fails_does_not_keep_an_emptied_one_from_catching_up():
+    cluster = await with_a_forgotten_delete()
+    cluster.stores["b"].store = MemoryStore()
+    cluster.stores["a"].down = True
+    assert list(await catch_up(cluster.stores, pause=cluster.pause)) == ["a"]
+    assert await cluster.horizon("b") == await cluster.horizon("c") > 0
 
 
 async def test_a_delete_that_still_has_something_to_delete_is_carried_there():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from dolmen.cluster.groups import Member, make_group
 from dolmen.cluster.placement import Placement
@@ -65,6 +66,30 @@ async def test_a_server_that_failed_is_not_asked_and_vouches_for_nothing():
     assert trio.rightful[1].calls == []
 
 
+async def test_what_stays_for_want_of_one_server_is_not_read_on_another():
+    trio = Trio()
+    for store in trio.stores.values():
+        await store.store.put("object", Bytes(b"content"), stamp=5)
+    assert await trio.drop(trio.names[1]) == Dropped(kept=1)
+    assert trio.rightful[0].calls == []
+
+
+async def test_who_lacked_most_is_asked_first(monkeypatch):
+    monkeypatch.setattr("dolmen.replication.rebalance.BATCH", 2)
+    trio = Trio()
+    names = [
+        name
+        for name in (f"object-{number}" for number in range(200))
+        if {m.name for m in trio.placement.of(partition_of(name)).rightful} == set(trio.names)
+    ]
+    for name in names:
+        for store in (trio.rightful[0], trio.stores[trio.other.name]):
+            await store.store.put(name, Bytes(b"content"), stamp=5)
+    assert await trio.drop() == Dropped(kept=len(names))
+    read = [name for method, name in trio.rightful[0].calls if method == "get"]
+    assert len(read) <= 2, "in the first batch nobody knows yet"
+
+
 async def test_who_can_not_be_asked_is_named():
     trio = Trio()
     for store in trio.stores.values():
@@ -73,6 +98,21 @@ async def test_who_can_not_be_asked_is_named():
     dropped = await trio.drop()
     assert dropped.kept == 1
     assert list(dropped.failing) == [trio.names[0]]
+
+
+async def test_it_stays_where_a_rightful_server_turned_out_not_to_be_durable():
+    trio = Trio()
+    for store in trio.stores.values():
+        store.capabilities = replace(store.capabilities, durable=True)
+        await store.store.put("object", Bytes(b"content"), stamp=5)
+    members = [Member(name, store) for name, store in trio.stores.items()]
+    trio.placement = Placement([make_group("all", members, copies=2)])
+    place = trio.placement.of(partition_of("object"))
+    (trio.other,) = set(members) - {*place.rightful}
+    # It could not be asked when its place was worked out.
+    weak = trio.rightful[0]
+    weak.capabilities = replace(weak.capabilities, durable=False)
+    assert await trio.drop() == Dropped(kept=1)
 
 
 async def test_where_nobody_should_hold_it_it_stays():

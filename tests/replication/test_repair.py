@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -146,6 +147,21 @@ async def test_a_server_without_weight_is_emptied(copies):
     await servers.assert_in_place(drained, wanted)
 
 
+async def test_copies_are_made_up_for_where_a_server_turns_out_not_to_be_durable():
+    servers = Servers("abc")
+    for store in servers.stores.values():
+        store.capabilities = replace(store.capabilities, durable=True)
+    members = [Member(name, store) for name, store in servers.stores.items()]
+    groups = [make_group("all", members, copies=2)]
+    await filled(servers, groups)
+    repair = servers.repair(groups)
+    await repair.round()  # while nobody could ask a
+    servers.stores["a"].capabilities = replace(servers.stores["a"].capabilities, durable=False)
+    assert (await repair.round()).complete
+    for name in "bc":
+        assert await servers.held(name) == set(NAMES)
+
+
 async def test_what_was_left_with_a_stand_in_goes_where_it_belongs():
     servers = Servers("abcd")
     groups = servers.groups(copies=2)
@@ -273,6 +289,34 @@ async def test_nothing_is_removed_before_an_epoch_has_settled():
     await servers.repair(groups).round()
     assert len(removed) == 2
     assert min(removed) >= began + SETTLE
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+async def test_a_server_under_two_names_does_not_vouch_for_itself(copies):
+    servers = Servers("abc")
+    servers.stores["d"] = servers.stores["c"]  # such as by its name and by its address
+    groups = servers.groups(copies=copies)
+    cluster = Cluster(groups)
+    for name in NAMES:
+        await cluster.put(name, Bytes(name.encode()))
+    stored = {name: await servers.held(name) for name in "abc"}
+    for _ in range(3):
+        done = await servers.repair(groups).round()
+        assert not done.complete
+        assert "the same server as d" in done.failing["c"]
+        for name, held in stored.items():
+            assert await servers.held(name) >= held
+
+
+async def test_a_server_begun_from_a_copy_of_anothers_disk_is_one_of_its_own():
+    servers = Servers("abc")
+    groups = servers.groups(copies=2)
+    wanted = await filled(servers, groups)
+    cloned = servers.stores["b"].store = MemoryStore()
+    for key, value in (await servers.stores["a"].store.notes()).items():
+        await cloned.note(key, value)
+    assert (await servers.repair(groups).round()).complete
+    await servers.assert_in_place(groups, wanted)
 
 
 async def test_who_falls_behind_while_it_removes_is_refused():

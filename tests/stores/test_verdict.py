@@ -47,7 +47,7 @@ def clock():
 def judge(standing, write, *, damaged=False, plain=False):
     stamp = None if plain else write.stamp
     if write.kind is Kind.TOMBSTONE:
-        return judge_delete(standing, stamp=stamp, clock=clock())
+        return judge_delete(standing, damaged=damaged, stamp=stamp, clock=clock())
     return judge_put(
         "name",
         standing,
@@ -203,3 +203,14 @@ def test_a_copy_is_removed_only_at_its_stamp_and_age():
     for stamp, min_age, now, removed in cases:
         assert may_remove(standing, if_stamp=stamp, min_age=min_age, now=now) is removed
     assert not may_remove(None, if_stamp=0, min_age=0, now=5000)
+
+
+@pytest.mark.parametrize("standing", WRITES)
+def test_a_damaged_copy_gives_way_to_its_own_delete_and_to_newer_ones(standing):
+    for stamp in STAMPS:
+        tombstone = info(stamp, Kind.TOMBSTONE)
+        verdict = judge(standing, tombstone, damaged=True)
+        if tombstone.rank >= standing.rank:
+            assert verdict == (Action.WRITE, (Outcome.CREATED, stamp))
+        else:
+            assert verdict == (Action.KEEP, (Outcome.SUPERSEDED, standing.stamp))

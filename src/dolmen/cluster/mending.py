@@ -6,8 +6,8 @@ others wait in a bounded queue; when that is full an offer is dropped, and repai
 the copy later. Only names wait: the blob is read again, and checked again, when its turn comes.
 
 What is made is the blob as it is: kind, stamp and metadata. So it loses to whatever newer is
-written meanwhile, deletes included. Nothing is made where a server may have forgotten that it
-was deleted (`dolmen.stores.horizon`).
+written meanwhile, deletes included. Nothing is made where one of the two servers may have
+forgotten that it was deleted (`dolmen.stores.horizon`): that is for repair to settle.
 
 A copy that is wrong though its server never said so is first verified by that server, where it
 lies. If it is wrong there, it is removed and made anew under the higher of the two stamps:
@@ -126,8 +126,8 @@ async def _made(name: str, source: Member, lack: Lack) -> bool:
         raise Corrupt(f"the copy of {name} to mend others from has gone wrong")
     if isinstance(had, NotFound) and not had.stamp and store.capabilities.stamps:
         horizons = Horizons(await _horizon(source), await _horizon(lack.member))
-        if horizons.doubtful(blob.info):
-            raise NotFound(f"{name} may have been deleted before {lack.member.name} forgot of it")
+        if horizons.disputed(blob.info):
+            raise NotFound(f"{name} may have been deleted before one of the two forgot of it")
     if isinstance(had, BlobInfo):
         async for answer in store.verify_many([name]):
             if not isinstance(answer, Failed):

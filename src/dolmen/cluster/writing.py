@@ -110,7 +110,13 @@ class Writing(Members):
         """
 
         async def touch(member: Member, at: int) -> Put:
-            info = await member.store.stat(name)
+            try:
+                info = await member.store.stat(name)
+            except NotFound as absent:
+                if absent.stamp < at:
+                    raise
+                # A delete that would undo this: to be repeated above it.
+                return Put(Outcome.SUPERSEDED, absent.stamp)
             if info.size != size:
                 raise NotFound(f"{name} is not as long there")
             return await member.store.touch(name, stamp=at, checksum=info.checksum, meta=meta)

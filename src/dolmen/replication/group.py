@@ -9,6 +9,7 @@ from functools import partial
 
 from dolmen.cluster.placement import Placement
 from dolmen.digests import Digests
+from dolmen.errors import DolmenError, ReadOnly
 from dolmen.pace import Pace
 from dolmen.replication.patience import Pause, Stopped, ask
 from dolmen.replication.replicate import replicate
@@ -26,7 +27,8 @@ class GroupReport:
     runs: dict[tuple[str, str], Report] = field(default_factory=dict)
     """The runs that were needed, by source and destination."""
     failing: dict[str, str] = field(default_factory=dict)
-    """Servers that failed, and what they said; runs that needed them were not begun."""
+    """Servers that failed, and what they said; runs that needed them were not begun. From one that
+    only takes no writes copies are made all the same."""
 
     @property
     def complete(self) -> bool:
@@ -57,6 +59,7 @@ async def replicate_group(
     in a task.
     """
     report = GroupReport()
+    silent: set[str] = set()
     digests: dict[str, Digests | None] = {}
     free = asyncio.Semaphore(parallel)
 
@@ -64,10 +67,15 @@ async def replicate_group(
         try:
             digests[name] = await _digests(store, pause)
         except Stopped as stopped:
-            report.failing[name] = str(stopped)
+            fail(name, stopped.error)
+
+    def fail(name: str, error: DolmenError) -> None:
+        report.failing[name] = str(error)
+        if not isinstance(error, ReadOnly):  # else it can still be copied from
+            silent.add(name)
 
     async def bring(target: str, origin: str, partitions: Collection[int]) -> None:
-        if {origin, target} & report.failing.keys():
+        if target in report.failing or origin in silent:
             return
         if not _may_differ(digests[origin], digests[target], partitions):
             return
@@ -82,7 +90,7 @@ async def replicate_group(
         )
         report.runs[origin, target] = run
         if run.stopped:
-            report.failing[origin if run.failing == "source" else target] = str(run.stopped)
+            fail(origin if run.failing == "source" else target, run.stopped)
 
     async def fill(target: str) -> None:
         partitions = wanted[target] if wanted is not None else ALL_PARTITIONS

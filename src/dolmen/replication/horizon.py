@@ -9,7 +9,8 @@ Three rules keep a delete from being undone by its being forgotten:
   something there that the tombstone would delete.
 - A store with a lower horizon than another was away while deletes were forgotten. What it
   holds from below the other's horizon, and the other lacks, may have been deleted: it
-  is not copied from there, unless a person says so (`rejoin`).
+  is not copied from there, unless a person says so (`rejoin`). A store that holds nothing from
+  below it is brought up to it.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from typing import TypeVar
 from dolmen.closing import closing
 from dolmen.errors import Outdated
 from dolmen.record import Kind
-from dolmen.replication.patience import Pause, ask
+from dolmen.replication.patience import Pause, Stopped, ask, listing
 from dolmen.replication.side_by_side import naming, side_by_side
 from dolmen.stamps import COUNTER_BITS, format_stamp
-from dolmen.store import BlobInfo, BlobStore, Remove
+from dolmen.store import ALL_PARTITIONS, BlobInfo, BlobStore, Remove
 from dolmen.stores.horizon import HORIZON, NO_HORIZONS, Horizons, horizon_in
 
 T = TypeVar("T")
@@ -47,6 +48,45 @@ async def horizons_of(
     ours = horizon_in(await ask(source.notes, side="source", pause=pause))
     theirs = horizon_in(await ask(destination.notes, side="destination", pause=pause))
     return Horizons(ours, theirs, rejoin)
+
+
+async def catch_up(stores: Mapping[str, BlobStore], *, pause: Pause) -> dict[str, str]:
+    """Raise the horizon of every store that holds nothing from below that of the others.
+
+    One that is new, or was emptied, holds nothing that a forgotten delete deleted. Its horizon
+    stands before it is filled, so that it gets nothing doubtful, from whomever, and is believed
+    about what it got. Returns the stores that failed, and what they said.
+    """
+    horizons: dict[str, int] = {}
+    failing: dict[str, str] = {}
+
+    async def learn(name: str) -> None:
+        horizons[name] = horizon_in(await ask(stores[name].notes, side="source", pause=pause))
+
+    async def raise_it(name: str) -> None:
+        if horizons[name] < known and not await _holds_from_below(stores[name], known, pause):
+            note = partial(stores[name].note, HORIZON, format_stamp(known).encode())
+            await ask(note, side="destination", pause=pause)
+
+    async def each(names: Sequence[str], step: Callable[[str], Awaitable[None]]) -> None:
+        for name in names:
+            try:
+                await step(name)
+            except Stopped as stopped:
+                failing[name] = str(stopped)
+
+    await each([name for name in stores if stores[name].capabilities.stamps], learn)
+    known = max(horizons.values(), default=0)
+    await each([*horizons], raise_it)
+    return failing
+
+
+async def _holds_from_below(store: BlobStore, horizon: int, pause: Pause) -> bool:
+    async with closing(listing(store, ALL_PARTITIONS, side="source", pause=pause)) as infos:
+        async for info in infos:
+            if info.stamp <= horizon and info.kind != Kind.TOMBSTONE:
+                return True
+    return False
 
 
 async def reclaim(

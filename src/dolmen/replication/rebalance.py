@@ -10,6 +10,7 @@ stays.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -67,6 +68,8 @@ class _Work:
     pace: Pace
     pause: Pause
     dropped: Dropped = field(default_factory=Dropped)
+    lacked: Counter[str] = field(default_factory=Counter)
+    """How many of the copies asked for a rightful server turned out not to have, by its name."""
 
     async def whole(self) -> None:
         store = self.member.store
@@ -87,17 +90,23 @@ class _Work:
     async def _drop(self, batch: Sequence[BlobInfo]) -> None:
         """Remove those of a batch that every rightful server turns out to hold."""
         sound: set[str] = set()
-        asked: dict[int, tuple[Member, list[BlobInfo]]] = {}
+        asked: dict[str, tuple[Member, list[BlobInfo]]] = {}
         for info in batch:
             place = self.placement.of(partition_of(info.name))
-            for rightful in filter(place.group.counts, place.rightful):
-                asked.setdefault(id(rightful), (rightful, []))[1].append(info)
-                sound.add(info.name)  # until one of those asked says otherwise
-        for rightful, infos in asked.values():
-            if rightful.name in self.failing:
-                sound -= {info.name for info in infos}
+            rightful = [*filter(place.group.counts, place.rightful)]
+            # Fewer than its copies count where a server turned out not to be durable since.
+            if len(rightful) < place.group.copies or any(map(self._fails, rightful)):
                 continue
-            sound -= await self._lacking(rightful, infos)
+            sound.add(info.name)  # until one of those asked says otherwise
+            for each in rightful:
+                asked.setdefault(each.name, (each, []))[1].append(info)
+        # Who lacked most so far comes first: nobody reads what will stay for want of another.
+        for name in sorted(asked, key=lambda name: -self.lacked[name]):
+            each, infos = asked[name]
+            infos = [info for info in infos if info.name in sound]
+            lacking = await self._lacking(each, infos) if infos else set()
+            self.lacked[name] += len(lacking)
+            sound -= lacking
         removes = [Remove(info.name, info.stamp) for info in batch if info.name in sound]
         if removes:
             removed = await ask(
@@ -109,6 +118,9 @@ class _Work:
             self.dropped.removed += len(gone)
             self.dropped.bytes += sum(info.size for info in batch if info.name in gone)
         self.dropped.kept += len(batch) - len(sound)
+
+    def _fails(self, rightful: Member) -> bool:
+        return rightful.name in self.failing or rightful.name in self.dropped.failing
 
     async def _lacking(self, rightful: Member, infos: Sequence[BlobInfo]) -> set[str]:
         """The names of which a server has no sound copy of this rank or a higher one."""

@@ -11,7 +11,9 @@ counts on. So before anything else every server is told the epoch of the configu
 what it says; one that knows a higher epoch, or another configuration of the same, ends the
 round (`Outdated`). When a server heard of an epoch for the first time, nothing is removed
 for `SETTLE` seconds: by then what an older configuration was removing has been removed,
-or is refused, and what stands can be counted.
+or is refused, and what stands can be counted. Every server is told its own name as well: one
+that was told another's since is in the configuration twice, and its one copy would vouch for
+itself.
 """
 
 from __future__ import annotations
@@ -27,12 +29,12 @@ from dolmen.cluster.placement import Placement
 from dolmen.errors import DolmenError, Outdated
 from dolmen.pace import Pace
 from dolmen.replication.group import PairProgress, partitions_of, replicate_group
-from dolmen.replication.horizon import reclaim
+from dolmen.replication.horizon import catch_up, reclaim
 from dolmen.replication.patience import Pause, Stopped, ask
 from dolmen.replication.rebalance import Dropped, drop_misplaced
 from dolmen.replication.report import Report
-from dolmen.store import ALL_PARTITIONS
-from dolmen.stores.epoch import Seen, seen_in, tell
+from dolmen.store import ALL_PARTITIONS, BlobStore
+from dolmen.stores.epoch import Seen, seen_in, server_in, tell
 
 SETTLE = 10.0
 """Seconds between telling a server of a new epoch and the first removal."""
@@ -92,9 +94,9 @@ class Repair:
         self._seen = seen
         self._terms = terms or Terms()
         self._progress, self._now, self._pause = progress, now, pause
-        self._placement = Placement(groups)
-        self._wanted = partitions_of(self._placement)
-        self._rebalances = any(held is not ALL_PARTITIONS for held in self._wanted.values())
+        self._groups = groups
+        self._durable: list[bool] = []
+        self._work_out_places()
         self._pace = Pace(self._terms.bandwidth)
         self._told_at: float | None = None
         self._noted_at = -_NOTE_EVERY
@@ -106,9 +108,11 @@ class Repair:
         """
         report = Round(failing=dict(without or {}))
         await self._tell_epoch(report)
+        report.failing |= await catch_up(self._stores(report), pause=self._pause)
+        self._work_out_places()  # each has been asked by now
         terms = self._terms
         copied = await replicate_group(
-            {name: member.store for name, member in self._reachable(report).items()},
+            self._stores(report),
             wanted=self._wanted,
             rejoin=terms.rejoin,
             parallel=terms.parallel,
@@ -133,8 +137,21 @@ class Repair:
             await self._note_compared(report)
         return report
 
+    def _work_out_places(self) -> None:
+        """Anew where a server says by now that it is durable, or that it is not."""
+        durable = [each.store.capabilities.durable for each in self.members.values()]
+        if durable == self._durable:
+            return
+        self._durable = durable
+        self._placement = Placement(self._groups)
+        self._wanted = partitions_of(self._placement)
+        self._rebalances = any(held is not ALL_PARTITIONS for held in self._wanted.values())
+
     def _reachable(self, report: Round) -> dict[str, Member]:
         return {name: each for name, each in self.members.items() if name not in report.failing}
+
+    def _stores(self, report: Round) -> dict[str, BlobStore]:
+        return {name: member.store for name, member in self._reachable(report).items()}
 
     async def _tell_epoch(self, report: Round) -> None:
         """Tell every server of the configuration; note those that can't be told."""
@@ -145,18 +162,39 @@ class Repair:
             if not store.capabilities.stamps:
                 continue
             try:
-                known = seen_in(await ask(store.notes, side="source", pause=self._pause))
-                if known == self._seen:
+                notes = await ask(store.notes, side="source", pause=self._pause)
+                known = seen_in(notes)
+                if known == self._seen and server_in(notes) == name:
                     continue
                 self._refuse_older(name, known)
-                await tell(store, self._seen)
+                await tell(store, self._seen, name)
                 self._told_at = self._now()
             except (Stopped, DolmenError) as error:
                 if isinstance(error, Outdated):
                     raise
                 report.failing[name] = str(error)
+        if self._told_at is not None:
+            await self._find_twins(report)
+
+    async def _find_twins(self, report: Round) -> None:
+        """Leave out a server that answers to another's name: it has no copies of its own."""
+        for name, member in self._reachable(report).items():
+            if not member.store.capabilities.stamps:
+                continue
+            try:
+                notes = await ask(member.store.notes, side="source", pause=self._pause)
+            except Stopped as stopped:
+                report.failing[name] = str(stopped)
+                continue
+            other = server_in(notes)
+            if other not in ("", name):  # one that is not durable may have forgotten
+                report.failing[name] = (
+                    f"it is the same server as {other}: take one of them out of the configuration"
+                )
 
     def _refuse_older(self, name: str, known: Seen) -> None:
+        if known == self._seen:
+            return
         ours = self._seen.epoch
         if known.epoch > ours:
             raise Outdated(

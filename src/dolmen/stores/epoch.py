@@ -3,7 +3,8 @@
 Servers that join, leave or change their weight change what every server should hold.
 Whoever removes copies because they stand where they should not acts on a configuration,
 and says by its *epoch* which. A store keeps the highest it was told of, and refuses
-removals from a lower one.
+removals from a lower one. It also keeps under which name it is known there, by which two names
+of one store are found out.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dolmen.errors import Outdated
 from dolmen.store import BlobStore
 
 KEY = "configuration"
+_SERVER = "server"
 
 
 class Seen(NamedTuple):
@@ -37,8 +39,14 @@ def seen_in(notes: Mapping[str, bytes]) -> Seen:
         return NOTHING
 
 
-async def tell(store: BlobStore, seen: Seen) -> None:
-    """Note a configuration."""
+def server_in(notes: Mapping[str, bytes]) -> str:
+    """The name of the store in the configuration it was told of last; empty where in none."""
+    return notes.get(_SERVER, b"").decode("utf-8", "replace")
+
+
+async def tell(store: BlobStore, seen: Seen, server: str = "") -> None:
+    """Note a configuration, and the name of the store in it."""
+    await store.note(_SERVER, server.encode())
     await store.note(KEY, json.dumps(seen._asdict()).encode())
 
 

@@ -42,5 +42,9 @@ class Horizons(NamedTuple):
             and not self.rejoin
         )
 
+    def disputed(self, info: BlobInfo) -> bool:
+        """Whether only one of the two would know of a delete of this, had there been one."""
+        return self.source != self.destination and info.stamp <= max(self.source, self.destination)
+
 
 NO_HORIZONS = Horizons()

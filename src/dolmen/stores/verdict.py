@@ -74,15 +74,20 @@ def judge_put(
     return _revise(stamp) if same else _write(stamp)
 
 
-def judge_delete(standing: BlobInfo | None, *, stamp: int | None, clock: Clock) -> Verdict:
-    """Decide a delete; raises what `check_delete` raises."""
+def judge_delete(
+    standing: BlobInfo | None, *, damaged: bool = False, stamp: int | None, clock: Clock
+) -> Verdict:
+    """Decide a delete; raises what `check_delete` raises.
+
+    A damaged tombstone is replaced by itself, as a damaged blob is.
+    """
     check_delete(stamp)
     if stamp is None:
         return _write(clock.next(above=standing.stamp if standing else 0))
     if standing is None:
         return _write(stamp)
     order = _compare(standing, stamp, Kind.TOMBSTONE, NO_CHECKSUM, b"")
-    return _write(stamp) if order > 0 else _keep(standing, order)
+    return _write(stamp) if order > 0 or (damaged and not order) else _keep(standing, order)
 
 
 def check_delete(stamp: int | None) -> None:

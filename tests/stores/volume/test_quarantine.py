@@ -145,6 +145,28 @@ async def test_it_can_be_deleted_and_removed(tmp_path):
     await store.aclose()
 
 
+async def test_a_delete_whose_record_was_lost_comes_back_from_another_copy(tmp_path):
+    path = tmp_path / "v"
+    store = await open_volume(str(path))
+    stamp = (await store.delete("name")).stamp
+    await store.aclose()
+    lost = list(path.rglob("*.seg"))
+    store = await open_volume(str(path))
+    await store.put("good", Bytes(b"good"))
+    await store.aclose()
+    for segment in lost:
+        segment.unlink()
+    reindex(str(path))
+    store = await open_volume(str(path))
+    with pytest.raises(Corrupt):
+        await store.stat("name")
+    assert (await store.delete("name", stamp=stamp)).stamp == stamp
+    with pytest.raises(NotFound):
+        await store.stat("name")
+    assert (await store.digests()).count == 2
+    await store.aclose()
+
+
 async def test_it_is_still_known_after_a_reindex(tmp_path):
     store = await quarantined(tmp_path / "v")
     digests = await store.digests()

@@ -116,7 +116,7 @@ class Write:
                 clock=clock,
             )
         if self.op is Op.DELETE:
-            return judge_delete(info, stamp=self.stamp, clock=clock)
+            return judge_delete(info, damaged=damaged, stamp=self.stamp, clock=clock)
         assert self.stamp is not None
         if self.op is Op.TOUCH:
             return judge_touch(
