@@ -73,6 +73,25 @@ def shown(store: VolumeStore) -> dict[str, int]:
     return found
 
 
+def test_what_a_killed_process_had_not_flushed_is_flushed_before_it_is_believed(tmp_path):
+    for seed in range(40):
+        disk = simulated(tmp_path / str(seed), seed)
+        store = opened(disk)
+        commit(store._log, put("n0", b"answered" * 100, stamp=5))
+        batch, _ = store._log.claim([put("n0", b"not yet" * 100, stamp=9)])
+        store._log.appender.append(batch.parts, batch.size, through=False)
+        for let_go in (store._executor.shutdown, store._index.close, store._recent.close):
+            let_go()
+        disk.kill()
+        reindex(disk.root + "/volume", disk=disk)
+        disk = disk.power_cut(str(tmp_path / f"{seed}-after"))
+        store = opened(disk)
+        store._reader._failed = lambda name, entry: None
+        entry = store._live("n0")
+        assert store._reader.cached(b"n0", entry) in (b"answered" * 100, b"not yet" * 100)
+        store._close()
+
+
 @pytest.mark.parametrize("lost", [False, True], ids=["index there", "index lost"])
 def test_broken_off_at_any_operation_and_repeated_it_gives_the_index_that_was(tmp_path, lost):
     for seed in range(1, 400):

@@ -131,8 +131,7 @@ def _drop_unfinished(disk: Disk, path: str) -> None:
 def _recover_segment(
     disk: Disk, fd: int, number: int, start: int, index: Index, recent: Recent
 ) -> Recovered:
-    disk.flush(fd)
-    disk.forget(fd, start)
+    settle_file(disk, fd, start)
     owner = owner_of(disk, fd, number)
 
     def unknown(head: Head) -> bool:
@@ -147,6 +146,12 @@ def _recover_segment(
     if recovered.sealed_off:
         disk.flush(fd)
     return recovered
+
+
+def settle_file(disk: Disk, fd: int, start: int) -> None:
+    """Make sure that what is read from `start` on is what the disk has (step 1 above)."""
+    disk.flush(fd)
+    disk.forget(fd, start)
 
 
 def owner_of(disk: Disk, fd: int, number: int) -> bytes:

@@ -11,8 +11,9 @@ Where the old index can be read, three things are taken over that stand nowhere 
 the notes, which copies are quarantined, and which names had a write that no segment
 shows any more. Those answer as damaged then, not as absent or with an older content.
 
-Segments in `active/` may end in what a crash tore off, so their data is checked
-and torn parts are sealed off first, as in every opening.
+Segments in `active/` may end in what a crash tore off, or in what a killed process never
+flushed. So they are flushed and their data is checked, and torn parts are sealed off first, as
+in every opening.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.entry import Entry, unpack
 from dolmen.stores.volume.index import Index
 from dolmen.stores.volume.key import name_of
-from dolmen.stores.volume.layout import Layout, prepare, segment_number, usable
+from dolmen.stores.volume.layout import Layout, prepare, segment_number, settle_names, usable
 from dolmen.stores.volume.opening import Membership, put_new_index_in_place
-from dolmen.stores.volume.recovery import owner_of, sort_out
+from dolmen.stores.volume.recovery import owner_of, settle_file, sort_out
 from dolmen.stores.volume.scan import Scanner
 from dolmen.stores.volume.segment import SEGMENT_HEADER
 
@@ -128,6 +129,7 @@ def _rebuild(
     disk: Disk, layout: Layout, index: Index, progress: Callable[[int, int], None]
 ) -> Reindexed:
     result = Reindexed()
+    settle_names(disk, layout)
     segments = list(_segments(disk, layout))
     numbers = {number for number, _, _ in segments}
     for done, (number, path, active) in enumerate(segments):
@@ -177,6 +179,8 @@ def _take(
     there: set[int],
     active: bool,
 ) -> None:
+    if active:
+        settle_file(disk, fd, 0)
     try:
         owner = owner_of(disk, fd, number)
     except Corrupt as error:
