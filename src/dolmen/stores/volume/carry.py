@@ -123,6 +123,7 @@ class Carrier:
                 now=self._now,
                 segment_size=self._segment_size,
             )
+            self._log.appender.reserve = 0  # it is for this that puts leave room
         return self._log
 
     def _commit(self, moves: list[Move]) -> None:

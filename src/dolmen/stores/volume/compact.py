@@ -137,17 +137,16 @@ class Compactor:
             if needed > THRESHOLD * size:
                 self._looked[number] = self._now()
                 return
-            if needed:
-                self._check_room(size)
+            self._check_room(needed)
             for moves, _ in self._needed(source, floor):
                 yield from self._carrier.carry(source, moves)
         if self._drop(number, path):
             yield Step(dropped=size)
 
-    def _check_room(self, size: int) -> None:
-        if self._disk.space(self._layout.root)[0] < size:
+    def _check_room(self, needed: int) -> None:
+        if needed and self._disk.space(self._layout.root)[0] < needed:
             raise Full(
-                f"the disk under {self._layout.root} is too full to compact: {size >> 20} MiB must "
+                f"the disk under {self._layout.root} is too full to compact: {needed:,} bytes must "
                 "be free; delete something more or make room"
             )
 
