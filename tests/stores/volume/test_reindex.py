@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from dolmen.errors import BadVolume, NotFound
+from dolmen.errors import BadVolume, Corrupt, NotFound
 from dolmen.names import checksum_of
 from dolmen.record import block_sums
 from dolmen.stamps import Clock
@@ -90,6 +90,34 @@ def test_what_a_killed_process_had_not_flushed_is_flushed_before_it_is_believed(
         entry = store._live("n0")
         assert store._reader.cached(b"n0", entry) in (b"answered" * 100, b"not yet" * 100)
         store._close()
+
+
+@pytest.mark.parametrize(
+    ("at", "stand"), [(40, {"n2"}), (10_000, {"n0", "n1", "n2"})], ids=["header", "data"]
+)
+@pytest.mark.parametrize("lost", [False, True], ids=["index there", "index lost"])
+def test_what_the_disk_has_lost_of_a_segment_does_not_keep_the_rest(tmp_path, at, stand, lost):
+    disk = simulated(tmp_path / "disk", 1)
+    store = opened(disk)
+    commit(store._log, put("n0", b"small"))
+    commit(store._log, put("n1", b"long" * 5_000))
+    commit(store._log, put("n2", b"in another segment"))
+    store._close()
+    path = disk.root + "/volume"
+    [first, _] = sorted(name for name in disk._names if "/sealed/" in name)
+    disk.spoil(first, at)
+    if lost:
+        shutil.rmtree(path + "/index")
+    result = reindex(path, disk=disk)
+    assert bool(result.damaged) is (stand == {"n2"})
+    store = opened(disk)
+    for name in ("n0", "n1", "n2"):
+        if name in stand:
+            assert not store._live(name).damaged
+        else:
+            with pytest.raises(NotFound if lost else Corrupt):
+                store._live(name)
+    store._close()
 
 
 @pytest.mark.parametrize("lost", [False, True], ids=["index there", "index lost"])

@@ -148,6 +148,8 @@ class Carrier:
         failed = next((move.error for move in moves if move.error is not None), None)
         if failed is not None:
             raise failed
+        for move in moves:  # all of a page are in hand until it is through
+            move.data = b""
 
     def _wait_for(self, claimed: Write, looks: int) -> None:
         """Wait a moment for whoever is deciding about a name, who may have died."""

@@ -30,7 +30,7 @@ from dolmen.stores.volume.index import Index
 from dolmen.stores.volume.key import key_of
 from dolmen.stores.volume.layout import UNFINISHED, Layout, segment_number
 from dolmen.stores.volume.recent import Reach, Recent
-from dolmen.stores.volume.scan import Found, Gap, Scanner
+from dolmen.stores.volume.scan import Found, Gap, Scanner, salvage
 from dolmen.stores.volume.segment import SEGMENT_HEADER, decode_header, extent_head
 
 _log = logging.getLogger("dolmen.volume")
@@ -160,7 +160,7 @@ def owner_of(disk: Disk, fd: int, number: int) -> bytes:
     Raises `Corrupt` when the file can't be made out to be that segment, and `BadVolume`
     when only a newer dolmen reads it.
     """
-    start = disk.read(fd, SEGMENT_HEADER + HEAD_MAX, 0)
+    start = salvage(disk, fd, SEGMENT_HEADER + HEAD_MAX, 0)
     try:
         found, owner, _ = decode_header(start)
     except Corrupt as error:

@@ -188,7 +188,13 @@ def _take(
         with index.slice() as change:
             change.mark(number, 0)  # its number stays taken
         return
-    scanner = Scanner(disk, fd, owner, verify=lambda head: active or head.kind == Kind.REVISION)
+    scanner = Scanner(
+        disk,
+        fd,
+        owner,
+        verify=lambda head: active or head.kind == Kind.REVISION,
+        sealed=not active,
+    )
     found = list(scanner.records(SEGMENT_HEADER))
     recovered = sort_out(disk, fd, number, owner, found, scanner.size, sealed=not active)
     if recovered.sealed_off:
