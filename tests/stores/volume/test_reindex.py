@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import tracemalloc
 
 import pytest
 
@@ -36,14 +37,14 @@ def simulated(root, seed: int) -> SimulatedDisk:
     return SimulatedDisk(str(root), rng=random.Random(seed))
 
 
-def opened(disk: SimulatedDisk) -> VolumeStore:
+def opened(disk: SimulatedDisk, *, segment_size: int = SEGMENT) -> VolumeStore:
     wall = iter(range(1_700_000_000_000, 1_800_000_000_000))
     return VolumeStore(
         disk.root + "/volume",
         disk=disk,
         clock=Clock(lambda: next(wall)),
         now=lambda: 1_000_000.0,
-        segment_size=SEGMENT,
+        segment_size=segment_size,
     )
 
 
@@ -162,3 +163,23 @@ def test_broken_off_at_any_operation_and_repeated_it_gives_the_index_that_was(tm
         if done:
             return
     pytest.fail("reindex has no end")
+
+
+def test_its_memory_does_not_grow_with_the_records_of_a_segment(tmp_path, monkeypatch):
+    monkeypatch.setattr("dolmen.stores.volume.reindex._ENTRIES", 1_000)
+    disk = simulated(tmp_path / "disk", 1)
+    store = opened(disk, segment_size=1 << 30)
+    for first in range(0, 30_000, 500):
+        names = [f"n{number:032}" for number in range(first, first + 500)]
+        commit(store._log, *[Write(Op.DELETE, name, stamp=5) for name in names])
+    store._merge.merge()
+    digests = store._index.digests()
+    store._close()
+    tracemalloc.start()
+    assert reindex(disk.root + "/volume", disk=disk).records == 30_000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    store = opened(disk)
+    assert store._index.digests() == digests
+    store._close()
+    assert peak < 20 << 20

@@ -35,8 +35,11 @@ from dolmen.stores.volume.opening import Membership, put_new_index_in_place
 from dolmen.stores.volume.recovery import owner_of, settle_file, sort_out
 from dolmen.stores.volume.scan import Scanner
 from dolmen.stores.volume.segment import SEGMENT_HEADER
+from dolmen.stores.volume.slices import Slice
 
 _PAGE = 2048
+_ENTRIES = 50_000
+"""Entries of a segment that are held in memory."""
 
 
 @dataclass(slots=True)
@@ -169,6 +172,30 @@ def _segments(disk: Disk, layout: Layout) -> Iterator[tuple[int, str, bool]]:
                 yield number, layout.sealed_segment(number), False
 
 
+class _Entries:
+    """Those of a segment on their way into the index, so many at a time."""
+
+    def __init__(self, index: Index, there: set[int]) -> None:
+        self._index, self._there = index, there
+        self._latest: dict[bytes, Entry] = {}
+        self.count = 0
+
+    def take(self, found: tuple[bytes, Entry]) -> None:
+        """Take in one."""
+        key, entry = found
+        self.count += 1
+        if key not in self._latest or self._latest[key].sequence < entry.sequence:
+            self._latest[key] = entry
+        if len(self._latest) == _ENTRIES:
+            with self._index.slice() as change:
+                self.apply(change)
+
+    def apply(self, change: Slice) -> None:
+        """Let those at hand be changed in the index."""
+        latest, self._latest = self._latest, {}
+        change.apply([(key, _placed(latest[key], self._there).pack()) for key in sorted(latest)])
+
+
 def _take(
     disk: Disk,
     fd: int,
@@ -195,16 +222,18 @@ def _take(
         verify=lambda head: active or head.kind == Kind.REVISION,
         sealed=not active,
     )
-    found = list(scanner.records(SEGMENT_HEADER))
-    recovered = sort_out(disk, fd, number, owner, found, scanner.size, sealed=not active)
+    entries = _Entries(index, there)
+    records = scanner.records(SEGMENT_HEADER)
+    recovered = sort_out(
+        disk, fd, number, owner, records, scanner.size, sealed=not active, take=entries.take
+    )
     if recovered.sealed_off:
         disk.flush(fd)
     with index.slice() as change:
-        latest = recovered.latest()
-        change.apply([(key, _placed(latest[key], there).pack()) for key in sorted(latest)])
+        entries.apply(change)
         change.mark(number, recovered.end)
     result.segments += 1
-    result.records += len(recovered.entries)
+    result.records += entries.count
     result.bytes += scanner.size
     result.damaged += [
         f"segment {number:08x}: nothing can be made out from byte {gap.start} to {gap.stop}"
