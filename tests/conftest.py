@@ -1,3 +1,4 @@
+import gc
 import os
 from collections.abc import Callable
 
@@ -20,4 +21,5 @@ settings.load_profile("dolmen")
 @pytest.fixture
 def descriptors() -> Callable[[], int]:
     """How many files this process has open."""
+    gc.collect()  # what tests before this one left
     return lambda: len(os.listdir("/proc/self/fd"))

@@ -147,6 +147,29 @@ async def test_chunks_that_stood_unnamed_are_young_again():
         assert info.arrived == seconds
 
 
+async def test_a_manifest_whose_chunk_was_collected_meanwhile_waits_for_the_next_import():
+    source = await filled()
+    data, _ = await exported(source)
+    destination = FaultyStore(MemoryStore())
+    lost = min([info.name async for info in source.list(prefix="chunk-")])
+    found = await source.get(lost)
+    await destination.put(lost, found.payload, stamp=found.info.stamp)
+
+    async def collect(method: str, name: str) -> None:
+        if (method, name) == ("stat", lost):  # now that the import comes to the manifests
+            await destination.store.remove(lost, if_stamp=found.info.stamp)
+
+    destination.pause = collect
+    restored = await imported(data, destination)
+    refused = restored.runs["a"].refused["ChunkMissing"]
+    destination.pause = None
+    for name, why in refused.examples:
+        assert lost in why
+        assert name not in await everything(destination.store)
+    assert (await imported(data, destination)).runs["a"].complete
+    assert await everything(destination.store) == await everything(source)
+
+
 async def test_damage_is_told_and_all_else_brought():
     source = await filled()
     data = bytearray((await exported(source))[0])

@@ -8,6 +8,7 @@ from typing import TypeVar
 from dolmen.closing import closing
 from dolmen.cluster.groups import Member
 from dolmen.cluster.placement import Placement
+from dolmen.errors import Corrupt
 from dolmen.names import partition_of
 from dolmen.pace import Pace
 from dolmen.replication.compare import Difference, Followed, difference
@@ -88,15 +89,23 @@ class Receiver:
             if each and each.doubtful:
                 self.report.refuse(each.info.name, DOUBTFUL, reason="MayBeDeleted")
 
-    async def renew(self, chunks: Iterable[str]) -> None:
-        """Make those chunks young that it has and should hold."""
+    async def renew(self, chunks: Iterable[str], stand: set[str]) -> None:
+        """Make those chunks young that it has and should hold, and add them to what stands."""
         mine = [chunk for chunk in chunks if self._rightful(chunk)]
         with naming(self.name):
             for at in range(0, len(mine), AT_ONCE):
                 some = mine[at : at + AT_ONCE]
                 for info in await stat_all(self._store, some, "destination", self._pause):
-                    if info is not None:
-                        await renewed(self._store, info, self._pause)
+                    if info is not None and await renewed(self._store, info, self._pause):
+                        stand.add(info.name)
+
+    def refuse(self, lacking: Mapping[str, str]) -> None:
+        """Leave out what waits and names a chunk that is nowhere: these, with the chunk."""
+        for each in self.waiting:
+            if chunk := lacking.get(each.info.name):
+                why = Corrupt(f"no server has its chunk {chunk}: import the archive again")
+                self.report.refuse(each.info.name, why, reason="ChunkMissing")
+        self.waiting = [each for each in self.waiting if each.info.name not in lacking]
 
     async def bring(self) -> None:
         """Write what is waiting."""

@@ -4,7 +4,8 @@ An archive is a source like any other: the newer stamp wins, what stands at a se
 is not sent again, and nothing is removed. So it can be broken off and run again, and
 more than one can be brought into one cluster. Chunks stand before the manifests that name
 them, and those that were there and old are touched, so that no garbage collection takes
-them in between.
+them in between. A manifest one of whose chunks is on no server is refused: the chunk was collected
+between the two (an import may take longer than the grace time), or is missing in the archive.
 
 What its source had forgotten the deletes of (`dolmen.replication.horizon`), servers that
 were empty count as forgotten too. And what may be a delete that the servers forgot since the
@@ -24,6 +25,7 @@ from collections.abc import (
 )
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from itertools import chain
 
 from dolmen.closing import closing
 from dolmen.cluster.groups import Group
@@ -179,13 +181,20 @@ class _Restore:
         for server in self._servers:
             server.waiting = []
         await _at_once(server.compare(infos) for server in self._servers)
-        chunks: dict[str, None] = {}
+        named: dict[str, Sequence[str]] = {}
         for server in self._servers:
             for each in server.waiting:
                 if each.info.kind == Kind.MANIFEST and not each.touch:
                     data = await read_whole(self._held.blobs[each.info.name].payload)
-                    chunks |= dict.fromkeys(decode(data).chunks)
-        await _at_once(server.renew(chunks) for server in self._servers)
+                    named[each.info.name] = decode(data).chunks
+        every = dict.fromkeys(chain.from_iterable(named.values()))
+        stand: set[str] = set()
+        await _at_once(server.renew(every, stand) for server in self._servers)
+        lacking = {
+            name: chunk for name, chunks in named.items() for chunk in chunks if chunk not in stand
+        }
+        for server in self._servers:
+            server.refuse(lacking)
         await _at_once(server.bring() for server in self._servers)
 
 

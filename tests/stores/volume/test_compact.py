@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import random
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -151,15 +152,56 @@ async def test_a_damaged_copy_stays_quarantined(tmp_path, index):
     await store.aclose()
 
 
+async def test_what_can_still_be_read_though_its_head_is_damaged_is_kept_if_it_was_touched(
+    tmp_path,
+):
+    store = await open_volume(str(tmp_path / "v"), segment_size=SEGMENT)
+    put = await store.put("n0", Bytes(b"data" * 1000))
+    info = await store.stat("n0")
+    await store.touch("n0", stamp=put.stamp + 1, checksum=info.checksum, meta=b"")
+    for _ in range(12):
+        put = await store.put("gone", Bytes(os.urandom(100_000)), stamp=put.stamp + 2)
+    await store._merged()
+    entry = store._live("n0")
+    path = store._layout.sealed_segment(entry.segment)
+    with open(path, "r+b") as segment:
+        segment.seek(entry.offset + 20)  # the stamp
+        segment.write(b"damage")
+    compact(store)
+    assert await content(store, "n0") == b"data" * 1000
+    await store.delete("n0")
+    compact(store)
+    assert not os.path.exists(path)
+    await store.aclose()
+
+
+async def test_its_memory_does_not_grow_with_what_a_segment_keeps(tmp_path):
+    store = await open_volume(str(tmp_path / "v"), segment_size=48 << 20)
+    for number in range(24):
+        await store.put(f"n{number}", Bytes(os.urandom(2 << 20)))
+    for number in range(14):
+        await store.delete(f"n{number}")
+    await store._merged()
+    tracemalloc.start()
+    for _ in compactor_of(store, segment_size=48 << 20).steps():
+        pass
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sum(sealed(tmp_path / "v").values()) < 24 << 20
+    assert peak < 16 << 20
+    await store.aclose()
+
+
 class Unreading(Disk):
-    """A disk that refuses to read one file, from one byte on."""
+    """A disk that refuses to read one file, from one byte on, or `one` byte alone."""
 
     def __init__(self):
-        self._path, self._error, self._at = "", 0, 0
+        self._path, self._error, self._at, self._end = "", 0, 0, 0
         self._paths = {}
 
-    def fails(self, path: str, error: int, *, at: int = 0) -> None:
+    def fails(self, path: str, error: int, *, at: int = 0, one: bool = False) -> None:
         self._path, self._error, self._at = path, error, at
+        self._end = at + 1 if one else 1 << 62
 
     def open(self, path: str, *, write: bool = False) -> int:
         fd = super().open(path, write=write)
@@ -167,7 +209,8 @@ class Unreading(Disk):
         return fd
 
     def read(self, fd: int, length: int, offset: int) -> bytes:
-        if self._path and self._paths.get(fd) == self._path and offset >= self._at:
+        fails = offset >= self._at if self._end == 1 << 62 else offset <= self._at < offset + length
+        if self._path and self._paths.get(fd) == self._path and fails:
             raise OSError(self._error, os.strerror(self._error))
         return super().read(fd, length, offset)
 
@@ -319,6 +362,31 @@ async def test_only_what_the_disk_has_lost_is_damaged(tmp_path, error, lost):
             await content(store, "n1")
     else:
         assert await content(store, "n1") == held["n1"]
+    await store.aclose()
+
+
+@pytest.mark.parametrize(("at", "gone"), [(5_000, True), (-50, False)], ids=["data", "head"])
+async def test_one_page_that_the_disk_has_lost_costs_no_other_blob(tmp_path, at, gone):
+    """A segment with a head that can't be read stays: it may be that of a removal."""
+    disk = Unreading()
+    store, held = await filled(tmp_path / "v", disk=disk, count=12)
+    entry = store._live("n4")
+    for number in (0, 1, 2, 3, 6, 7, 8, 9):
+        await store.delete(f"n{number}")
+        del held[f"n{number}"]
+    await store._merged()
+    path = store._layout.sealed_segment(entry.segment)
+    disk.fails(path, errno.EIO, at=entry.offset + entry.data_start(b"n4") + at, one=True)
+    compact(store)
+    assert os.path.exists(path) is not gone
+    lost = held.pop("n4")
+    for name, data in held.items():
+        assert await content(store, name) == data
+    if gone:
+        with pytest.raises(Corrupt):
+            await content(store, "n4")
+    await store.put("n4", Bytes(lost), stamp=entry.stamp)
+    assert await content(store, "n4") == lost
     await store.aclose()
 
 

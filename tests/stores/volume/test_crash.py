@@ -31,6 +31,8 @@ from dolmen.stores.volume import (
     slices,
     source,
 )
+from dolmen.stores.volume.layout import Layout
+from dolmen.stores.volume.opening import Membership
 from dolmen.stores.volume.place import Place
 from dolmen.stores.volume.recent import Reach
 from dolmen.stores.volume.reindex import reindex
@@ -124,6 +126,19 @@ def _run(payload):
             yield piece.value
         except StopAsyncIteration:
             return
+
+
+def put_of(name: str, data: bytes, *, stamp: int | None) -> Write:
+    return Write(
+        Op.PUT,
+        name,
+        stamp=stamp,
+        kind=Kind.BLOB,
+        checksum=checksum_of(data),
+        data=data,
+        sums=block_sums(data),
+        length=len(data),
+    )
 
 
 class Trial:
@@ -258,16 +273,7 @@ class Trial:
                 place=place,
             )
         else:
-            write = Write(
-                Op.PUT,
-                name,
-                stamp=stamp,
-                kind=Kind.BLOB,
-                checksum=checksum_of(data),
-                data=data,
-                sums=block_sums(data),
-                length=len(data),
-            )
+            write = put_of(name, data, stamp=stamp)
         self.data[write] = data
         return write
 
@@ -575,18 +581,7 @@ def removed_and_compacted(folder: str, seed: int) -> None:
     volume = Volume(SimulatedDisk(folder + "/before", rng=random.Random(seed)))
     volume.open()
     for name in NAMES[:2]:  # each fills a segment; the removal is in the next one
-        data = volume.disk.rng.randbytes(30_000)
-        put = Write(
-            Op.PUT,
-            name,
-            stamp=5,
-            kind=Kind.BLOB,
-            checksum=checksum_of(data),
-            data=data,
-            sums=block_sums(data),
-            length=len(data),
-        )
-        commit(volume.store._log, put)
+        commit(volume.store._log, put_of(name, volume.disk.rng.randbytes(30_000), stamp=5))
         commit(volume.store._log, Write(Op.REMOVE, name, stamp=5))
     volume.store._merge.merge()
     assert [size for _, size in volume.compactor.candidates()] > [30_000, 30_000]
@@ -625,3 +620,85 @@ def test_that_notices_when_what_is_gone_is_not_flushed(tmp_path, monkeypatch):
     )
     with pytest.raises(AssertionError):
         forty_removed_and_compacted(tmp_path)
+
+
+def dies_when_a_segment_is_unlinked(volume: Volume) -> None:
+    """The compactor's process, before it has flushed the folder."""
+    disk = volume.disk
+
+    def unlink(path: str) -> None:
+        SimulatedDisk.unlink(disk, path)
+        if "/sealed/" in path:
+            raise PowerCut
+
+    disk.unlink = unlink
+    with pytest.raises(PowerCut):
+        list(compactor_of(volume.store, segment_size=20_000).steps())
+    del disk.unlink
+
+
+def test_what_a_killed_compactor_unlinked_is_gone_for_good_before_its_removals_go(tmp_path):
+    for seed in range(40):
+        for folder in ("before", "after"):
+            (tmp_path / str(seed) / folder).mkdir(parents=True)
+        root = f"{tmp_path}/{seed}"
+        volume = Volume(SimulatedDisk(root + "/before", rng=random.Random(seed)))
+        volume.open()
+        for name in NAMES[:2]:
+            commit(volume.store._log, put_of(name, volume.disk.rng.randbytes(30_000), stamp=5))
+            commit(volume.store._log, Write(Op.REMOVE, name, stamp=5))
+        volume.store._merge.merge()
+        dies_when_a_segment_is_unlinked(volume)
+        dies_when_a_segment_is_unlinked(volume)
+        volume.drop()
+        after = Volume(volume.disk.power_cut(root + "/after"))
+        reindex(after.disk.root + "/volume", disk=after.disk)
+        after.open()
+        assert [after.state(name) for name in NAMES[:2]] == [ABSENT, ABSENT], f"seed {seed}"
+        after.drop()
+
+
+def compacted_alone(disk: SimulatedDisk) -> None:
+    """Compact what no server has open, and die."""
+    layout = Layout(disk.root + "/volume")
+    membership = Membership(disk, layout)
+    try:
+        membership.join()
+        index, recent = membership.index, membership.recent
+        merging = merge.Merge(disk, layout, index, recent)
+        list(
+            compact.Compactor(disk, layout, index, recent, merging, membership.recover_dead).steps()
+        )
+    finally:
+        membership._open.close()
+        disk.kill()
+
+
+def test_what_was_compacted_does_not_come_back_where_its_sealing_was_killed(tmp_path):
+    """Between giving segments their new names and flushing that the old ones are gone."""
+    for seed in range(40):
+        for folder in ("before", "after"):
+            (tmp_path / str(seed) / folder).mkdir(parents=True)
+        root = f"{tmp_path}/{seed}"
+        volume = Volume(SimulatedDisk(root + "/before", rng=random.Random(seed)))
+        volume.open()
+        disk = volume.disk
+        commit(volume.store._log, put_of(NAMES[0], disk.rng.randbytes(30_000), stamp=5))
+        commit(volume.store._log, Write(Op.REMOVE, NAMES[0], stamp=5))
+        volume.drop()
+        disk.kill()
+
+        def flush_directory(path: str, disk: SimulatedDisk = disk) -> None:
+            if "/sealed/" in path:
+                raise PowerCut
+            SimulatedDisk.flush_directory(disk, path)
+
+        disk.flush_directory = flush_directory
+        with pytest.raises(PowerCut):
+            compacted_alone(disk)
+        del disk.flush_directory
+        compacted_alone(disk)
+        after = Volume(disk.power_cut(root + "/after"))
+        after.open()
+        assert after.state(NAMES[0]) == ABSENT, f"seed {seed}"
+        after.drop()

@@ -8,8 +8,9 @@ import pytest
 
 from dolmen.errors import Full, NotFound
 from dolmen.payload import Bytes, Payload, Stream
-from dolmen.stores.volume import VolumeStore, open_volume
+from dolmen.stores.volume import VolumeStore, carry, open_volume
 from dolmen.stores.volume.disk import Buffer, Disk
+from dolmen.testing.compacting import compactor_of
 
 SEGMENT = 1 << 20
 
@@ -45,6 +46,10 @@ class Small(Disk):
     def truncate(self, fd: int, size: int) -> None:
         self.left += self.size(fd) - size
         super().truncate(fd, size)
+
+    def unlink(self, path: str) -> None:
+        self.left += os.path.getsize(path)
+        super().unlink(path)
 
     def space(self, path: str) -> tuple[int, int]:
         return (self.left if self.told is None else self.told), 1 << 40
@@ -146,4 +151,29 @@ async def test_a_segment_that_can_not_be_followed_by_another_goes_on(tmp_path, m
     assert store._log.appender.active is not segment
     for number in range(4):
         assert await content(store, f"n{number}") == bytes([number]) * 700_000
+    await store.aclose()
+
+
+@pytest.mark.parametrize("large", [8 << 20, 50_000], ids=["in batches", "streamed"])
+async def test_what_is_deleted_makes_room_where_puts_have_filled_the_disk(
+    tmp_path, monkeypatch, large
+):
+    monkeypatch.setattr(carry, "_LARGE", large)
+    disk = Small(left=10 * SEGMENT)
+    store = await open_volume(str(tmp_path / "v"), disk=disk, segment_size=SEGMENT)
+    held = await fill(store, Bytes, 100_000)
+    for number in range(len(held)):  # of each segment something stands
+        if number % 5 > 1:
+            await store.delete(f"n{number}")
+            del held[f"n{number}"]
+    await store._merged()
+    with pytest.raises(Full):
+        await store.put("more", Bytes(b"x" * 100_000))
+    won = sum(
+        step.dropped - step.carried for step in compactor_of(store, segment_size=SEGMENT).steps()
+    )
+    assert won > 4 * SEGMENT
+    await store.put("more", Bytes(b"x" * 100_000))
+    for name, data in held.items():
+        assert await content(store, name) == data
     await store.aclose()

@@ -123,6 +123,7 @@ class Carrier:
                 now=self._now,
                 segment_size=self._segment_size,
             )
+            self._log.appender.reserve = 0  # it is for this that puts leave room
         return self._log
 
     def _commit(self, moves: list[Move]) -> None:
@@ -147,6 +148,8 @@ class Carrier:
         failed = next((move.error for move in moves if move.error is not None), None)
         if failed is not None:
             raise failed
+        for move in moves:  # all of a page are in hand until it is through
+            move.data = b""
 
     def _wait_for(self, claimed: Write, looks: int) -> None:
         """Wait a moment for whoever is deciding about a name, who may have died."""

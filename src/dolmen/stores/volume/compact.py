@@ -37,7 +37,7 @@ from dolmen.stores.verdict import Action
 from dolmen.stores.volume.carry import CLOCK, Carrier, Step
 from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.index import Index
-from dolmen.stores.volume.layout import Layout
+from dolmen.stores.volume.layout import Layout, settle_names
 from dolmen.stores.volume.merge import Merge
 from dolmen.stores.volume.move import Move
 from dolmen.stores.volume.recent import Recent
@@ -107,7 +107,10 @@ class Compactor:
                 raise Unavailable(f"another process is compacting {self._layout.root}")
             self._merge.merge()  # what is not in the index yet is not counted
             full: Full | None = None
-            for number, size in self.candidates():
+            found = self.candidates()
+            # What lies here, and what does not, must do so after a power cut as well.
+            settle_names(self._disk, self._layout)
+            for number, size in found:
                 try:
                     yield from self._compact(number, size)
                 except Full as error:
@@ -134,17 +137,16 @@ class Compactor:
             if needed > THRESHOLD * size:
                 self._looked[number] = self._now()
                 return
-            if needed:
-                self._check_room(size)
+            self._check_room(needed)
             for moves, _ in self._needed(source, floor):
                 yield from self._carrier.carry(source, moves)
         if self._drop(number, path):
             yield Step(dropped=size)
 
-    def _check_room(self, size: int) -> None:
-        if self._disk.space(self._layout.root)[0] < size:
+    def _check_room(self, needed: int) -> None:
+        if needed and self._disk.space(self._layout.root)[0] < needed:
             raise Full(
-                f"the disk under {self._layout.root} is too full to compact: {size >> 20} MiB must "
+                f"the disk under {self._layout.root} is too full to compact: {needed:,} bytes must "
                 "be free; delete something more or make room"
             )
 

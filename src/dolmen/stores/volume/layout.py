@@ -142,6 +142,16 @@ def _make(disk: Disk, layout: Layout) -> None:
         disk.close(opening)
 
 
+def settle_names(disk: Disk, layout: Layout) -> None:
+    """Return when each segment's name, or its end, is on disk as it is seen now.
+
+    Whoever gave it or took it may have been killed before that was flushed.
+    """
+    for folder in disk.names(layout.sealed):
+        disk.flush_directory(os.path.join(layout.sealed, folder))
+    disk.flush_directory(layout.active)
+
+
 def doubt(layout: Layout) -> str:
     """What to say of a volume whose index could not be flushed once."""
     return (

@@ -11,7 +11,7 @@ Of a record in the old segment is written:
   stand now, which takes in its revisions;
 - one that stands there and whose data is damaged: a revision of the place that will be
   gone. It keeps the name from answering "not there", or with an older content;
-- the last revision of a blob that lies elsewhere: the same revision;
+- the last revision of a blob that lies elsewhere, or is known to be damaged: the same revision;
 - a removal under whose name nothing stands: a removal.
 
 All else was overruled by a record with a higher sequence, and is left behind.
@@ -55,17 +55,18 @@ class Move(Write):
         if standing is None:
             return self._again(Action.WRITE, self.stamp or 0) if self._is_removal else _LEAVE
         here = standing.segment == self.origin
+        lost = standing.damaged
         if self.kind == Kind.REVISION:
-            if standing.sequence != self.overrules:
+            # What it revises here is moved with it. Where that is not found, it can be read.
+            if standing.sequence != self.overrules or (here and not lost):
                 return _LEAVE
-            lost = here  # its data was not moved, or this would not be the last sequence
         elif self._is_removal or not here or standing.offset != self.offset:
             return _LEAVE
         else:
-            lost = standing.damaged or not self.sound
+            lost = lost or not self.sound
         self.metadata, self.checksum = standing.metadata, standing.checksum
         if self.kind == Kind.REVISION or lost:
-            self.standing = standing._replace(damaged=standing.damaged or lost)
+            self.standing = standing._replace(damaged=lost)
             return self._again(Action.REVISE, standing.stamp)
         if self.room_for not in (None, len(self.metadata)):
             return _LEAVE  # touched meanwhile; it is tried again another time

@@ -19,8 +19,8 @@ one segment's commit and have its record in another.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TypeGuard
 
 from dolmen.errors import BadVolume, Corrupt
 from dolmen.record import HEAD_MAX, HEADER_SIZE, Head, Kind, decode_head
@@ -30,7 +30,7 @@ from dolmen.stores.volume.index import Index
 from dolmen.stores.volume.key import key_of
 from dolmen.stores.volume.layout import UNFINISHED, Layout, segment_number
 from dolmen.stores.volume.recent import Reach, Recent
-from dolmen.stores.volume.scan import Found, Gap, Scanner
+from dolmen.stores.volume.scan import Found, Gap, Scanner, salvage
 from dolmen.stores.volume.segment import SEGMENT_HEADER, decode_header, extent_head
 
 _log = logging.getLogger("dolmen.volume")
@@ -131,8 +131,7 @@ def _drop_unfinished(disk: Disk, path: str) -> None:
 def _recover_segment(
     disk: Disk, fd: int, number: int, start: int, index: Index, recent: Recent
 ) -> Recovered:
-    disk.flush(fd)
-    disk.forget(fd, start)
+    settle_file(disk, fd, start)
     owner = owner_of(disk, fd, number)
 
     def unknown(head: Head) -> bool:
@@ -142,11 +141,17 @@ def _recover_segment(
         return known < head.sequence
 
     scanner = Scanner(disk, fd, owner, verify=unknown)
-    found = list(scanner.records(max(start, SEGMENT_HEADER)))
+    found = scanner.records(max(start, SEGMENT_HEADER))
     recovered = sort_out(disk, fd, number, owner, found, scanner.size)
     if recovered.sealed_off:
         disk.flush(fd)
     return recovered
+
+
+def settle_file(disk: Disk, fd: int, start: int) -> None:
+    """Make sure that what is read from `start` on is what the disk has (step 1 above)."""
+    disk.flush(fd)
+    disk.forget(fd, start)
 
 
 def owner_of(disk: Disk, fd: int, number: int) -> bytes:
@@ -155,7 +160,7 @@ def owner_of(disk: Disk, fd: int, number: int) -> bytes:
     Raises `Corrupt` when the file can't be made out to be that segment, and `BadVolume`
     when only a newer dolmen reads it.
     """
-    start = disk.read(fd, SEGMENT_HEADER + HEAD_MAX, 0)
+    start = salvage(disk, fd, SEGMENT_HEADER + HEAD_MAX, 0)
     try:
         found, owner, _ = decode_header(start)
     except Corrupt as error:
@@ -179,36 +184,41 @@ def sort_out(
     fd: int,
     number: int,
     owner: bytes,
-    found: list[Found | Gap],
+    found: Iterable[Found | Gap],
     size: int,
     *,
     sealed: bool = False,
+    take: Callable[[tuple[bytes, Entry]], None] | None = None,
 ) -> Recovered:
     """Tell sound from damaged and torn, and seal off what was torn.
 
     Of a sealed segment nothing is torn any more: what can't be read is damaged,
-    every record is taken as it is, and the file is left alone.
+    every record is taken as it is, and the file is left alone. `take` is given the entries,
+    which else are in what is returned; then nothing is held but what can't be read.
     """
     recovered = Recovered(number, size)
+    take = take or recovered.entries.append
     arrived = disk.modified(fd)
-    flushed = max((item.head.flushed for item in found if _kept(item)), default=0)
-    end_of_kept = SEGMENT_HEADER
-    torn: list[Found | Gap] = []
+    flushed, end_of_kept = 0, SEGMENT_HEADER
+    unread: list[Found | Gap] = []
     for item in found:
-        if isinstance(item, Gap):
-            if item.start >= flushed and not sealed:
-                torn.append(item)
-                continue
-            recovered.damaged.append(item)
-        elif item.sound is False:
-            # An extent is handed out, and passed by flushes, before its record is whole.
-            if (item.in_extent or item.offset >= flushed) and not sealed:
-                torn.append(item)
-                continue
-            recovered.entries.append(entry_of(item, number, arrived, damaged=True))
-        elif item.sound or sealed:
-            recovered.entries.append(entry_of(item, number, arrived))
+        if isinstance(item, Gap) or item.sound is False:
+            unread.append(item)
+            continue
+        flushed = max(flushed, item.head.flushed)
         end_of_kept = max(end_of_kept, item.stop)
+        if item.sound or sealed:
+            take(entry_of(item, number, arrived))
+    torn: list[Found | Gap] = []
+    for item in unread:
+        if not sealed and _is_torn(item, flushed):
+            torn.append(item)
+            continue
+        end_of_kept = max(end_of_kept, item.stop)
+        if isinstance(item, Gap):
+            recovered.damaged.append(item)
+        else:
+            take(entry_of(item, number, arrived, damaged=True))
     for item in torn:
         recovered.sealed_off = True
         if item.start >= end_of_kept:
@@ -220,8 +230,12 @@ def sort_out(
     return recovered
 
 
-def _kept(item: Found | Gap) -> TypeGuard[Found]:
-    return isinstance(item, Found) and item.sound is not False
+def _is_torn(item: Found | Gap, flushed: int) -> bool:
+    """Whether what can't be read was never on disk, as far as is known."""
+    if isinstance(item, Gap):
+        return item.start >= flushed
+    # An extent is handed out, and passed by flushes, before its record is whole.
+    return item.in_extent or item.offset >= flushed
 
 
 def entry_of(

@@ -11,8 +11,9 @@ Where the old index can be read, three things are taken over that stand nowhere 
 the notes, which copies are quarantined, and which names had a write that no segment
 shows any more. Those answer as damaged then, not as absent or with an older content.
 
-Segments in `active/` may end in what a crash tore off, so their data is checked
-and torn parts are sealed off first, as in every opening.
+Segments in `active/` may end in what a crash tore off, or in what a killed process never
+flushed. So they are flushed and their data is checked, and torn parts are sealed off first, as
+in every opening.
 """
 
 from __future__ import annotations
@@ -29,13 +30,16 @@ from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.entry import Entry, unpack
 from dolmen.stores.volume.index import Index
 from dolmen.stores.volume.key import name_of
-from dolmen.stores.volume.layout import Layout, prepare, segment_number, usable
+from dolmen.stores.volume.layout import Layout, prepare, segment_number, settle_names, usable
 from dolmen.stores.volume.opening import Membership, put_new_index_in_place
-from dolmen.stores.volume.recovery import owner_of, sort_out
+from dolmen.stores.volume.recovery import owner_of, settle_file, sort_out
 from dolmen.stores.volume.scan import Scanner
 from dolmen.stores.volume.segment import SEGMENT_HEADER
+from dolmen.stores.volume.slices import Slice
 
 _PAGE = 2048
+_ENTRIES = 50_000
+"""Entries of a segment that are held in memory."""
 
 
 @dataclass(slots=True)
@@ -128,6 +132,7 @@ def _rebuild(
     disk: Disk, layout: Layout, index: Index, progress: Callable[[int, int], None]
 ) -> Reindexed:
     result = Reindexed()
+    settle_names(disk, layout)
     segments = list(_segments(disk, layout))
     numbers = {number for number, _, _ in segments}
     for done, (number, path, active) in enumerate(segments):
@@ -167,6 +172,30 @@ def _segments(disk: Disk, layout: Layout) -> Iterator[tuple[int, str, bool]]:
                 yield number, layout.sealed_segment(number), False
 
 
+class _Entries:
+    """Those of a segment on their way into the index, so many at a time."""
+
+    def __init__(self, index: Index, there: set[int]) -> None:
+        self._index, self._there = index, there
+        self._latest: dict[bytes, Entry] = {}
+        self.count = 0
+
+    def take(self, found: tuple[bytes, Entry]) -> None:
+        """Take in one."""
+        key, entry = found
+        self.count += 1
+        if key not in self._latest or self._latest[key].sequence < entry.sequence:
+            self._latest[key] = entry
+        if len(self._latest) == _ENTRIES:
+            with self._index.slice() as change:
+                self.apply(change)
+
+    def apply(self, change: Slice) -> None:
+        """Let those at hand be changed in the index."""
+        latest, self._latest = self._latest, {}
+        change.apply([(key, _placed(latest[key], self._there).pack()) for key in sorted(latest)])
+
+
 def _take(
     disk: Disk,
     fd: int,
@@ -177,6 +206,8 @@ def _take(
     there: set[int],
     active: bool,
 ) -> None:
+    if active:
+        settle_file(disk, fd, 0)
     try:
         owner = owner_of(disk, fd, number)
     except Corrupt as error:
@@ -184,17 +215,25 @@ def _take(
         with index.slice() as change:
             change.mark(number, 0)  # its number stays taken
         return
-    scanner = Scanner(disk, fd, owner, verify=lambda head: active or head.kind == Kind.REVISION)
-    found = list(scanner.records(SEGMENT_HEADER))
-    recovered = sort_out(disk, fd, number, owner, found, scanner.size, sealed=not active)
+    scanner = Scanner(
+        disk,
+        fd,
+        owner,
+        verify=lambda head: active or head.kind == Kind.REVISION,
+        sealed=not active,
+    )
+    entries = _Entries(index, there)
+    records = scanner.records(SEGMENT_HEADER)
+    recovered = sort_out(
+        disk, fd, number, owner, records, scanner.size, sealed=not active, take=entries.take
+    )
     if recovered.sealed_off:
         disk.flush(fd)
     with index.slice() as change:
-        latest = recovered.latest()
-        change.apply([(key, _placed(latest[key], there).pack()) for key in sorted(latest)])
+        entries.apply(change)
         change.mark(number, recovered.end)
     result.segments += 1
-    result.records += len(recovered.entries)
+    result.records += entries.count
     result.bytes += scanner.size
     result.damaged += [
         f"segment {number:08x}: nothing can be made out from byte {gap.start} to {gap.stop}"

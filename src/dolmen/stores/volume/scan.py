@@ -13,6 +13,8 @@ for a header that fits (magic, owner and CRC-32C).
 
 from __future__ import annotations
 
+import errno
+import logging
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -32,7 +34,27 @@ from dolmen.stores.volume import revision
 from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.revision import Base
 
+_log = logging.getLogger("dolmen.volume")
 _WINDOW = 4 << 20
+_PAGE = 4096
+
+
+def salvage(disk: Disk, fd: int, length: int, position: int) -> bytes:
+    """As `Disk.read`, with zeros for the pages that the disk has lost (EIO)."""
+    try:
+        return disk.read(fd, length, position)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        if length <= _PAGE:
+            return bytes(length)
+        _log.error("the disk has lost bytes of a segment behind byte %d: %s", position, error)
+    stop = min(position + length, disk.size(fd))
+    starts = [position, *range((position // _PAGE + 1) * _PAGE, stop, _PAGE)]
+    ends = [*starts[1:], stop]
+    return b"".join(
+        salvage(disk, fd, end - start, start) for start, end in zip(starts, ends, strict=True)
+    )
 
 
 class Found(NamedTuple):
@@ -68,10 +90,23 @@ class Gap(NamedTuple):
 
 
 class Scanner:
-    """Reads one open segment. `verify(head)` says whose data to read and check."""
+    """Reads one open segment. `verify(head)` says whose data to read and check.
 
-    def __init__(self, disk: Disk, fd: int, owner: bytes, verify: Callable[[Head], bool]) -> None:
+    One that is `sealed` can be read although the disk has lost some of it (EIO): what lay there
+    can't be made out. Of another nobody could tell then whether it was torn.
+    """
+
+    def __init__(
+        self,
+        disk: Disk,
+        fd: int,
+        owner: bytes,
+        verify: Callable[[Head], bool],
+        *,
+        sealed: bool = False,
+    ) -> None:
         self._disk = disk
+        self._sealed = sealed
         self._fd = fd
         self._owner = owner
         self._verify = verify
@@ -123,7 +158,7 @@ class Scanner:
         for at in range(0, head.length, _WINDOW):
             length = min(_WINDOW, head.length - at)
             piece = self._read(data + at, length)
-            wanted = self._disk.read(self._fd, sums_size(length), sums + at // BLOCK * 4)
+            wanted = self._from_disk(sums_size(length), sums + at // BLOCK * 4)
             if len(piece) < length or block_sums(piece) != wanted:
                 return False
         return True
@@ -146,6 +181,11 @@ class Scanner:
         start = position - self._base
         reaches_end = self._base + len(self._window) >= self.size
         if start < 0 or (start + length > len(self._window) and not reaches_end):
-            self._window = self._disk.read(self._fd, max(length, _WINDOW), position)
+            self._window = self._from_disk(max(length, _WINDOW), position)
             self._base, start = position, 0
         return memoryview(self._window)[start : start + length]
+
+    def _from_disk(self, length: int, position: int) -> bytes:
+        if self._sealed:
+            return salvage(self._disk, self._fd, length, position)
+        return self._disk.read(self._fd, length, position)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -13,10 +11,9 @@ from dolmen.record import Head, Kind, block_sums
 from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.move import Move
 from dolmen.stores.volume.recovery import owner_of
-from dolmen.stores.volume.scan import Found, Gap, Scanner
+from dolmen.stores.volume.scan import Found, Gap, Scanner, salvage
 from dolmen.stores.volume.segment import SEGMENT_HEADER
 
-_log = logging.getLogger("dolmen.volume")
 _HEADS = 256
 """Records in a page."""
 _PIECE = 1 << 20
@@ -44,7 +41,9 @@ class Source:
     def pages(self) -> Iterator[list[Found]]:
         """All its records, some at a time. Their data is not looked at."""
         with self._readable():
-            scanner = Scanner(self._disk, self._fd, self._owner, verify=lambda _: False)
+            scanner = Scanner(
+                self._disk, self._fd, self._owner, verify=lambda _: False, sealed=True
+            )
             records = self._records(scanner.records(SEGMENT_HEADER))
             while page := list(islice(records, _HEADS)):
                 yield page
@@ -53,6 +52,10 @@ class Source:
         for item in found:
             if not isinstance(item, Gap):
                 yield item
+                continue
+            for at in range(item.start, item.stop, _PIECE):
+                # What the disk can't read may be a removal, which nothing else tells of.
+                self._disk.read(self._fd, min(_PIECE, item.stop - at), at)
 
     def read(self, move: Move, head: Head) -> None:
         """Give a move the data of its record; where that is damaged it is not sound."""
@@ -63,16 +66,10 @@ class Source:
         move.sound = block_sums(move.data) == move.sums
 
     def pieces(self, start: int, length: int) -> Iterator[bytes]:
-        """These bytes, up to where the disk has lost some (EIO): what is missing is damaged."""
+        """These bytes; what the disk has lost of them (EIO) is damaged."""
         for at in range(0, length, _PIECE):
             with self._readable():
-                try:
-                    piece = self._disk.read(self._fd, min(_PIECE, length - at), start + at)
-                except OSError as error:
-                    if error.errno != errno.EIO:
-                        raise
-                    _log.error("segment %08x has lost bytes: %s", self.number, error)
-                    return
+                piece = salvage(self._disk, self._fd, min(_PIECE, length - at), start + at)
             yield piece
 
     @contextmanager
