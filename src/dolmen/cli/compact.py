@@ -20,8 +20,8 @@ def compact(
 ) -> None:
     """Give back the room of what was deleted or replaced in a volume.
 
-    Servers do so by themselves, little by little; this does it at once, beside them or without
-    them. May be interrupted and run again.
+    Servers do so by themselves, little by little; this does it at once, beside them (they leave it
+    to this command meanwhile) or without them. May be interrupted and run again.
 
     [green]dolmen compact volume:/srv/dolmen[/green]
 
@@ -46,7 +46,7 @@ def compact(
                 return not interrupted
 
             with Compacting(volume.removeprefix("volume:").removeprefix("//")) as opened:
-                done = opened.compact(go_on)
+                done = opened.compact(go_on, at_once=True)
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     if json:

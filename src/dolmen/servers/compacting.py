@@ -82,7 +82,7 @@ def _pass(volume: Compacting, pace: Pace) -> float:
             spoken = time.monotonic()
             known = volume.known()
             say(json.dumps(asdict(known) | {"won": known.won + done.won}))
-        return not _ended(wait)
+        return not (_ended(wait) or volume.wanted_at_once())
 
     try:
         volume.compact(go_on)

@@ -12,6 +12,7 @@ import pytest
 from dolmen.errors import Corrupt, Full, NotFound, Unavailable
 from dolmen.payload import Bytes
 from dolmen.stores.volume import VolumeStore, open_volume
+from dolmen.stores.volume.carry import Step
 from dolmen.stores.volume.compact import Compactor
 from dolmen.stores.volume.compaction import Compacting
 from dolmen.stores.volume.disk import Disk
@@ -287,6 +288,24 @@ async def test_one_process_compacts_at_a_time(tmp_path):
     assert sum(sealed(tmp_path / "v").values()) < 100_000
 
 
+async def test_who_compacts_at_once_gets_its_turn_and_the_others_leave_it_alone(tmp_path):
+    store, _ = await filled(tmp_path / "v")
+    for number in range(60):
+        await store.delete(f"n{number}")
+    await store._merged()
+    slow, fast = compactor(store), compactor(store)
+    steps = slow.steps()
+    next(steps)
+    assert not slow.wanted_at_once()
+    at_once = fast.steps(at_once=True)
+    assert next(at_once) == next(at_once) == Step()
+    assert slow.wanted_at_once()
+    steps.close()
+    assert sum(step.dropped for step in at_once) > 5_000_000
+    assert not slow.wanted_at_once()
+    await store.aclose()
+
+
 async def test_what_is_written_meanwhile_is_not_lost(tmp_path):
     store, held = await filled(tmp_path / "v", count=200, size=20_000)
     for number in range(0, 200, 2):
@@ -393,7 +412,7 @@ async def test_one_page_that_the_disk_has_lost_costs_no_other_blob(tmp_path, at,
 def test_why_a_pass_was_broken_off_is_noted_until_one_is_not(tmp_path, monkeypatch):
     asyncio.run(_made(tmp_path / "v"))
 
-    def steps(_compactor):
+    def steps(_compactor, *, at_once):
         raise Full("no room")
         yield
 

@@ -22,7 +22,8 @@ share of what goes, so compaction always comes to an end.
 
 One process of a volume compacts at a time (`compaction.lock`). `Compactor.steps` does it in
 steps of a few milliseconds; whoever takes them may wait as long as it likes between two of
-them, and stop after any.
+them, and stop after any. Who does it at once holds a lock that says so (`compaction-at-once.lock`);
+who does it little by little looks at it now and then (`wanted_at_once`), and stops.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ _log = logging.getLogger("dolmen.volume")
 THRESHOLD = 0.5
 """A segment of which a smaller share has to be kept is written again."""
 _LOOK_AGAIN = 24 * 3600.0
+_COMPACTION, _AT_ONCE = "compaction", "compaction-at-once"
+"""Names of locks."""
 
 
 class Compactor:
@@ -93,18 +96,31 @@ class Compactor:
         ]
         return [(number, size) for _, number, size in sorted(found)]
 
-    def steps(self) -> Generator[Step]:
+    def wanted_at_once(self) -> bool:
+        """Whether another process compacts at once, or waits for its turn to."""
+        lock = self._disk.open_lock(self._layout.lock(_AT_ONCE))
+        try:
+            return not self._disk.lock(lock, shared=True)
+        finally:
+            self._disk.close(lock)
+
+    def steps(self, *, at_once: bool = False) -> Generator[Step]:
         """Compact every segment that is worth it, step by step.
 
-        Raises `Unavailable` while another process compacts; `Full` when there is no room to
+        While another process compacts it raises `Unavailable`, or with `at_once` takes steps in
+        which nothing is done until that one has left off. Raises `Full` when there is no room to
         write, once whatever can go without writing is gone; `DolmenError` and `OSError` where
         the disk or the index refuse. Nothing is lost then, nor when it is given up. A segment that
         can't be read is told in the log, and the others are compacted.
         """
-        lock = self._disk.open_lock(self._layout.lock("compaction"))
+        names = (_AT_ONCE, _COMPACTION) if at_once else (_COMPACTION,)
+        locks = [self._disk.open_lock(self._layout.lock(name)) for name in names]
         try:
-            if not self._disk.lock(lock):
-                raise Unavailable(f"another process is compacting {self._layout.root}")
+            for lock in locks:
+                while not self._disk.lock(lock):
+                    if not at_once:
+                        raise Unavailable(f"another process is compacting {self._layout.root}")
+                    yield Step()
             self._merge.merge()  # what is not in the index yet is not counted
             full: Full | None = None
             found = self.candidates()
@@ -124,7 +140,8 @@ class Compactor:
             try:
                 self._carrier.retire()
             finally:
-                self._disk.close(lock)
+                for lock in locks:
+                    self._disk.close(lock)
 
     def _compact(self, number: int, size: int) -> Iterator[Step]:
         path = self._layout.sealed_segment(number)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import lmdb
 
 from dolmen.errors import BadVolume, DolmenError, Unavailable
+from dolmen.stores.volume.carry import Step
 from dolmen.stores.volume.compact import Compactor
 from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.layout import Layout, prepare, usable
@@ -23,6 +24,8 @@ from dolmen.stores.volume.opening import Membership
 
 KEY = "compaction"
 """Of the note."""
+_TURN = 0.02
+"""Seconds between two looks whether another process has left off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,7 @@ class Compacting(ExitStack):
             )
             self.push(leaving.pop_all())
 
-    def compact(self, go_on: Callable[[Compacted], bool]) -> Compacted:
+    def compact(self, go_on: Callable[[Compacted], bool], *, at_once: bool = False) -> Compacted:
         """Compact what is worth it until `go_on`, called after every step, says no.
 
         Raises what `Compactor.steps` raises.
@@ -95,8 +98,10 @@ class Compacting(ExitStack):
         done = Compacted()
         whole = False
         try:
-            with closing(self._compactor.steps()) as steps:
+            with closing(self._compactor.steps(at_once=at_once)) as steps:
                 for step in steps:
+                    if step == Step():
+                        time.sleep(_TURN)
                     done = Compacted(
                         done.segments + bool(step.dropped),
                         done.won + step.dropped - step.carried,
@@ -116,6 +121,10 @@ class Compacting(ExitStack):
             raise
         self._note(done.won, whole=whole)
         return done
+
+    def wanted_at_once(self) -> bool:
+        """Whether another process waits to compact at once."""
+        return self._compactor.wanted_at_once()
 
     def known(self) -> Compaction:
         """What is noted."""
