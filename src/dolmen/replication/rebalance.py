@@ -95,7 +95,9 @@ class _Work:
             place = self.placement.of(partition_of(info.name))
             rightful = [*filter(place.group.counts, place.rightful)]
             # Fewer than its copies count where a server turned out not to be durable since.
-            if len(rightful) < place.group.copies or any(map(self._fails, rightful)):
+            if len(rightful) < place.group.copies or any(
+                self._fails(each, info) for each in rightful
+            ):
                 continue
             sound.add(info.name)  # until one of those asked says otherwise
             for each in rightful:
@@ -119,8 +121,11 @@ class _Work:
             self.dropped.bytes += sum(info.size for info in batch if info.name in gone)
         self.dropped.kept += len(batch) - len(sound)
 
-    def _fails(self, rightful: Member) -> bool:
-        return rightful.name in self.failing or rightful.name in self.dropped.failing
+    def _fails(self, rightful: Member, info: BlobInfo) -> bool:
+        """Whether a server can't vouch for a copy, and need not read anything to say so."""
+        if rightful.name in self.failing or rightful.name in self.dropped.failing:
+            return True
+        return info.stamp > 0 and not rightful.store.capabilities.stamps
 
     async def _lacking(self, rightful: Member, infos: Sequence[BlobInfo]) -> set[str]:
         """The names of which a server has no sound copy of this rank or a higher one."""
