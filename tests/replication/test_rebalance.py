@@ -74,6 +74,16 @@ async def test_what_stays_for_want_of_one_server_is_not_read_on_another():
     assert trio.rightful[0].calls == []
 
 
+async def test_what_a_server_without_stamps_can_not_vouch_for_is_not_read_there():
+    trio = Trio()
+    for store in trio.stores.values():
+        await store.store.put("object", Bytes(b"content"), stamp=5)
+    plain = trio.rightful[1]
+    plain.capabilities = replace(plain.capabilities, stamps=False)
+    assert await trio.drop() == Dropped(kept=1)
+    assert [*trio.rightful[0].calls, *plain.calls] == []
+
+
 async def test_who_lacked_most_is_asked_first(monkeypatch):
     monkeypatch.setattr("dolmen.replication.rebalance.BATCH", 2)
     trio = Trio()

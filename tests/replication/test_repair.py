@@ -22,6 +22,7 @@ from dolmen.replication.watch import LONGEST, PAUSE, watch
 from dolmen.store import Rank
 from dolmen.stores.epoch import Seen, seen_in
 from dolmen.stores.memory import MemoryStore
+from dolmen.stores.volume import open_volume
 from dolmen.testing.faulty import FaultyStore
 from replication.breaking_off import broken_off
 
@@ -204,6 +205,31 @@ async def test_a_misplaced_copy_stays_until_every_rightful_one_was_read(trouble)
     else:
         assert not done.complete
         assert await servers.held(other) == {name}
+
+
+@pytest.mark.parametrize("deleted", [True, False])
+async def test_a_misplaced_copy_that_is_damaged_goes_as_well(tmp_path, deleted):
+    servers = Servers("abc")
+    groups = servers.groups(copies=2)
+    name = "object"
+    rightful = Placement(groups).of(partition_of(name)).rightful
+    (other,) = set("abc") - {member.name for member in rightful}
+    volume = await open_volume(str(tmp_path / "v"))
+    servers.stores[other].store = volume
+    for store in servers.stores.values():
+        await store.store.put(name, Bytes(b"content"), stamp=5)
+    for member in rightful if deleted else ():  # while the other was away
+        await servers.stores[member.name].store.delete(name, stamp=6)
+    volume._quarantine(name, volume._live(name))
+    while not [name async for name in volume.quarantined()]:
+        await asyncio.sleep(0)
+    assert (await servers.repair(groups).round()).complete
+    assert [name async for name in volume.quarantined()] == []
+    assert await servers.held(other) == set()
+    if deleted:
+        with pytest.raises(NotFound):
+            await Cluster(groups).get(name)
+    await volume.aclose()
 
 
 async def test_a_copy_written_again_meanwhile_is_not_removed():

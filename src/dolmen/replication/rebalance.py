@@ -5,6 +5,9 @@ left or changed their weight. It goes by `remove`, without a tombstone, once eve
 server that should hold the name has shown that it does: each has read its own copy to the
 end, found it sound, and has it at no lower rank. Where one has not, or there is none, the copy
 stays.
+
+A damaged copy is in no listing, and would answer as damaged for good where it should not be. It
+is replaced by what the rightful servers have, and then goes like any other.
 """
 
 from __future__ import annotations
@@ -20,8 +23,10 @@ from dolmen.cluster.placement import Placement
 from dolmen.errors import DolmenError
 from dolmen.names import partition_of
 from dolmen.pace import Pace
+from dolmen.replication.census import quarantined
 from dolmen.replication.patience import Pause, ask, listing
-from dolmen.store import BlobInfo, Remove
+from dolmen.store import Blob, BlobInfo, Remove
+from dolmen.stores.bulk import get_any, put_any
 
 BATCH = 1_000
 """Copies looked at together."""
@@ -47,14 +52,18 @@ async def drop_misplaced(
     epoch: int | None,
     failing: Sequence[str],
     pace: Pace,
+    damaged: bool = False,
     pause: Pause = asyncio.sleep,
 ) -> Dropped:
     """Remove from one server what it should not hold and all that should hold do.
 
-    Nothing that a server in `failing` (names) should hold is touched. Raises `Stopped` where
+    With `damaged` also copies that are quarantined, which may cost it a look at everything it
+    has. Nothing that a server in `failing` (names) should hold is touched. Raises `Stopped` where
     the server can't be asked, and `Outdated` from it.
     """
     work = _Work(member, placement, epoch, frozenset(failing), pace, pause)
+    if damaged:
+        await work.replace_damaged()
     await work.whole()
     return work.dropped
 
@@ -70,6 +79,17 @@ class _Work:
     dropped: Dropped = field(default_factory=Dropped)
     lacked: Counter[str] = field(default_factory=Counter)
     """How many of the copies asked for a rightful server turned out not to have, by its name."""
+
+    async def replace_damaged(self) -> None:
+        for name in await quarantined(self.member.name, self.member.store, self.pause):
+            rightful = self.placement.of(partition_of(name)).rightful
+            if self.member not in rightful:
+                for each in rightful:
+                    if each.name in self.failing or not each.store.capabilities.stamps:
+                        continue
+                    blob = await get_any(each.store, name)
+                    if isinstance(blob, Blob):
+                        await put_any(self.member.store, blob)
 
     async def whole(self) -> None:
         store = self.member.store
@@ -95,7 +115,9 @@ class _Work:
             place = self.placement.of(partition_of(info.name))
             rightful = [*filter(place.group.counts, place.rightful)]
             # Fewer than its copies count where a server turned out not to be durable since.
-            if len(rightful) < place.group.copies or any(map(self._fails, rightful)):
+            if len(rightful) < place.group.copies or any(
+                self._fails(each, info) for each in rightful
+            ):
                 continue
             sound.add(info.name)  # until one of those asked says otherwise
             for each in rightful:
@@ -119,8 +141,11 @@ class _Work:
             self.dropped.bytes += sum(info.size for info in batch if info.name in gone)
         self.dropped.kept += len(batch) - len(sound)
 
-    def _fails(self, rightful: Member) -> bool:
-        return rightful.name in self.failing or rightful.name in self.dropped.failing
+    def _fails(self, rightful: Member, info: BlobInfo) -> bool:
+        """Whether a server can't vouch for a copy, and need not read anything to say so."""
+        if rightful.name in self.failing or rightful.name in self.dropped.failing:
+            return True
+        return info.stamp > 0 and not rightful.store.capabilities.stamps
 
     async def _lacking(self, rightful: Member, infos: Sequence[BlobInfo]) -> set[str]:
         """The names of which a server has no sound copy of this rank or a higher one."""

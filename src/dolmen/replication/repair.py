@@ -42,6 +42,8 @@ DAY = 86_400
 COMPARED = "compared"
 """The note with the time of the last round that found everything in its place."""
 _NOTE_EVERY = 60.0
+_DAMAGE_EVERY = 3_600.0
+"""Seconds between two looks for misplaced copies that are damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,7 @@ class Repair:
         self._pace = Pace(self._terms.bandwidth)
         self._told_at: float | None = None
         self._noted_at = -_NOTE_EVERY
+        self._looked_at = -_DAMAGE_EVERY
 
     async def round(self, without: Mapping[str, str] | None = None) -> Round:
         """Do one. Servers in `without` (name and reason) are not asked. Raises `Outdated`.
@@ -216,6 +219,9 @@ class Repair:
             self._told_at = None
 
     async def _drop_misplaced(self, report: Round) -> None:
+        damaged = self._now() - self._looked_at >= _DAMAGE_EVERY
+        if damaged:
+            self._looked_at = self._now()
         for name, member in self._reachable(report).items():
             if not member.store.capabilities.stamps:
                 continue  # a plain sos server can't be told to remove anything
@@ -226,6 +232,7 @@ class Repair:
                     epoch=self._seen.epoch,
                     failing=[*report.failing],
                     pace=self._pace,
+                    damaged=damaged,
                     pause=self._pause,
                 )
             except Stopped as stopped:
