@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict
+
+import pytest
 
 from acceptance.processes import Process, ask, free_ports, until_alive
 from dolmen.config import Settings
+from dolmen.servers import scrubbing
 from dolmen.servers.scrubbing import Scrubbing
+from dolmen.stores.memory import MemoryStore
+from dolmen.stores.scrub import KEY, Scrub
 
 
 def test_before_it_said_anything_there_are_figures_all_the_same():
@@ -16,6 +22,16 @@ def test_before_it_said_anything_there_are_figures_all_the_same():
     assert figures["dolmen_scrub_checked"].value == 0
     assert figures["dolmen_quarantined_copies"].value == 0
     assert figures["dolmen_quarantined_copies"].value_of_label == "/srv/data"
+
+
+@pytest.mark.parametrize(
+    ("ended", "due"), [(-9, 1.0), (-11, 0.0), (10 * 365 * 86_400, 0.0)], ids=["soon", "now", "odd"]
+)
+async def test_a_clock_that_was_ahead_keeps_no_scrub_from_being_due(monkeypatch, ended, due):
+    store, now = MemoryStore(), time.time()
+    await store.note(KEY, json.dumps(asdict(Scrub(ended=now + ended))).encode())
+    monkeypatch.setattr(time, "time", lambda: now)
+    assert await scrubbing._due(store, 10.0) == pytest.approx(due)
 
 
 def test_a_blob_server_finds_damage_by_itself(tmp_path):

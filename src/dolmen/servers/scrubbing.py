@@ -122,7 +122,8 @@ async def _due(store: BlobStore, every: float) -> float:
     known = scrub_in(await store.notes())
     if known is None or known.ended is None:
         return 0.0
-    return max(0.0, known.ended + every - time.time())
+    since = time.time() - known.ended
+    return every - since if 0 <= since < every else 0.0  # below: the clock was wrong then
 
 
 async def _through(store: BlobStore, pace: Pace, told: _Told) -> None:
