@@ -100,6 +100,7 @@ async def test_an_import_that_was_killed_is_run_again(dolmen: Any, source: str) 
 async def test_an_import_that_waits_for_its_input_can_be_interrupted(dolmen: Any) -> None:
     running = await dolmen.start("import", "-", "volume:copy")
     while not (dolmen.folder / "copy" / "dolmen-volume").exists():
+        assert running.returncode is None
         await dolmen("--version")
     running.send_signal(signal.SIGINT)
     assert await running.wait() == 130
@@ -170,6 +171,7 @@ async def test_two_exports_do_not_write_to_one_file(dolmen: Any, source: str) ->
     file = dolmen.folder / "backup"
     running = await dolmen.start("export", "backup", source, "--bandwidth", "1000")
     while not file.exists() or file.stat().st_size < 100:
+        assert running.returncode is None
         await dolmen("--version")
     ended = await dolmen("export", "backup", source)
     assert ended.status == 2
