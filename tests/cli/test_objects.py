@@ -76,6 +76,15 @@ async def test_a_file_that_is_there_is_not_replaced_unless_told_to(
     assert (await dolmen("get", digest(b"hello"), "--force")).status == 0
 
 
+async def test_a_device_or_a_pipe_is_never_replaced(dolmen: Any, server: Any) -> None:
+    os.mkfifo(dolmen.folder / "pipe")
+    await dolmen("put", "-", given=b"hello")
+    got = await dolmen("get", digest(b"hello"), "-o", "pipe", "--force")
+    assert got.status == 2
+    assert "pipe is no file that could be replaced" in got.err
+    assert (dolmen.folder / "pipe").is_fifo()
+
+
 async def test_each_failure_has_its_status_and_one_line(dolmen: Any, server: Any) -> None:
     async def fails(status: int, said: str, *arguments: str) -> None:
         ended = await dolmen(*arguments)
