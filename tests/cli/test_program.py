@@ -45,3 +45,11 @@ async def test_it_works_without_standard_streams(dolmen: Any) -> None:
     )
     dolmen.started.append(process)
     assert await process.wait() == 0
+
+
+async def test_help_says_all_that_it_should_in_lines_of_the_terminal(dolmen: Any) -> None:
+    told = (await dolmen("scrub", "--help")).out
+    assert "by themselves ([scrub] in the settings)" in " ".join(told.split())
+    assert " scrub [OPTIONS] {STORE}" in told
+    paragraph = told[told.index("Replication then") : told.index("dolmen scrub volume:")]
+    assert all(len(line.strip()) > 60 for line in paragraph.splitlines()[:2]), paragraph

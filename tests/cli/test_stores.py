@@ -175,6 +175,18 @@ async def test_config_show_says_where_each_value_came_from(dolmen: Any) -> None:
     assert shown["limits.connections"]["origin"] == "default"
 
 
+async def test_config_show_tells_all_that_decides_where_copies_go(dolmen: Any) -> None:
+    (dolmen.folder / "c.toml").write_text("""
+        [[groups]]
+        name = "g"
+        copies = 1
+        servers = [{name = "attic", url = "http://127.0.0.1:1", weight = 2, zone = "house"}]
+    """)
+    lines = (await dolmen("config", "show", "--config", "c.toml")).out.splitlines()
+    assert "  copies                   1" in lines
+    assert "  attic                    http://127.0.0.1:1  weight 2  zone house" in lines
+
+
 async def test_a_port_in_use_is_told_in_a_line(dolmen: Any, blob_server: Any) -> None:
     url, _ = await blob_server("memory:")
     address = url.removeprefix("http://")
