@@ -205,3 +205,8 @@ async def test_a_terminal_gets_no_export(dolmen: Any, source: str) -> None:
     _, said = await script.communicate()
     assert script.returncode == 2
     assert said
+
+
+async def test_a_device_takes_an_export_and_is_not_flushed(dolmen: Any, source: str) -> None:
+    ended = await dolmen("export", "/dev/null", "volume:source")
+    assert (ended.status, ended.err) == (0, "")

@@ -76,6 +76,15 @@ async def test_a_file_that_is_there_is_not_replaced_unless_told_to(
     assert (await dolmen("get", digest(b"hello"), "--force")).status == 0
 
 
+async def test_a_device_or_a_pipe_is_never_replaced(dolmen: Any, server: Any) -> None:
+    os.mkfifo(dolmen.folder / "pipe")
+    await dolmen("put", "-", given=b"hello")
+    got = await dolmen("get", digest(b"hello"), "-o", "pipe", "--force")
+    assert got.status == 2
+    assert "pipe is no file that could be replaced" in got.err
+    assert (dolmen.folder / "pipe").is_fifo()
+
+
 async def test_each_failure_has_its_status_and_one_line(dolmen: Any, server: Any) -> None:
     async def fails(status: int, said: str, *arguments: str) -> None:
         ended = await dolmen(*arguments)
@@ -111,7 +120,12 @@ async def test_one_file_that_fails_does_not_stop_the_others(dolmen: Any, server:
     assert "missing" in ended.err
 
 
-async def test_interrupted_it_cleans_up_and_says_130(dolmen: Any, server: Any) -> None:
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)]
+)
+async def test_told_to_stop_it_cleans_up_and_says_so(
+    dolmen: Any, server: Any, number: signal.Signals, status: int
+) -> None:
     await dolmen("put", "-", "--name", "big", given=BIG)
     begun = asyncio.Event()
     release = asyncio.Event()
@@ -129,10 +143,10 @@ async def test_interrupted_it_cleans_up_and_says_130(dolmen: Any, server: Any) -
     await begun.wait()
     while not os.listdir(dolmen.folder):
         await asyncio.sleep(0.001)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = await process.communicate()
     release.set()
-    assert process.returncode == 130
+    assert process.returncode == status
     assert err == b""
     assert out == b""
     assert os.listdir(dolmen.folder) == []

@@ -109,6 +109,7 @@ async def test_a_server_that_is_away_makes_replicate_fail_and_is_named(
         (["blob-server", "--store", "memory:", "--listen", "0.0.0.0:0"], "--open"),
         (["blob-server", "--store", "memory:", "--workers", "0"], "should be greater than"),
         (["api-server"], "say --blob-server"),
+        (["serve", "--listen", "127.0.0.1:9992"], "can't both be served on port 9992"),
         (["config", "show", "--config", "missing.toml"], "there is no such file"),
     ],
 )
@@ -130,6 +131,33 @@ async def test_reindex_rebuilds_a_volume_and_says_what_it_found(dolmen: Any) -> 
     assert (await dolmen("reindex", "/etc/hosts")).status != 0
 
 
+async def test_reindex_makes_no_volume_where_there_is_none(dolmen: Any) -> None:
+    ended = await dolmen("reindex", "volume:mistyped")
+    assert (ended.status, ended.err) == (
+        1,
+        "dolmen: there is no volume in mistyped: check the path\n",
+    )
+    assert not (dolmen.folder / "mistyped").exists()
+
+
+async def test_reindex_names_what_is_damaged_a_line_each(dolmen: Any) -> None:
+    await fill(f"volume:{dolmen.folder}/data", "a")
+    whole = await dolmen("reindex", "data")
+    assert whole.out.startswith("1 blobs and 0 deletes, from 1 records in 1 segments (")
+    assert "damaged" not in whole.out
+    (segment,) = (dolmen.folder / "data").rglob("*.seg")
+    segment.write_bytes(segment.read_bytes()[:64] + b"?" * 8)
+    (*_, said) = (await dolmen("reindex", "data")).out.splitlines()
+    assert said == "damaged: a: no segment shows its last write any more"
+
+
+async def test_a_volume_that_is_named_twice_is_told_of(dolmen: Any) -> None:
+    await fill(f"volume:{dolmen.folder}/data", "a")
+    ended = await dolmen("replicate", "volume:data", "volume:./data")
+    assert ended.status == 1
+    assert ended.err == "dolmen: ./data is already open in this process: it was named twice\n"
+
+
 async def test_status_of_a_store(dolmen: Any) -> None:
     await fill(f"volume:{dolmen.folder}/data", "a", "b")
     ended = await dolmen("status", "volume:data", "--json")
@@ -145,6 +173,18 @@ async def test_config_show_says_where_each_value_came_from(dolmen: Any) -> None:
     assert shown["workers"] == {"key": "workers", "value": 3, "origin": "here.toml"}
     assert shown["digest"]["origin"] == "environment DOLMEN_DIGEST"
     assert shown["limits.connections"]["origin"] == "default"
+
+
+async def test_config_show_tells_all_that_decides_where_copies_go(dolmen: Any) -> None:
+    (dolmen.folder / "c.toml").write_text("""
+        [[groups]]
+        name = "g"
+        copies = 1
+        servers = [{name = "attic", url = "http://127.0.0.1:1", weight = 2, zone = "house"}]
+    """)
+    lines = (await dolmen("config", "show", "--config", "c.toml")).out.splitlines()
+    assert "  copies                   1" in lines
+    assert "  attic                    http://127.0.0.1:1  weight 2  zone house" in lines
 
 
 async def test_a_port_in_use_is_told_in_a_line(dolmen: Any, blob_server: Any) -> None:

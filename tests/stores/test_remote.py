@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from dolmen.errors import Unavailable
+from dolmen.errors import Corrupt, Unavailable
 from dolmen.http import start_server
 from dolmen.http.messages import Request, Response
 from dolmen.payload import Bytes
 from dolmen.servers.blob import BlobServer
 from dolmen.stamps import Clock
-from dolmen.store import BlobStore
+from dolmen.store import BlobStore, Failed
 from dolmen.stores import open_store
 from dolmen.stores.memory import MemoryStore
 from dolmen.stores.volume import open_volume
@@ -114,3 +114,22 @@ async def test_every_write_tells_anew_whether_it_is_durable(far, write):
         memory.capabilities = replace(memory.capabilities, durable=durable)
         await (store.put("a", Bytes(b"a")) if write == "put" else store.delete("a"))
         assert store.capabilities.durable is durable
+
+
+async def test_a_damaged_copy_is_told_from_a_server_that_can_not_be_asked(tmp_path) -> None:
+    async with contextlib.AsyncExitStack() as leaving:
+        volume = await open_volume(str(tmp_path))
+        leaving.push_async_callback(volume.aclose)
+        server = await start_server(BlobServer(volume, describes="volume:test").handle)
+        leaving.push_async_callback(server.close)
+        store = await open_store(f"http://127.0.0.1:{server.addresses[0][1]}")
+        leaving.push_async_callback(store.aclose)
+        await store.put("damaged", Bytes(b"x" * 1_000))
+        (segment,) = tmp_path.rglob("*.seg")
+        rotten = segment.read_bytes().replace(b"x" * 1_000, b"y" * 1_000)
+        segment.write_bytes(rotten)
+        assert [type(each) async for each in store.verify_many(["damaged"])] == [Failed]
+        with pytest.raises(Corrupt):  # HEAD: the answer has no body that could say so
+            await store.stat("damaged")
+        with pytest.raises(Corrupt):
+            await store.get("damaged")

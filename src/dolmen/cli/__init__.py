@@ -7,27 +7,28 @@ that is damaged; 130 interrupted.
 
 from __future__ import annotations
 
-import signal
+import os
 import sys
 
 
 def main() -> None:
-    """Run the command of `sys.argv`; errors become a line on stderr and an exit status."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # there is nothing to clean up yet
-    from dolmen.cli.app import app
-    from dolmen.cli.ending import seen_enough, status_of, tell
-
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Run the program. Ctrl-C ends it quietly from its first moment, which loading takes."""
+    _give_streams()
     try:
-        try:
-            app()
-        finally:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        seen_enough()
-    except Exception as error:
-        status = status_of(error)
-        if status is None:
-            raise
-        tell(error)
-        sys.exit(status)
+        from dolmen.cli.program import run
+
+        run()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _give_streams() -> None:
+    """Where a standard stream was closed, put one to nowhere in its place.
+
+    Else the next file or socket gets its descriptor, and what is printed with it.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode)  # noqa: SIM115 - for as long as the program
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)

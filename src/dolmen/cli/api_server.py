@@ -79,6 +79,7 @@ def api_server(
 def serve_api(groups: list[Group], settings: Settings) -> int:
     """Run an API server over these groups; returns the exit status."""
     from dolmen.config import split_address
+    from dolmen.errors import BadSetting
     from dolmen.servers.api import open_api
     from dolmen.servers.metrics import Board
     from dolmen.servers.repairing import Repairing
@@ -108,4 +109,9 @@ def serve_api(groups: list[Group], settings: Settings) -> int:
         split_address(settings.listen or LISTEN),
         split_address(settings.download_listen or DOWNLOADS),
     ]
+    if len(set(addresses)) == 1 and addresses[0][1]:
+        raise BadSetting(
+            f"uploads and downloads can't both be served on port {addresses[0][1]}: "
+            "choose another with --listen or --download-listen"
+        )
     return run(opened, addresses, settings=settings, ready=ready, beside=beside, board=board)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Annotated
 
 import typer
@@ -29,13 +30,20 @@ from dolmen.cli import (
     status,
 )
 
+
+def _filled(text: str | None) -> str:
+    """Each paragraph as one line: the terminal's width breaks it, not that of the source."""
+    paragraphs = inspect.cleandoc(text or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split("\n")) for paragraph in paragraphs)
+
+
 app = typer.Typer(
     name="dolmen",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="""A simple, robust object store.
+    help=_filled("""A simple, robust object store.
 
     Start with [bold]dolmen serve[/bold], then in another terminal:
 
@@ -45,7 +53,7 @@ app = typer.Typer(
 
     Exit status: 0 done, 1 failed, 2 wrong usage or setting, 3 no such object,
     4 a server could not be asked, 5 damaged content, 130 interrupted.
-    """,
+    """),
 )
 
 
@@ -83,5 +91,5 @@ for panel, commands in {
 }.items():
     for command in commands:
         name = command.__name__.strip("_").replace("_", "-")
-        app.command(name, rich_help_panel=panel)(command)
+        app.command(name, help=_filled(command.__doc__), rich_help_panel=panel)(command)
 app.add_typer(config.app, name="config", rich_help_panel=_CARE)

@@ -33,9 +33,10 @@ def check(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Look for what is missing, outdated, misplaced, damaged or broken. Changes nothing.
+    """Look for what is missing, outdated, misplaced, damaged or broken.
 
-    Exit status 0 when all is well, 1 when something was found.
+    Changes nothing, but --data quarantines the copies it finds damaged, as scrub does. Exit
+    status 0 when all is well, 1 when something was found.
 
     [green]dolmen check --config cluster.toml[/green]
 

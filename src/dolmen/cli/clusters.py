@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Stores = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[STORE]...",
+        metavar="STORE",
         help="URLs of stores that hold copies of the same; without any, the cluster in the "
         "settings.",
         show_default=False,

@@ -36,8 +36,12 @@ def show(config: Config = None, json: Json = False) -> None:
         elif key == "groups":
             for group in value:
                 print(f"group {group['name']:<20} ({loaded.origin(key)})")
+                for count in ("copies", "write_copies", "min_copies"):
+                    if group[count] is not None:
+                        print(f"  {count:<24} {group[count]}")
                 for each in group["servers"]:
-                    print(f"  {each['name']:<24} {each['url']}  weight {each['weight']:g}")
+                    zone = f"  zone {each['zone']}" if each["zone"] else ""
+                    print(f"  {each['name']:<24} {each['url']}  weight {each['weight']:g}{zone}")
         else:
             print(f"{key:<26} {value!s:<24} ({loaded.origin(key)})")
 

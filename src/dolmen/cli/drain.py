@@ -12,7 +12,7 @@ from dolmen.cli.repairing import repairing, tell_round
 
 
 def drain(
-    server: Annotated[str, typer.Argument(help="Its name in the configuration.")],
+    server: Annotated[str, typer.Argument(metavar="SERVER", help="Its name in the configuration.")],
     config: Config = None,
     json: Json = False,
 ) -> None:

@@ -47,18 +47,28 @@ def tell(error: Exception, about: str = "") -> None:
 
 
 def run(work: Coroutine[object, object, T]) -> T:
-    """Run a command's coroutine; Ctrl-C cancels it, it cleans up, and typer exits with 130."""
+    """Run a command's coroutine. A signal cancels it, and it cleans up.
+
+    After Ctrl-C typer exits with 130, after SIGTERM the program dies of that.
+    """
     import asyncio
 
     import uvloop
 
     ended: list[T] = []
+    told: list[signal.Signals] = []
 
     async def main() -> None:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
+
+        def stop(number: signal.Signals) -> None:
+            told.append(number)
+            task.cancel()
+
         # Between two callbacks; the runner's own handler would cancel in the midst of one.
-        loop.add_signal_handler(signal.SIGINT, task.cancel)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop, number)
         with contextlib.suppress(asyncio.CancelledError):
             ended.append(await work)
 
@@ -68,6 +78,10 @@ def run(work: Coroutine[object, object, T]) -> T:
         seen_enough()
         raise typer.Exit(0) from None
     if not ended:
+        if signal.SIGTERM in told:
+            sys.stdout.flush()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGTERM)
         raise KeyboardInterrupt
     return ended[0]
 

@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import os
 import select
+import stat
 import sys
 from collections.abc import AsyncIterator, Sequence
 from io import FileIO
@@ -63,7 +64,8 @@ async def _export(path: str, settings: Settings, bandwidth: int | None, *, as_js
     try:
         async with opened_groups(groups, volatile=True, existing=True) as opened:
             with _opened(path) as file, report_bar("export") as bar:
-                begun = await _begun(file, path, source) if path != "-" else None
+                kept = path != "-" and stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+                begun = await _begun(file, path, source) if kept else None
 
                 async def sink(pieces: Sequence[Piece]) -> None:
                     await asyncio.to_thread(_write, file, pieces)
@@ -71,7 +73,7 @@ async def _export(path: str, settings: Settings, bandwidth: int | None, *, as_js
                 report = await written(
                     opened, sink, source=source, begun=begun, progress=bar, pace=Pace(bandwidth)
                 )
-                if path != "-":
+                if kept:
                     await asyncio.to_thread(os.fsync, file.fileno())
     except BrokenPipeError as error:
         raise Unavailable("whoever reads the export has gone, and has not all of it") from error

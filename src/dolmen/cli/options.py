@@ -45,4 +45,4 @@ Open = Annotated[
     ),
 ]
 ObjectId = Annotated[str, typer.Argument(metavar="ID", help="The object's id, as put printed it.")]
-ObjectIds = Annotated[list[str], typer.Argument(metavar="ID…", help="Ids, as put printed them.")]
+ObjectIds = Annotated[list[str], typer.Argument(metavar="ID", help="Ids, as put printed them.")]

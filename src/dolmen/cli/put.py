@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def put(
     files: Annotated[
-        list[str], typer.Argument(metavar="FILE…", help="Files to store; - is standard input.")
+        list[str], typer.Argument(metavar="FILE", help="Files to store; - is standard input.")
     ],
     name: Annotated[
         str | None,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dolmen.cli.options import Json
-from dolmen.cli.output import emit
+from dolmen.cli.output import counting_bar, emit, readable
 
 
 def reindex(
@@ -23,11 +23,23 @@ def reindex(
 
     [green]dolmen reindex ./dolmen-data[/green]
     """
+    from dolmen.stores.volume import check_there, path_of
     from dolmen.stores.volume.reindex import reindex as rebuild
 
-    found = dataclasses.asdict(rebuild(volume.removeprefix("volume:").removeprefix("//")))
+    check_there(volume)
+    with counting_bar("reindex") as bar:
+
+        def show(done: int, total: int) -> None:
+            if bar:
+                bar(done, total, "segments")
+
+        found = rebuild(path_of(volume), progress=show)
     if json:
-        emit(found)
-    else:
-        for key, value in found.items():
-            print(f"{key:10} {value}")
+        emit(dataclasses.asdict(found))
+        return
+    print(
+        f"{found.blobs:,} blobs and {found.tombstones:,} deletes, from {found.records:,} records "
+        f"in {found.segments:,} segments ({readable(found.bytes)})"
+    )
+    for line in found.damaged:
+        print(f"damaged: {line}")

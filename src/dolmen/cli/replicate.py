@@ -15,10 +15,10 @@ from dolmen.cli.repairing import repairing, tell_round, tell_run
 from dolmen.stores.secrets import without_secrets
 
 Source = Annotated[
-    str | None, typer.Argument(metavar="[SOURCE]", help="A store's URL.", show_default=False)
+    str | None, typer.Argument(metavar="SOURCE", help="A store's URL.", show_default=False)
 ]
 Destination = Annotated[
-    str | None, typer.Argument(metavar="[DESTINATION]", help="A store's URL.", show_default=False)
+    str | None, typer.Argument(metavar="DESTINATION", help="A store's URL.", show_default=False)
 ]
 Watch = Annotated[bool, typer.Option("--watch", help="Go on and on, until Ctrl-C.")]
 Rejoin = Annotated[

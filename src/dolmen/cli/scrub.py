@@ -13,18 +13,18 @@ from dolmen.cli.output import counting_bar, emit, readable
 
 
 def scrub(
-    store: Annotated[str, typer.Argument(help="Its URL.")],
+    store: Annotated[str, typer.Argument(metavar="STORE", help="Its URL.")],
     bandwidth: Bandwidth = None,
     again: Annotated[
         bool, typer.Option("--again", help="Begin anew where the last one was broken off.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Read every blob of STORE to its end, where it lies. What is damaged is quarantined.
+    r"""Read every blob of STORE to its end, where it lies. What is damaged is quarantined.
 
     Replication then replaces it from another copy. May be interrupted; the next one goes on
-    where it was. Servers with a volume do it by themselves ([scrub] in the settings). Exit status 5
-    when something is damaged.
+    where it was. Servers with a volume do it by themselves (\[scrub] in the settings). Exit status
+    5 when something is damaged.
 
     [green]dolmen scrub volume:/srv/data[/green]
 

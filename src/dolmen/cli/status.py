@@ -17,7 +17,7 @@ from dolmen.cli.output import emit, readable
 def status(
     store: Annotated[
         str | None,
-        typer.Argument(metavar="[STORE]", help="A store's URL; without it the API server's view."),
+        typer.Argument(metavar="STORE", help="A store's URL; without it the API server's view."),
     ] = None,
     server: ServerOption = SERVER,
     json: Json = False,

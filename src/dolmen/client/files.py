@@ -72,8 +72,8 @@ async def download_file(
     Without `path` it is called as when it was uploaded, else by its id, in the
     current folder; a folder may be given as well. It is written beside its place
     and gets its name when it is complete and its digest right, so that nothing is
-    left of a failed download. With `force` a file that is there is replaced.
-    Raises `BadSetting` for one that is there, `OSError` from the disk.
+    left of a failed download. With `force` a file that is there is replaced, but no
+    device or pipe. Raises `BadSetting` for what is there, `OSError` from the disk.
     """
     async with client.download(object_id) as download:
         path = _place(path, download.info.file_name or object_id, force=force)
@@ -100,6 +100,8 @@ def _place(path: str | None, name: str, *, force: bool) -> str:
         path = os.path.join(path or "", name)
     if not force and os.path.lexists(path):
         raise _taken(path)
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise BadSetting(f"{path} is no file that could be replaced; -o - writes to a pipe")
     return path
 
 

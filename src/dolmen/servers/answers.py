@@ -40,16 +40,15 @@ def refusal(error: errors.DolmenError) -> Response:
     """The answer to a request that failed with this error.
 
     `error` in the problem names the class, so a client that is a store itself can
-    raise the same again.
+    raise the same again; a header names it as well, for HEAD, whose answer has no body.
     """
-    status = status_of(error)
-    headers: list[tuple[bytes, bytes]] = []
+    status, name = status_of(error), type(error).__name__
+    headers: list[tuple[bytes, bytes]] = [(b"X-Dolmen-Error", name.encode())]
     if isinstance(error, errors.NotFound) and error.stamp:
         headers.append((b"X-Dolmen-Stamp", format_stamp(error.stamp).encode()))
         headers.append((b"X-Dolmen-Kind", b"tombstone"))
     if status == 503:
         headers.append((b"Retry-After", b"5"))
-    name = type(error).__name__
     if isinstance(error, errors.NoCopies):
         servers = [f"{server}: {why}" for server, why in error.failures]
         return problem(status, str(error), headers=headers, error=name, servers=servers)

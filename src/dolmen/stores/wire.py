@@ -72,8 +72,9 @@ async def error_of(client: str, response: ClientResponse) -> DolmenError:
         return NotFound(detail, stamp=_stamp(stamp.decode("latin-1")) if stamp else 0)
     if status == 416:
         return Unsatisfiable(detail)
-    if "error" in said:
-        return told({"error": said["error"], "detail": detail})
+    named = said.get("error") or response.headers.get(b"x-dolmen-error", b"").decode("latin-1")
+    if named:
+        return told({"error": named, "detail": detail})
     by_status = {
         400: errors.InvalidName,
         401: errors.Unauthorized,

@@ -83,6 +83,10 @@ def usable(root: str) -> Iterator[None]:
     try:
         yield
     except (OSError, lmdb.Error) as error:
+        if "already open in this process" in str(error):
+            raise BadVolume(
+                f"{root} is already open in this process: it was named twice"
+            ) from error
         raise BadVolume(
             f"{root} can't be used as a volume: {error}; it takes a folder on a local disk that "
             "works and has room, which the user dolmen runs as may read and write"
