@@ -28,6 +28,7 @@ def compact(
     [green]dolmen compact volume:/srv/dolmen --bandwidth 50000000[/green]
     """
     from dolmen.pace import Pace
+    from dolmen.stores.volume import path_of
     from dolmen.stores.volume.compaction import Compacted, Compacting
 
     before, interrupted, pace = Compacted(), False, Pace(bandwidth)
@@ -45,7 +46,7 @@ def compact(
                 interrupted = signal.sigtimedwait({signal.SIGINT}, wait) is not None
                 return not interrupted
 
-            with Compacting(volume.removeprefix("volume:").removeprefix("//")) as opened:
+            with Compacting(path_of(volume)) as opened:
                 done = opened.compact(go_on, at_once=True)
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
