@@ -60,6 +60,10 @@ class Unavailable(DolmenError):  # noqa: N818
     """The store could not be asked. Nothing happened, so a retry is safe."""
 
 
+class Busy(Unavailable):
+    """Another process is at this very work, which one does at a time. Nothing happened."""
+
+
 class OutcomeUnknown(DolmenError):  # noqa: N818
     """The store was asked to write and did not say how it went. It may have happened."""
 

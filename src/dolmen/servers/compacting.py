@@ -18,7 +18,7 @@ import lmdb
 
 from dolmen import config
 from dolmen.companion import order, say
-from dolmen.errors import DolmenError, Unavailable
+from dolmen.errors import Busy, DolmenError
 from dolmen.pace import Pace
 from dolmen.servers.metrics import Figure
 from dolmen.stores.volume.compaction import Compacted, Compacting
@@ -86,8 +86,8 @@ def _pass(volume: Compacting, pace: Pace) -> float:
 
     try:
         volume.compact(go_on)
-    except Unavailable:
-        pass  # another process is at it
+    except Busy:
+        pass
     except (DolmenError, OSError, lmdb.Error) as error:
         say(f"!{error}")
     say(json.dumps(asdict(volume.known())))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dolmen.errors import Corrupt, Full, NotFound, Unavailable
+from dolmen.errors import Busy, Corrupt, DolmenError, Full, NotFound, Unavailable
 from dolmen.payload import Bytes
 from dolmen.stores.volume import VolumeStore, open_volume
 from dolmen.stores.volume.carry import Step
@@ -275,7 +275,7 @@ async def test_one_process_compacts_at_a_time(tmp_path):
     await store._merged()
     steps = compactor(store).steps()
     next(steps)
-    with pytest.raises(Unavailable, match="another process"):
+    with pytest.raises(Busy, match="another process"):
         next(compactor(store).steps())
     steps.close()
     await store.aclose()
@@ -409,17 +409,20 @@ async def test_one_page_that_the_disk_has_lost_costs_no_other_blob(tmp_path, at,
     await store.aclose()
 
 
-def test_why_a_pass_was_broken_off_is_noted_until_one_is_not(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [Full, Unavailable])
+def test_why_a_pass_was_broken_off_is_noted_until_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[DolmenError]
+) -> None:
     asyncio.run(_made(tmp_path / "v"))
 
     def steps(_compactor, *, at_once):
-        raise Full("no room")
+        raise error("no room")
         yield
 
     with Compacting(str(tmp_path / "v")) as volume:
         with monkeypatch.context() as patch:
             patch.setattr(Compactor, "steps", steps)
-            with pytest.raises(Full):
+            with pytest.raises(error):
                 volume.compact(lambda _: True)
         assert volume.known().failing == "no room"
         assert volume.known().looked is None

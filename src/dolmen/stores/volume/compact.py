@@ -32,7 +32,7 @@ import logging
 import time
 from collections.abc import Callable, Generator, Iterator
 
-from dolmen.errors import Corrupt, Full, Unavailable
+from dolmen.errors import Busy, Corrupt, Full
 from dolmen.record import Head, Kind
 from dolmen.stores.verdict import Action
 from dolmen.stores.volume.carry import CLOCK, Carrier, Step
@@ -107,7 +107,7 @@ class Compactor:
     def steps(self, *, at_once: bool = False) -> Generator[Step]:
         """Compact every segment that is worth it, step by step.
 
-        While another process compacts it raises `Unavailable`, or with `at_once` takes steps in
+        While another process compacts it raises `Busy`, or with `at_once` takes steps in
         which nothing is done until that one has left off. Raises `Full` when there is no room to
         write, once whatever can go without writing is gone; `DolmenError` and `OSError` where
         the disk or the index refuse. Nothing is lost then, nor when it is given up. A segment that
@@ -119,7 +119,7 @@ class Compactor:
             for lock in locks:
                 while not self._disk.lock(lock):
                     if not at_once:
-                        raise Unavailable(f"another process is compacting {self._layout.root}")
+                        raise Busy(f"another process is compacting {self._layout.root}")
                     yield Step()
             self._merge.merge()  # what is not in the index yet is not counted
             full: Full | None = None

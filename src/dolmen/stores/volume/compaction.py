@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import lmdb
 
-from dolmen.errors import BadVolume, DolmenError, Unavailable
+from dolmen.errors import BadVolume, Busy, DolmenError
 from dolmen.stores.volume.carry import Step
 from dolmen.stores.volume.compact import Compactor
 from dolmen.stores.volume.disk import Disk
@@ -113,7 +113,7 @@ class Compacting(ExitStack):
                 else:
                     whole = True
             self._merge.merge()  # seals what was written
-        except Unavailable:  # another process is at it
+        except Busy:
             raise
         except (DolmenError, OSError, lmdb.Error) as error:
             with suppress(OSError, lmdb.Error):
