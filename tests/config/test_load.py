@@ -257,3 +257,9 @@ def test_addresses_split_into_host_and_port() -> None:
 )
 def test_a_url_of_several_servers_is_one_part_of_a_list(text: str, parts: list[str]) -> None:
     assert split_list(text) == parts
+
+
+@pytest.mark.parametrize("path", ["/home/ünï", "/" + "a" * 5 + "/" + "b" * 63, "/-/" + "c" * 63])
+def test_any_folder_gives_its_server_a_name(path: str) -> None:
+    (group,) = read({"blob_servers": [f"volume:{path}"]}).settings.all_groups()
+    assert group.servers[0].url == f"volume:{path}"

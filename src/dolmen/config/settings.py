@@ -239,4 +239,5 @@ def _name_of(url: str) -> str:
         plain = f"{parts.hostname}-{parts.port or 80}"
     else:
         plain = parts.netloc.rpartition("@")[2] + parts.path
-    return "".join(each if each.isalnum() else "-" for each in plain).strip("-")[-64:] or "store"
+    words = "".join(each if each.isascii() and each.isalnum() else "-" for each in plain)
+    return words[-64:].strip("-") or "store"
