@@ -259,7 +259,9 @@ def test_a_url_of_several_servers_is_one_part_of_a_list(text: str, parts: list[s
     assert split_list(text) == parts
 
 
-@pytest.mark.parametrize("path", ["/a/" + "b" * 63, "/a/" + "b" * 80, "/srv/données", "/-/"])
+@pytest.mark.parametrize(
+    "path", ["/a/" + "b" * 63, "/a/" + "b" * 80, "/srv/données", "/-/", "/-/" + "c" * 63]
+)
 def test_any_path_gives_a_name_that_is_one(path):
     (group,) = read({"blob_servers": [f"volume:{path}"]}).settings.all_groups()
     assert len(group.servers) == 1
