@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -210,3 +211,18 @@ async def test_a_terminal_gets_no_export(dolmen: Any, source: str) -> None:
 async def test_a_device_takes_an_export_and_is_not_flushed(dolmen: Any, source: str) -> None:
     ended = await dolmen("export", "/dev/null", "volume:source")
     assert (ended.status, ended.err) == (0, "")
+
+
+async def test_a_pipe_takes_an_export_once_somebody_reads_from_it(dolmen: Any, source: str) -> None:
+    pipe = dolmen.folder / "pipe"
+    os.mkfifo(pipe)
+    ended = await dolmen("export", "pipe", "volume:source")
+    assert ended.status == 2
+    assert "nobody reads from pipe: start its reader first" in ended.err
+    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    importing = await dolmen.start("import", "-", "volume:copy", stdin=reading)
+    os.close(reading)
+    assert (await dolmen("export", "pipe", "volume:source")).status == 0
+    await importing.communicate()
+    assert importing.returncode == 0
+    assert await root(f"volume:{dolmen.folder}/copy") == await root(source)

@@ -244,6 +244,18 @@ async def test_passwords_are_not_told(dolmen: Any, json: bool) -> None:
     assert "geheim" not in "".join(each.out + each.err for each in (shown, *told))
 
 
+async def test_status_tells_of_copies_in_quarantine(dolmen: Any) -> None:
+    await fill(f"volume:{dolmen.folder}/v", "sound", "spoiled")
+    assert (await dolmen("status", "volume:v")).status == 0
+    (segment,) = Path(dolmen.folder, "v", "sealed").rglob("*.seg")
+    data = segment.read_bytes()
+    at = data.rindex(b"spoiled")  # its content
+    segment.write_bytes(data[:at] + b"S" + data[at + 1 :])
+    assert (await dolmen("scrub", "volume:v")).status == 5
+    ended = await dolmen("status", "volume:v", "--json")
+    assert (ended.status, json.loads(ended.out)["quarantined"]) == (1, 1)
+
+
 async def test_compact_gives_room_back_and_says_how_much(dolmen: Any) -> None:
     path = f"{dolmen.folder}/v"
     store = await open_volume(path, segment_size=1 << 20)

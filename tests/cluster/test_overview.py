@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+
+import pytest
 
 from dolmen.cluster.cluster import Cluster
 from dolmen.cluster.groups import Member, make_group
@@ -59,3 +62,17 @@ async def test_when_all_was_last_compared():
     assert (await seen(cluster))["a"]["compared_at"] == 1_234.5
     await stores["b"].note("compared", json.dumps([1]).encode())
     assert (await seen(cluster))["b"]["compared_at"] is None
+
+
+async def test_a_server_that_hangs_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    stores = {name: FaultyStore(MemoryStore()) for name in "ab"}
+    cluster = made(dict.fromkeys("ab", 1.0), stores, 2)
+
+    async def hang(_method: str, _name: str) -> None:
+        await asyncio.Event().wait()
+
+    stores["b"].pause = hang
+    monkeypatch.setattr("dolmen.cluster.overview.PATIENCE", 0.01)
+    told = await seen(cluster)
+    assert (told["a"]["reachable"], told["b"]["reachable"]) == (True, False)
+    assert "did not answer" in str(told["b"]["detail"])

@@ -49,7 +49,10 @@ async def _drain(server: str, config: str | None, *, as_json: bool) -> int:
             left = (await member.store.digests()).count
             if not left:
                 if not as_json:
-                    print(f"{server} is empty: stop it, and take it out of the configuration")
+                    print(
+                        f"{server} is empty: stop it, take it out of the configuration, and raise "
+                        "epoch again"
+                    )
                 return 0
             dropped = done.dropped.get(server)
             if dropped is None or not dropped.removed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
 import select
@@ -88,6 +89,8 @@ def _opened(path: str) -> FileIO:
         data = os.dup(sys.stdout.fileno())
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         return open(data, "wb", buffering=0)
+    if os.path.exists(path) and not os.path.isfile(path):
+        return _device(path)
     file = open(path, "a+b", buffering=0)  # noqa: SIM115 - its caller closes it
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -95,6 +98,18 @@ def _opened(path: str) -> FileIO:
         file.close()
         raise BadSetting(f"{path}: another export is writing to it") from error
     return file
+
+
+def _device(path: str) -> FileIO:
+    """A device, or a named pipe that somebody reads from: what nobody reads would be lost."""
+    try:
+        device = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise BadSetting(f"nobody reads from {path}: start its reader first") from error
+        raise
+    os.set_blocking(device, True)
+    return open(device, "wb", buffering=0)
 
 
 async def _begun(file: FileIO, path: str, source: str) -> Begun | None:

@@ -47,6 +47,7 @@ async def _of_cluster(server: str) -> dict[str, object]:
 
 
 async def _of_store(url: str) -> dict[str, object]:
+    from dolmen.closing import closing
     from dolmen.stores import open_existing
     from dolmen.stores.secrets import without_secrets
 
@@ -57,9 +58,13 @@ async def _of_store(url: str) -> dict[str, object]:
         if not store.capabilities.digests:  # it would have to list everything
             return {"store": url, **condition}
         digests = await store.digests()
+        async with closing(store.quarantined()) as names:
+            quarantined = [name async for name in names]
     finally:
         await store.aclose()
     held = {"blobs": digests.count, "bytes": digests.size, "root": digests.root}
+    if quarantined:
+        held["quarantined"] = len(quarantined)
     return {"store": url, **held, **condition}
 
 
@@ -68,7 +73,7 @@ def _amiss(value: object) -> bool:
     if isinstance(value, dict):
         if value.get("reachable") is False or value.get("writable") is False:
             return True
-        if value.get("missing") or value.get("trouble"):
+        if value.get("missing") or value.get("trouble") or value.get("quarantined"):
             return True
         return bool(value.get("reasons")) or any(map(_amiss, value.values()))
     return isinstance(value, list) and any(map(_amiss, value))

@@ -20,6 +20,8 @@ from dolmen.stores.scrub import scrub_in
 
 Counts = Mapping[int, int]
 """Entries by partition."""
+PATIENCE = 10.0
+"""Seconds for which a server's answers are waited for."""
 
 
 async def overview(cluster: Cluster) -> Sequence[dict[str, object]]:
@@ -47,23 +49,33 @@ async def overview(cluster: Cluster) -> Sequence[dict[str, object]]:
 
 
 async def _of_server(cluster: Cluster, member: Member) -> tuple[dict[str, object], Counts | None]:
-    store = member.store
     state: dict[str, object] = {"state": cluster.breaker.state(member)}
     try:
-        condition = await store.condition()
-        cluster.breaker.told(member, condition)
-        said: dict[str, object] = {"reachable": True} | state | asdict(condition)
-        if not store.capabilities.stamps:
-            return said, None
-        notes = await store.notes()
-        said["compared_at"] = _at(notes.get("compared"))
-        scrub = scrub_in(notes)
-        said["scrubbed_at"] = scrub.last if scrub else None
-        if not store.capabilities.digests:  # it would have to list everything
-            return said, None
-        digests = await store.digests()
+        async with asyncio.timeout(PATIENCE):
+            return await _answers_of(cluster, member, state)
+    except TimeoutError:
+        why = f"it did not answer within {PATIENCE:.0f} seconds"
     except DolmenError as error:
-        return {"reachable": False} | state | {"detail": str(error)}, {}
+        why = str(error)
+    return {"reachable": False} | state | {"detail": why}, {}
+
+
+async def _answers_of(
+    cluster: Cluster, member: Member, state: dict[str, object]
+) -> tuple[dict[str, object], Counts | None]:
+    store = member.store
+    condition = await store.condition()
+    cluster.breaker.told(member, condition)
+    said: dict[str, object] = {"reachable": True} | state | asdict(condition)
+    if not store.capabilities.stamps:
+        return said, None
+    notes = await store.notes()
+    said["compared_at"] = _at(notes.get("compared"))
+    scrub = scrub_in(notes)
+    said["scrubbed_at"] = scrub.last if scrub else None
+    if not store.capabilities.digests:  # it would have to list everything
+        return said, None
+    digests = await store.digests()
     return said | {"blobs": digests.count, "bytes": digests.size}, digests.counts
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Literal, TypeVar
 
@@ -14,6 +16,8 @@ TRIES = 5
 """Attempts in a row that bring nothing before a server counts as failing."""
 FIRST_PAUSE = 0.25
 """Seconds before the second attempt; doubled before each one after."""
+LONGEST = 60.0
+"""Seconds after which a question that brought nothing is not asked again: who hangs, hangs on."""
 
 PASSING = (Unavailable, OutcomeUnknown)
 """Errors worth another attempt. Writes here carry stamps, so repeating one is harmless."""
@@ -39,18 +43,18 @@ class Stopped(Exception):  # noqa: N818 - it ends a run, and never leaves this p
 class Patience:
     """Counts attempts in a row that brought nothing."""
 
-    def __init__(self, pause: Pause) -> None:
-        self._pause = pause
-        self._failed = 0
+    def __init__(self, pause: Pause, longest: float = math.inf) -> None:
+        self._pause, self._longest = pause, longest
+        self.renew()
 
     def renew(self) -> None:
         """Something came of the last attempt."""
-        self._failed = 0
+        self._failed, self._since = 0, time.monotonic()
 
     async def again(self) -> bool:
         """Wait before another attempt and return True; False when there have been enough."""
         self._failed += 1
-        if self._failed >= TRIES:
+        if self._failed >= TRIES or time.monotonic() - self._since >= self._longest:
             return False
         await self._pause(FIRST_PAUSE * 2 ** (self._failed - 1))
         return True
@@ -58,7 +62,7 @@ class Patience:
 
 async def ask(question: Callable[[], Awaitable[T]], *, side: Side, pause: Pause) -> T:
     """The answer to an idempotent question, asked until it comes; raises `Stopped`."""
-    patience = Patience(pause)
+    patience = Patience(pause, LONGEST)
     while True:
         try:
             return await question()
@@ -72,7 +76,7 @@ async def listing(
 ) -> AsyncIterator[BlobInfo]:
     """List what stands, tombstones too, going on where a listing broke off; raises `Stopped`."""
     last: str | None = None
-    patience = Patience(pause)
+    patience = Patience(pause, LONGEST)
     while True:
         try:
             async with closing(_rest(store, partitions, last, prefix)) as rest:

@@ -13,6 +13,7 @@ A request that may have been acted on is never repeated: the caller gets
 
 from __future__ import annotations
 
+import asyncio
 import json
 from base64 import b64encode
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -68,6 +69,8 @@ from dolmen.stores.wire import (
     told,
 )
 
+_OPENING = 10.0
+"""Seconds for which a server is waited for to say what it is, before it is taken for the usual."""
 _EXPECTED = Capabilities(durable=True, largest=1 << 44, digests=True, ordered=True, conflicts=True)
 """Taken for true of a server that could not be asked yet; it is before anything else is."""
 _PLAIN = Capabilities(
@@ -387,8 +390,9 @@ async def open_url(url: str) -> RemoteStore:
         raise BadSetting(f"{url!r} is no blob server's address: write http://host:port")
     client = Client(parts.hostname, port or (443 if parts.scheme == "https" else 80))
     store = RemoteStore(f"{parts.hostname}:{port}" if port else parts.hostname, client)
-    with suppress(DolmenError):
-        await store.learn()
+    with suppress(DolmenError, TimeoutError):
+        async with asyncio.timeout(_OPENING):
+            await store.learn()
     return store
 
 
