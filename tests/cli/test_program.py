@@ -11,6 +11,7 @@ from dolmen.stores import open_store
 
 BROKEN = """
 import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 class Finder:
     def find_spec(self, name, *_):
         if name == "typer":
