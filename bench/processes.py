@@ -149,7 +149,7 @@ def _running(command: list[str]) -> Iterator[subprocess.Popen[str]]:
             stderr=errors,
             text=True,
             env=environment,
-            start_new_session=True,  # a Ctrl-C is for us, and we end it
+            process_group=0,  # a Ctrl-C is for us, and we end it
         )
         process.stderr = errors
         try:

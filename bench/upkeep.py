@@ -1,8 +1,8 @@
 """How long GETs take while a volume is compacted, scrubbed or collected beside them.
 
-The same open loop as in `bench.latency`, at half of the top rate, in turns without and with
-the work, which goes on within its usual bandwidth in a process of its own. Compaction is that
-of the server's companion, which is stopped (SIGSTOP) in between.
+GETs at full speed, in turns without and with the work, which goes on within its usual bandwidth
+in a process of its own. Compaction is that of the server's companion, which is stopped (SIGSTOP)
+in between.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,7 +21,6 @@ import uvloop
 from bench import wrk
 from bench.figures import Bench, Figure, Measured, NotMeasured, measures
 from bench.filling import fill, name_of, put
-from bench.latency import percentiles, requests_of
 from bench.processes import DOLMEN, Server, blob_server
 from bench.small import store
 from dolmen.stores.volume import open_volume
@@ -74,13 +74,11 @@ def _beside(
     """The 99th percentile without the work, and beside it, in turns."""
     paths = store(server, "/blob/{}", bench.folder)
     wrk.get(server.base, paths, seconds=1)
-    rate = wrk.get(server.base, paths, seconds=bench.seconds) / 2
-    requests = requests_of(server, paths)
-    measured = Measured([], note=f"at {rate:,.0f}/s")
+    measured = Measured([])
     for _ in range(bench.rounds):
-        measured.against.append(percentiles(server, requests, rate, bench.seconds)[1])
+        measured.against.append(wrk.p99(server.base, paths, seconds=bench.seconds))
         with work():
-            measured.samples.append(percentiles(server, requests, rate, bench.seconds)[1])
+            measured.samples.append(wrk.p99(server.base, paths, seconds=bench.seconds))
     return measured
 
 
@@ -119,12 +117,15 @@ def _going_on(pid: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _working(command: list[str]) -> Iterator[None]:
-    """Work that goes on for all of the block."""
+    """Work that has begun, which is when it gives way, and goes on for all of the block."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
+        before = os.getpriority(os.PRIO_PROCESS, 0)
+        while process.poll() is None and os.getpriority(os.PRIO_PROCESS, process.pid) <= before:
+            time.sleep(0.01)
         yield
-        if process.poll() is not None and process.returncode:
-            raise NotMeasured(f"{command[1]} failed: {process.communicate()[1][-300:]}")
+        if process.poll() is not None:
+            raise NotMeasured(f"{command[1]} ended too early: {process.communicate()[1][-300:]}")
     finally:
         process.send_signal(signal.SIGINT)
         process.communicate()

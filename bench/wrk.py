@@ -26,18 +26,36 @@ def put(base: str, path: str, *, connections: int = 32, seconds: int) -> float:
     return _wrk("put.lua", base, [word, path], connections, seconds)
 
 
+def p99(base: str, paths: Path, *, connections: int = 32, seconds: int) -> float:
+    """The 99th percentile of GETs' milliseconds at full speed."""
+    said = _said("get.lua", base, [str(paths)], connections, seconds)
+    found = re.search(r"^ *99% +([\d.]+)(us|ms|s)$", said, re.MULTILINE)
+    if not found:
+        raise NotMeasured(f"wrk told no percentiles: {said[-300:]}")
+    return float(found[1]) * {"us": 1e-3, "ms": 1.0, "s": 1e3}[found[2]]
+
+
 def _wrk(script: str, base: str, arguments: list[str], connections: int, seconds: int) -> float:
+    said = _said(script, base, arguments, connections, seconds)
+    rate = re.search(r"^Requests/sec: +([\d.]+)", said, re.MULTILINE)
+    if not rate:
+        raise NotMeasured(f"wrk failed: {said.strip()[-300:]}")
+    return float(rate[1])
+
+
+def _said(script: str, base: str, arguments: list[str], connections: int, seconds: int) -> str:
+    """What wrk prints at its end."""
     program = shutil.which("wrk")
     if program is None:
         raise NotMeasured("wrk is not installed: run bench/install")
-    command = [program, "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(_HERE / script)]
+    command = [program, "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s"]
+    command.append(str(_HERE / script))
     ran = subprocess.run(
         [*command, base, "--", *arguments], capture_output=True, text=True, check=False
     )
-    rate = re.search(r"^Requests/sec: +([\d.]+)", ran.stdout, re.MULTILINE)
     wrong = re.search(r"^ *(Non-2xx.*|Socket errors.*)", ran.stdout, re.MULTILINE)
     if wrong:
         raise NotMeasured(f"{script} on {base}: {wrong[1]}")
-    if not rate:
+    if ran.returncode:
         raise NotMeasured(f"wrk failed: {(ran.stderr or ran.stdout).strip()[-300:]}")
-    return float(rate[1])
+    return ran.stdout

@@ -47,7 +47,9 @@ class Companion:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
-            start_new_session=True,  # a Ctrl-C in the terminal is for the server alone
+            # A Ctrl-C in the terminal is for the server alone. No session of its own: Linux
+            # shares processors out among sessions first, where giving way means little (sched(7)).
+            process_group=0,
         )
         assert process.stdin is not None
         assert process.stdout is not None

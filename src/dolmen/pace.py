@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 
 _BURST = 0.1
 """Seconds of unused time that may be made up for."""
+_NICE = 10
+
+
+def give_way() -> None:
+    """Let whoever serves go first: from now on this process has a tenth of a processor's weight."""
+    os.nice(_NICE)
+
+
+def stand_back() -> None:
+    """Give way, and only take processor time that nobody else wants (SCHED_IDLE, sched(7)).
+
+    Not for work that holds locks which whoever serves may wait for.
+    """
+    give_way()
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 class Pace:

@@ -42,6 +42,9 @@ def check(
 
     [green]dolmen check --data volume:/srv/data[/green]
     """
+    from dolmen.pace import stand_back
+
+    stand_back()
     settings = settings_of(config, stores)
     raise typer.Exit(run(_check(settings, data=data, as_json=json)))
 

@@ -27,10 +27,11 @@ def compact(
 
     [green]dolmen compact volume:/srv/dolmen --bandwidth 50000000[/green]
     """
-    from dolmen.pace import Pace
+    from dolmen.pace import Pace, give_way
     from dolmen.stores.volume import path_of
     from dolmen.stores.volume.compaction import Compacted, Compacting
 
+    give_way()
     before, interrupted, pace = Compacted(), False, Pace(bandwidth)
     # Ctrl-C is looked for between two steps, so that it never comes in the midst of one.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

@@ -50,6 +50,9 @@ def gc(
             "use it only while nobody uploads",
             file=sys.stderr,
         )
+    from dolmen.pace import stand_back
+
+    stand_back()
     settings = settings_of(config, stores)
     raise typer.Exit(run(_gc(settings, dry_run=dry_run, grace=grace, as_json=json)))
 

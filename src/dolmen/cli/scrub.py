@@ -30,6 +30,9 @@ def scrub(
 
     [green]dolmen scrub http://10.0.0.1:3001 --bandwidth 50000000[/green]
     """
+    from dolmen.pace import give_way
+
+    give_way()
     raise typer.Exit(run(_scrub(store, bandwidth, again=again, as_json=json)))
 
 

@@ -19,7 +19,7 @@ import lmdb
 from dolmen import config
 from dolmen.companion import order, say
 from dolmen.errors import Busy, DolmenError
-from dolmen.pace import Pace
+from dolmen.pace import Pace, give_way
 from dolmen.servers.metrics import Figure
 from dolmen.stores.volume.compaction import Compacted, Compacting
 
@@ -56,6 +56,7 @@ class CompactingBeside:
 def main() -> None:
     """Compact the volume it is told of, until standard input ends."""
     told = json.loads(order())
+    give_way()
     pace = Pace(told["bandwidth"])
     while True:
         try:

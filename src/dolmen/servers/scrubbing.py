@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -22,7 +21,7 @@ from dolmen import config
 from dolmen.closing import closing
 from dolmen.companion import order, say
 from dolmen.errors import DolmenError
-from dolmen.pace import Pace
+from dolmen.pace import Pace, give_way
 from dolmen.servers.metrics import Figure
 from dolmen.store import BlobStore
 from dolmen.stores import open_store
@@ -68,7 +67,7 @@ class Scrubbing:
 def main() -> None:
     """Scrub the volume it is told of, until standard input ends."""
     told = json.loads(order())
-    os.nice(19)
+    give_way()
     with suppress(asyncio.CancelledError):
         uvloop.run(_until_input_ends(**told))
 

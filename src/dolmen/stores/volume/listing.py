@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
 from dolmen.names import partition_of
@@ -12,8 +13,10 @@ from dolmen.stores.volume.index import Page, Run
 from dolmen.stores.volume.key import name_of
 
 PageOf = Callable[[list[Run], int], Awaitable[Page]]
-PAGE = 1024
+PAGE = 128
 """Entries read from the index before the next are asked for: a way to a thread and back."""
+_SLICE = 16
+"""Entries given before others of the event loop have their turn. A listing is no hurry."""
 
 
 async def list_index(
@@ -46,9 +49,11 @@ async def _entries(
         page, runs = await page_of(runs, PAGE)
         listed = [(int.from_bytes(key[:2]), name_of(key), value) for key, value in page]
         listed.sort()
-        for partition, name, value in listed:
+        for number, (partition, name, value) in enumerate(listed, 1):
             if (partition, name) > last and name.startswith(prefix):
                 yield name, unpack(value)
+            if number % _SLICE == 0:
+                await asyncio.sleep(0)
 
 
 def runs_of(partitions: Iterable[int]) -> Iterable[Run]:
