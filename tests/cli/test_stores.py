@@ -31,6 +31,17 @@ async def names(url: str) -> list[str]:
     return found
 
 
+async def mostly_deleted(path: str) -> str:
+    """A volume of several segments in which one of 40 blobs stands."""
+    store = await open_volume(path, segment_size=1 << 20)
+    for number in range(40):
+        await store.put(f"n{number}", Bytes(bytes(100_000)))
+    for number in range(1, 40):
+        await store.delete(f"n{number}")
+    await store.aclose()
+    return path
+
+
 def open_files(pid: int) -> set[str]:
     found = set()
     for each in Path(f"/proc/{pid}/fd").iterdir():
@@ -257,13 +268,7 @@ async def test_status_tells_of_copies_in_quarantine(dolmen: Any) -> None:
 
 
 async def test_compact_gives_room_back_and_says_how_much(dolmen: Any) -> None:
-    path = f"{dolmen.folder}/v"
-    store = await open_volume(path, segment_size=1 << 20)
-    for number in range(40):
-        await store.put(f"n{number}", Bytes(bytes(100_000)))
-    for number in range(1, 40):
-        await store.delete(f"n{number}")
-    await store.aclose()
+    path = await mostly_deleted(f"{dolmen.folder}/v")
     ended = await dolmen("compact", "volume:v")
     assert ended.status == 0, ended
     assert ended.out == "4 segments compacted, 3.7 MiB won (100.7 KiB written again)\n"
@@ -277,13 +282,7 @@ async def test_compact_gives_room_back_and_says_how_much(dolmen: Any) -> None:
 
 
 async def test_compact_is_interrupted_within_its_bandwidth_and_goes_on(dolmen: Any) -> None:
-    path = f"{dolmen.folder}/v"
-    store = await open_volume(path, segment_size=1 << 20)
-    for number in range(40):
-        await store.put(f"n{number}", Bytes(bytes(100_000)))
-    for number in range(1, 40):
-        await store.delete(f"n{number}")
-    await store.aclose()
+    path = await mostly_deleted(f"{dolmen.folder}/v")
     process = await dolmen.start("compact", "volume:v", "--bandwidth", "1")
     while f"{path}/compaction.lock" not in open_files(process.pid):
         await asyncio.sleep(0.01)
