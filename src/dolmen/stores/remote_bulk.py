@@ -25,8 +25,10 @@ _NAMES = 2048
 """How many blobs are asked for, or partitions listed, in one request."""
 _BATCH = 8 << 20
 """How many bytes of small blobs go in one request."""
+_LARGE = 1 << 20
+"""From this size on a blob is put by itself: its bytes are copied less often than in a record."""
 _UNDER_WAY = 2
-"""How many batches are written at once."""
+"""How many batches, or blobs by themselves, are written at once."""
 
 
 Ask = Callable[..., Awaitable[ClientResponse]]
@@ -122,18 +124,19 @@ async def read_many(ask: Ask, address: str, names: Sequence[str]) -> AsyncIterat
 async def write_many(
     store: BlobStore, ask: Ask, blobs: AsyncIterator[Blob]
 ) -> AsyncIterator[Put | Failed]:
-    """An answer for each blob, in their order; large ones are put one by one."""
+    """An answer for each blob, in their order; what is streamed is put while nothing else is."""
     under_way: deque[asyncio.Task[Sequence[Put | Failed]]] = deque()
     try:
         async for batch in _batches(blobs):
-            if not isinstance(batch, Blob):
-                under_way.append(asyncio.create_task(_send(ask, batch)))
-            while under_way and (isinstance(batch, Blob) or len(under_way) == _UNDER_WAY):
+            streamed = batch[0].payload.whole is None
+            if not streamed:
+                under_way.append(asyncio.create_task(_written(store, ask, batch)))
+            while under_way and (streamed or len(under_way) == _UNDER_WAY):
                 for answer in await under_way[0]:
                     yield answer
                 under_way.popleft()
-            if isinstance(batch, Blob):
-                yield await put_any(store, batch)
+            if streamed:
+                yield await put_any(store, batch[0])
         while under_way:
             for answer in await under_way[0]:
                 yield answer
@@ -144,16 +147,22 @@ async def write_many(
         await asyncio.gather(*under_way, return_exceptions=True)
 
 
-async def _batches(blobs: AsyncIterator[Blob]) -> AsyncIterator[list[Blob] | Blob]:
+async def _written(store: BlobStore, ask: Ask, batch: Sequence[Blob]) -> Sequence[Put | Failed]:
+    if batch[0].payload.size >= _LARGE:
+        return [await put_any(store, batch[0])]
+    return await _send(ask, batch)
+
+
+async def _batches(blobs: AsyncIterator[Blob]) -> AsyncIterator[list[Blob]]:
     """Small blobs in lists of bounded size, large ones alone, in order."""
     batch: list[Blob] = []
     size = 0
     async for blob in blobs:
-        if blob.payload.whole is None:
+        if blob.payload.whole is None or blob.payload.size >= _LARGE:
             if batch:
                 yield batch
                 batch, size = [], 0
-            yield blob
+            yield [blob]
             continue
         batch.append(blob)
         size += blob.payload.size
