@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from dataclasses import replace
 
@@ -447,6 +448,16 @@ async def test_a_complete_round_is_noted_on_every_server():
     await repair.round()
     for store in servers.stores.values():
         assert COMPARED in await store.store.notes()
+
+
+async def test_what_came_while_a_round_went_on_counts_as_not_compared():
+    servers = Servers("abc")
+    began = servers.time.seconds
+    repair = servers.repair(servers.groups(copies=2), epoch=1)
+    assert (await repair.round()).complete
+    assert servers.time.seconds > began  # a new epoch had to settle
+    for store in servers.stores.values():
+        assert json.loads((await store.store.notes())[COMPARED])["at"] == began
 
 
 async def test_a_failing_server_is_asked_less_and_less():

@@ -110,6 +110,7 @@ class Repair:
         Must run in a task.
         """
         report = Round(failing=dict(without or {}))
+        began = self._now()
         await self._tell_epoch(report)
         report.failing |= await catch_up(self._stores(report), pause=self._pause)
         self._work_out_places()  # each has been asked by now
@@ -137,7 +138,7 @@ class Repair:
                 raise stopped.error from stopped
             report.failing[stopped.who] = str(stopped)
         if report.complete:
-            await self._note_compared(report)
+            await self._note_compared(report, began)
         return report
 
     def _work_out_places(self) -> None:
@@ -256,13 +257,15 @@ class Repair:
             pause=self._pause,
         )
 
-    async def _note_compared(self, report: Round) -> None:
-        """Tell every server when it was last known to hold what it should."""
+    async def _note_compared(self, report: Round, began: float) -> None:
+        """Tell every server since when it is known to hold what it should: what came later may not
+        have been seen.
+        """
         now = self._now()
         if now - self._noted_at < _NOTE_EVERY:
             return
         self._noted_at = now
-        value = json.dumps({"at": round(now, 3)}).encode()
+        value = json.dumps({"at": round(began, 3)}).encode()
         for name, member in self.members.items():
             if member.store.capabilities.stamps:
                 try:
