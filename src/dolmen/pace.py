@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 _BURST = 0.1
 """Seconds of unused time that may be made up for."""
@@ -22,7 +23,8 @@ def stand_back() -> None:
     Not for work that holds locks which whoever serves may wait for.
     """
     give_way()
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    with suppress(OSError):  # where that is not allowed, the priority has to do
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 class Pace:
