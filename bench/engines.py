@@ -28,6 +28,7 @@ from dolmen.replication import replicate
 from dolmen.store import BlobStore
 from dolmen.stores import open_store
 from dolmen.stores.memory import MemoryStore
+from dolmen.testing import calls
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))  # what starts engines is there
 SIZE = 1024
@@ -122,7 +123,7 @@ async def _rate(ask: Callable[[], Awaitable[None]], seconds: int) -> float:
 
 
 async def _put(store: BlobStore, number: int) -> None:
-    await store.put(name_of(number), Bytes(number.to_bytes(8, "big") + bytes(SIZE - 8)))
+    await calls.put(store, name_of(number), Bytes(number.to_bytes(8, "big") + bytes(SIZE - 8)))
 
 
 async def _get(store: BlobStore, number: int) -> None:

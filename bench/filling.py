@@ -15,6 +15,7 @@ from dolmen.record import Kind
 from dolmen.stamps import Clock
 from dolmen.store import Blob, BlobInfo, BlobStore, Failed
 from dolmen.stores import open_store
+from dolmen.testing import calls
 
 
 def name_of(number: int) -> str:
@@ -37,7 +38,7 @@ def fill(volume: Path, count: int, *, size: int) -> None:
 
 async def put(store: BlobStore, numbers: range, *, size: int) -> None:
     """Put the blobs with these numbers, `size` bytes each."""
-    async for answer in store.put_many(_blobs(numbers, size)):
+    async for answer in calls.put_many(store, _blobs(numbers, size)):
         if isinstance(answer, Failed):
             raise NotMeasured(f"{answer.name} could not be put: {answer.error}")
 

@@ -24,6 +24,7 @@ from bench.filling import fill, name_of, put
 from bench.processes import DOLMEN, Server, blob_server
 from bench.small import store
 from dolmen.stores.volume import open_volume
+from dolmen.testing import calls
 
 _SEGMENT = 64 << 20
 _COUNT, _SIZE = 12_000, 65_536
@@ -63,7 +64,7 @@ async def _with_holes(folder: Path) -> None:
         for number in range(_COUNT):
             if rng.random() > _KEPT:
                 info = await opened.stat(name_of(number))
-                await opened.remove(info.name, if_stamp=info.stamp)
+                await calls.remove(opened, info.name, if_stamp=info.stamp)
     finally:
         await opened.aclose()
 

@@ -89,8 +89,8 @@ def test_a_digest_names_its_content_and_no_other(data):
         "a" * 65,
         "a" * 39,
         "g" * 64,
-        "chunk-" + "a" * 63,
-        "chunk-" + "A" * 64,
+        "chunk" + "a" * 63,
+        "chunk" + "A" * 64,
     ],
 )
 def test_any_other_name_is_no_digest(name):
@@ -104,12 +104,12 @@ def test_digests_of_known_content():
     assert matches_name("a9993e364706816aba3e25717850c26c9cd0d89d", b"abc")
     # BLAKE3's own test vector of no bytes.
     empty = "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"
-    assert chunk_name(b"") == "chunk-" + empty
+    assert chunk_name(b"") == "chunk" + empty
     assert checksum_of(b"") == bytes.fromhex(empty[:32])
 
 
 @given(st.binary(max_size=100))
 def test_a_checksum_is_the_first_half_of_the_digest_in_a_chunks_name(data):
-    assert chunk_name(data) == f"chunk-{blake3(data).hexdigest()}"
-    assert chunk_name(data).removeprefix("chunk-")[:32] == checksum_of(data).hex()
+    assert chunk_name(data) == f"chunk{blake3(data).hexdigest()}"
+    assert chunk_name(data).removeprefix("chunk")[:32] == checksum_of(data).hex()
     assert checksum_of(bytearray(data)) == checksum_of(memoryview(data)) == checksum_of(data)

@@ -189,7 +189,7 @@ def test_kinds_have_the_numbers_on_disk():
         ("BLOB", 1),
         ("MANIFEST", 2),
         ("TOMBSTONE", 3),
-        ("REVISION", 4),
+        ("TOUCH", 4),
         ("REMOVAL", 5),
         ("EXTENT", 6),
         ("REFUSED", 7),

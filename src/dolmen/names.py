@@ -3,7 +3,7 @@
 A blob name matches `[A-Za-z0-9][A-Za-z0-9._-]{0,127}`. An object's id is the
 lower-case hex digest of its whole content (SHA-256, 64 digits, so that
 `sha256sum file` prints it; or SHA-1, 40 digits). A chunk of a large object is
-named `chunk-` and the BLAKE3 hex digest of its bytes. Every other name is just
+named `chunk` and the BLAKE3 hex digest of its bytes (letters and digits only, as sos wants it). Every other name is just
 a name and is never taken for a digest.
 
 The *checksum* of a blob is the first 128 bits of the BLAKE3 of its data. It
@@ -24,12 +24,12 @@ Buffer = bytes | bytearray | memoryview
 
 PARTITIONS = 65_536
 CHECKSUM_SIZE = 16
-CHUNK_PREFIX = "chunk-"
+CHUNK_PREFIX = "chunk"
 NAME_MAX = 128
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 _OBJECT_ID = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}", re.ASCII)
-_CHUNK_NAME = re.compile(r"chunk-[0-9a-f]{64}", re.ASCII)
+_CHUNK_NAME = re.compile(r"chunk[0-9a-f]{64}", re.ASCII)
 
 
 def check_name(name: str) -> str:
@@ -37,7 +37,7 @@ def check_name(name: str) -> str:
     if _NAME.fullmatch(name) is None:
         shown = name if len(name) <= 140 else name[:140] + "…"
         raise InvalidName(
-            f"{shown!r} can't name a blob: a name is 1 to 128 characters of A-Z a-z 0-9 . _ - "
+            f"{shown!r} is not a valid blob name: a name is 1 to 128 characters of A-Z a-z 0-9 . _ - "
             "and begins with a letter or a digit"
         )
     return name
@@ -49,7 +49,7 @@ def is_object_id(name: str) -> bool:
 
 
 def is_chunk_name(name: str) -> bool:
-    """Whether `name` has the form of a chunk's name (`chunk-` and 64 hex digits)."""
+    """Whether `name` has the form of a chunk's name (`chunk` and 64 hex digits)."""
     return _CHUNK_NAME.fullmatch(name) is not None
 
 
@@ -69,7 +69,7 @@ def checksum_of(data: Buffer) -> bytes:
 
 
 def matches_name(name: str, data: Buffer) -> bool:
-    """Whether these bytes may stand whole under `name`.
+    """Whether these bytes may be stored whole under `name`.
 
     An object id must be the digest of the bytes (by SHA-256 or SHA-1, as its
     length tells), a chunk's name must hold their BLAKE3; under any other name

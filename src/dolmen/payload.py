@@ -57,6 +57,9 @@ class Bytes:
             yield self.whole
 
 
+EMPTY: Payload = Bytes(b"")
+
+
 class Stream:
     """A payload that is read from elsewhere: a file, a socket, another store.
 

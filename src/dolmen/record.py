@@ -63,8 +63,8 @@ class Kind(enum.IntEnum):
     BLOB = 1
     MANIFEST = 2
     TOMBSTONE = 3
-    REVISION = 4
-    """Only on disk: a new stamp and metadata for a record that lies elsewhere."""
+    TOUCH = 4
+    """A new stamp and metadata for the blob of this name and checksum, without its data."""
     REMOVAL = 5
     """Only on disk: nothing stands under this name here any more, and nothing was deleted."""
     EXTENT = 6

@@ -4,9 +4,10 @@ A stamp is 64 bits: 48 of milliseconds since 1970 and 16 of a counter (Kulkarni,
 Demirbas, Madappa, Avva, Leone: "Logical Physical Clocks", 2014). It is given by
 whoever writes first and kept by every copy; the higher stamp wins.
 
-Whoever gives stamps never gives one more than an hour ahead of its own wall
-clock, so one bad clock cannot push everybody's far into the future. Stamps that
-already stand in a copy are always taken as they are.
+One bad clock must not push everybody's into the future: a clock only follows stamps of up
+to an hour ahead of its own wall clock. A stamp that must exceed one further ahead (the
+blob's current stamp, given by a clock that was wrong) is that one plus one, so such a blob
+can still be deleted and uploaded again.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from collections.abc import Callable
 from dolmen.errors import InvalidName, Unavailable
 
 COUNTER_BITS = 16
-MAX_STAMP = (1 << 64) - 1
-HORIZON_MS = 3_600_000  # one hour
+MAX_STAMP = (1 << 64) - 2
+"""The highest valid stamp: above every valid one there is room for another 64-bit number."""
+AHEAD_MS = 3_600_000
+"""How far ahead of its wall clock a clock may run, in milliseconds: one hour."""
 
 
 def wall_ms() -> int:
@@ -38,16 +41,20 @@ def format_stamp(stamp: int) -> str:
 
 def parse_stamp(text: str) -> int:
     """The stamp that `format_stamp` wrote; raises `InvalidName` for anything else."""
-    if len(text) != 16 or text.strip("0123456789abcdef"):
-        raise InvalidName(f"{text[:40]!r} is no stamp: a stamp is 16 lower-case hex digits")
-    return int(text, 16)
+    if len(text) == 16 and not text.strip("0123456789abcdef"):
+        stamp = int(text, 16)
+        if stamp <= MAX_STAMP:
+            return stamp
+    raise InvalidName(f"{text[:40]!r} is not a valid stamp: 16 lower-case hex digits")
 
 
 class Clock:
-    """Gives stamps, each higher than every one it gave or saw.
+    """Gives stamps.
 
-    `wall` returns milliseconds since 1970; tests inject their own. A clock
-    belongs to one event loop or thread.
+    Each is higher than those it gave or saw before, as long as the wall clock does not go
+    back by more than an hour: a stamp of a name that matters is passed as `above`.
+    `wall` returns milliseconds since 1970; tests inject their own. A clock belongs to one
+    event loop or thread.
     """
 
     def __init__(self, wall: Callable[[], int] = wall_ms) -> None:
@@ -55,28 +62,20 @@ class Clock:
         self.last = 0
 
     def next(self, above: int = 0) -> int:
-        """A stamp higher than every earlier one and than `above`.
-
-        Raises `Unavailable` when that would be more than an hour ahead of the
-        wall clock: `above` then came from a machine whose clock is wrong, and
-        only a person can say whose.
-        """
+        """A stamp higher than `above`; raises `Unavailable` above the highest stamp."""
         wall = self._wall()
-        stamp = max(wall << COUNTER_BITS, self.last + 1, above + 1)
-        if milliseconds(stamp) > wall + HORIZON_MS:
-            ahead = (milliseconds(stamp) - wall) / 3_600_000
-            what = (
-                f"this machine's clock has gone back by {ahead:.1f} hours since it last wrote"
-                if stamp == self.last + 1
-                else f"what stands was written by a clock {ahead:.1f} hours ahead of this machine's"
-            )
-            raise Unavailable(
-                f"{what}; nothing was stored: set the clocks (NTP), or wait and repeat"
-            )
-        self.last = stamp
-        return stamp
+        last = self.last
+        if milliseconds(last) > wall + AHEAD_MS:  # the wall clock was set back since
+            last = 0
+        self.last = max(wall << COUNTER_BITS, last + 1)
+        if above < self.last:
+            return self.last
+        if above >= MAX_STAMP:
+            raise Unavailable("the current version carries the highest stamp there is")
+        self.observe(above + 1)
+        return above + 1
 
     def observe(self, stamp: int) -> None:
         """Move up to a stamp seen elsewhere, unless it is over an hour ahead."""
-        if stamp > self.last and milliseconds(stamp) <= self._wall() + HORIZON_MS:
+        if stamp > self.last and milliseconds(stamp) <= self._wall() + AHEAD_MS:
             self.last = stamp

@@ -17,6 +17,7 @@ from acceptance.processes import COMMAND, Process, ask, check_all, free_ports, u
 from dolmen.payload import Bytes, read_whole
 from dolmen.replication import replicate
 from dolmen.stores import open_store
+from dolmen.testing import calls
 from engines.postgresql import PostgresServer
 from engines.rclone import Rclone
 from engines.redis import DURABLE, RedisServer
@@ -89,7 +90,7 @@ class Mixed:
             store = await open_store(url)
             found[name] = [
                 (info.name, info.stamp, info.checksum)
-                async for info in store.list(tombstones=tombstones)
+                async for info in calls.listing(store, tombstones=tombstones)
             ]
             await store.aclose()
         return found
@@ -138,13 +139,13 @@ def test_they_replicate_in_all_directions(mixed):
                     f"{source}-{destination}-{size}": mixed.rng.randbytes(size) for size in SIZES
                 }
                 for name, body in data.items():
-                    await ours.put(name, Bytes(body), meta=b"")
-                await ours.delete(f"{source}-{destination}-1")
+                    await calls.put(ours, name, Bytes(body), meta=b"")
+                await calls.delete(ours, f"{source}-{destination}-1")
                 report = await replicate(ours, theirs)
                 assert report.complete, report
                 for name, body in data.items():
                     if name.endswith("-1"):
-                        info = await theirs.stat(name, tombstones=True)
+                        info = await calls.current(theirs, name)
                         assert info.size == 0
                     else:
                         assert await read_whole((await theirs.get(name)).payload) == body
@@ -160,10 +161,10 @@ def test_an_export_goes_to_every_engine_and_comes_back(mixed, tmp_path):
     async def fill(url):
         store = await open_store(url)
         for number in range(200):
-            await store.put(f"name-{number}", Bytes(mixed.rng.randbytes(SIZES[number % 4])))
+            await calls.put(store, f"name-{number}", Bytes(mixed.rng.randbytes(SIZES[number % 4])))
         for number in range(10):
-            await store.delete(f"name-{number}")
-        await store.put("large", Bytes(mixed.rng.randbytes(6 << 20)))
+            await calls.delete(store, f"name-{number}")
+        await calls.put(store, "large", Bytes(mixed.rng.randbytes(6 << 20)))
         await store.aclose()
 
     def run(*words):

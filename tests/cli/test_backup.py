@@ -14,6 +14,7 @@ import pytest
 
 from dolmen.payload import Bytes
 from dolmen.stores import open_store
+from dolmen.testing import calls
 
 COUNT = 3_000
 
@@ -22,9 +23,9 @@ async def fill(url: str, count: int = COUNT) -> None:
     store = await open_store(url)
     rng = random.Random(4)
     for number in range(count):
-        await store.put(f"name-{number}", Bytes(rng.randbytes(2_000)))
-    await store.delete("name-1")
-    await store.put("large", Bytes(rng.randbytes(5_000_000)))
+        await calls.put(store, f"name-{number}", Bytes(rng.randbytes(2_000)))
+    await calls.delete(store, "name-1")
+    await calls.put(store, "large", Bytes(rng.randbytes(5_000_000)))
     await store.aclose()
 
 

@@ -15,6 +15,7 @@ from dolmen.record import Kind
 from dolmen.stamps import wall_ms
 from dolmen.store import BlobStore, Rank, rank
 from dolmen.stores import open_store
+from dolmen.testing import calls
 
 NAMES = 120
 DAY = wall_ms() - 3_600_000 << 16  # deletes of long ago would be forgotten
@@ -27,10 +28,10 @@ async def write(
     store: BlobStore, told: Written, name: str, stamp: int, data: bytes | None, kind: Kind
 ) -> None:
     if data is None:
-        await store.delete(name, stamp=stamp)
+        await calls.delete(store, name, stamp=stamp)
         placed = rank(stamp, Kind.TOMBSTONE, bytes(16), b"")
     else:
-        await store.put(name, Bytes(data), stamp=stamp, kind=kind)
+        await calls.put(store, name, Bytes(data), stamp=stamp, kind=kind)
         placed = rank(stamp, kind, checksum_of(data), b"")
     if name not in told or placed > told[name][0]:
         told[name] = placed, data
@@ -63,7 +64,7 @@ async def entries(stores: list[BlobStore]) -> int:
 
 async def check(store: BlobStore, told: Written) -> None:
     for name, (placed, data) in told.items():
-        info = await store.stat(name, tombstones=True)
+        info = await calls.current(store, name)
         assert info.rank == placed, name
         try:
             found = bytes(await read_whole((await store.get(name)).payload))

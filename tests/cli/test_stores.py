@@ -15,12 +15,13 @@ import pytest
 from dolmen.payload import Bytes
 from dolmen.stores import open_store
 from dolmen.stores.volume import open_volume
+from dolmen.testing import calls
 
 
 async def fill(url: str, *names: str) -> None:
     store = await open_store(url)
     for name in names:
-        await store.put(name, Bytes(name.encode()))
+        await calls.put(store, name, Bytes(name.encode()))
     await store.aclose()
 
 
@@ -35,9 +36,9 @@ async def mostly_deleted(path: str) -> str:
     """A volume of several segments in which one of 40 blobs stands."""
     store = await open_volume(path, segment_size=1 << 20)
     for number in range(40):
-        await store.put(f"n{number}", Bytes(bytes(100_000)))
+        await calls.put(store, f"n{number}", Bytes(bytes(100_000)))
     for number in range(1, 40):
-        await store.delete(f"n{number}")
+        await calls.delete(store, f"n{number}")
     await store.aclose()
     return path
 

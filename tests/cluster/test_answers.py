@@ -19,6 +19,7 @@ from dolmen.names import chunk_name, partition_of
 from dolmen.payload import Bytes, read_whole
 from dolmen.record import Kind
 from dolmen.stores.memory import MemoryStore
+from dolmen.testing import calls
 from dolmen.testing.faulty import Fault, FaultyStore
 
 DATA = b"what was put"
@@ -80,11 +81,11 @@ async def made(drawn, write_copies, min_copies):
     for member, how in zip(order, drawn, strict=True):
         store = member.store
         if how.state is State.DELETED:
-            await store.delete(NAME, stamp=how.stamp)
+            await calls.delete(store, NAME, stamp=how.stamp)
         elif how.state is State.WRONG:
-            await store.store.put(NAME, Bytes(b"what was not"), stamp=how.stamp)
+            await calls.put(store.store, NAME, Bytes(b"what was not"), stamp=how.stamp)
         elif how.state is not State.ABSENT:
-            await store.store.put(NAME, Bytes(DATA), stamp=how.stamp)
+            await calls.put(store.store, NAME, Bytes(DATA), stamp=how.stamp)
         if how.state is State.QUARANTINED:
             store.script("get", *[Fault.CORRUPT] * 9)
             store.script("stat", *[Fault.CORRUPT] * 9)
@@ -201,12 +202,12 @@ def test_deletes(drawn, min_copies):
         reached = [how for how in drawn if how.state is not State.DOWN]
         if len(reached) < cluster.groups[0].min_copies:
             with pytest.raises(Unavailable):
-                await cluster.delete(NAME)
+                await calls.delete(cluster, NAME)
             return
-        await cluster.delete(NAME)
+        await calls.delete(cluster, NAME)
         for member, how in zip(order, drawn, strict=True):
             if how.state is not State.DOWN:
-                info = await member.store.store.stat(NAME, tombstones=True)
+                info = await calls.current(member.store.store, NAME)
                 assert info.kind == Kind.TOMBSTONE
 
     asyncio.run(delete())

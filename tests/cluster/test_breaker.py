@@ -10,6 +10,7 @@ from dolmen.names import partition_of
 from dolmen.payload import Bytes
 from dolmen.store import Condition
 from dolmen.stores.memory import MemoryStore
+from dolmen.testing import calls
 from dolmen.testing.faulty import Fault, FaultyStore
 
 
@@ -132,7 +133,7 @@ async def test_when_all_others_say_no_one_that_fails_at_once_is_asked_all_the_sa
     assert asked(stores[0], "get") == 1
     assert cluster.breaker.state(order[0]) == "ok"
     cluster, stores, _order, _now = await made_with_one_resting()
-    await stores[0].store.put("other", Bytes(b"data"))
+    await calls.put(stores[0].store, "other", Bytes(b"data"))
     assert (await cluster.stat("other")).size == 4
 
 
@@ -148,7 +149,7 @@ async def test_a_read_that_another_failed_asks_who_rests():
     cluster, stores, _order, _now = await made_with_one_resting(2)
     stores[1].script("get", Fault.CORRUPT)
     stores[0].script("get", None)
-    await stores[0].store.put("name", Bytes(b"data"))
+    await calls.put(stores[0].store, "name", Bytes(b"data"))
     await cluster.get("name")
     assert ("get", "name") in stores[0].calls
 
@@ -169,7 +170,7 @@ async def test_when_all_rest_all_are_asked():
 
 async def test_deletes_go_to_everyone_all_the_same():
     cluster, stores, order, _now = await made_with_one_resting()
-    await cluster.delete("name")
+    await calls.delete(cluster, "name")
     assert all(asked(store, "delete") for store in stores)
     assert cluster.breaker.state(order[0]) == "ok"
 
@@ -185,7 +186,7 @@ async def test_who_is_full_is_written_to_last_and_serves_reads_and_deletes(refus
     assert cluster.breaker.state(order[0]) == "full"
     await cluster.get("name")
     assert asked(stores[0], "get") == 1
-    await cluster.delete("name")
+    await calls.delete(cluster, "name")
     assert asked(stores[0], "delete") == 1
     assert cluster.breaker.state(order[0]) == "full"
     now.passed += FULL_REST

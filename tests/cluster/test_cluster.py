@@ -21,6 +21,7 @@ from dolmen.record import Kind
 from dolmen.stamps import Clock
 from dolmen.store import BlobStore, Outcome
 from dolmen.stores.memory import MemoryStore
+from dolmen.testing import calls
 from dolmen.testing.conformance import Conformance, Place
 from dolmen.testing.faulty import Fault, FaultyStore
 
@@ -105,7 +106,7 @@ async def test_fewer_copies_than_the_least_is_a_failed_write():
 async def test_a_write_that_meets_a_newer_stamp_is_repeated_above_it_everywhere():
     stores, cluster = made(3, write_copies=3)
     newer = cluster.clock.next() + 1000
-    await stores[1].delete("name", stamp=newer)
+    await calls.delete(stores[1], "name", stamp=newer)
     written = await cluster.write("name", Bytes(b"data"))
     assert written.stamp > newer
     for store in stores:
@@ -130,13 +131,13 @@ async def test_a_blob_that_moves_to_where_it_belongs_behind_a_read_is_found(meth
     _stores, cluster = made(5, copies=2)
     order = in_order(cluster, "name")
     last = order[-1]
-    await last.store.put("name", Bytes(b"data"), stamp=5)
+    await calls.put(last.store, "name", Bytes(b"data"), stamp=5)
 
     async def move(called, _name):
         if called == method and not moved:
             moved.append(called)
-            await order[1].put("name", Bytes(b"data"), stamp=5)
-            await last.store.remove("name", if_stamp=5)
+            await calls.put(order[1], "name", Bytes(b"data"), stamp=5)
+            await calls.remove(last.store, "name", if_stamp=5)
 
     moved = []
     last.pause = move
@@ -147,12 +148,12 @@ async def test_a_blob_that_moves_to_where_it_belongs_behind_a_read_is_found(meth
 async def test_a_tombstone_overrules_older_copies_but_not_newer_ones():
     _stores, cluster = made(3)
     first, second, _ = in_order(cluster, "name")
-    await second.put("name", Bytes(b"data"), stamp=5)
-    await first.delete("name", stamp=6)
+    await calls.put(second, "name", Bytes(b"data"), stamp=5)
+    await calls.delete(first, "name", stamp=6)
     with pytest.raises(NotFound) as raised:
         await cluster.get("name")
     assert raised.value.stamp == 6
-    await second.put("name", Bytes(b"data"), stamp=7)
+    await calls.put(second, "name", Bytes(b"data"), stamp=7)
     assert await read(cluster, "name") == b"data"
 
 
@@ -176,30 +177,30 @@ async def test_wrong_bytes_are_passed_over(size):
 async def test_a_delete_reaches_every_server_that_holds_the_name():
     stores, cluster = made(2, groups=2)
     for store in stores:
-        await store.put("name", Bytes(b"data"), stamp=5)
-    await cluster.delete("name")
+        await calls.put(store, "name", Bytes(b"data"), stamp=5)
+    await calls.delete(cluster, "name")
     for store in stores:
-        assert (await store.stat("name", tombstones=True)).kind == Kind.TOMBSTONE
+        assert (await calls.current(store, "name")).kind == Kind.TOMBSTONE
 
 
 async def test_a_delete_leaves_nothing_where_nothing_should_be():
     _stores, cluster = made(4, copies=2)
     home = in_order(cluster, "name")
-    await home[2].put("name", Bytes(b"data"), stamp=5)
-    await cluster.delete("name")
+    await calls.put(home[2], "name", Bytes(b"data"), stamp=5)
+    await calls.delete(cluster, "name")
     for store in home[:3]:
-        assert (await store.stat("name", tombstones=True)).kind == Kind.TOMBSTONE
+        assert (await calls.current(store, "name")).kind == Kind.TOMBSTONE
     with pytest.raises(NotFound):
-        await home[3].stat("name", tombstones=True)
+        await calls.current(home[3], "name")
 
 
 async def test_a_delete_needs_its_own_group_and_no_other():
     _stores, cluster = made(2, groups=2)
     home = in_order(cluster, "name")
     for store in home:
-        await store.put("name", Bytes(b"data"), stamp=5)
+        await calls.put(store, "name", Bytes(b"data"), stamp=5)
     home[2].down = home[3].down = True
-    await cluster.delete("name")
+    await calls.delete(cluster, "name")
     with pytest.raises(Unavailable):  # the other group may have something newer
         await cluster.get("name")
     home[2].down = home[3].down = False
@@ -207,25 +208,25 @@ async def test_a_delete_needs_its_own_group_and_no_other():
         await cluster.get("name")
     home[0].down = home[1].down = True
     with pytest.raises(Unavailable, match="group g"):
-        await cluster.delete("name")
+        await calls.delete(cluster, "name")
 
 
 async def test_a_delete_falls_back_on_others_of_the_group():
     _stores, cluster = made(4, copies=2)
     home = in_order(cluster, "name")
     home[0].down = home[1].down = True
-    await cluster.delete("name")
+    await calls.delete(cluster, "name")
     for store in home[2:]:
-        assert (await store.stat("name", tombstones=True)).kind == Kind.TOMBSTONE
+        assert (await calls.current(store, "name")).kind == Kind.TOMBSTONE
 
 
 async def test_a_delete_is_repeated_above_what_is_newer():
     stores, cluster = made(3)
     newer = cluster.clock.next() + 1000
-    await stores[2].put("name", Bytes(b"data"), stamp=newer)
-    assert (await cluster.delete("name")).stamp > newer
+    await calls.put(stores[2], "name", Bytes(b"data"), stamp=newer)
+    assert (await calls.delete(cluster, "name")).stamp > newer
     for store in stores:
-        assert (await store.stat("name", tombstones=True)).kind == Kind.TOMBSTONE
+        assert (await calls.current(store, "name")).kind == Kind.TOMBSTONE
 
 
 async def test_a_chunk_that_is_there_is_touched_and_not_sent_again():
@@ -279,7 +280,7 @@ async def _workload(rng):
                 known.unsure.discard(name)
         else:
             try:
-                await cluster.delete(name)
+                await calls.delete(cluster, name)
             except Unavailable:
                 known.unsure.add(name)
             else:
@@ -290,13 +291,13 @@ async def _workload(rng):
     passed[0] += REST
     # Twice: answers that were still to be lost are lost in the first round.
     for source, destination in [*itertools.permutations(stores, 2)] * 2:
-        names = [info.name async for info in source.list(tombstones=True)]
+        names = [info.name async for info in calls.listing(source, tombstones=True)]
 
         async def copies(source=source, names=names):
             async for blob in source.get_many(names):
                 yield blob
 
-        async for _ in destination.put_many(copies()):
+        async for _ in calls.put_many(destination, copies()):
             pass
     for data in datas:
         name = id_of(data)
@@ -320,7 +321,7 @@ async def test_what_is_not_durable_takes_writes_and_counts_for_nothing():
     assert (await cluster.write("a", Bytes(b"a"))).copies == 1
     keeping.down = True
     with pytest.raises(NoCopies, match="not durable") as error:
-        await cluster.put("b", Bytes(b"b"))
+        await calls.put(cluster, "b", Bytes(b"b"))
     assert {server for server, _ in error.value.failures} == {"keeping", "forgetful"}
     with pytest.raises(Unavailable, match="not durable"):
-        await cluster.delete("a")
+        await calls.delete(cluster, "a")

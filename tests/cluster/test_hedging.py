@@ -11,6 +11,7 @@ from dolmen.errors import NotFound
 from dolmen.names import partition_of
 from dolmen.payload import Bytes, read_whole
 from dolmen.stores.memory import MemoryStore
+from dolmen.testing import calls
 from dolmen.testing.faulty import Fault, FaultyStore
 
 
@@ -34,7 +35,7 @@ class Setting:
 
     async def put(self):
         for store in (self.first, self.second):
-            await store.put("name", Bytes(b"data"), stamp=7)
+            await calls.put(store, "name", Bytes(b"data"), stamp=7)
             store.calls.clear()
 
     async def read(self):
@@ -107,14 +108,14 @@ async def test_what_none_of_the_two_has_is_asked_of_everyone(setting):
     setting.window(late=LATE)
     setting.first.script("get", Fault.CORRUPT, Fault.UNAVAILABLE)
     assert await setting.read() == b"data"
-    await setting.cluster.delete("name")
+    await calls.delete(setting.cluster, "name")
     with pytest.raises(NotFound):
         await setting.cluster.get("name")
 
 
 async def test_a_no_is_not_outrun_by_an_older_copy(setting):
     await setting.put()
-    await setting.first.delete("name", stamp=8)
+    await calls.delete(setting.first, "name", stamp=8)
     setting.window()
     setting.window(late=LATE)
     first, second = setting.hold(setting.first), setting.hold(setting.second)

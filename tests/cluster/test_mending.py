@@ -17,6 +17,7 @@ from dolmen.payload import Bytes, read_whole
 from dolmen.record import Kind
 from dolmen.stamps import format_stamp
 from dolmen.stores.memory import MemoryStore
+from dolmen.testing import calls
 from dolmen.testing.faulty import Fault, FaultyStore
 
 DATA = b"data"
@@ -47,7 +48,7 @@ async def test_a_copy_that_is_missing_where_it_should_be_is_made_as_it_is(kind):
     cluster, (first, second, third) = made()
     name = "a" * 64 if kind is Kind.MANIFEST else NAME
     first, second, third = (m.store for m in cluster.placement.of(partition_of(name)).order)
-    await third.put(name, Bytes(DATA), stamp=7, kind=kind)
+    await calls.put(third, name, Bytes(DATA), stamp=7, kind=kind)
     assert await read(cluster, name) == DATA
     assert await mended(cluster) == (2, 0, 0)
     for store in (first, second):
@@ -58,8 +59,8 @@ async def test_a_copy_that_is_missing_where_it_should_be_is_made_as_it_is(kind):
 
 async def test_a_copy_that_was_deleted_before_is_made_again():
     cluster, (first, second, _third) = made()
-    await first.delete(NAME, stamp=6)
-    await second.put(NAME, Bytes(DATA), stamp=7)
+    await calls.delete(first, NAME, stamp=6)
+    await calls.put(second, NAME, Bytes(DATA), stamp=7)
     await cluster.get(NAME)
     assert await mended(cluster) == (1, 0, 0)
     assert (await first.stat(NAME)).stamp == 7
@@ -67,18 +68,18 @@ async def test_a_copy_that_was_deleted_before_is_made_again():
 
 async def test_a_stale_copy_is_never_made_anew():
     cluster, (first, second, third) = made()
-    await first.delete(NAME, stamp=8)
-    await second.put(NAME, Bytes(DATA), stamp=7)
+    await calls.delete(first, NAME, stamp=8)
+    await calls.put(second, NAME, Bytes(DATA), stamp=7)
     with pytest.raises(NotFound):
         await cluster.get(NAME)
     assert await mended(cluster) == (0, 0, 0)
     with pytest.raises(NotFound):
-        await third.stat(NAME, tombstones=True)
+        await calls.current(third, NAME)
 
 
 async def test_only_who_should_hold_it_gets_a_copy():
     cluster, stores = made(4, copies=2)
-    await stores[3].put(NAME, Bytes(DATA), stamp=7)
+    await calls.put(stores[3], NAME, Bytes(DATA), stamp=7)
     await cluster.get(NAME)
     assert await mended(cluster) == (2, 0, 0)
     assert [("put", NAME) in store.calls for store in stores] == [True, True, False, True]
@@ -86,7 +87,7 @@ async def test_only_who_should_hold_it_gets_a_copy():
 
 async def test_the_answer_does_not_wait_for_it():
     cluster, (first, second, _third) = made()
-    await second.put(NAME, Bytes(DATA), stamp=7)
+    await calls.put(second, NAME, Bytes(DATA), stamp=7)
     going = asyncio.Event()
 
     async def pause(method, _name):
@@ -102,7 +103,7 @@ async def test_the_answer_does_not_wait_for_it():
 
 async def test_a_delete_that_comes_first_stands():
     cluster, (first, second, third) = made()
-    await second.put(NAME, Bytes(DATA), stamp=7)
+    await calls.put(second, NAME, Bytes(DATA), stamp=7)
     going = asyncio.Event()
 
     async def pause(method, _name):
@@ -113,19 +114,19 @@ async def test_a_delete_that_comes_first_stands():
     await cluster.get(NAME)
     while ("put", NAME) not in first.calls:
         await asyncio.sleep(0)
-    await cluster.delete(NAME)
+    await calls.delete(cluster, NAME)
     going.set()
     assert await mended(cluster) == (0, 0, 0)
     for store in (first, second, third):
-        assert (await store.stat(NAME, tombstones=True)).kind == Kind.TOMBSTONE
+        assert (await calls.current(store, NAME)).kind == Kind.TOMBSTONE
 
 
 @pytest.mark.parametrize("stamp", [5, 7, 9])
 @pytest.mark.parametrize("wrong", [b"wrong", b"other", b"fault", b"false"])
 async def test_a_wrong_copy_its_server_believes_in_is_made_anew(stamp, wrong):
     cluster, (first, second, _third) = made()
-    await first.put(NAME, Bytes(wrong), stamp=stamp)
-    await second.put(NAME, Bytes(DATA), stamp=7)
+    await calls.put(first, NAME, Bytes(wrong), stamp=stamp)
+    await calls.put(second, NAME, Bytes(DATA), stamp=7)
     assert await read(cluster) == DATA
     assert await mended(cluster) == (1, 0, 0)
     assert await read(first) == DATA
@@ -137,7 +138,7 @@ async def test_a_wrong_copy_its_server_believes_in_is_made_anew(stamp, wrong):
 async def test_a_copy_that_was_spoiled_on_its_way_is_left_alone():
     cluster, (first, second, _third) = made()
     for store in (first, second):
-        await store.put(NAME, Bytes(DATA), stamp=7)
+        await calls.put(store, NAME, Bytes(DATA), stamp=7)
     first.calls.clear()
     first.script("get", Fault.WRONG)
     assert await read(cluster) == DATA
@@ -147,8 +148,8 @@ async def test_a_copy_that_was_spoiled_on_its_way_is_left_alone():
 
 async def test_what_was_wrong_and_deleted_meanwhile_stays_deleted():
     cluster, (first, second, third) = made()
-    await first.put(NAME, Bytes(b"wrong"), stamp=7)
-    await second.put(NAME, Bytes(DATA), stamp=7)
+    await calls.put(first, NAME, Bytes(b"wrong"), stamp=7)
+    await calls.put(second, NAME, Bytes(DATA), stamp=7)
     going = asyncio.Event()
 
     async def pause(method, _name):
@@ -159,16 +160,16 @@ async def test_what_was_wrong_and_deleted_meanwhile_stays_deleted():
     await cluster.get(NAME)
     while ("remove", NAME) not in first.calls:
         await asyncio.sleep(0)
-    await cluster.delete(NAME)
+    await calls.delete(cluster, NAME)
     going.set()
     await mended(cluster)
     for store in (first, second, third):
-        assert (await store.stat(NAME, tombstones=True)).kind == Kind.TOMBSTONE
+        assert (await calls.current(store, NAME)).kind == Kind.TOMBSTONE
 
 
 async def test_what_may_have_been_deleted_long_ago_does_not_spread():
     cluster, (first, second, third) = made()
-    await third.put(NAME, Bytes(DATA), stamp=7)
+    await calls.put(third, NAME, Bytes(DATA), stamp=7)
     await first.note("horizon", format_stamp(7).encode())
     await second.note("horizon", format_stamp(6).encode())
     await cluster.get(NAME)
@@ -181,7 +182,7 @@ async def test_what_may_have_been_deleted_long_ago_does_not_spread():
 async def test_an_emptied_server_that_does_not_know_of_old_deletes_is_left_to_repair():
     cluster, (first, second, third) = made()
     for store in (second, third):
-        await store.put(NAME, Bytes(DATA), stamp=7)
+        await calls.put(store, NAME, Bytes(DATA), stamp=7)
         await store.note("horizon", format_stamp(7).encode())
     await cluster.get(NAME)
     assert await mended(cluster) == (0, 1, 0)
@@ -196,7 +197,7 @@ async def test_what_could_not_be_made_is_left_alone_for_a_while():
     mending = cluster.mending = Mending(breaker, lambda: passed[0])
     place = cluster.placement.of(partition_of(NAME))
     first, second, _third = place.order
-    await second.store.put(NAME, Bytes(DATA), stamp=7)
+    await calls.put(second.store, NAME, Bytes(DATA), stamp=7)
     first.store.script("put", *[Full("no room")] * 2)
     lacks = [Lack(first, NotFound("no"))]
     for waited, failed in ((0, 1), (AGAIN / 2, 1), (AGAIN / 2, 2)):
@@ -227,9 +228,9 @@ async def test_a_large_object_is_mended_chunk_by_chunk():
     assert len(names) == 4
     for name in names:  # the first who should have it has it no more, the second has
         first, second, _ = cluster.placement.of(partition_of(name)).order
-        async for put in second.store.put_many(first.store.get_many([name])):
+        async for put in calls.put_many(second.store, first.store.get_many([name])):
             assert put
-        await first.store.remove(name, if_stamp=(await first.store.stat(name)).stamp)
+        await calls.remove(first.store, name, if_stamp=(await first.store.stat(name)).stamp)
     found = await read_whole((await objects.download(stored.id)).payload)
     assert bytes(found) == data
     assert await mended(cluster) == (4, 0, 0)

@@ -14,6 +14,7 @@ from dolmen.payload import Bytes
 from dolmen.replication.repair import Repair
 from dolmen.stores.epoch import Seen
 from dolmen.stores.memory import MemoryStore
+from dolmen.testing import calls
 from dolmen.testing.faulty import FaultyStore
 
 
@@ -37,7 +38,7 @@ async def test_what_is_missing_and_what_is_misplaced():
     stores = {name: FaultyStore(MemoryStore()) for name in "abcd"}
     cluster = made(dict.fromkeys("abcd", 1.0), stores, 2)
     for number in range(50):
-        await cluster.put(f"name-{number}", Bytes(b"data"))
+        await calls.put(cluster, f"name-{number}", Bytes(b"data"))
     told = await seen(cluster)
     assert {(each["missing"], each["misplaced"]) for each in told.values()} == {(0, 0)}
     assert sum(each["blobs"] for each in told.values()) == 100

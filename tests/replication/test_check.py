@@ -16,6 +16,7 @@ from dolmen.payload import Bytes
 from dolmen.record import Kind
 from dolmen.replication.check import EXAMPLES, Findings, check
 from dolmen.stores.memory import MemoryStore
+from dolmen.testing import calls
 from dolmen.testing.faulty import FaultyStore
 
 OBJECT, CHUNKS = "f" * 64, [b"one", b"two"]
@@ -32,13 +33,13 @@ class Servers:
 
     async def fill(self) -> None:
         for number in range(30):
-            await self.cluster.put(f"name-{number}", Bytes(b"data"))
-        await self.cluster.delete("name-0")
+            await calls.put(self.cluster, f"name-{number}", Bytes(b"data"))
+        await calls.delete(self.cluster, "name-0")
         names = [chunk_name(content) for content in CHUNKS]
         for name, content in zip(names, CHUNKS, strict=True):
-            await self.cluster.put(name, Bytes(content))
+            await calls.put(self.cluster, name, Bytes(content))
         manifest = Manifest(CHUNK + 1, names).encode()
-        await self.cluster.put(OBJECT, Bytes(manifest), kind=Kind.MANIFEST)
+        await calls.put(self.cluster, OBJECT, Bytes(manifest), kind=Kind.MANIFEST)
 
     def home_of(self, name: str) -> list[str]:
         place = Placement(self.groups).of(partition_of(name))
@@ -50,7 +51,7 @@ class Servers:
     async def drop(self, name: str, *servers: str) -> None:
         for each in servers:
             stamp = (await self.stores[each].stat(name)).stamp
-            await self.stores[each].remove(name, if_stamp=stamp)
+            await calls.remove(self.stores[each], name, if_stamp=stamp)
 
     async def check(self, *, data: bool = False) -> Findings:
         return await check(self.groups, data=data, pause=lambda _: asyncio.sleep(0))
@@ -84,19 +85,19 @@ async def test_a_missing_copy(servers):
 
 async def test_an_older_copy(servers):
     home = servers.home_of("name-3")[0]
-    await servers.stores[home].put("name-3", Bytes(b"new"), stamp=(1 << 62))
+    await calls.put(servers.stores[home], "name-3", Bytes(b"new"), stamp=(1 << 62))
     assert kinds(await servers.check()) == {"outdated": 1}
 
 
 async def test_a_delete_that_a_server_missed(servers):
-    await servers.stores[servers.home_of("name-3")[0]].delete("name-3")
+    await calls.delete(servers.stores[servers.home_of("name-3")[0]], "name-3")
     assert kinds(await servers.check()) == {"outdated": 1}
 
 
 async def test_a_misplaced_copy(servers):
     (away,) = servers.away_from("name-3")
     info = await servers.cluster.stat("name-3")
-    await servers.stores[away].put("name-3", Bytes(b"data"), stamp=info.stamp)
+    await calls.put(servers.stores[away], "name-3", Bytes(b"data"), stamp=info.stamp)
     assert kinds(await servers.check()) == {"misplaced": 1}
 
 
@@ -111,13 +112,13 @@ async def test_an_object_that_lacks_a_chunk_everywhere(servers):
 
 
 async def test_a_manifest_nobody_can_read(servers):
-    await servers.cluster.put("e" * 64, Bytes(b"no manifest"), kind=Kind.MANIFEST)
+    await calls.put(servers.cluster, "e" * 64, Bytes(b"no manifest"), kind=Kind.MANIFEST)
     found = await servers.check()
     assert kinds(found) == {"unreadable": 1}
 
 
 async def test_chunks_of_no_object_are_counted_and_no_fault(servers):
-    await servers.cluster.put(chunk_name(b"three"), Bytes(b"three"))
+    await calls.put(servers.cluster, chunk_name(b"three"), Bytes(b"three"))
     found = await servers.check()
     assert found.well
     assert (found.unnamed, found.unnamed_bytes) == (2, 10)

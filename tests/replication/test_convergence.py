@@ -17,6 +17,7 @@ from dolmen.replication import replicate, replicate_group
 from dolmen.stamps import COUNTER_BITS, Clock
 from dolmen.store import BlobStore
 from dolmen.stores.memory import MemoryStore
+from dolmen.testing import calls
 from dolmen.testing.faulty import Fault, FaultyStore
 
 DAY_MS = 86_400_000
@@ -52,28 +53,31 @@ async def act(stores: list[MemoryStore], todo: Operations) -> None:
         stamp = None if ticks is None else (20_000 * DAY_MS + ticks) << COUNTER_BITS
         with contextlib.suppress(Conflict, Unavailable):
             if what == "put":
-                await store.put(name, Bytes(data), meta=meta, stamp=stamp, kind=kind)
+                await calls.put(store, name, Bytes(data), meta=meta, stamp=stamp, kind=kind)
             elif what == "delete":
-                await store.delete(name, stamp=stamp)
+                await calls.delete(store, name, stamp=stamp)
             else:
-                standing = [info async for info in store.list(tombstones=True)]
+                standing = [info async for info in calls.listing(store, tombstones=True)]
                 for info in standing:
                     if info.name == name:
-                        await store.remove(name, if_stamp=info.stamp)
+                        await calls.remove(store, name, if_stamp=info.stamp)
 
 
 async def highest(stores: list[MemoryStore]) -> dict[str, tuple[object, bytes]]:
     """What the rank says should stand, computed without replication."""
     found: dict[str, tuple[object, bytes]] = {}
     for store in stores:
-        async for info in store.list(tombstones=True):
+        async for info in calls.listing(store, tombstones=True):
             if info.name not in found or info.rank > found[info.name][0]:
                 found[info.name] = (info.rank, info.metadata)
     return found
 
 
 async def standing(store: BlobStore) -> dict[str, tuple[object, bytes]]:
-    return {info.name: (info.rank, info.metadata) async for info in store.list(tombstones=True)}
+    return {
+        info.name: (info.rank, info.metadata)
+        async for info in calls.listing(store, tombstones=True)
+    }
 
 
 async def nothing(_seconds: float) -> None:

@@ -21,6 +21,7 @@ from dolmen.stamps import format_stamp
 from dolmen.store import Blob, Capabilities, Failed
 from dolmen.stores.horizon import HORIZON
 from dolmen.stores.memory import MemoryStore
+from dolmen.testing import calls
 from dolmen.testing.faulty import Fault, FaultyStore
 from replication.archives import exported, group_of, pieces, read, sink_into
 
@@ -36,20 +37,20 @@ async def nothing(_seconds: float) -> None:
 async def add_object(store, name: str, parts: list[bytes]) -> list[str]:
     chunks = [chunk_name(part) for part in parts]
     for chunk, part in zip(chunks, parts, strict=True):
-        await store.put(chunk, Bytes(part))
+        await calls.put(store, chunk, Bytes(part))
     manifest = Manifest((len(chunks) - 1) * CHUNK + 1, chunks).encode()
-    await store.put(name, Bytes(manifest), kind=Kind.MANIFEST, meta=META)
+    await calls.put(store, name, Bytes(manifest), kind=Kind.MANIFEST, meta=META)
     return chunks
 
 
 async def filled(store=None) -> MemoryStore:
     store = store or MemoryStore()
     for number in range(40):
-        await store.put(
-            f"blob-{number}", Bytes(b"data %d" % number), meta=META if number % 2 else b""
+        await calls.put(
+            store, f"blob-{number}", Bytes(b"data %d" % number), meta=META if number % 2 else b""
         )
     for number in range(4):
-        await store.delete(f"blob-{number}")
+        await calls.delete(store, f"blob-{number}")
     await add_object(store, "one", PARTS[:2])
     await add_object(store, "two", PARTS[1:4])
     return store
@@ -86,7 +87,7 @@ async def everything(*stores) -> dict[str, tuple[object, bytes]]:
     """The highest ranks of all that some stores hold."""
     held: dict[str, tuple[object, bytes]] = {}
     for store in stores:
-        names = [info.name async for info in store.list(tombstones=True)]
+        names = [info.name async for info in calls.listing(store, tombstones=True)]
         async for found in store.get_many(names):
             assert isinstance(found, Blob)
             if found.info.name not in held or found.info.rank > held[found.info.name][0]:
@@ -110,17 +111,17 @@ async def test_an_empty_store_makes_an_archive_too():
 
 async def test_of_several_servers_the_newest_of_each_name_is_in_it():
     one, two = await filled(), await filled()
-    await one.delete("blob-7")
-    await two.put("only-here", Bytes(b"x"))
-    await one.remove("blob-9", if_stamp=(await one.stat("blob-9")).stamp)
+    await calls.delete(one, "blob-7")
+    await calls.put(two, "only-here", Bytes(b"x"))
+    await calls.remove(one, "blob-9", if_stamp=(await one.stat("blob-9")).stamp)
     data, _ = await exported(one, two)
     assert await contents(data) == await everything(one, two)
 
 
 async def test_a_copy_that_is_damaged_is_taken_from_another_server():
     one, two = FaultyStore(await filled()), FaultyStore(await filled())
-    await two.put("both", Bytes(b"same"), stamp=5)
-    await one.put("both", Bytes(b"same"), stamp=5)
+    await calls.put(two, "both", Bytes(b"same"), stamp=5)
+    await calls.put(one, "both", Bytes(b"same"), stamp=5)
     one.at_random(None, 0)
     one.script("get", *[Corrupt("damaged")] * 500)
     data, report = await exported(one, two, pause=nothing)
@@ -166,7 +167,7 @@ async def test_an_object_written_meanwhile_has_its_chunks_in_it(when):
         reads += method == "get"
         if method == "get" and reads == when + 1:
             stamp = (await store.store.stat("two")).stamp
-            await store.store.delete("two", stamp=stamp + 1)
+            await calls.delete(store.store, "two", stamp=stamp + 1)
             await add_object(store.store, "two", [b"new 1", b"new 2", PARTS[5]])
 
     store.pause = write
@@ -179,13 +180,13 @@ async def test_an_object_written_meanwhile_has_its_chunks_in_it(when):
 
 async def test_what_may_be_a_forgotten_delete_is_left_out_and_told():
     away, stayed = MemoryStore(), MemoryStore()
-    await away.put("old", Bytes(b"old"), stamp=5)
-    await stayed.put("new", Bytes(b"new"), stamp=90)
+    await calls.put(away, "old", Bytes(b"old"), stamp=5)
+    await calls.put(stayed, "new", Bytes(b"new"), stamp=90)
     await stayed.note(HORIZON, format_stamp(50).encode())
     data, report = await exported(away, stayed)
     assert set(await contents(data)) == {"new"}
     assert report.refused["MayBeDeleted"].count == 1
-    await stayed.put("old", Bytes(b"old"), stamp=5)
+    await calls.put(stayed, "old", Bytes(b"old"), stamp=5)
     data, report = await exported(away, stayed)
     assert set(await contents(data)) == {"new", "old"}
     items, _ = await read(data)
@@ -199,8 +200,8 @@ async def test_a_server_without_stamps_is_believed_where_names_are_digests():
         )
 
     store = Plain()
-    await store.put(chunk_name(b"right"), Bytes(b"right"))
-    await store.put(chunk_name(b"wrong"), Bytes(b"other"))
+    await calls.put(store, chunk_name(b"right"), Bytes(b"right"))
+    await calls.put(store, chunk_name(b"wrong"), Bytes(b"other"))
     data, report = await exported(store)
     assert [bytes(body) for _, body in (await contents(data)).values()] == [b"right"]
     assert report.refused["Corrupt"].count == 1
@@ -262,8 +263,8 @@ async def test_what_is_no_archive_is_not_gone_on_with(data):
 
 async def test_a_large_blob_is_in_it_and_gone_on_behind():
     store = MemoryStore()
-    await store.put("large", Bytes(b"x" * 6_000_000))
-    await store.put("small", Bytes(b"y"))
+    await calls.put(store, "large", Bytes(b"x" * 6_000_000))
+    await calls.put(store, "small", Bytes(b"y"))
     whole, _ = await exported(store)
     assert (await contents(whole))["large"][1] == b"x" * 6_000_000
     for cut in (2_000_000, len(whole) - 300):

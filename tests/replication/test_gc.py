@@ -26,6 +26,7 @@ from dolmen.stamps import Clock
 from dolmen.store import ALL_PARTITIONS
 from dolmen.stores.epoch import Seen, tell
 from dolmen.stores.memory import MemoryStore
+from dolmen.testing import calls
 from dolmen.testing.faulty import Fault, FaultyStore
 from replication.breaking_off import broken_off
 
@@ -71,7 +72,7 @@ class Servers:
         return {
             info.name
             for store in self.stores.values()
-            async for info in store.store.list(prefix="chunk-")
+            async for info in calls.listing(store.store, prefix="chunk")
         }
 
 
@@ -82,7 +83,7 @@ async def test_chunks_of_deleted_objects_go_and_shared_ones_stay():
     servers = Servers()
     await servers.upload("first", [ONE, TWO])
     await servers.upload("second", [TWO, THREE])
-    await servers.cluster.delete("first")
+    await calls.delete(servers.cluster, "first")
     servers.seconds += GRACE - 1
     done = await servers.collect()
     assert (done.removed, done.young, done.manifests) == (0, 2, 1)
@@ -97,7 +98,7 @@ async def test_chunks_of_deleted_objects_go_and_shared_ones_stay():
 
 async def test_the_age_is_that_on_the_servers_own_clock():
     servers = Servers()
-    await servers.cluster.put(chunk_name(ONE), Bytes(ONE))
+    await calls.put(servers.cluster, chunk_name(ONE), Bytes(ONE))
     done = await collect(
         servers.groups, now=lambda: servers.seconds + 2 * GRACE, pause=servers.pause
     )
@@ -107,8 +108,8 @@ async def test_the_age_is_that_on_the_servers_own_clock():
 
 async def test_objects_and_other_blobs_are_no_garbage():
     servers = Servers()
-    for name in ("a" * 64, "chunk-short", "chunk-" + "x" * 64, "anything"):
-        await servers.cluster.put(name, Bytes(b"data"))
+    for name in ("a" * 64, "chunkshort", "chunk" + "x" * 64, "anything"):
+        await calls.put(servers.cluster, name, Bytes(b"data"))
     servers.seconds += 10 * GRACE
     assert (await servers.collect()).removed == 0
 
@@ -117,8 +118,8 @@ async def test_a_manifest_on_any_server_counts_also_where_it_should_not_be():
     servers = Servers("abcd", copies=1)
     for name in servers.stores:
         manifest = Bytes(Manifest(1, [chunk_name(name.encode())]).encode())
-        await servers.stores[name].store.put(f"on-{name}", manifest, kind=Kind.MANIFEST)
-        await servers.cluster.put(chunk_name(name.encode()), Bytes(name.encode()))
+        await calls.put(servers.stores[name].store, f"on-{name}", manifest, kind=Kind.MANIFEST)
+        await calls.put(servers.cluster, chunk_name(name.encode()), Bytes(name.encode()))
     servers.seconds += 2 * GRACE
     assert (await servers.collect()).removed == 0
 
@@ -127,7 +128,7 @@ async def test_a_manifest_on_any_server_counts_also_where_it_should_not_be():
 async def test_a_server_that_can_not_be_read_in_full_stops_it(method):
     servers = Servers()
     await servers.upload("object", [ONE])
-    await servers.cluster.delete("object")
+    await calls.delete(servers.cluster, "object")
     await servers.upload("other", [TWO])
     servers.seconds += 2 * GRACE
     for store in servers.stores.values():
@@ -145,14 +146,14 @@ async def test_a_manifest_without_a_sound_copy_stops_it(how):
     servers = Servers("a", copies=1)
     store = servers.stores["a"]
     await servers.upload("object", [ONE])
-    await servers.cluster.put(chunk_name(TWO), Bytes(TWO))
+    await calls.put(servers.cluster, chunk_name(TWO), Bytes(TWO))
     servers.seconds += 2 * GRACE
     if how == "damaged":
         store.script("get", *[Corrupt("rotten")] * 9)
     elif how == "nonsense":
-        await servers.cluster.put("other", Bytes(b"no manifest"), kind=Kind.MANIFEST)
+        await calls.put(servers.cluster, "other", Bytes(b"no manifest"), kind=Kind.MANIFEST)
     else:
-        await store.store.remove("object", if_stamp=(await store.stat("object")).stamp)
+        await calls.remove(store.store, "object", if_stamp=(await store.stat("object")).stamp)
         store.store = Quarantining(store.store)
     done = await servers.collect()
     assert [each.name for each in done.unread] == ["other" if how == "nonsense" else "object"]
@@ -178,9 +179,9 @@ class Quarantining(MemoryStore):
 async def test_another_copy_makes_up_for_a_quarantined_one():
     servers = Servers("ab", copies=2)
     await servers.upload("object", [ONE])
-    await servers.cluster.put(chunk_name(TWO), Bytes(TWO))
+    await calls.put(servers.cluster, chunk_name(TWO), Bytes(TWO))
     store = servers.stores["a"]
-    await store.store.remove("object", if_stamp=(await store.stat("object")).stamp)
+    await calls.remove(store.store, "object", if_stamp=(await store.stat("object")).stamp)
     store.store = Quarantining(store.store)
     servers.seconds += 2 * GRACE
     done = await servers.collect()
@@ -190,8 +191,8 @@ async def test_another_copy_makes_up_for_a_quarantined_one():
 
 async def test_a_tombstone_elsewhere_does_not_make_up_for_a_quarantined_copy():
     servers = Servers("ab", copies=2)
-    await servers.cluster.put(chunk_name(ONE), Bytes(ONE))
-    await servers.stores["b"].store.delete("object", stamp=1)
+    await calls.put(servers.cluster, chunk_name(ONE), Bytes(ONE))
+    await calls.delete(servers.stores["b"].store, "object", stamp=1)
     servers.stores["a"].store = Quarantining(servers.stores["a"].store)
     servers.seconds += 2 * GRACE
     assert [each.name for each in (await servers.collect()).unread] == ["object"]
@@ -208,21 +209,21 @@ class Moving(FaultyStore):
             blob = await self.store.get("object")
             payload = Bytes(await read_whole(blob.payload))
             at = blob.info.stamp
-            await self.rightful.store.put("object", payload, stamp=at, kind=Kind.MANIFEST)
-            await self.store.remove("object", if_stamp=at)
+            await calls.put(self.rightful.store, "object", payload, stamp=at, kind=Kind.MANIFEST)
+            await calls.remove(self.store, "object", if_stamp=at)
         async for info in super().list(partitions=partitions, **how):
             yield info
 
 
 async def test_a_manifest_that_is_moved_meanwhile_is_seen():
     servers = Servers("ab", copies=1)
-    await servers.cluster.put(chunk_name(ONE), Bytes(ONE))
+    await calls.put(servers.cluster, chunk_name(ONE), Bytes(ONE))
     (rightful,) = servers.cluster.placement.of(partition_of("object")).rightful
     (other,) = {"a", "b"} - {rightful.name}
     moving = servers.stores[other] = Moving(servers.stores[other].store)
     moving.rightful = servers.stores[rightful.name]
     manifest = Bytes(Manifest(1, [chunk_name(ONE)]).encode())
-    await moving.store.put("object", manifest, kind=Kind.MANIFEST)
+    await calls.put(moving.store, "object", manifest, kind=Kind.MANIFEST)
     servers.groups = servers.grouped("ab", 1)
     servers.seconds += 2 * GRACE
     assert (await servers.collect()).manifests == 1
@@ -231,7 +232,7 @@ async def test_a_manifest_that_is_moved_meanwhile_is_seen():
 
 async def test_an_older_configuration_removes_nothing():
     servers = Servers()
-    await servers.cluster.put(chunk_name(ONE), Bytes(ONE))
+    await calls.put(servers.cluster, chunk_name(ONE), Bytes(ONE))
     servers.seconds += 2 * GRACE
     for store in servers.stores.values():
         await tell(store, Seen(3, "x"))
@@ -246,7 +247,7 @@ async def test_broken_off_anywhere_it_is_made_good_by_the_next():
         servers = Servers()
         await servers.upload("kept", [ONE, TWO])
         for number in range(5):
-            await servers.cluster.put(chunk_name(b"%d" % number), Bytes(b"%d" % number))
+            await calls.put(servers.cluster, chunk_name(b"%d" % number), Bytes(b"%d" % number))
         servers.seconds += 2 * GRACE
         work = servers.collect()
         interrupted = await broken_off(work, servers.stores.values(), after=stop)
@@ -283,7 +284,7 @@ async def test_whatever_goes_on_meanwhile_every_object_stays_whole(before, meanw
             objects[name] = contents
         elif what == "delete":
             objects.pop(name, None)
-            await servers.cluster.delete(name)
+            await calls.delete(servers.cluster, name)
         elif what == "repair":
             await repair.round()
         else:
@@ -336,7 +337,7 @@ async def test_a_real_upload_is_read_back_after_a_collection():
             return got
 
     stored = await objects.upload(Source())
-    await servers.cluster.put(chunk_name(ONE), Bytes(ONE))
+    await calls.put(servers.cluster, chunk_name(ONE), Bytes(ONE))
     servers.seconds += 2 * GRACE
     assert (await servers.collect()).removed == 2
     assert await read_whole((await objects.download(stored.id)).payload) == data

@@ -12,6 +12,7 @@ from dolmen.payload import Bytes
 from dolmen.replication import replicate_group
 from dolmen.replication.group import partitions_of
 from dolmen.stores.memory import MemoryStore
+from dolmen.testing import calls
 from dolmen.testing.faulty import FaultyStore
 
 
@@ -23,7 +24,7 @@ async def different(count: int) -> dict[str, FaultyStore]:
     stores = {name: FaultyStore(MemoryStore()) for name in "abcd"[:count]}
     for name, store in stores.items():
         for number in range(20):
-            await store.store.put(f"{name}-{number}", Bytes(name.encode()))
+            await calls.put(store.store, f"{name}-{number}", Bytes(name.encode()))
     return stores
 
 

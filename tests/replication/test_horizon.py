@@ -17,6 +17,7 @@ from dolmen.replication.repair import DAY, Repair, Terms
 from dolmen.stores.epoch import Seen
 from dolmen.stores.horizon import horizon_in
 from dolmen.stores.memory import MemoryStore
+from dolmen.testing import calls
 from dolmen.testing.faulty import FaultyStore
 from replication.breaking_off import broken_off
 
@@ -44,14 +45,14 @@ class Cluster:
 
     async def put(self, name: str, among: str = "abc") -> None:
         for each in among:
-            await self.stores[each].store.put(name, Bytes(b"x"), stamp=self.at(self.day))
+            await calls.put(self.stores[each].store, name, Bytes(b"x"), stamp=self.at(self.day))
 
     async def delete(self, name: str, among: str = "abc") -> None:
         for each in among:
-            await self.stores[each].store.delete(name, stamp=self.at(self.day))
+            await calls.delete(self.stores[each].store, name, stamp=self.at(self.day))
 
     async def held(self, name: str) -> set[str]:
-        return {info.name async for info in self.stores[name].store.list(tombstones=True)}
+        return {info.name async for info in calls.listing(self.stores[name].store, tombstones=True)}
 
     async def horizon(self, name: str) -> int:
         return horizon_in(await self.stores[name].store.notes())
@@ -59,10 +60,10 @@ class Cluster:
 
 async def with_a_forgotten_delete() -> Cluster:
     cluster = Cluster()
-    await cluster.put("object")
-    await cluster.put("kept")
+    await calls.put(cluster, "object")
+    await calls.put(cluster, "kept")
     cluster.day += 1
-    await cluster.delete("object")
+    await calls.delete(cluster, "object")
     cluster.day += 31
     assert (await cluster.repair().round()).reclaimed == 1
     return cluster
@@ -70,9 +71,9 @@ async def with_a_forgotten_delete() -> Cluster:
 
 async def test_a_delete_is_forgotten_after_its_time_and_not_before():
     cluster = Cluster()
-    await cluster.put("object")
+    await calls.put(cluster, "object")
     cluster.day += 1
-    await cluster.delete("object")
+    await calls.delete(cluster, "object")
     cluster.day += 29
     assert (await cluster.repair().round()).reclaimed == 0
     assert await cluster.held("a") == {"object"}
@@ -85,10 +86,10 @@ async def test_a_delete_is_forgotten_after_its_time_and_not_before():
 
 async def test_not_while_a_server_is_away():
     cluster = Cluster()
-    await cluster.put("object")
+    await calls.put(cluster, "object")
     cluster.day += 1
     cluster.stores["b"].down = True
-    await cluster.delete("object", among="ac")
+    await calls.delete(cluster, "object", among="ac")
     cluster.day += 100
     assert (await cluster.repair().round()).reclaimed == 0
     assert await cluster.held("a") == {"object"}
@@ -102,9 +103,9 @@ async def test_not_while_a_server_is_away():
 async def test_a_server_that_was_out_of_the_cluster_brings_nothing_back():
     cluster = await with_a_forgotten_delete()
     away = FaultyStore(MemoryStore())
-    await away.store.put("object", Bytes(b"x"), stamp=cluster.at(20_000))
-    await away.store.put("kept", Bytes(b"x"), stamp=cluster.at(20_000))
-    await away.store.put("new", Bytes(b"x"), stamp=cluster.at(cluster.day))
+    await calls.put(away.store, "object", Bytes(b"x"), stamp=cluster.at(20_000))
+    await calls.put(away.store, "kept", Bytes(b"x"), stamp=cluster.at(20_000))
+    await calls.put(away.store, "new", Bytes(b"x"), stamp=cluster.at(cluster.day))
     cluster.stores["d"] = away
     done = await cluster.repair().round()
     assert not done.complete
@@ -130,7 +131,7 @@ async def test_an_emptied_server_gets_nothing_doubtful_whoever_comes_first():
     cluster = await with_a_forgotten_delete()
     stale = cluster.stores["a"].store = MemoryStore()  # set back to an old state
     for name in ("object", "kept"):
-        await stale.put(name, Bytes(b"x"), stamp=cluster.at(20_000))
+        await calls.put(stale, name, Bytes(b"x"), stamp=cluster.at(20_000))
     cluster.stores["b"].store = MemoryStore()
     assert not (await cluster.repair().round()).complete
     assert await cluster.held("b") == {"kept"}
@@ -139,10 +140,12 @@ async def test_an_emptied_server_gets_nothing_doubtful_whoever_comes_first():
 async def test_what_an_emptied_server_got_is_believed_though_another_is_away():
     cluster = await with_a_forgotten_delete()
     cluster.stores["b"].store = MemoryStore()
-    await cluster.stores["b"].store.put("new", Bytes(b"x"), stamp=cluster.at(cluster.day))
+    await calls.put(cluster.stores["b"].store, "new", Bytes(b"x"), stamp=cluster.at(cluster.day))
     cluster.stores["c"].down = True
     await cluster.repair().round()
-    await cluster.stores["a"].store.remove("kept", if_stamp=cluster.at(20_000))  # it was damaged
+    await calls.remove(
+        cluster.stores["a"].store, "kept", if_stamp=cluster.at(20_000)
+    )  # it was damaged
     await cluster.repair().round()
     for name in "ab":
         assert await cluster.held(name) == {"kept", "new"}
@@ -159,9 +162,9 @@ async def test_a_server_that_fails_does_not_keep_an_emptied_one_from_catching_up
 async def test_a_delete_that_still_has_something_to_delete_is_carried_there():
     cluster = await with_a_forgotten_delete()
     old, new = MemoryStore(), MemoryStore()
-    await old.put("object", Bytes(b"x"), stamp=cluster.at(20_000))
+    await calls.put(old, "object", Bytes(b"x"), stamp=cluster.at(20_000))
     await old.note("horizon", b"f" * 16)
-    await new.delete("object", stamp=cluster.at(20_001))
+    await calls.delete(new, "object", stamp=cluster.at(20_001))
     assert (await replicate(new, old)).complete
     with pytest.raises(NotFound):
         await old.get("object")
@@ -170,7 +173,7 @@ async def test_a_delete_that_still_has_something_to_delete_is_carried_there():
 async def test_a_forgotten_delete_is_not_copied_again():
     cluster = await with_a_forgotten_delete()
     late = MemoryStore()
-    await late.delete("object", stamp=cluster.at(20_001))
+    await calls.delete(late, "object", stamp=cluster.at(20_001))
     report = await replicate(late, cluster.stores["a"])
     assert report.complete
     assert await cluster.held("a") == {"kept"}
@@ -180,10 +183,10 @@ async def test_forgetting_that_was_broken_off_is_taken_up_again():
     for stop in range(200):
         cluster = Cluster()
         for number in range(5):
-            await cluster.put(f"object-{number}")
+            await calls.put(cluster, f"object-{number}")
         cluster.day += 1
         for number in range(4):
-            await cluster.delete(f"object-{number}")
+            await calls.delete(cluster, f"object-{number}")
         cluster.day += 31
         work = cluster.repair().round()
         interrupted = await broken_off(work, cluster.stores.values(), after=stop)
@@ -197,9 +200,9 @@ async def test_forgetting_that_was_broken_off_is_taken_up_again():
 async def test_what_not_every_store_agrees_about_is_not_forgotten():
     cluster = Cluster()
     for number, among in ((1, "ac"), (2, "abc"), (3, "abc")):
-        await cluster.put(f"object-{number}")
+        await calls.put(cluster, f"object-{number}")
         cluster.day += 1
-        await cluster.delete(f"object-{number}", among=among)
+        await calls.delete(cluster, f"object-{number}", among=among)
     told = cluster.at(20_001) - 1
     gone = await reclaim(
         cluster.stores,
@@ -215,16 +218,20 @@ async def test_what_not_every_store_agrees_about_is_not_forgotten():
 
 async def test_what_came_back_after_all_had_agreed_keeps_its_delete():
     cluster = Cluster()
-    await cluster.put("object")
+    await calls.put(cluster, "object")
     cluster.day += 1
-    await cluster.delete("object")
+    await calls.delete(cluster, "object")
 
     async def slip_in(method: str, _name: str) -> None:
         if method == "note":
             cluster.stores["c"].pause = None
-            (info,) = [info async for info in cluster.stores["c"].store.list(tombstones=True)]
-            await cluster.stores["c"].store.remove("object", if_stamp=info.stamp)
-            await cluster.stores["c"].store.put("object", Bytes(b"x"), stamp=cluster.at(20_000))
+            (info,) = [
+                info async for info in calls.listing(cluster.stores["c"].store, tombstones=True)
+            ]
+            await calls.remove(cluster.stores["c"].store, "object", if_stamp=info.stamp)
+            await calls.put(
+                cluster.stores["c"].store, "object", Bytes(b"x"), stamp=cluster.at(20_000)
+            )
 
     cluster.stores["c"].pause = slip_in
     cluster.day += 40
@@ -254,10 +261,10 @@ async def test_no_delete_that_all_were_told_of_is_ever_undone(steps):
         up = "".join(each for each in "abc" if not cluster.stores[each].down)
         cluster.day += 0.01
         if step == "put" and up:
-            await cluster.put(name, among=up[:2])
+            await calls.put(cluster, name, among=up[:2])
             last[name] = "put"
         elif step == "delete" and up:
-            await cluster.delete(name, among=up)
+            await calls.delete(cluster, name, among=up)
             last[name] = "delete"
         elif step == "repair":
             await cluster.repair().round()

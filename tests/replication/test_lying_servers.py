@@ -21,6 +21,7 @@ from dolmen.servers.blob import BlobServer
 from dolmen.store import BlobStore
 from dolmen.stores import open_store
 from dolmen.stores.memory import MemoryStore
+from dolmen.testing import calls
 
 Lie = Callable[[bytes], bytes]
 DATA = [b"blob %d" % number * (number * number) for number in range(40)]
@@ -192,9 +193,9 @@ async def test_a_server_that_answers_nonsense_spoils_nothing(
 ) -> None:
     source, destination = Liar(MemoryStore()), Liar(MemoryStore())
     for at, (name, data) in enumerate(zip(NAMES, DATA, strict=True)):
-        await source.store.put(name, Bytes(data), stamp=5)
+        await calls.put(source.store, name, Bytes(data), stamp=5)
         if at % 4 == 0:
-            await destination.store.put(name, Bytes(data), stamp=4)
+            await calls.put(destination.store, name, Bytes(data), stamp=4)
     async with reached(source) as left, reached(destination) as right:
         liar = source if side == "source" else destination
         liar.lies[path.encode()] = LIES[path][what]
@@ -211,7 +212,7 @@ async def test_a_server_that_answers_nonsense_spoils_nothing(
 
 
 async def unspoilt(store: MemoryStore) -> None:
-    async for info in store.list(tombstones=True):
+    async for info in calls.listing(store, tombstones=True):
         assert info.name in NAMES
         data = await read_whole((await store.get(info.name)).payload)
         assert data == DATA[NAMES.index(info.name)]
@@ -219,8 +220,8 @@ async def unspoilt(store: MemoryStore) -> None:
 
 async def test_a_tombstone_nobody_asked_for_deletes_nothing() -> None:
     source, destination = Liar(MemoryStore()), Liar(MemoryStore())
-    await source.store.put("a", Bytes(b"a"), stamp=5)
-    await destination.store.put("b", Bytes(b"b"), stamp=5)
+    await calls.put(source.store, "a", Bytes(b"a"), stamp=5)
+    await calls.put(destination.store, "b", Bytes(b"b"), stamp=5)
     tombstone = encode_head(3, b"b", b"", 0, 9, bytes(16))
     source.lies[b"/records/read"] = lambda _: tombstone
     async with reached(source) as left, reached(destination) as right:
@@ -235,7 +236,7 @@ async def test_a_large_blob_that_is_always_cut_holds_up_no_other() -> None:
     large = bytes(5 << 20)
     blobs = {"small-1": b"1", "large": large, "small-2": b"2", "small-3": b"3"}
     for name, data in blobs.items():
-        await source.store.put(name, Bytes(data), stamp=5)
+        await calls.put(source.store, name, Bytes(data), stamp=5)
     source.lies[b"/records/read"] = lambda body: body[: 3 << 20]
     async with reached(source) as left, reached(destination) as right:
         report = await run(left, right)

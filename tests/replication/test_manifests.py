@@ -12,6 +12,7 @@ from dolmen.payload import Bytes, read_whole
 from dolmen.record import Kind
 from dolmen.replication import replicate
 from dolmen.stores.memory import MemoryStore
+from dolmen.testing import calls
 from dolmen.testing.faulty import FaultyStore
 
 OBJECT = "a" * 64
@@ -30,8 +31,8 @@ async def with_object(*chunks: bytes, lost: tuple[bytes, ...] = ()) -> MemorySto
     store = MemoryStore()
     for chunk in chunks:
         if chunk not in lost:
-            await store.put(chunk_name(chunk), Bytes(chunk), stamp=1)
-    await store.put(OBJECT, naming(*chunks), kind=Kind.MANIFEST, stamp=1)
+            await calls.put(store, chunk_name(chunk), Bytes(chunk), stamp=1)
+    await calls.put(store, OBJECT, naming(*chunks), kind=Kind.MANIFEST, stamp=1)
     return store
 
 
@@ -43,8 +44,8 @@ async def test_a_manifest_written_meanwhile_brings_its_chunks_along() -> None:
     async def upload(method: str, _name: str) -> None:
         if method == "put" and (await source.stat(OBJECT)).stamp == 1:
             for chunk in late:  # behind the places that were listed, and before
-                await source.put(chunk_name(chunk), Bytes(chunk), stamp=2)
-            await source.put(OBJECT, naming(*late), kind=Kind.MANIFEST, stamp=2)
+                await calls.put(source, chunk_name(chunk), Bytes(chunk), stamp=2)
+            await calls.put(source, OBJECT, naming(*late), kind=Kind.MANIFEST, stamp=2)
 
     destination.pause = upload
     report = await replicate(source, destination)
@@ -58,7 +59,7 @@ async def test_a_manifest_written_meanwhile_brings_its_chunks_along() -> None:
 
 async def test_a_manifest_stays_behind_when_a_chunk_of_it_can_not_be_read() -> None:
     source = FaultyStore(await with_object(b"good", b"bad"))
-    await source.store.put("b" * 64, naming(b"good"), kind=Kind.MANIFEST)
+    await calls.put(source.store, "b" * 64, naming(b"good"), kind=Kind.MANIFEST)
     destination = MemoryStore()
 
     async def rot(method: str, name: str) -> None:
@@ -102,7 +103,7 @@ async def test_a_copied_manifest_with_a_raised_stamp_is_touched_without_a_look_a
     destination = FaultyStore(MemoryStore())
     await replicate(source, destination)
     info = await source.stat(OBJECT)
-    await source.touch(OBJECT, stamp=9, checksum=info.checksum, meta=b"")
+    await calls.touch(source, OBJECT, stamp=9, checksum=info.checksum, meta=b"")
     destination.calls.clear()
     report = await replicate(source, destination)
     assert (report.touched, report.copied) == (1, 0)
@@ -117,13 +118,13 @@ async def test_an_old_chunk_that_a_copied_manifest_names_is_made_young() -> None
     name = chunk_name(b"chunk")
     manifest = Manifest(5, [name]).encode()
     for store in (source, destination):
-        await store.put(name, Bytes(b"chunk"), stamp=7)
-    await source.put("object", Bytes(manifest), kind=Kind.MANIFEST)
+        await calls.put(store, name, Bytes(b"chunk"), stamp=7)
+    await calls.put(source, "object", Bytes(manifest), kind=Kind.MANIFEST)
     ago = 0
     assert time.time() - (await destination.stat(name)).arrived > GRACE
     assert (await replicate(source, destination)).complete
     assert (await destination.stat(name)).stamp == 7
-    assert await destination.remove(name, if_stamp=7, min_age=GRACE) is False
+    assert await calls.remove(destination, name, if_stamp=7, min_age=GRACE) is False
 
 
 async def test_an_old_chunk_that_went_at_that_moment_is_copied() -> None:
@@ -131,12 +132,12 @@ async def test_an_old_chunk_that_went_at_that_moment_is_copied() -> None:
     destination = FaultyStore(MemoryStore(now=lambda: time.time() - 2 * GRACE))
     name = chunk_name(b"chunk")
     for store in (source, destination):
-        await store.put(name, Bytes(b"chunk"), stamp=7)
-    await source.put("object", Bytes(Manifest(5, [name]).encode()), kind=Kind.MANIFEST)
+        await calls.put(store, name, Bytes(b"chunk"), stamp=7)
+    await calls.put(source, "object", Bytes(Manifest(5, [name]).encode()), kind=Kind.MANIFEST)
 
     async def collected(method: str, touched: str) -> None:
         if method == "touch":
-            await destination.store.remove(touched, if_stamp=7)
+            await calls.remove(destination.store, touched, if_stamp=7)
 
     destination.pause = collected
     report = await replicate(source, destination)

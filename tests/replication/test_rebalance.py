@@ -12,6 +12,7 @@ from dolmen.pace import Pace
 from dolmen.payload import Bytes
 from dolmen.replication.rebalance import Dropped, drop_misplaced
 from dolmen.stores.memory import MemoryStore
+from dolmen.testing import calls
 from dolmen.testing.faulty import Fault, FaultyStore
 
 
@@ -41,7 +42,7 @@ class Trio:
 async def test_one_that_all_hold_goes():
     trio = Trio()
     for store in trio.stores.values():
-        await store.store.put("object", Bytes(b"content"), stamp=5)
+        await calls.put(store.store, "object", Bytes(b"content"), stamp=5)
     assert await trio.drop() == Dropped(removed=1, bytes=7)
     assert await trio.drop() == Dropped()
 
@@ -49,19 +50,19 @@ async def test_one_that_all_hold_goes():
 async def test_one_that_is_newer_than_another_stays():
     trio = Trio()
     for store, stamp in zip(trio.stores.values(), (5, 5, 5), strict=True):
-        await store.store.put("object", Bytes(b"content"), stamp=stamp)
-    await trio.stores[trio.other.name].store.put("object", Bytes(b"content"), stamp=6)
+        await calls.put(store.store, "object", Bytes(b"content"), stamp=stamp)
+    await calls.put(trio.stores[trio.other.name].store, "object", Bytes(b"content"), stamp=6)
     assert await trio.drop() == Dropped(kept=1)
-    await trio.rightful[0].store.put("object", Bytes(b"content"), stamp=7)
+    await calls.put(trio.rightful[0].store, "object", Bytes(b"content"), stamp=7)
     assert await trio.drop() == Dropped(kept=1)
-    await trio.rightful[1].store.delete("object", stamp=8)
+    await calls.delete(trio.rightful[1].store, "object", stamp=8)
     assert await trio.drop() == Dropped(removed=1, bytes=7)
 
 
 async def test_a_server_that_failed_is_not_asked_and_vouches_for_nothing():
     trio = Trio()
     for store in trio.stores.values():
-        await store.store.put("object", Bytes(b"content"), stamp=5)
+        await calls.put(store.store, "object", Bytes(b"content"), stamp=5)
     assert await trio.drop(trio.names[1]) == Dropped(kept=1)
     assert trio.rightful[1].calls == []
 
@@ -69,7 +70,7 @@ async def test_a_server_that_failed_is_not_asked_and_vouches_for_nothing():
 async def test_what_stays_for_want_of_one_server_is_not_read_on_another():
     trio = Trio()
     for store in trio.stores.values():
-        await store.store.put("object", Bytes(b"content"), stamp=5)
+        await calls.put(store.store, "object", Bytes(b"content"), stamp=5)
     assert await trio.drop(trio.names[1]) == Dropped(kept=1)
     assert trio.rightful[0].calls == []
 
@@ -77,7 +78,7 @@ async def test_what_stays_for_want_of_one_server_is_not_read_on_another():
 async def test_what_a_server_without_stamps_can_not_vouch_for_is_not_read_there():
     trio = Trio()
     for store in trio.stores.values():
-        await store.store.put("object", Bytes(b"content"), stamp=5)
+        await calls.put(store.store, "object", Bytes(b"content"), stamp=5)
     plain = trio.rightful[1]
     plain.capabilities = replace(plain.capabilities, stamps=False)
     assert await trio.drop() == Dropped(kept=1)
@@ -94,7 +95,7 @@ async def test_who_lacked_most_is_asked_first(monkeypatch):
     ]
     for name in names:
         for store in (trio.rightful[0], trio.stores[trio.other.name]):
-            await store.store.put(name, Bytes(b"content"), stamp=5)
+            await calls.put(store.store, name, Bytes(b"content"), stamp=5)
     assert await trio.drop() == Dropped(kept=len(names))
     read = [name for method, name in trio.rightful[0].calls if method == "get"]
     assert len(read) <= 2, "in the first batch nobody knows yet"
@@ -103,7 +104,7 @@ async def test_who_lacked_most_is_asked_first(monkeypatch):
 async def test_who_can_not_be_asked_is_named():
     trio = Trio()
     for store in trio.stores.values():
-        await store.store.put("object", Bytes(b"content"), stamp=5)
+        await calls.put(store.store, "object", Bytes(b"content"), stamp=5)
     trio.rightful[0].script("get_many", Fault.UNAVAILABLE)
     dropped = await trio.drop()
     assert dropped.kept == 1
@@ -114,7 +115,7 @@ async def test_it_stays_where_a_rightful_server_turned_out_not_to_be_durable():
     trio = Trio()
     for store in trio.stores.values():
         store.capabilities = replace(store.capabilities, durable=True)
-        await store.store.put("object", Bytes(b"content"), stamp=5)
+        await calls.put(store.store, "object", Bytes(b"content"), stamp=5)
     members = [Member(name, store) for name, store in trio.stores.items()]
     trio.placement = Placement([make_group("all", members, copies=2)])
     place = trio.placement.of(partition_of("object"))
@@ -130,5 +131,5 @@ async def test_where_nobody_should_hold_it_it_stays():
     nobody = [Member(name, store, 0) for name, store in trio.stores.items()]
     trio.placement = Placement([make_group("all", nobody, volatile=True)])
     (trio.other,) = (member for member in nobody if member.name == trio.other.name)
-    await trio.other.store.store.put("object", Bytes(b"content"), stamp=5)
+    await calls.put(trio.other.store.store, "object", Bytes(b"content"), stamp=5)
     assert await trio.drop() == Dropped(kept=1)

@@ -24,6 +24,7 @@ from dolmen.store import Rank
 from dolmen.stores.epoch import Seen, seen_in
 from dolmen.stores.memory import MemoryStore
 from dolmen.stores.volume import open_volume
+from dolmen.testing import calls
 from dolmen.testing.faulty import FaultyStore
 from replication.breaking_off import broken_off
 
@@ -67,7 +68,7 @@ class Servers:
         )
 
     async def held(self, name: str) -> set[str]:
-        return {info.name async for info in self.stores[name].store.list(tombstones=True)}
+        return {info.name async for info in calls.listing(self.stores[name].store, tombstones=True)}
 
     async def assert_in_place(self, groups: list[Group], wanted: dict[str, bytes]) -> None:
         """Every blob is on its rightful servers, with its content, and on no other."""
@@ -92,7 +93,7 @@ async def filled(servers: Servers, groups: list[Group]) -> dict[str, bytes]:
     wanted = {name: name.encode() * 3 for name in NAMES}
     cluster = Cluster(groups)
     for name, data in wanted.items():
-        await cluster.put(name, Bytes(data))
+        await calls.put(cluster, name, Bytes(data))
     assert (await servers.repair(groups).round()).complete
     await servers.assert_in_place(groups, wanted)
     for store in servers.stores.values():
@@ -171,7 +172,7 @@ async def test_what_was_left_with_a_stand_in_goes_where_it_belongs():
     cluster = Cluster(groups)
     wanted = {name: name.encode() for name in NAMES}
     for name, data in wanted.items():
-        await cluster.put(name, Bytes(data))
+        await calls.put(cluster, name, Bytes(data))
     assert not (await servers.repair(groups).round()).complete
     assert await servers.held("c") | await servers.held("d") == set(NAMES)
     servers.stores["a"].down = servers.stores["b"].down = False
@@ -187,15 +188,15 @@ async def test_a_misplaced_copy_stays_until_every_rightful_one_was_read(trouble)
     rightful = [m.name for m in Placement(groups).of(partition_of(name)).rightful]
     (other,) = set("abc") - set(rightful)
     for each in "abc":
-        await servers.stores[each].store.put(name, Bytes(b"content"), stamp=5)
+        await calls.put(servers.stores[each].store, name, Bytes(b"content"), stamp=5)
     weak = servers.stores[rightful[0]]
     if trouble == "down":
         weak.down = True
     elif trouble == "damaged":
         weak.script("get", *[Corrupt("rotten")] * 50)
     elif trouble == "wrong":
-        await weak.store.delete(name, stamp=1)
-        await weak.store.remove(name, if_stamp=5)
+        await calls.delete(weak.store, name, stamp=1)
+        await calls.remove(weak.store, name, if_stamp=5)
     else:
         weak.script("get", *[Unavailable("busy")] * 50)
         weak.script("put", *[Unavailable("busy")] * 50)
@@ -218,14 +219,14 @@ async def test_a_misplaced_copy_that_is_damaged_goes_as_well(tmp_path, deleted):
     volume = await open_volume(str(tmp_path / "v"))
     servers.stores[other].store = volume
     for store in servers.stores.values():
-        await store.store.put(name, Bytes(b"content"), stamp=5)
+        await calls.put(store.store, name, Bytes(b"content"), stamp=5)
     for member in rightful if deleted else ():  # while the other was away
-        await servers.stores[member.name].store.delete(name, stamp=6)
+        await calls.delete(servers.stores[member.name].store, name, stamp=6)
     volume._quarantine(name, volume._live(name))
-    while not [name async for name in volume.quarantined()]:
+    while not [name async for name in calls.quarantined(volume)]:
         await asyncio.sleep(0)
     assert (await servers.repair(groups).round()).complete
-    assert [name async for name in volume.quarantined()] == []
+    assert [name async for name in calls.quarantined(volume)] == []
     assert await servers.held(other) == set()
     if deleted:
         with pytest.raises(NotFound):
@@ -240,11 +241,11 @@ async def test_a_copy_written_again_meanwhile_is_not_removed():
     (rightful,) = (m.name for m in Placement(groups).of(partition_of(name)).rightful)
     other = next(each for each in "abc" if each != rightful)
     for each in (rightful, other):
-        await servers.stores[each].store.put(name, Bytes(b"content"), stamp=5)
+        await calls.put(servers.stores[each].store, name, Bytes(b"content"), stamp=5)
 
     async def touched(method: str, _name: str) -> None:
         if method == "remove_many":
-            await servers.stores[other].store.put(name, Bytes(b"content"), stamp=9)
+            await calls.put(servers.stores[other].store, name, Bytes(b"content"), stamp=9)
 
     servers.stores[other].pause = touched
     await servers.repair(groups).round()
@@ -258,7 +259,7 @@ async def test_deletes_reach_every_rightful_server_and_leave_the_others():
     servers.stores["a"].down = True
     cluster = Cluster(groups)
     for name in NAMES[:20]:
-        await cluster.delete(name)
+        await calls.delete(cluster, name)
     servers.stores["a"].down = False
     assert (await servers.repair(groups).round()).complete
     placement = Placement(groups)
@@ -304,7 +305,7 @@ async def test_nothing_is_removed_before_an_epoch_has_settled():
     servers = Servers("abc")
     groups = servers.groups(copies=1)
     for each in "abc":
-        await servers.stores[each].store.put("object", Bytes(b"content"), stamp=5)
+        await calls.put(servers.stores[each].store, "object", Bytes(b"content"), stamp=5)
     began, removed = servers.time.seconds, []
 
     async def watching(method: str, _name: str) -> None:
@@ -325,7 +326,7 @@ async def test_a_server_under_two_names_does_not_vouch_for_itself(copies):
     groups = servers.groups(copies=copies)
     cluster = Cluster(groups)
     for name in NAMES:
-        await cluster.put(name, Bytes(name.encode()))
+        await calls.put(cluster, name, Bytes(name.encode()))
     stored = {name: await servers.held(name) for name in "abc"}
     for _ in range(3):
         done = await servers.repair(groups).round()
@@ -351,7 +352,7 @@ async def test_who_falls_behind_while_it_removes_is_refused():
     old = servers.groups(copies=1, weights=dict.fromkeys("abc", 1.0))
     new = servers.groups(copies=1, weights={"a": 0, "b": 0, "c": 0, "d": 1})
     for each in "abc":
-        await servers.stores[each].store.put("object", Bytes(b"content"), stamp=5)
+        await calls.put(servers.stores[each].store, "object", Bytes(b"content"), stamp=5)
 
     async def overtaken(method: str, _name: str) -> None:
         if method == "remove_many":
@@ -411,13 +412,13 @@ async def test_whatever_stands_where_ends_in_its_place(data):
     for server, name, content, stamp, kind in data.draw(st.lists(writes, max_size=25)):
         store = servers.stores[server].store
         if content is None:
-            await store.delete(name, stamp=servers.stamp(stamp))
+            await calls.delete(store, name, stamp=servers.stamp(stamp))
         else:
-            await store.put(name, Bytes(content), stamp=servers.stamp(stamp), kind=kind)
+            await calls.put(store, name, Bytes(content), stamp=servers.stamp(stamp), kind=kind)
     for name in NAMES[:4]:
         for store in servers.stores.values():
             try:
-                info = await store.store.stat(name, tombstones=True)
+                info = await calls.current(store.store, name)
             except NotFound:
                 continue
             if name not in best or info.rank > best[name]:
@@ -429,7 +430,7 @@ async def test_whatever_stands_where_ends_in_its_place(data):
         rightful = {m.name for m in placement.of(partition_of(name)).rightful}
         for each, store in servers.stores.items():
             if each in rightful:
-                assert (await store.store.stat(name, tombstones=True)).rank == rank
+                assert (await calls.current(store.store, name)).rank == rank
             else:
                 assert name not in await servers.held(each)
     again = await repair.round()

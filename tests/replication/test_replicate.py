@@ -20,6 +20,7 @@ from dolmen.replication.patience import TRIES
 from dolmen.replication.replicate import batches
 from dolmen.store import Blob, BlobInfo, Failed
 from dolmen.stores.memory import MemoryStore
+from dolmen.testing import calls
 from dolmen.testing.faulty import Fault, FaultyStore
 
 META = metadata.encode([(b"x-file-name", b"a.txt")])
@@ -32,7 +33,7 @@ async def nothing(_seconds: float) -> None:
 async def filled(count: int, *, size: int = 10) -> MemoryStore:
     store = MemoryStore()
     for number in range(count):
-        await store.put(f"blob-{number:05}", Bytes(bytes([number % 256]) * size))
+        await calls.put(store, f"blob-{number:05}", Bytes(bytes([number % 256]) * size))
     return store
 
 
@@ -42,8 +43,8 @@ async def same(one: MemoryStore, other: MemoryStore) -> bool:
 
 async def test_an_empty_store_gets_everything_and_the_report_counts_it() -> None:
     source, destination = await filled(5_000), MemoryStore()
-    await source.delete("blob-00007")
-    await source.put("kept", Bytes(b"12345"), meta=META)
+    await calls.delete(source, "blob-00007")
+    await calls.put(source, "kept", Bytes(b"12345"), meta=META)
     report = await replicate(source, destination)
     assert await same(source, destination)
     assert (await destination.stat("kept")).metadata == META
@@ -66,13 +67,13 @@ async def test_stores_in_step_cost_one_request_each() -> None:
 async def test_only_partitions_that_differ_are_listed() -> None:
     source, destination = await filled(1_000), MemoryStore()
     await replicate(source, destination)
-    await source.put("new", Bytes(b"new"))
+    await calls.put(source, "new", Bytes(b"new"))
     listed: list[int] = []
 
     class Watching(MemoryStore):
         def list(self, **options):  # type: ignore[no-untyped-def,override]
             listed.extend(options["partitions"])
-            return source.list(**options)
+            return calls.listing(source, **options)
 
     watching = Watching()
     watching.digests = source.digests  # type: ignore[method-assign]
@@ -84,9 +85,9 @@ async def test_only_partitions_that_differ_are_listed() -> None:
 
 async def test_what_is_newer_or_only_at_the_destination_stays() -> None:
     source, destination = MemoryStore(), MemoryStore()
-    await source.put("a", Bytes(b"old"), stamp=5)
-    await destination.put("a", Bytes(b"new"), stamp=6)
-    await destination.put("b", Bytes(b"only here"))
+    await calls.put(source, "a", Bytes(b"old"), stamp=5)
+    await calls.put(destination, "a", Bytes(b"new"), stamp=6)
+    await calls.put(destination, "b", Bytes(b"only here"))
     report = await replicate(source, destination)
     assert report.complete
     assert report.copied == 0
@@ -99,7 +100,7 @@ async def test_a_newer_stamp_of_the_same_content_is_a_touch_without_data() -> No
     for number in range(300):
         info = await source.stat(f"blob-{number:05}")
         fresh = (await destination.stat(info.name)).stamp + 1
-        await source.touch(info.name, stamp=fresh, checksum=info.checksum, meta=META)
+        await calls.touch(source, info.name, stamp=fresh, checksum=info.checksum, meta=META)
     left = FaultyStore(source)
     report = await replicate(left, destination)
     assert (report.touched, report.copied, report.bytes) == (300, 0, 0)
@@ -109,16 +110,16 @@ async def test_a_newer_stamp_of_the_same_content_is_a_touch_without_data() -> No
 
 async def test_other_content_is_copied_without_trying_a_touch() -> None:
     source, destination = MemoryStore(), FaultyStore(MemoryStore())
-    await source.put("a", Bytes(b"new"), stamp=2)
-    await destination.put("a", Bytes(b"old"), stamp=1)
+    await calls.put(source, "a", Bytes(b"new"), stamp=2)
+    await calls.put(destination, "a", Bytes(b"old"), stamp=1)
     assert (await replicate(source, destination)).copied == 1
     assert not [call for call in destination.calls if call[0] == "touch"]
 
 
 async def test_a_touch_that_finds_no_good_copy_becomes_a_copy() -> None:
     source, destination = MemoryStore(), MemoryStore()
-    await source.put("a", Bytes(b"data"), stamp=2)
-    await destination.put("a", Bytes(b"data"), stamp=1)
+    await calls.put(source, "a", Bytes(b"data"), stamp=2)
+    await calls.put(destination, "a", Bytes(b"data"), stamp=1)
     right = FaultyStore(destination)
     right.script("touch", Fault.UNAVAILABLE)
     assert (await replicate(source, right, pause=nothing)).complete
@@ -128,7 +129,7 @@ async def test_a_touch_that_finds_no_good_copy_becomes_a_copy() -> None:
 async def test_manifests_come_after_everything_else() -> None:
     source, destination = await filled(3_000), FaultyStore(MemoryStore())
     for number in range(50):
-        await source.put(f"manifest-{number}", Bytes(b"m"), kind=Kind.MANIFEST)
+        await calls.put(source, f"manifest-{number}", Bytes(b"m"), kind=Kind.MANIFEST)
     report = await replicate(source, destination)
     assert report.copied == 3_050
     written = [name for method, name in destination.calls if method == "put"]
@@ -138,7 +139,7 @@ async def test_manifests_come_after_everything_else() -> None:
 
 async def test_no_manifest_goes_when_the_run_stopped_before() -> None:
     source, destination = await filled(10), FaultyStore(MemoryStore())
-    await source.put("manifest", Bytes(b"m"), kind=Kind.MANIFEST)
+    await calls.put(source, "manifest", Bytes(b"m"), kind=Kind.MANIFEST)
     destination.script("put", *[ReadOnly("its disk failed")] * 10)
     report = await replicate(source, destination)
     assert isinstance(report.stopped, ReadOnly)
@@ -171,7 +172,7 @@ async def test_a_blob_that_is_gone_when_its_turn_comes_is_no_failure() -> None:
 
     async def drop(method: str, name: str) -> None:
         if method == "get" and name == "blob-00003":
-            await source.remove(name, if_stamp=(await source.stat(name)).stamp)
+            await calls.remove(source, name, if_stamp=(await source.stat(name)).stamp)
 
     left.pause = drop
     report = await replicate(left, destination)
@@ -264,7 +265,7 @@ async def test_slow_progress_is_progress() -> None:
 async def test_a_full_destination_still_gets_the_deletes() -> None:
     source, destination = await filled(12_000), MemoryStore()
     for number in range(0, 12_000, 2):
-        await source.delete(f"blob-{number:05}")
+        await calls.delete(source, f"blob-{number:05}")
     right = FaultyStore(destination)
     right.script("put", *[Full("no room")] * 12_000)
     report = await replicate(source, right, pause=nothing)
@@ -306,7 +307,7 @@ class OneStream(MemoryStore):
 async def test_a_body_that_breaks_the_whole_stream_is_put_down_to_its_blob() -> None:
     source, destination = Broken(Corrupt("block 3 is damaged")), OneStream()
     for name in ("a", "bad", "c", "d"):
-        await source.put(name, Bytes(b"hallo"))
+        await calls.put(source, name, Bytes(b"hallo"))
     report = await replicate(source, destination, pause=nothing)
     assert report.refused["Corrupt"].examples == [("bad", "block 3 is damaged")]
     assert report.stopped is None
@@ -324,7 +325,7 @@ async def test_a_body_that_breaks_is_put_down_to_the_source_whatever_the_destina
 
     source = Broken(Corrupt("block 3 is damaged"))
     for name in ("a", "bad"):
-        await source.put(name, Bytes(b"hallo"))
+        await calls.put(source, name, Bytes(b"hallo"))
     report = await replicate(source, Vague(), pause=nothing)
     assert report.refused["Corrupt"].examples == [("bad", "block 3 is damaged")]
 
@@ -344,7 +345,7 @@ async def test_listings_are_closed_when_a_run_stops() -> None:
             nonlocal open_now
             open_now += 1
             try:
-                async for info in source.list(**options):
+                async for info in calls.listing(source, **options):
                     yield info
             finally:
                 open_now -= 1
@@ -367,7 +368,7 @@ async def test_what_the_destination_refuses_of_a_stream_is_put_down_to_its_blob(
 
     source, destination = MemoryStore(), Picky()
     for name in ("a", "bad", "c"):
-        await source.put(name, Bytes(b"hallo"))
+        await calls.put(source, name, Bytes(b"hallo"))
     report = await replicate(source, destination, pause=nothing)
     assert report.refused["BadContent"].examples == [("bad", "not what was announced")]
     assert report.copied == 2
@@ -386,8 +387,8 @@ class Plain(MemoryStore):
 
 async def test_a_store_without_stamps_is_compared_by_names() -> None:
     source, destination = Plain(), await filled(3)
-    await source.put("blob-00001", Bytes(b"other"), stamp=0)
-    await source.put("new", Bytes(b"new"), stamp=0)
+    await calls.put(source, "blob-00001", Bytes(b"other"), stamp=0)
+    await calls.put(source, "new", Bytes(b"new"), stamp=0)
     report = await replicate(source, destination)
     assert report.copied == 1
     assert report.total is None
@@ -397,9 +398,9 @@ async def test_a_store_without_stamps_is_compared_by_names() -> None:
 
 async def test_no_delete_is_carried_to_a_store_without_tombstones() -> None:
     source, destination = await filled(2), Plain()
-    await source.delete("blob-00000")
-    await source.delete("blob-00009")
-    await destination.put("blob-00000", Bytes(b"kept"))
+    await calls.delete(source, "blob-00000")
+    await calls.delete(source, "blob-00009")
+    await calls.put(destination, "blob-00000", Bytes(b"kept"))
     report = await replicate(source, destination)
     assert report.complete
     assert report.tombstones == 0
@@ -414,9 +415,9 @@ async def test_a_store_without_stamps_gets_no_manifest_and_no_late_delete() -> N
             return await super().get(name, byte_range=byte_range)
 
     source, destination = Late(), Plain()
-    await source.put("late", Bytes(b"gone in a moment"))
-    await source.put("object", Bytes(b"the names of its chunks"), kind=Kind.MANIFEST)
-    await source.put("small", Bytes(b"small"))
+    await calls.put(source, "late", Bytes(b"gone in a moment"))
+    await calls.put(source, "object", Bytes(b"the names of its chunks"), kind=Kind.MANIFEST)
+    await calls.put(source, "small", Bytes(b"small"))
     report = await replicate(source, destination)
     assert report.stopped is None
     assert (report.copied, report.vanished, report.tombstones) == (1, 1, 0)
@@ -457,9 +458,9 @@ async def test_what_a_store_without_checksums_gives_must_fit_its_name(streamed: 
                 yield answer
 
     source, destination = Streaming(), Framing()
-    await source.put(right_id, Bytes(good), stamp=0)
-    await source.put(wrong_id, Bytes(bad), stamp=0)
-    await source.put("any-name", Bytes(bad), stamp=0)
+    await calls.put(source, right_id, Bytes(good), stamp=0)
+    await calls.put(source, wrong_id, Bytes(bad), stamp=0)
+    await calls.put(source, "any-name", Bytes(bad), stamp=0)
     report = await replicate(source, destination)
     assert report.copied == 2
     assert report.refused["Corrupt"].examples[0][0] == wrong_id

@@ -22,6 +22,7 @@ from dolmen.stamps import format_stamp
 from dolmen.store import Failed
 from dolmen.stores.horizon import HORIZON, horizon_in
 from dolmen.stores.memory import MemoryStore
+from dolmen.testing import calls
 from dolmen.testing.faulty import Fault, FaultyStore
 from replication.archives import blob, exported, group_of, pieces, written
 from replication.breaking_off import broken_off
@@ -63,12 +64,14 @@ async def test_again_it_writes_nothing():
 async def test_what_is_newer_stays_and_what_is_older_goes():
     source, destination = await filled(), MemoryStore()
     data, _ = await exported(source)
-    await destination.put("blob-7", Bytes(b"newer"))
-    await destination.put("blob-8", Bytes(b"older"), stamp=3)
-    await destination.put("blob-2", Bytes(b"deleted in the archive"), stamp=3)
-    await destination.put("blob-9", Bytes(b"data 9"), stamp=3)
+    await calls.put(destination, "blob-7", Bytes(b"newer"))
+    await calls.put(destination, "blob-8", Bytes(b"older"), stamp=3)
+    await calls.put(destination, "blob-2", Bytes(b"deleted in the archive"), stamp=3)
+    await calls.put(destination, "blob-9", Bytes(b"data 9"), stamp=3)
     await imported(data, destination)
-    await source.put("blob-7", Bytes(b"newer"), stamp=(await destination.stat("blob-7")).stamp)
+    await calls.put(
+        source, "blob-7", Bytes(b"newer"), stamp=(await destination.stat("blob-7")).stamp
+    )
     assert await root(destination) == await root(source)
 
 
@@ -91,7 +94,7 @@ async def test_in_a_cluster_everything_goes_to_its_place():
 
 async def test_a_whole_cluster_moves_by_an_archive():
     one, two = await filled(), await filled()
-    await two.delete("blob-20")
+    await calls.delete(two, "blob-20")
     data, _ = await exported(one, two)
     three, four = MemoryStore(), MemoryStore()
     await imported(data, three, four)
@@ -129,7 +132,7 @@ async def test_a_manifest_waits_for_all_chunks():
     destination.pause = note
     await imported(data, destination)
     manifests = [order.index(name) for name in ("one", "two")]
-    chunks = [at for at, name in enumerate(order) if name.startswith("chunk-")]
+    chunks = [at for at, name in enumerate(order) if name.startswith("chunk")]
     assert max(chunks) < min(manifests)
 
 
@@ -138,12 +141,12 @@ async def test_chunks_that_stood_unnamed_are_young_again():
     destination = MemoryStore(now=lambda: seconds)
     source = await filled()
     data, _ = await exported(source)
-    async for info in source.list(prefix="chunk-"):
+    async for info in calls.listing(source, prefix="chunk"):
         found = await source.get(info.name)
-        await destination.put(info.name, found.payload, stamp=info.stamp)
+        await calls.put(destination, info.name, found.payload, stamp=info.stamp)
     seconds += 10 * GRACE
     await imported(data, destination)
-    async for info in destination.list(prefix="chunk-"):
+    async for info in calls.listing(destination, prefix="chunk"):
         assert info.arrived == seconds
 
 
@@ -151,13 +154,13 @@ async def test_a_manifest_whose_chunk_was_collected_meanwhile_waits_for_the_next
     source = await filled()
     data, _ = await exported(source)
     destination = FaultyStore(MemoryStore())
-    lost = min([info.name async for info in source.list(prefix="chunk-")])
+    lost = min([info.name async for info in calls.listing(source, prefix="chunk")])
     found = await source.get(lost)
-    await destination.put(lost, found.payload, stamp=found.info.stamp)
+    await calls.put(destination, lost, found.payload, stamp=found.info.stamp)
 
     async def collect(method: str, name: str) -> None:
         if (method, name) == ("stat", lost):  # now that the import comes to the manifests
-            await destination.store.remove(lost, if_stamp=found.info.stamp)
+            await calls.remove(destination.store, lost, if_stamp=found.info.stamp)
 
     destination.pause = collect
     restored = await imported(data, destination)
@@ -206,8 +209,8 @@ async def test_what_is_no_archive_is_refused(data):
 
 async def test_a_large_blob_that_is_damaged_leaves_nothing():
     source = MemoryStore()
-    await source.put("large", Bytes(random.Random(1).randbytes(6_000_000)))
-    await source.put("small", Bytes(b"x"))
+    await calls.put(source, "large", Bytes(random.Random(1).randbytes(6_000_000)))
+    await calls.put(source, "small", Bytes(b"x"))
     data = bytearray((await exported(source))[0])
     data[3_000_000] ^= 1
     destination = MemoryStore()
@@ -218,7 +221,7 @@ async def test_a_large_blob_that_is_damaged_leaves_nothing():
 
 async def test_a_large_blob_goes_to_every_server():
     source = MemoryStore()
-    await source.put("large", Bytes(random.Random(1).randbytes(6_000_000)))
+    await calls.put(source, "large", Bytes(random.Random(1).randbytes(6_000_000)))
     data, _ = await exported(source)
     stores = [FaultyStore(MemoryStore()) for _ in range(3)]
     stores[1].script("put", Fault.LOST, Fault.UNAVAILABLE)
@@ -258,9 +261,9 @@ async def test_a_full_server_refuses_what_needs_room_and_the_others_go_on():
 
 async def test_what_may_have_been_deleted_since_is_refused_unless_asked_for():
     source, destination = MemoryStore(), MemoryStore()
-    await source.put("old", Bytes(b"old"), stamp=5)
-    await source.put("new", Bytes(b"new"), stamp=90)
-    await destination.put("other", Bytes(b"x"), stamp=80)
+    await calls.put(source, "old", Bytes(b"old"), stamp=5)
+    await calls.put(source, "new", Bytes(b"new"), stamp=90)
+    await calls.put(destination, "other", Bytes(b"x"), stamp=80)
     await destination.note(HORIZON, format_stamp(50).encode())
     data, _ = await exported(source)
     restored = await imported(data, destination)
@@ -272,9 +275,9 @@ async def test_what_may_have_been_deleted_since_is_refused_unless_asked_for():
 
 async def test_an_empty_server_takes_over_what_was_forgotten_and_another_does_not():
     source, empty, other = MemoryStore(), MemoryStore(), MemoryStore()
-    await source.put("old", Bytes(b"old"), stamp=5)
+    await calls.put(source, "old", Bytes(b"old"), stamp=5)
     await source.note(HORIZON, format_stamp(50).encode())
-    await other.put("other", Bytes(b"x"), stamp=80)
+    await calls.put(other, "other", Bytes(b"x"), stamp=80)
     data, _ = await exported(source)
     await imported(data, empty, other)
     assert horizon_in(await empty.notes()) == 50
@@ -284,9 +287,9 @@ async def test_an_empty_server_takes_over_what_was_forgotten_and_another_does_no
 
 async def test_where_the_first_mark_is_damaged_the_old_is_in_doubt():
     source, destination = MemoryStore(), MemoryStore()
-    await source.put("old", Bytes(b"old"), stamp=5)
+    await calls.put(source, "old", Bytes(b"old"), stamp=5)
     await source.note(HORIZON, format_stamp(50).encode())
-    await destination.put("other", Bytes(b"x"), stamp=80)
+    await calls.put(destination, "other", Bytes(b"x"), stamp=80)
     await destination.note(HORIZON, format_stamp(50).encode())
     data = bytearray((await exported(source))[0])
     data[20] ^= 1
@@ -296,7 +299,7 @@ async def test_where_the_first_mark_is_damaged_the_old_is_in_doubt():
 
 async def test_two_archives_one_after_the_other_are_both_brought():
     one, two = await filled(), MemoryStore()
-    await two.put("more", Bytes(b"more"))
+    await calls.put(two, "more", Bytes(b"more"))
     await add_object(two, "three", [b"1", b"2"])
     destination = MemoryStore()
     for source in (one, two):

@@ -20,6 +20,7 @@ from dolmen.servers.api import ApiServer
 from dolmen.servers.blob import BlobServer
 from dolmen.stores import open_store
 from dolmen.stores.volume import open_volume
+from dolmen.testing import calls
 
 
 class Setting:
@@ -263,7 +264,9 @@ async def test_a_copy_on_the_wrong_server_is_made_where_it_should_be(api):
     data = b"data"
     object_id = hashlib.sha256(data).hexdigest()
     first, second, third = api.in_order(object_id)
-    await third.put(object_id, Bytes(data), meta=metadata.encode([(b"X-Note", b"one")]), stamp=7)
+    await calls.put(
+        third, object_id, Bytes(data), meta=metadata.encode([(b"X-Note", b"one")]), stamp=7
+    )
     status, _, body = await api.ask("GET", f"/fetch/{object_id}")
     assert (status, body) == (200, data)
     assert (await repaired(api)) == {"repaired": 2, "failed": 0, "dropped": 0}
@@ -277,8 +280,8 @@ async def test_a_copy_its_server_wrongly_believes_in_is_made_anew(api, content):
     data = b"data"
     object_id = hashlib.sha256(data).hexdigest()
     first, second, _ = api.in_order(object_id)
-    await first.put(object_id, Bytes(content), stamp=7)
-    await second.put(object_id, Bytes(data), stamp=7)
+    await calls.put(first, object_id, Bytes(content), stamp=7)
+    await calls.put(second, object_id, Bytes(data), stamp=7)
     assert (await api.ask("GET", f"/fetch/{object_id}"))[2] == data
     assert (await repaired(api)) == {"repaired": 1, "failed": 0, "dropped": 0}
     assert bytes(await read_whole((await first.get(object_id)).payload)) == data

@@ -17,6 +17,7 @@ from dolmen.payload import Bytes
 from dolmen.servers.blob import BlobServer
 from dolmen.stores.memory import MemoryStore
 from dolmen.stores.volume import open_volume
+from dolmen.testing import calls
 
 
 @pytest.fixture
@@ -288,7 +289,7 @@ async def test_a_blob_replaced_between_look_and_read_is_answered_as_what_it_is_n
                 ([(b"Range", b"bytes=1-8"), (b"If-Range", old)], 200, b"new"),
             )
         ):
-            await store.put("a", Bytes(b"0123456789"), stamp=10 * turn + 1)
+            await calls.put(store, "a", Bytes(b"0123456789"), stamp=10 * turn + 1)
             answer = await client.request("GET", "/blob/a", headers)
             assert answer.status == status
             assert body is None or await answer.body.read(100) == body

@@ -12,6 +12,7 @@ from dolmen.config import Settings
 from dolmen.payload import Bytes
 from dolmen.servers.compacting import CompactingBeside
 from dolmen.stores.volume import open_volume
+from dolmen.testing import calls
 
 
 def test_before_it_said_anything_there_are_figures_all_the_same():
@@ -33,10 +34,10 @@ async def mostly_deleted(folder):
     store = await open_volume(str(folder), segment_size=1 << 20)
     held = {f"n{number}": rng.randbytes(100_000) for number in range(60)}
     for name, data in held.items():
-        await store.put(name, Bytes(data))
+        await calls.put(store, name, Bytes(data))
     for number in range(60):
         if number % 5:
-            await store.delete(f"n{number}")
+            await calls.delete(store, f"n{number}")
             del held[f"n{number}"]
     await store.aclose()
     return held

@@ -1,13 +1,14 @@
 import asyncio
 
 import pytest
+from dolmen.stores.old_bulk import WINDOW
 
 from dolmen.errors import NotFound, Unavailable
 from dolmen.payload import Bytes
 from dolmen.record import Kind
 from dolmen.store import Blob, Failed, Put
-from dolmen.stores.bulk import WINDOW
 from dolmen.stores.memory import MemoryStore
+from dolmen.testing import calls
 from dolmen.testing.conformance.bulk import blob_of
 from dolmen.testing.conformance.material import info_of, streamed
 
@@ -39,7 +40,7 @@ async def many(count=200):
 
 async def test_a_window_of_puts_is_under_way_and_no_more():
     store = Slow()
-    answers = asyncio.ensure_future(collected(store.put_many(many())))
+    answers = asyncio.ensure_future(collected(calls.put_many(store, many())))
     while store.running < WINDOW:
         await asyncio.sleep(0)
     store.go_on.set()
@@ -53,7 +54,7 @@ async def collected(answers):
 
 async def test_a_bulk_write_that_is_given_up_leaves_nothing_running():
     store = Slow()
-    answers = asyncio.ensure_future(collected(store.put_many(many())))
+    answers = asyncio.ensure_future(collected(calls.put_many(store, many())))
     while store.running < WINDOW:
         await asyncio.sleep(0)
     answers.cancel()
@@ -71,7 +72,7 @@ async def test_a_source_that_breaks_off_leaves_nothing_running():
 
     store = Slow()
     with pytest.raises(Unavailable):
-        await collected(store.put_many(blobs()))
+        await collected(calls.put_many(store, blobs()))
     assert store.running == 0
 
 
@@ -86,7 +87,7 @@ async def test_a_streamed_payload_is_read_before_the_next_blob_is_asked_for():
             yield Blob(info_of(f"n{number}", data, stamp=1), payload)
             assert payload._read
 
-    assert [type(answer) for answer in await collected(store.put_many(blobs()))] == [Put] * 3
+    assert [type(answer) for answer in await collected(calls.put_many(store, blobs()))] == [Put] * 3
     assert asked == [0, 1, 2]
 
 
@@ -98,7 +99,7 @@ async def test_a_blob_written_again_while_its_tombstone_is_looked_for_is_read():
             return await super().stat(name, tombstones=tombstones)
 
     store = Reborn()
-    await store.delete("name", stamp=2)
+    await calls.delete(store, "name", stamp=2)
     (blob,) = await collected(store.get_many(["name"]))
     assert blob.info.kind is Kind.BLOB
     assert blob.payload.whole == b"again"
@@ -112,7 +113,7 @@ async def test_a_tombstone_removed_while_it_is_looked_for_is_not_found():
             return await super().stat(name, tombstones=tombstones)
 
     store = Forgetting()
-    await store.delete("name", stamp=2)
+    await calls.delete(store, "name", stamp=2)
     (failed,) = await collected(store.get_many(["name"]))
     assert isinstance(failed, Failed)
     assert isinstance(failed.error, NotFound)

@@ -16,6 +16,7 @@ from dolmen.store import BlobStore, Failed
 from dolmen.stores import open_store
 from dolmen.stores.memory import MemoryStore
 from dolmen.stores.volume import open_volume
+from dolmen.testing import calls
 from dolmen.testing.conformance import Conformance, Place
 
 
@@ -47,7 +48,7 @@ async def test_digests_that_did_not_change_are_not_sent_again() -> None:
         leaving.push_async_callback(store.aclose)
         statuses.clear()
         for number in range(2):
-            await memory.put(f"n{number}", Bytes(b"x"))
+            await calls.put(memory, f"n{number}", Bytes(b"x"))
             for _ in range(2):
                 assert await store.digests() == await memory.digests()
     assert statuses == [(b"/digests", status) for status in (200, 304, 200, 304)]
@@ -88,10 +89,10 @@ async def test_a_server_that_could_not_be_asked_what_it_is_is_asked_before_anyth
     server, store = far
     for _ in range(2):
         with pytest.raises(Unavailable):
-            await store.put("a", Bytes(b"a"))
+            await calls.put(store, "a", Bytes(b"a"))
     memory = MemoryStore()
     server.handle = BlobServer(memory, describes="memory:").handle
-    await store.put("a", Bytes(b"a"))
+    await calls.put(store, "a", Bytes(b"a"))
     assert store.capabilities == memory.capabilities
     assert not store.capabilities.durable
 
@@ -100,8 +101,8 @@ async def test_a_plain_server_that_could_not_be_asked_is_recognized_later(far):
     server, store = far
     server.handle = plain
     with pytest.raises(Unavailable, match="plain sos"):
-        await store.put("a", Bytes(b"a"), stamp=7)
-    assert (await store.put("a", Bytes(b"a"), stamp=7)).stamp == 0
+        await calls.put(store, "a", Bytes(b"a"), stamp=7)
+    assert (await calls.put(store, "a", Bytes(b"a"), stamp=7)).stamp == 0
     assert not store.capabilities.stamps
 
 
@@ -112,7 +113,7 @@ async def test_every_write_tells_anew_whether_it_is_durable(far, write):
     server.handle = BlobServer(memory, describes="memory:").handle
     for durable in (True, False, True):
         memory.capabilities = replace(memory.capabilities, durable=durable)
-        await (store.put("a", Bytes(b"a")) if write == "put" else store.delete("a"))
+        await (calls.put(store, "a", Bytes(b"a")) if write == "put" else calls.delete(store, "a"))
         assert store.capabilities.durable is durable
 
 
@@ -124,7 +125,7 @@ async def test_a_damaged_copy_is_told_from_a_server_that_can_not_be_asked(tmp_pa
         leaving.push_async_callback(server.close)
         store = await open_store(f"http://127.0.0.1:{server.addresses[0][1]}")
         leaving.push_async_callback(store.aclose)
-        await store.put("damaged", Bytes(b"x" * 1_000))
+        await calls.put(store, "damaged", Bytes(b"x" * 1_000))
         (segment,) = tmp_path.rglob("*.seg")
         rotten = segment.read_bytes().replace(b"x" * 1_000, b"y" * 1_000)
         segment.write_bytes(rotten)

@@ -18,6 +18,7 @@ from dolmen.store import Failed
 from dolmen.stores.memory import MemoryStore
 from dolmen.stores.scrub import Scrub, scrub, scrub_in
 from dolmen.stores.volume import open_volume
+from dolmen.testing import calls
 from dolmen.testing.faulty import Fault, FaultyStore
 
 
@@ -32,8 +33,8 @@ async def through(store, **how):
 async def filled(count=1_000):
     store = FaultyStore(MemoryStore())
     for number in range(count):
-        await store.store.put(f"name-{number}", Bytes(b"data"))
-    await store.store.delete("name-0")
+        await calls.put(store.store, f"name-{number}", Bytes(b"data"))
+    await calls.delete(store.store, "name-0")
     return store
 
 
@@ -90,7 +91,7 @@ async def test_what_is_damaged_is_named_and_what_went_is_not():
         if (method, name) == ("get", "name-7"):
             raise Corrupt("rotten")
         if (method, name) == ("get", "name-8"):
-            await store.store.delete("name-8")
+            await calls.delete(store.store, "name-8")
 
     store.pause = met
     done, damaged = await through(store)
@@ -141,8 +142,8 @@ async def test_any_damage_on_disk_is_found_quarantined_and_replaced(tmp_path, se
     store, other = await open_volume(str(tmp_path / "a")), MemoryStore()
     for number in range(40):
         data = rng.randbytes(rng.choice((10, 1_000, 200_000)))
-        await store.put(f"name-{number}", Bytes(data), stamp=number + 1)
-        await other.put(f"name-{number}", Bytes(data), stamp=number + 1)
+        await calls.put(store, f"name-{number}", Bytes(data), stamp=number + 1)
+        await calls.put(other, f"name-{number}", Bytes(data), stamp=number + 1)
     places = {name: store._live(name) for name in ("name-3", "name-20", "name-31")}
     for name, entry in places.items():
         start = entry.data_start(name.encode())
@@ -151,10 +152,10 @@ async def test_any_damage_on_disk_is_found_quarantined_and_replaced(tmp_path, se
     assert set(damaged) == set(places)
     assert done.failed == 3
     async with asyncio.timeout(10):
-        while [name async for name in store.quarantined()] != sorted(places, key=in_order):
+        while [name async for name in calls.quarantined(store)] != sorted(places, key=in_order):
             await asyncio.sleep(0.01)  # it is marked in a thread
     assert (await replicate(other, store)).complete
-    assert [name async for name in store.quarantined()] == []
+    assert [name async for name in calls.quarantined(store)] == []
     assert (await through(store))[1] == []
     await store.aclose()
 
@@ -162,7 +163,7 @@ async def test_any_damage_on_disk_is_found_quarantined_and_replaced(tmp_path, se
 async def test_a_damaged_head_is_told_of_and_the_blob_still_read(tmp_path):
     """Any byte of it; where it is one that reading compares, it is quarantined."""
     store = await open_volume(str(tmp_path / "a"))
-    await store.put("name", Bytes(b"data"), meta=encode([(b"a", b"b")]))
+    await calls.put(store, "name", Bytes(b"data"), meta=encode([(b"a", b"b")]))
     entry = store._live("name")
     for at in range(entry.data_start(b"name")):
         flip(tmp_path / "a", entry.offset + at)
@@ -172,8 +173,8 @@ async def test_a_damaged_head_is_told_of_and_the_blob_still_read(tmp_path):
         flip(tmp_path / "a", entry.offset + at)
         async with asyncio.timeout(10):
             while "quarantined" in str(answer.error):
-                if [name async for name in store.quarantined()]:
-                    await store.put("name", Bytes(b"data"), meta=encode([(b"a", b"b")]))
+                if [name async for name in calls.quarantined(store)]:
+                    await calls.put(store, "name", Bytes(b"data"), meta=encode([(b"a", b"b")]))
                     entry = store._live("name")
                     break
                 await asyncio.sleep(0.001)

@@ -7,6 +7,8 @@ import asyncio
 import random
 from dataclasses import replace
 
+from dolmen.stores.verdict import Action, Verdict
+
 from dolmen.digests import Digests
 from dolmen.errors import BadContent, DolmenError, NotFound
 from dolmen.names import partition_of
@@ -15,7 +17,6 @@ from dolmen.record import Kind
 from dolmen.stamps import Clock
 from dolmen.store import Blob, Failed, Outcome, Put
 from dolmen.stores.memory import MemoryStore
-from dolmen.stores.verdict import Action, Verdict
 from dolmen.testing.conformance import Conformance
 
 FOUND_BY = {}

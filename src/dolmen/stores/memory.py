@@ -1,31 +1,44 @@
 """`memory:` a store in a dictionary, for tests and as the model of the contract.
 
-Not durable. The order of list is made by sorting the names of a partition.
+Not durable. Listings sort the names of one partition at a time. Read first: `dolmen.store`,
+`dolmen.resolve`.
 """
 
 from __future__ import annotations
 
+import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 
-from dolmen import metadata
 from dolmen.digests import Digests, Slot, entry_hash
-from dolmen.errors import BadContent, NotFound
+from dolmen.errors import NotFound
 from dolmen.names import check_name, checksum_of, partition_of
-from dolmen.payload import Bytes, Payload, read_whole
+from dolmen.payload import Bytes, read_whole
 from dolmen.record import Kind
-from dolmen.stamps import Clock
-from dolmen.store import ALL_PARTITIONS, Blob, BlobInfo, Capabilities, Condition, Put, Range
-from dolmen.stores.bulk import OneByOne
-from dolmen.stores.verdict import (
-    NO_CHECKSUM,
+from dolmen.resolve import (
     Action,
-    Verdict,
-    judge_delete,
-    judge_put,
-    judge_touch,
+    check,
+    check_content,
+    check_key,
     may_remove,
+    resolve,
 )
+from dolmen.stamps import Clock
+from dolmen.store import (
+    EVERYTHING,
+    IDENTITY,
+    NO_CHECKSUM,
+    Blob,
+    BlobInfo,
+    Capabilities,
+    Condition,
+    Listing,
+    Put,
+    Range,
+    Remove,
+    Write,
+)
+from dolmen.stores.base import OneByOne
 
 
 class MemoryStore(OneByOne):
@@ -39,112 +52,73 @@ class MemoryStore(OneByOne):
         self._clock = clock or Clock()
         self._now = now
         self._partitions: dict[int, dict[str, tuple[BlobInfo, bytes]]] = {}
-        self._notes: dict[str, bytes] = {}
+        self._notes: dict[str, bytes] = {IDENTITY: secrets.token_hex(16).encode()}
 
-    def _standing(self, name: str) -> BlobInfo | None:
-        found = self._partitions.get(partition_of(check_name(name)), {}).get(name)
-        return found[0] if found else None
+    def _current(self, name: str) -> tuple[BlobInfo, bytes] | tuple[None, bytes]:
+        return self._partitions.get(partition_of(name), {}).get(name, (None, b""))
 
-    def _carry_out(self, verdict: Verdict, info: BlobInfo, data: bytes | None) -> Put:
-        if verdict.action is not Action.KEEP:
-            names = self._partitions.setdefault(partition_of(info.name), {})
-            if data is None:  # a revision keeps the data
-                data = names[info.name][1]
-            info.arrived = int(self._now())
-            names[info.name] = (info, data)
-        return verdict.answer
-
-    async def put(
-        self,
-        name: str,
-        payload: Payload,
-        *,
-        meta: bytes = b"",
-        stamp: int | None = None,
-        kind: Kind = Kind.BLOB,
-        checksum: bytes | None = None,
-    ) -> Put:
-        """See `BlobStore.put`."""
-        check_name(name)
-        metadata.check(meta)
-        data = bytes(await read_whole(payload))
-        found = checksum_of(data)
-        if checksum is not None and checksum != found:
-            raise BadContent(f"the data of {name} does not have the checksum announced")
-        verdict = judge_put(
-            name,
-            self._standing(name),
-            damaged=False,
-            kind=kind,
-            checksum=found,
-            metadata=meta,
-            stamp=stamp,
-            clock=self._clock,
-        )
-        info = BlobInfo(name, len(data), kind, verdict.answer.stamp, found, meta)
-        return self._carry_out(verdict, info, data)
+    async def write(self, write: Write) -> Put:
+        """See `BlobStore.write`."""
+        check(write)
+        data = bytes(await read_whole(write.payload))
+        if write.kind == Kind.TOUCH:
+            checksum = write.checksum or NO_CHECKSUM
+        elif write.kind == Kind.TOMBSTONE:
+            checksum = NO_CHECKSUM
+        else:
+            checksum = checksum_of(data)
+            check_content(write, checksum)
+        current, held = self._current(write.name)
+        action, put = resolve(write, current, checksum=checksum, clock=self._clock)
+        if action is Action.KEEP:
+            return put
+        kind = write.kind
+        if action is Action.TOUCH:
+            assert current is not None
+            kind, data = current.kind, held
+        now = int(self._now())
+        info = BlobInfo(write.name, len(data), kind, put.stamp, checksum, write.metadata, now)
+        self._partitions.setdefault(partition_of(write.name), {})[write.name] = info, data
+        return put
 
     async def get(self, name: str, *, byte_range: Range | None = None) -> Blob:
         """See `BlobStore.get`."""
         info = await self.stat(name)
-        data = self._partitions[partition_of(name)][name][1]
+        data = self._current(name)[1]
         start, stop = byte_range or (0, info.size)
         return Blob(info, Bytes(data[start:stop]))
 
-    async def stat(self, name: str, *, tombstones: bool = False) -> BlobInfo:
+    async def stat(self, name: str) -> BlobInfo:
         """See `BlobStore.stat`."""
-        info = self._standing(name)
+        info, _ = self._current(check_name(name))
         if info is None:
             raise NotFound(f"{name} is not here")
-        if info.kind == Kind.TOMBSTONE and not tombstones:
+        if info.kind == Kind.TOMBSTONE:
             raise NotFound(f"{name} was deleted", stamp=info.stamp)
         return info
 
-    async def touch(self, name: str, *, stamp: int, checksum: bytes, meta: bytes) -> Put:
-        """See `BlobStore.touch`."""
-        metadata.check(meta)
-        standing = self._standing(name)
-        verdict = judge_touch(
-            name, standing, damaged=False, checksum=checksum, metadata=meta, stamp=stamp
-        )
-        assert standing is not None
-        info = BlobInfo(name, standing.size, standing.kind, stamp, checksum, meta)
-        return self._carry_out(verdict, info, None)
-
-    async def delete(self, name: str, *, stamp: int | None = None) -> Put:
-        """See `BlobStore.delete`."""
-        verdict = judge_delete(self._standing(name), stamp=stamp, clock=self._clock)
-        info = BlobInfo(name, 0, Kind.TOMBSTONE, verdict.answer.stamp, NO_CHECKSUM)
-        return self._carry_out(verdict, info, b"")
-
-    async def remove(self, name: str, *, if_stamp: int, min_age: float = 0) -> bool:
-        """See `BlobStore.remove`."""
-        standing = self._standing(name)
-        removed = may_remove(standing, if_stamp=if_stamp, min_age=min_age, now=self._now())
+    async def remove(self, remove: Remove, *, min_age: float) -> bool:
+        """See `OneByOne.remove`."""
+        name, if_stamp = remove
+        current, _ = self._current(check_name(name))
+        removed = may_remove(current, if_stamp=if_stamp, min_age=min_age, now=self._now())
         if removed:
             del self._partitions[partition_of(name)][name]
         return removed
 
-    async def list(
-        self,
-        *,
-        partitions: Iterable[int] = ALL_PARTITIONS,
-        after: str | None = None,
-        prefix: str = "",
-        tombstones: bool = False,
-    ) -> AsyncIterator[BlobInfo]:
+    async def list(self, listing: Listing = EVERYTHING) -> AsyncIterator[BlobInfo]:
         """See `BlobStore.list`."""
+        after = listing.after
         start = (partition_of(after), after) if after is not None else (-1, "")
-        for partition in partitions:
+        for partition in () if listing.quarantined else listing.partitions:
             names = self._partitions.get(partition)
             if not names or partition < start[0]:
                 continue
             for name in sorted(names):
-                if (partition, name) <= start or not name.startswith(prefix) or name not in names:
-                    continue
-                info = names[name][0]
-                if tombstones or info.kind != Kind.TOMBSTONE:
-                    yield info
+                if (partition, name) > start and name.startswith(listing.prefix) and name in names:
+                    info = names[name][0]
+                    if listing.tombstones or info.kind != Kind.TOMBSTONE:
+                        yield info
 
     async def digests(self) -> Digests:
         """See `BlobStore.digests`."""
@@ -160,7 +134,7 @@ class MemoryStore(OneByOne):
 
     async def note(self, key: str, value: bytes) -> None:
         """See `BlobStore.note`."""
-        self._notes[key] = value
+        self._notes[check_key(key)] = value
 
     async def notes(self) -> dict[str, bytes]:
         """See `BlobStore.notes`."""

@@ -51,9 +51,9 @@ from dolmen.store import (
     Range,
     Remove,
 )
-from dolmen.stores.bulk import OneByOne
+from dolmen.stores.old_bulk import OneByOne
 from dolmen.stores.remote_bulk import list_all, read_many, verify_all, write_many
-from dolmen.stores.verdict import NO_CHECKSUM
+from dolmen.stores.old_verdict import NO_CHECKSUM
 from dolmen.stores.wire import (
     ANSWER_MAX,
     Unsatisfiable,

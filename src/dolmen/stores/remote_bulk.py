@@ -17,7 +17,7 @@ from dolmen.names import partition_of
 from dolmen.payload import Piece
 from dolmen.store import ALL_PARTITIONS, Blob, BlobInfo, BlobStore, Failed, Put
 from dolmen.stores import records
-from dolmen.stores.bulk import check_travels, put_any
+from dolmen.stores.old_bulk import check_travels, put_any
 from dolmen.stores.wire import lines_of, listed, puts_of, told
 
 _PAGE = 10_000

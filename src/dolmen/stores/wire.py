@@ -20,7 +20,7 @@ from dolmen.names import check_name
 from dolmen.record import Kind
 from dolmen.stamps import parse_stamp
 from dolmen.store import BlobInfo, Failed, Outcome, Put
-from dolmen.stores.verdict import NO_CHECKSUM
+from dolmen.stores.old_verdict import NO_CHECKSUM
 
 ANSWER_MAX = 64 << 20
 """The largest answer that is read whole, in bytes."""

@@ -556,7 +556,7 @@ def compaction_that_drops_every_old_removal(monkeypatch):
         compaction_that_does_not_flush,
         compaction_that_believes_its_first_look,
         compaction_that_drops(Kind.TOMBSTONE),
-        compaction_that_drops(Kind.REVISION),
+        compaction_that_drops(Kind.TOUCH),
         compaction_that_drops(Kind.REMOVAL),
         compaction_that_drops_every_old_removal,
     ],

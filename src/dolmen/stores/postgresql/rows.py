@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from dolmen.digests import entry_hash
 from dolmen.names import partition_of
-from dolmen.stamps import MAX_STAMP
+
+_STAMPS = (1 << 64) - 1
 from dolmen.store import BlobInfo
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Entry:
 def read(row: Record) -> Entry:
     """The entry in `COLUMNS`, with `data` where that is another column behind them."""
     name, size, kind, stamp, checksum, metadata, arrived, upload, damaged, *rest = row
-    info = BlobInfo(name, size, kind, stamp & MAX_STAMP, checksum, metadata, arrived)
+    info = BlobInfo(name, size, kind, stamp & _STAMPS, checksum, metadata, arrived)
     return Entry(info, upload, damaged, *rest)
 
 

@@ -28,7 +28,7 @@ from dolmen.errors import Corrupt
 from dolmen.names import check_name, checksum_of, partition_of
 from dolmen.record import NOBODY, Kind, decode_head, encode_head
 from dolmen.store import BlobInfo
-from dolmen.stores.verdict import NO_CHECKSUM
+from dolmen.stores.old_verdict import NO_CHECKSUM
 
 INLINE = 65_536
 """The most bytes of data that lie in the entry itself."""

@@ -1,6 +1,6 @@
 """The Lua that runs inside Redis: one script that writes, one that tidies up.
 
-Neither decides anything of the contract: Python has judged (`dolmen.stores.verdict`),
+Neither decides anything of the contract: Python has judged (`dolmen.stores.old_verdict`),
 and the script applies that if what was judged still stands. Stamps are never numbers
 here; they are inside a front, which is compared as bytes. Every key is declared, and of
 one hash tag, so a cluster refuses the whole script where it does not hold them all.

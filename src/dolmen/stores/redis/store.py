@@ -28,7 +28,7 @@ from dolmen.payload import Bytes, Payload, Stream, read_whole
 from dolmen.record import NOBODY, Kind
 from dolmen.stamps import Clock
 from dolmen.store import ALL_PARTITIONS, Blob, BlobInfo, Capabilities, Condition, Put, Range
-from dolmen.stores.bulk import OneByOne
+from dolmen.stores.old_bulk import OneByOne
 from dolmen.stores.redis.address import CLUSTER, Address, parse
 from dolmen.stores.redis.cluster import ClusterLink
 from dolmen.stores.redis.layout import INLINE, NOTHING, Entry, Keys, member, read
@@ -38,7 +38,7 @@ from dolmen.stores.redis.reading import Parts, fronts
 from dolmen.stores.redis.refusals import Refused
 from dolmen.stores.redis.scripts import CHANGE
 from dolmen.stores.redis.upload import Upload
-from dolmen.stores.verdict import (
+from dolmen.stores.old_verdict import (
     NO_CHECKSUM,
     Action,
     Verdict,

@@ -11,7 +11,7 @@ from dolmen.names import checksum_of
 from dolmen.payload import Payload
 from dolmen.record import Kind, block_sums
 from dolmen.store import Blob, BlobInfo, BlobStore, Failed, Put
-from dolmen.stores.bulk import check_travels, get_any, put_any
+from dolmen.stores.old_bulk import check_travels, get_any, put_any
 from dolmen.stores.records import Framed
 from dolmen.stores.volume.entry import Entry
 from dolmen.stores.volume.group import Group

@@ -33,7 +33,7 @@ import lmdb
 from dolmen.errors import DolmenError, OutcomeUnknown, ReadOnly, Unavailable
 from dolmen.record import Kind
 from dolmen.stamps import Clock
-from dolmen.stores.verdict import Action
+from dolmen.stores.old_verdict import Action
 from dolmen.stores.volume.appender import Appender, no_room
 from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.entry import Entry, unpack

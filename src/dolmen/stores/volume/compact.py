@@ -34,7 +34,7 @@ from collections.abc import Callable, Generator, Iterator
 
 from dolmen.errors import Busy, Corrupt, Full
 from dolmen.record import Head, Kind
-from dolmen.stores.verdict import Action
+from dolmen.stores.old_verdict import Action
 from dolmen.stores.volume.carry import CLOCK, Carrier, Step
 from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.index import Index

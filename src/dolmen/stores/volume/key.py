@@ -1,7 +1,7 @@
 """Keys of the index: a name's partition, and the name as short as it goes.
 
 Two bytes of partition (big-endian), then the name in UTF-8; but of 64 or 40
-lower-case hex digits, bare or (64 of them) behind `chunk-`, one byte that says which
+lower-case hex digits, bare or (64 of them) behind `chunk`, one byte that says which
 (0, 1, 2) and the 32 or 20 bytes they stand for. Most names are of these forms, and
 the key is most of what the index takes on disk. So within a partition keys are not
 in the order of the names; who lists sorts each partition.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import zlib
 
 _PLAIN, _SHORT, _CHUNK = b"\0", b"\1", b"\2"
-_PREFIX = "chunk-"
+_PREFIX = "chunk"
 
 
 def key_of(name: str) -> bytes:

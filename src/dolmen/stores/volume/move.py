@@ -22,7 +22,7 @@ from __future__ import annotations
 from dolmen.record import Kind
 from dolmen.stamps import Clock
 from dolmen.store import Outcome, Put
-from dolmen.stores.verdict import Action, Verdict
+from dolmen.stores.old_verdict import Action, Verdict
 from dolmen.stores.volume.entry import Entry
 from dolmen.stores.volume.write import Op, Write
 
@@ -56,7 +56,7 @@ class Move(Write):
             return self._again(Action.WRITE, self.stamp or 0) if self._is_removal else _LEAVE
         here = standing.segment == self.origin
         lost = standing.damaged
-        if self.kind == Kind.REVISION:
+        if self.kind == Kind.TOUCH:
             # What it revises here is moved with it. Where that is not found, it can be read.
             if standing.sequence != self.overrules or (here and not lost):
                 return _LEAVE
@@ -65,7 +65,7 @@ class Move(Write):
         else:
             lost = lost or not self.sound
         self.metadata, self.checksum = standing.metadata, standing.checksum
-        if self.kind == Kind.REVISION or lost:
+        if self.kind == Kind.TOUCH or lost:
             self.standing = standing._replace(damaged=lost)
             return self._again(Action.REVISE, standing.stamp)
         if self.room_for not in (None, len(self.metadata)):

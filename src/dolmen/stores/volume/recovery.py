@@ -248,7 +248,7 @@ def entry_of(
     else:
         segment, offset, inner = number, found.offset, len(head.metadata)
         # A damaged revision does not say of what kind: of the lowest, so that others win ties.
-        kind = Kind.BLOB if head.kind == Kind.REVISION else head.kind
+        kind = Kind.BLOB if head.kind == Kind.TOUCH else head.kind
         length = head.length
     entry = Entry(
         segment,

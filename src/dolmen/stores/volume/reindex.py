@@ -219,7 +219,7 @@ def _take(
         disk,
         fd,
         owner,
-        verify=lambda head: active or head.kind == Kind.REVISION,
+        verify=lambda head: active or head.kind == Kind.TOUCH,
         sealed=not active,
     )
     entries = _Entries(index, there)

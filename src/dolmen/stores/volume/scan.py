@@ -140,7 +140,7 @@ class Scanner:
             return Found(head, offset, sound=False, in_extent=in_extent)
         sound = self._sound(head, offset) if self._verify(head) else None
         base = None
-        if head.kind == Kind.REVISION and sound is not False:
+        if head.kind == Kind.TOUCH and sound is not False:
             base = revision.decode(self._read(offset + head.data_offset, revision.SIZE))
         return Found(head, offset, sound, in_extent, base)
 

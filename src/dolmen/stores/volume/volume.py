@@ -39,7 +39,7 @@ from dolmen.store import (
     Put,
     Range,
 )
-from dolmen.stores.bulk import Upkeep
+from dolmen.stores.old_bulk import Upkeep
 from dolmen.stores.volume.bulk import get_many, put_many
 from dolmen.stores.volume.commit import Log
 from dolmen.stores.volume.disk import Disk

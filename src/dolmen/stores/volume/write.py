@@ -10,7 +10,7 @@ from dolmen.errors import BadContent, DolmenError, InvalidName
 from dolmen.record import Kind, block_sums, encode_head, sums_size
 from dolmen.stamps import MAX_STAMP, Clock
 from dolmen.store import Outcome, Put
-from dolmen.stores.verdict import (
+from dolmen.stores.old_verdict import (
     NO_CHECKSUM,
     Action,
     Verdict,
@@ -138,7 +138,7 @@ class Write:
             assert self.standing is not None
             self.data = revision.encode(self.standing)
             self.sums = block_sums(self.data)
-            kind, length = Kind.REVISION, revision.SIZE
+            kind, length = Kind.TOUCH, revision.SIZE
         return encode_head(
             kind,
             self.name.encode(),

@@ -12,6 +12,7 @@ from dolmen.payload import Bytes
 from dolmen.record import Kind
 from dolmen.store import BlobStore, Outcome, Remove
 from dolmen.stores.epoch import Seen, seen_in, tell
+from dolmen.testing import calls
 from dolmen.testing.conformance.material import (
     META,
     at,
@@ -32,132 +33,137 @@ async def assert_deleted(store: BlobStore, name: str, stamp: int) -> None:
             await call(name)
         assert caught.value.stamp == stamp
     tombstone = info_of(name, b"", stamp=stamp, kind=Kind.TOMBSTONE)
-    assert same(await store.stat(name, tombstones=True), tombstone)
+    assert same(await calls.current(store, name), tombstone)
     assert name not in await names(store.list())
-    assert name in await names(store.list(tombstones=True))
+    assert name in await names(calls.listing(store, tombstones=True))
 
 
 class Deletes(Suite):
     """Deletes and removals."""
 
     async def test_a_deleted_blob_is_not_found_and_its_name_is_free(self, store: BlobStore) -> None:
-        await store.put("name", Bytes(b"one"))
-        await store.delete("name")
+        await calls.put(store, "name", Bytes(b"one"))
+        await calls.delete(store, "name")
         with pytest.raises(NotFound):
             await store.get("name")
         assert await names(store.list()) == []
-        assert (await store.put("name", Bytes(b"two"))).outcome is Outcome.CREATED
+        assert (await calls.put(store, "name", Bytes(b"two"))).outcome is Outcome.CREATED
         assert await content(store, "name") == b"two"
 
     async def test_a_plain_delete_is_stamped_above_what_stands(self, store: BlobStore) -> None:
-        put = await store.put("name", Bytes(b"one"))
-        deleted = await store.delete("name")
+        put = await calls.put(store, "name", Bytes(b"one"))
+        deleted = await calls.delete(store, "name")
         assert deleted.outcome is Outcome.CREATED
         assert deleted.stamp > put.stamp
         await assert_deleted(store, "name", deleted.stamp)
-        again = await store.put("name", Bytes(b"two"))
+        again = await calls.put(store, "name", Bytes(b"two"))
         assert again.outcome is Outcome.CREATED
         assert again.stamp > deleted.stamp
 
     async def test_an_absent_name_gets_a_tombstone_too(self, store: BlobStore) -> None:
-        assert await store.delete("stamped", stamp=at(1)) == (Outcome.CREATED, at(1))
+        assert await calls.delete(store, "stamped", stamp=at(1)) == (Outcome.CREATED, at(1))
         await assert_deleted(store, "stamped", at(1))
-        plain = await store.delete("plain")
+        plain = await calls.delete(store, "plain")
         assert plain.outcome is Outcome.CREATED
         await assert_deleted(store, "plain", plain.stamp)
 
     async def test_the_newer_of_delete_and_put_stands(self, store: BlobStore) -> None:
         async def put(stamp: int) -> tuple[Outcome, int]:
-            return await store.put("name", Bytes(b"one"), stamp=stamp)
+            return await calls.put(store, "name", Bytes(b"one"), stamp=stamp)
 
-        assert await store.delete("name", stamp=at(5)) == (Outcome.CREATED, at(5))
-        assert await store.delete("name", stamp=at(5)) == (Outcome.UNCHANGED, at(5))
-        assert await store.delete("name", stamp=at(4)) == (Outcome.SUPERSEDED, at(5))
+        assert await calls.delete(store, "name", stamp=at(5)) == (Outcome.CREATED, at(5))
+        assert await calls.delete(store, "name", stamp=at(5)) == (Outcome.UNCHANGED, at(5))
+        assert await calls.delete(store, "name", stamp=at(4)) == (Outcome.SUPERSEDED, at(5))
         assert await put(at(4)) == (Outcome.SUPERSEDED, at(5))
         assert await put(at(5)) == (Outcome.SUPERSEDED, at(5)), "a tombstone wins a tie"
         await assert_deleted(store, "name", at(5))
         assert await put(at(5) + 1) == (Outcome.CREATED, at(5) + 1)
         assert await content(store, "name") == b"one"
-        assert await store.delete("name", stamp=at(5)) == (Outcome.SUPERSEDED, at(5) + 1)
+        assert await calls.delete(store, "name", stamp=at(5)) == (Outcome.SUPERSEDED, at(5) + 1)
         assert await content(store, "name") == b"one"
-        assert await store.delete("name", stamp=at(5) + 1) == (Outcome.CREATED, at(5) + 1)
-        assert await store.delete("name", stamp=at(6)) == (Outcome.CREATED, at(6))
+        assert await calls.delete(store, "name", stamp=at(5) + 1) == (Outcome.CREATED, at(5) + 1)
+        assert await calls.delete(store, "name", stamp=at(6)) == (Outcome.CREATED, at(6))
         await assert_deleted(store, "name", at(6))
 
     async def test_a_removed_blob_leaves_nothing(self, store: BlobStore) -> None:
-        await store.put("name", Bytes(b"one"), stamp=at(5))
-        await store.put("beside", Bytes(b"beside"), stamp=at(5))
-        assert await store.remove("name", if_stamp=at(5))
+        await calls.put(store, "name", Bytes(b"one"), stamp=at(5))
+        await calls.put(store, "beside", Bytes(b"beside"), stamp=at(5))
+        assert await calls.remove(store, "name", if_stamp=at(5))
         assert await standing(store, "name") is None
         with pytest.raises(NotFound) as caught:
             await store.get("name")
         assert caught.value.stamp == 0
-        assert await names(store.list(tombstones=True)) == ["beside"]
+        assert await names(calls.listing(store, tombstones=True)) == ["beside"]
         assert await store.digests() == await recomputed(store)
-        assert not await store.remove("name", if_stamp=at(5))
+        assert not await calls.remove(store, "name", if_stamp=at(5))
         # Nothing was deleted: an older write may come again.
-        assert await store.put("name", Bytes(b"old"), stamp=at(1)) == (Outcome.CREATED, at(1))
+        assert await calls.put(store, "name", Bytes(b"old"), stamp=at(1)) == (
+            Outcome.CREATED,
+            at(1),
+        )
         assert await content(store, "name") == b"old"
 
     async def test_only_the_stamp_named_is_removed(self, store: BlobStore) -> None:
-        await store.put("name", Bytes(b"one"), stamp=at(5))
+        await calls.put(store, "name", Bytes(b"one"), stamp=at(5))
         for stamp in (0, at(5) - 1, at(5) + 1):
-            assert not await store.remove("name", if_stamp=stamp)
-        assert not await store.remove("absent", if_stamp=at(5))
-        assert not await store.remove("absent", if_stamp=0)
-        await store.touch("name", stamp=at(6), checksum=checksum_of(b"one"), meta=b"")
-        assert not await store.remove("name", if_stamp=at(5))
+            assert not await calls.remove(store, "name", if_stamp=stamp)
+        assert not await calls.remove(store, "absent", if_stamp=at(5))
+        assert not await calls.remove(store, "absent", if_stamp=0)
+        await calls.touch(store, "name", stamp=at(6), checksum=checksum_of(b"one"), meta=b"")
+        assert not await calls.remove(store, "name", if_stamp=at(5))
         assert await content(store, "name") == b"one"
-        assert await store.remove("name", if_stamp=at(6))
+        assert await calls.remove(store, "name", if_stamp=at(6))
 
     async def test_a_delete_without_a_time_is_refused(self, store: BlobStore) -> None:
-        await store.put("name", Bytes(b"one"), stamp=at(1))
+        await calls.put(store, "name", Bytes(b"one"), stamp=at(1))
         for name in ("name", "absent"):
             with pytest.raises(InvalidName):
-                await store.delete(name, stamp=0)
+                await calls.delete(store, name, stamp=0)
         assert await content(store, "name") == b"one"
 
     async def test_a_tombstone_can_be_removed(self, store: BlobStore) -> None:
-        await store.delete("name", stamp=at(5))
-        assert not await store.remove("name", if_stamp=at(4))
-        assert await store.remove("name", if_stamp=at(5))
+        await calls.delete(store, "name", stamp=at(5))
+        assert not await calls.remove(store, "name", if_stamp=at(4))
+        assert await calls.remove(store, "name", if_stamp=at(5))
         assert await standing(store, "name") is None
-        assert await names(store.list(tombstones=True)) == []
+        assert await names(calls.listing(store, tombstones=True)) == []
         assert (await store.digests()).count == 0
 
     async def test_what_arrived_lately_is_not_removed(self, store: BlobStore) -> None:
-        await store.put("name", Bytes(b"one"), stamp=at(1))
-        assert not await store.remove("name", if_stamp=at(1), min_age=3600)
+        await calls.put(store, "name", Bytes(b"one"), stamp=at(1))
+        assert not await calls.remove(store, "name", if_stamp=at(1), min_age=3600)
         assert await content(store, "name") == b"one"
 
     async def test_a_touch_makes_a_blob_young_again(self, store: BlobStore, place: Place) -> None:
-        await store.put("name", Bytes(b"one"), stamp=at(1))
-        await store.delete("deleted", stamp=at(1))
+        await calls.put(store, "name", Bytes(b"one"), stamp=at(1))
+        await calls.delete(store, "deleted", stamp=at(1))
         place.time.advance(3600)
-        await store.touch("name", stamp=at(2), checksum=checksum_of(b"one"), meta=b"")
-        assert await store.remove("deleted", if_stamp=at(1), min_age=3600)
+        await calls.touch(store, "name", stamp=at(2), checksum=checksum_of(b"one"), meta=b"")
+        assert await calls.remove(store, "deleted", if_stamp=at(1), min_age=3600)
         place.time.advance(3599)
-        assert not await store.remove("name", if_stamp=at(2), min_age=3600)
+        assert not await calls.remove(store, "name", if_stamp=at(2), min_age=3600)
         place.time.advance(1)
-        assert await store.remove("name", if_stamp=at(2), min_age=3600)
+        assert await calls.remove(store, "name", if_stamp=at(2), min_age=3600)
 
     async def test_a_touch_at_the_rank_that_stands_makes_it_young_too(
         self, store: BlobStore, place: Place
     ) -> None:
-        await store.put("name", Bytes(b"one"), stamp=at(1), meta=META)
+        await calls.put(store, "name", Bytes(b"one"), stamp=at(1), meta=META)
         before = await store.digests()
         place.time.advance(3600)
-        touched = await store.touch("name", stamp=at(1), checksum=checksum_of(b"one"), meta=META)
+        touched = await calls.touch(
+            store, "name", stamp=at(1), checksum=checksum_of(b"one"), meta=META
+        )
         assert touched == (Outcome.UNCHANGED, at(1))
         assert await store.digests() == before
-        assert not await store.remove("name", if_stamp=at(1), min_age=3600)
+        assert not await calls.remove(store, "name", if_stamp=at(1), min_age=3600)
         assert await content(store, "name") == b"one"
         place.time.advance(3600)
-        assert await store.remove("name", if_stamp=at(1), min_age=3600)
+        assert await calls.remove(store, "name", if_stamp=at(1), min_age=3600)
 
     async def test_many_are_removed_in_the_order_asked(self, store: BlobStore) -> None:
         for number in range(100):
-            await store.put(f"name-{number}", Bytes(b"%d" % number), stamp=at(1))
+            await calls.put(store, f"name-{number}", Bytes(b"%d" % number), stamp=at(1))
         removes = [Remove(f"name-{number}", at(1 + number % 2)) for number in range(99)]
         removes.append(Remove("absent", at(1)))
         removed = await store.remove_many(removes)
@@ -168,7 +174,7 @@ class Deletes(Suite):
         assert list(await store.remove_many([])) == []
 
     async def test_an_older_configuration_removes_nothing(self, store: BlobStore) -> None:
-        await store.put("name", Bytes(b"one"), stamp=at(1))
+        await calls.put(store, "name", Bytes(b"one"), stamp=at(1))
         remove = [Remove("name", at(1))]
         assert seen_in(await store.notes()) == (0, "")
         await tell(store, Seen(7, "a"))

@@ -14,6 +14,7 @@ from dolmen.names import checksum_of, partition_of
 from dolmen.payload import Payload, Piece, Stream
 from dolmen.record import Kind
 from dolmen.store import BlobInfo, BlobStore
+from dolmen.testing import calls
 
 META = metadata.encode([(b"content-type", b"text/plain"), (b"x-note", b"\x00\xff")])
 OTHER_META = metadata.encode([(b"content-type", b"image/png")])
@@ -58,7 +59,7 @@ async def content(store: BlobStore, name: str) -> bytes:
 async def standing(store: BlobStore, name: str) -> BlobInfo | None:
     """What stands under a name, a tombstone too; None for nothing."""
     try:
-        return await store.stat(name, tombstones=True)
+        return await calls.current(store, name)
     except NotFound:
         return None
 
@@ -79,7 +80,7 @@ def info_of(
 async def recomputed(store: BlobStore) -> Digests:
     """The digests, worked out from a listing of everything."""
     slots: defaultdict[int, Slot] = defaultdict(Slot)
-    async for info in store.list(tombstones=True):
+    async for info in calls.listing(store, tombstones=True):
         entry = entry_hash(info.name.encode(), info.stamp, info.kind, info.checksum, info.metadata)
         slots[partition_of(info.name)].add(info.size, entry)
     return Digests(dict(slots))

@@ -25,8 +25,9 @@ from dolmen.record import Kind
 from dolmen.stamps import Clock
 from dolmen.store import ALL_PARTITIONS, Blob, BlobInfo, BlobStore, Put
 from dolmen.stores.memory import MemoryStore
+from dolmen.testing import calls
 from dolmen.testing.conformance.material import at, read, standing, streamed
-from dolmen.testing.conformance.rivals import Write
+from dolmen.testing.conformance.rivals import Rival
 from dolmen.testing.conformance.setting import Place, Suite, Time
 from dolmen.testing.conformance.strategies import (
     NAMES,
@@ -126,8 +127,8 @@ class Compared(RuleBasedStateMachine):
 
     async def same_listing(self, **narrowed: Any) -> None:
         """A listing is the same."""
-        found = [self.shown(info) async for info in self.store.list(**narrowed)]
-        assert found == [self.shown(info) async for info in self.model.list(**narrowed)]
+        found = [self.shown(info) async for info in calls.listing(self.store, **narrowed)]
+        assert found == [self.shown(info) async for info in calls.listing(self.model, **narrowed)]
 
     async def plain(self, found: object, again: Awaitable[Put]) -> None:
         """Let the model do the plain write the store has answered, with the stamp it gave."""
@@ -141,9 +142,9 @@ class Compared(RuleBasedStateMachine):
         async def both() -> None:
             stamp = await self.stamp(name, step)
             payload = streamed(data) if stream else Bytes(data)
-            found = await self.store.put(name, payload, stamp=stamp, kind=kind, meta=meta)
-            assert found == await self.model.put(
-                name, Bytes(data), stamp=stamp, kind=kind, meta=meta
+            found = await calls.put(self.store, name, payload, stamp=stamp, kind=kind, meta=meta)
+            assert found == await calls.put(
+                self.model, name, Bytes(data), stamp=stamp, kind=kind, meta=meta
             )
             await self.agree(name)
 
@@ -155,12 +156,12 @@ class Compared(RuleBasedStateMachine):
 
         async def both() -> None:
             payload = streamed(data) if stream else Bytes(data)
-            found = await answer_of(self.store.put(name, payload, meta=meta))
+            found = await answer_of(calls.put(self.store, name, payload, meta=meta))
             stamp = None
             if isinstance(found, Put) and not self.store.capabilities.conflicts:
                 stamp = found.stamp  # the newer stamp wins
             if found != (Conflict, 0) or self.store.capabilities.conflicts:
-                again = self.model.put(name, Bytes(data), meta=meta, stamp=stamp)
+                again = calls.put(self.model, name, Bytes(data), meta=meta, stamp=stamp)
                 await self.plain(found, again)
             await self.agree(name)
 
@@ -174,7 +175,7 @@ class Compared(RuleBasedStateMachine):
             payload = streamed(data)
             payload.size += missing
             with pytest.raises(BadContent):
-                await self.store.put(name, payload, stamp=await self.stamp(name, step))
+                await calls.put(self.store, name, payload, stamp=await self.stamp(name, step))
             await self.agree(name)
 
         self.run(fails())
@@ -186,7 +187,7 @@ class Compared(RuleBasedStateMachine):
         async def both() -> None:
             stamp, checksum = await self.stamp(name, step), checksum_of(data)
             found, wanted = [
-                await answer_of(store.touch(name, stamp=stamp, checksum=checksum, meta=meta))
+                await answer_of(calls.touch(store, name, stamp=stamp, checksum=checksum, meta=meta))
                 for store in (self.store, self.model)
             ]
             assert found == wanted
@@ -200,8 +201,8 @@ class Compared(RuleBasedStateMachine):
 
         async def both() -> None:
             stamp = await self.stamp(name, step)
-            found = await self.store.delete(name, stamp=stamp)
-            assert found == await self.model.delete(name, stamp=stamp)
+            found = await calls.delete(self.store, name, stamp=stamp)
+            assert found == await calls.delete(self.model, name, stamp=stamp)
             await self.agree(name)
 
         self.run(both())
@@ -211,7 +212,7 @@ class Compared(RuleBasedStateMachine):
         """Delete without a stamp."""
 
         async def both() -> None:
-            await self.plain(await self.store.delete(name), self.model.delete(name))
+            await self.plain(await calls.delete(self.store, name), calls.delete(self.model, name))
             await self.agree(name)
 
         self.run(both())
@@ -222,23 +223,25 @@ class Compared(RuleBasedStateMachine):
 
         async def both() -> None:
             stamp = await self.stamp(name, step)
-            found = await self.store.remove(name, if_stamp=stamp, min_age=min_age)
-            assert found == await self.model.remove(name, if_stamp=stamp, min_age=min_age)
+            found = await calls.remove(self.store, name, if_stamp=stamp, min_age=min_age)
+            assert found == await calls.remove(self.model, name, if_stamp=stamp, min_age=min_age)
             await self.agree(name)
 
         self.run(both())
 
     @rule(bundle=st.dictionaries(names_, writes, min_size=1))
-    def put_many(self, bundle: dict[str, Write]) -> None:
-        """Write several names at once."""
+    def put_many(self, bundle: dict[str, Rival]) -> None:
+        """Rival several names at once."""
 
         async def blobs() -> AsyncIterator[Blob]:
             for name, write in bundle.items():
                 yield Blob(write.info(name), Bytes(write.data))
 
         async def both() -> None:
-            found = [answer async for answer in self.store.put_many(blobs())]
-            assert found == [await write.to(self.model, name) for name, write in bundle.items()]
+            found = [answer async for answer in calls.put_many(self.store, blobs())]
+            assert found == [
+                await self.model.write(write.of(name)) for name, write in bundle.items()
+            ]
             for name in bundle:
                 await self.agree(name)
 
@@ -312,7 +315,7 @@ class Modelled(Suite):
 
         @examples(self.model_examples)
         @given(bundle=st.lists(st.tuples(names_, writes), min_size=2, max_size=12), data=st.data())
-        def converge(bundle: list[tuple[str, Write]], data: st.DataObject) -> None:
+        def converge(bundle: list[tuple[str, Rival]], data: st.DataObject) -> None:
             orders = [bundle, data.draw(st.permutations(bundle + bundle[:3]))]
             digests = [asyncio.run(delivered(self, next(places), order)) for order in orders]
             assert digests[0] == digests[1]
@@ -324,12 +327,12 @@ class Modelled(Suite):
             yield Place(folder / str(number), Time(real=not self.takes_time))
 
 
-async def delivered(suite: Suite, place: Place, writes: list[tuple[str, Write]]) -> bytes:
+async def delivered(suite: Suite, place: Place, writes: list[tuple[str, Rival]]) -> bytes:
     """The digests of a new store that took these writes in this order."""
     async with place.exits:
         store = await suite.make_store(place)
         for name, write in writes:
-            await write.to(store, name)
+            await store.write(write.of(name))
         digests = await store.digests()
         await store.aclose()
     return digests.encode()

@@ -13,6 +13,7 @@ import pytest
 from dolmen.errors import Conflict
 from dolmen.payload import Bytes, Payload, Piece, Stream
 from dolmen.store import BlobStore, Outcome, Put
+from dolmen.testing import calls
 from dolmen.testing.conformance.material import (
     at,
     content,
@@ -43,7 +44,7 @@ class Races(Suite):
     ) -> None:
         data = noise(size)
         answers = await asyncio.gather(
-            *(store.put("name", of(data, number)) for number in range(WRITERS))
+            *(calls.put(store, "name", of(data, number)) for number in range(WRITERS))
         )
         created = [answer.outcome for answer in answers].count(Outcome.CREATED)
         unchanged = [answer.outcome for answer in answers].count(Outcome.UNCHANGED)
@@ -59,7 +60,7 @@ class Races(Suite):
     ) -> None:
         contents = [noise(size, number) for number in range(WRITERS)]
         answers = await asyncio.gather(
-            *(store.put("name", of(data, number)) for number, data in enumerate(contents)),
+            *(calls.put(store, "name", of(data, number)) for number, data in enumerate(contents)),
             return_exceptions=True,
         )
         told = {
@@ -80,7 +81,7 @@ class Races(Suite):
         names_ = [f"n{number}" for number in range(20)]
         writes = [(name, write) for name in names_ for write in RIVALS]
         rng.shuffle(writes)
-        await asyncio.gather(*(write.to(store, name) for name, write in writes))
+        await asyncio.gather(*(store.write(write.of(name)) for name, write in writes))
         highest = max(RIVALS, key=lambda write: write.info("").rank)
         for name in names_:
             assert same(await standing(store, name), highest.info(name))
@@ -90,10 +91,10 @@ class Races(Suite):
         for number in range(10):
             name = f"n{number}"
             info = info_of(name, b"x", stamp=at(3))
-            await store.put(name, Bytes(b"x"), stamp=at(1))
+            await calls.put(store, name, Bytes(b"x"), stamp=at(1))
             await asyncio.gather(
-                store.touch(name, stamp=at(3), checksum=info.checksum, meta=b""),
-                store.delete(name, stamp=at(2)),
+                calls.touch(store, name, stamp=at(3), checksum=info.checksum, meta=b""),
+                calls.delete(store, name, stamp=at(2)),
                 return_exceptions=True,  # a touch that comes after the delete finds nothing
             )
             found = await standing(store, name)
@@ -114,14 +115,14 @@ class Races(Suite):
             half_way.set()
             await asyncio.Event().wait()  # for ever
 
-        put = asyncio.ensure_future(store.put("name", Stream(size, opened)))
+        put = asyncio.ensure_future(calls.put(store, "name", Stream(size, opened)))
         await half_way.wait()
         put.cancel()
         with pytest.raises(asyncio.CancelledError):
             await put
         assert await standing(store, "name") is None
-        assert await names(store.list(tombstones=True)) == []
-        assert (await store.put("name", Bytes(b"other"))).outcome is Outcome.CREATED
+        assert await names(calls.listing(store, tombstones=True)) == []
+        assert (await calls.put(store, "name", Bytes(b"other"))).outcome is Outcome.CREATED
         assert await content(store, "name") == b"other"
 
     @pytest.mark.parametrize("size", [100, 200_000])
@@ -131,7 +132,7 @@ class Races(Suite):
         data = noise(size)
         for steps in range(12):
             name = f"n{steps}"
-            put = asyncio.ensure_future(store.put(name, of(data, steps)))
+            put = asyncio.ensure_future(calls.put(store, name, of(data, steps)))
             for _ in range(steps):
                 await asyncio.sleep(0)
             put.cancel()
@@ -143,7 +144,7 @@ class Races(Suite):
             else:
                 assert put.cancelled()
             # Whatever became of it, the name is in order, and another may write it.
-            assert (await store.put(name, Bytes(data))).outcome in (
+            assert (await calls.put(store, name, Bytes(data))).outcome in (
                 Outcome.CREATED,
                 Outcome.UNCHANGED,
             )

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 from dolmen.payload import Bytes
 from dolmen.record import Kind
-from dolmen.store import BlobInfo, BlobStore, Outcome, Put
+from dolmen.store import BlobInfo, Outcome, Put, Write
 from dolmen.testing.conformance.material import META, OTHER_META, at, info_of
 
 
-class Write(NamedTuple):
+class Rival(NamedTuple):
     """A stamped write to a name not yet chosen."""
 
     stamp: int
@@ -18,13 +18,9 @@ class Write(NamedTuple):
     data: bytes = b""
     meta: bytes = b""
 
-    async def to(self, store: BlobStore, name: str) -> Put:
-        """Carry it out."""
-        if self.kind is Kind.TOMBSTONE:
-            return await store.delete(name, stamp=self.stamp)
-        return await store.put(
-            name, Bytes(self.data), meta=self.meta, stamp=self.stamp, kind=self.kind
-        )
+    def of(self, name: str) -> Write:
+        """The write of this name."""
+        return Write(name, Bytes(self.data), self.kind, self.meta, self.stamp)
 
     def info(self, name: str) -> BlobInfo:
         """What stands after it."""
@@ -44,14 +40,14 @@ class Write(NamedTuple):
 
 
 RIVALS = [
-    Write(at(5), Kind.BLOB, b"one"),
-    Write(at(5), Kind.BLOB, b"one", META),
-    Write(at(5), Kind.BLOB, b"two"),
-    Write(at(5), Kind.MANIFEST, b"one"),
-    Write(at(5), Kind.TOMBSTONE),
-    Write(at(5) - 1, Kind.BLOB, b"one"),
-    Write(at(5) + 1, Kind.BLOB, b"one", OTHER_META),
-    Write(at(5) + 1, Kind.TOMBSTONE),
+    Rival(at(5), Kind.BLOB, b"one"),
+    Rival(at(5), Kind.BLOB, b"one", META),
+    Rival(at(5), Kind.BLOB, b"two"),
+    Rival(at(5), Kind.MANIFEST, b"one"),
+    Rival(at(5), Kind.TOMBSTONE),
+    Rival(at(5) - 1, Kind.BLOB, b"one"),
+    Rival(at(5) + 1, Kind.BLOB, b"one", OTHER_META),
+    Rival(at(5) + 1, Kind.TOMBSTONE),
 ]
 
 

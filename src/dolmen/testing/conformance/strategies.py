@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dolmen.names import partition_of
 from dolmen.record import Kind
 from dolmen.testing.conformance.material import META, OTHER_META, at, crowd, noise
-from dolmen.testing.conformance.rivals import Write
+from dolmen.testing.conformance.rivals import Rival
 
 LONG = os.environ.get("DOLMEN_TEST_LONG") == "1"
 NEIGHBOURS = next(
@@ -37,8 +37,8 @@ metas = st.sampled_from([b"", META, OTHER_META])
 kinds = st.sampled_from([Kind.BLOB, Kind.MANIFEST])
 steps = st.integers(-1, 1) | st.integers(2, 8).map(at)
 """A stamp: so far from the one that stands, or a fixed one."""
-writes = st.builds(Write, st.integers(0, 6).map(at), kinds, contents, metas) | st.builds(
-    Write, st.integers(0, 6).map(at), st.just(Kind.TOMBSTONE), st.just(b""), st.just(b"")
+writes = st.builds(Rival, st.integers(0, 6).map(at), kinds, contents, metas) | st.builds(
+    Rival, st.integers(0, 6).map(at), st.just(Kind.TOMBSTONE), st.just(b""), st.just(b"")
 )
 
 

@@ -5,13 +5,15 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 import pytest
 
-from dolmen.errors import DolmenError, NotFound
+from dolmen.errors import DolmenError, InvalidName, NotFound
 from dolmen.payload import Bytes
 from dolmen.record import Kind
-from dolmen.store import BlobStore
+from dolmen.store import IDENTITY, BlobStore
+from dolmen.testing import calls
 from dolmen.testing.conformance.listings import fill
 from dolmen.testing.conformance.material import (
     META,
@@ -29,17 +31,36 @@ from dolmen.testing.conformance.rivals import same
 from dolmen.testing.conformance.setting import Place, Suite
 
 
+async def noted(store: BlobStore) -> dict[str, bytes]:
+    """Every note but the identity."""
+    return {key: value for key, value in (await store.notes()).items() if key != IDENTITY}
+
+
 class Upkeep(Suite):
     """Notes, condition, closing, opening again."""
 
+    async def test_a_store_has_an_identity_that_never_changes(
+        self, store: BlobStore, place: Place
+    ) -> None:
+        identity = (await store.notes())[IDENTITY]
+        assert re.fullmatch(rb"[0-9a-f]{32}", identity)
+        with pytest.raises(InvalidName):
+            await store.note(IDENTITY, b"0" * 32)
+        await store.note("other", b"x")
+        if self.reopens:
+            await store.aclose()
+            store = await self.make_store(place)
+        assert (await store.notes())[IDENTITY] == identity
+        await store.aclose()
+
     async def test_notes_are_kept_beside_the_blobs(self, store: BlobStore) -> None:
-        assert await store.notes() == {}
+        assert await noted(store) == {}
         await store.note("scrub", b"\x00binary\xff")
         await store.note("compared with http://127.0.0.1:3001/", b"")
         await store.note("scrub", b"later")
         wanted = {"scrub": b"later", "compared with http://127.0.0.1:3001/": b""}
-        assert await store.notes() == wanted
-        assert await names(store.list(tombstones=True)) == []
+        assert await noted(store) == wanted
+        assert await names(calls.listing(store, tombstones=True)) == []
         assert (await store.digests()).count == 0
         assert await standing(store, "scrub") is None
 
@@ -53,7 +74,7 @@ class Upkeep(Suite):
             assert 0 < condition.free <= condition.total
 
     async def test_a_store_may_be_closed_twice(self, store: BlobStore) -> None:
-        await store.put("name", Bytes(b"x"))
+        await calls.put(store, "name", Bytes(b"x"))
         await store.aclose()
         await store.aclose()
 
@@ -61,7 +82,9 @@ class Upkeep(Suite):
         self, store: BlobStore, place: Place
     ) -> None:
         puts = [
-            asyncio.ensure_future(store.put(f"n{number}", Bytes(noise(100 * number, number))))
+            asyncio.ensure_future(
+                calls.put(store, f"n{number}", Bytes(noise(100 * number, number)))
+            )
             for number in range(20)
         ]
         await asyncio.sleep(0)
@@ -85,24 +108,24 @@ class Upkeep(Suite):
             pytest.skip("this store forgets when it is closed")
         big = noise(min(5_000_000, store.capabilities.largest))
         await fill(store, crowd()[:60], deleted=4)
-        await store.put("big", streamed(big, (100_000,)), stamp=at(1), meta=META)
-        await store.put("manifest", Bytes(b"chunks"), stamp=at(1), kind=Kind.MANIFEST)
-        await store.put("raised", Bytes(b"raised"), stamp=at(1))
-        await store.put("raised", Bytes(b"raised"), stamp=at(5), meta=META)
-        await store.put("deleted", Bytes(b"gone"), stamp=at(1))
-        await store.delete("deleted", stamp=at(3))
-        await store.put("removed", Bytes(b"gone"), stamp=at(1))
-        assert await store.remove("removed", if_stamp=at(1))
+        await calls.put(store, "big", streamed(big, (100_000,)), stamp=at(1), meta=META)
+        await calls.put(store, "manifest", Bytes(b"chunks"), stamp=at(1), kind=Kind.MANIFEST)
+        await calls.put(store, "raised", Bytes(b"raised"), stamp=at(1))
+        await calls.put(store, "raised", Bytes(b"raised"), stamp=at(5), meta=META)
+        await calls.put(store, "deleted", Bytes(b"gone"), stamp=at(1))
+        await calls.delete(store, "deleted", stamp=at(3))
+        await calls.put(store, "removed", Bytes(b"gone"), stamp=at(1))
+        assert await calls.remove(store, "removed", if_stamp=at(1))
         await store.note("scrub", b"done")
-        plain = await store.put("plain", Bytes(b"plain"))
-        before = [info async for info in store.list(tombstones=True)]
+        plain = await calls.put(store, "plain", Bytes(b"plain"))
+        before = [info async for info in calls.listing(store, tombstones=True)]
         digests = await store.digests()
         for _ in range(2):
             await store.aclose()
             store = await self.make_store(place)
-            assert [info async for info in store.list(tombstones=True)] == before
+            assert [info async for info in calls.listing(store, tombstones=True)] == before
             assert await store.digests() == digests == await recomputed(store)
-            assert await store.notes() == {"scrub": b"done"}
+            assert await noted(store) == {"scrub": b"done"}
             assert await content(store, "big") == big
             assert same(
                 await store.stat("raised"), info_of("raised", b"raised", stamp=at(5), meta=META)
@@ -112,5 +135,5 @@ class Upkeep(Suite):
                 await store.get("deleted")
             assert caught.value.stamp == at(3)
         # A clock that was set back meanwhile gives no stamp below one that stands.
-        assert (await store.put("plain", Bytes(b"plain"))).stamp > plain.stamp
+        assert (await calls.put(store, "plain", Bytes(b"plain"))).stamp > plain.stamp
         await store.aclose()

@@ -9,10 +9,16 @@ from __future__ import annotations
 import enum
 from typing import NamedTuple
 
+from dolmen.metadata import hash_of
 from dolmen.errors import Conflict, InvalidName, NotFound
 from dolmen.record import Kind
 from dolmen.stamps import Clock
-from dolmen.store import BlobInfo, Outcome, Put, rank
+from dolmen.store import BlobInfo, Outcome, Put, Rank
+
+def rank(stamp: int, kind: int, checksum: bytes, meta: bytes) -> Rank:
+    """The rank of a write, from its parts."""
+    return Rank(stamp, kind, checksum, hash_of(meta))
+
 
 NO_CHECKSUM = bytes(16)
 

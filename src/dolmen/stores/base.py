@@ -1,0 +1,217 @@
+"""What stores inherit: `OneByOne` the bulk operations, `Delegating` everything else's.
+
+`OneByOne` is for an engine that has nothing better than one operation at a time: it gives
+`get_many`, `verify_many`, `write_many` and `remove_many` with some operations under way at
+once and the answers in order. `Delegating` is for a store in front of another one (a cache,
+a retrying store, a faulty one): it passes every method on, and what inherits it changes
+some. Read first: `dolmen.store`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from typing import ClassVar, Self, TypeVar, cast
+
+from dolmen.closing import closing
+from dolmen.digests import Digests
+from dolmen.errors import DolmenError, NotFound
+from dolmen.payload import EMPTY
+from dolmen.record import Kind
+from dolmen.store import (
+    EVERYTHING,
+    NO_CHECKSUM,
+    Blob,
+    BlobInfo,
+    BlobStore,
+    Capabilities,
+    Condition,
+    Failed,
+    Listing,
+    Put,
+    Range,
+    Remove,
+    Write,
+)
+from dolmen.stores.epoch import check_epoch
+from dolmen.stores.soundness import verify
+
+WINDOW = 64
+"""Operations under way at once."""
+T = TypeVar("T")
+
+
+class OneByOne:
+    """The bulk operations by way of `get`, `write` and `remove`.
+
+    `reads_ahead` says how many gets are under way: 1 where an answer is there at once, or
+    holds something until it is read; what is read whole may take room for so many.
+    """
+
+    reads_ahead: ClassVar[int] = 1
+
+    async def remove(self, remove: Remove, *, min_age: float) -> bool:
+        """Drop one copy as `BlobStore.remove_many` does; returns whether it went."""
+        raise NotImplementedError
+
+    async def get_many(self, names: Sequence[str]) -> AsyncIterator[Blob | Failed]:
+        """See `BlobStore.get_many`."""
+        store = cast("BlobStore", self)
+        if self.reads_ahead == 1:
+            for name in names:
+                yield await get_any(store, name)
+            return
+        async with UnderWay[Blob | Failed]() as under_way:
+            for name in names:
+                if len(under_way) == self.reads_ahead:
+                    yield await under_way.next()
+                under_way.add(get_any(store, name))
+            while under_way:
+                yield await under_way.next()
+
+    async def verify_many(self, names: Sequence[str]) -> AsyncIterator[BlobInfo | Failed]:
+        """See `BlobStore.verify_many`."""
+        async with closing(cast("BlobStore", self).get_many(names)) as answers:
+            async for answer in answers:
+                yield answer if isinstance(answer, Failed) else await verify(answer)
+
+    async def write_many(self, writes: AsyncIterator[Write]) -> AsyncIterator[Put | Failed]:
+        """See `BlobStore.write_many`. At most `WINDOW` writes are under way."""
+        store = cast("BlobStore", self)
+        async with UnderWay[Put | Failed]() as under_way:
+            async for write in writes:
+                under_way.add(write_any(store, write))
+                # A payload that is streamed must be read before the next one is asked for.
+                least = 0 if write.payload.whole is None else WINDOW - 1
+                while len(under_way) > least:
+                    yield await under_way.next()
+            while under_way:
+                yield await under_way.next()
+
+    async def remove_many(
+        self, removes: Sequence[Remove], *, min_age: float = 0, epoch: int | None = None
+    ) -> Sequence[bool]:
+        """See `BlobStore.remove_many`. At most `WINDOW` removals are under way."""
+        if epoch is not None:
+            await check_epoch(cast("BlobStore", self), epoch)
+        removed: list[bool] = []
+        async with UnderWay[bool]() as under_way:
+            for remove in removes:
+                if len(under_way) == WINDOW:
+                    removed.append(await under_way.next())
+                under_way.add(self.remove(remove, min_age=min_age))
+            while under_way:
+                removed.append(await under_way.next())
+        return removed
+
+
+class Delegating:
+    """A store that passes every operation on to `store`."""
+
+    def __init__(self, store: BlobStore) -> None:
+        self.store = store
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Those of the store behind it."""
+        return self.store.capabilities
+
+    def write(self, write: Write) -> Awaitable[Put]:
+        """See `BlobStore.write`."""
+        return self.store.write(write)
+
+    def get(self, name: str, *, byte_range: Range | None = None) -> Awaitable[Blob]:
+        """See `BlobStore.get`."""
+        return self.store.get(name, byte_range=byte_range)
+
+    def stat(self, name: str) -> Awaitable[BlobInfo]:
+        """See `BlobStore.stat`."""
+        return self.store.stat(name)
+
+    def list(self, listing: Listing = EVERYTHING) -> AsyncIterator[BlobInfo]:
+        """See `BlobStore.list`."""
+        return self.store.list(listing)
+
+    def get_many(self, names: Sequence[str]) -> AsyncIterator[Blob | Failed]:
+        """See `BlobStore.get_many`."""
+        return self.store.get_many(names)
+
+    def verify_many(self, names: Sequence[str]) -> AsyncIterator[BlobInfo | Failed]:
+        """See `BlobStore.verify_many`."""
+        return self.store.verify_many(names)
+
+    def write_many(self, writes: AsyncIterator[Write]) -> AsyncIterator[Put | Failed]:
+        """See `BlobStore.write_many`."""
+        return self.store.write_many(writes)
+
+    async def remove_many(
+        self, removes: Sequence[Remove], *, min_age: float = 0, epoch: int | None = None
+    ) -> Sequence[bool]:
+        """See `BlobStore.remove_many`."""
+        return await self.store.remove_many(removes, min_age=min_age, epoch=epoch)
+
+    async def digests(self) -> Digests:
+        """See `BlobStore.digests`."""
+        return await self.store.digests()
+
+    async def note(self, key: str, value: bytes) -> None:
+        """See `BlobStore.note`."""
+        await self.store.note(key, value)
+
+    async def notes(self) -> dict[str, bytes]:
+        """See `BlobStore.notes`."""
+        return await self.store.notes()
+
+    async def condition(self) -> Condition:
+        """See `BlobStore.condition`."""
+        return await self.store.condition()
+
+    async def aclose(self) -> None:
+        """See `BlobStore.aclose`."""
+        await self.store.aclose()
+
+
+class UnderWay(deque["asyncio.Future[T]"]):
+    """Operations whose results are taken in order; those left at the end are cancelled."""
+
+    def add(self, operation: Awaitable[T]) -> None:
+        """Begin one more."""
+        self.append(asyncio.ensure_future(operation))
+
+    async def next(self) -> T:
+        """The result of the one begun first."""
+        task = self.popleft()
+        try:
+            return await task
+        except asyncio.CancelledError:
+            self.appendleft(task)
+            raise
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self:
+            task.cancel()
+        await asyncio.gather(*self, return_exceptions=True)
+
+
+async def get_any(store: BlobStore, name: str) -> Blob | Failed:
+    """Read what is current under a name, a tombstone too."""
+    try:
+        return await store.get(name)
+    except NotFound as absent:
+        if not absent.stamp:
+            return Failed(name, absent)
+        return Blob(BlobInfo(name, 0, Kind.TOMBSTONE, absent.stamp, NO_CHECKSUM), EMPTY)
+    except DolmenError as error:
+        return Failed(name, error)
+
+
+async def write_any(store: BlobStore, write: Write) -> Put | Failed:
+    """Carry out one write of many."""
+    try:
+        return await store.write(write)
+    except DolmenError as error:
+        return Failed(write.name, error)
