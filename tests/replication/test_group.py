@@ -49,7 +49,7 @@ async def test_a_server_that_is_down_does_not_keep_the_others_from_equality() ->
     assert (await stores["a"].store.digests()).count == 60
 
 
-@pytest.mark.parametrize("method", ["list", "get_many", "put_many"])
+@pytest.mark.parametrize("method", ["list", "get_many", "write_many"])
 async def test_whoever_fails_in_the_middle_is_named(method: str) -> None:
     stores = await different(3)
 

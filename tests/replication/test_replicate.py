@@ -192,7 +192,7 @@ async def test_a_server_that_comes_back_in_time_costs_nothing_but_time() -> None
     source.script("list", Fault.CUT, Fault.UNAVAILABLE)
     source.script("get_many", Fault.CUT, Fault.UNAVAILABLE)
     source.script("get", None, BadContent("the stream is cut off"))
-    destination.script("put_many", None, Fault.CUT)
+    destination.script("write_many", None, Fault.CUT)
     report = await replicate(source, destination, pause=wait)
     assert report.complete
     assert await same(source.store, destination.store)  # type: ignore[arg-type]
@@ -257,7 +257,7 @@ async def test_a_source_of_which_no_name_can_be_read_ends_the_run_early() -> Non
 
 async def test_slow_progress_is_progress() -> None:
     source, destination = await filled(100), FaultyStore(MemoryStore())
-    destination.script("put_many", *[Fault.CUT] * 4 * TRIES)
+    destination.script("write_many", *[Fault.CUT] * 4 * TRIES)
     assert (await replicate(source, destination, pause=nothing)).complete
     assert await same(source, destination.store)  # type: ignore[arg-type]
 

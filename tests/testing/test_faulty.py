@@ -54,7 +54,7 @@ CALLS = {
     "quarantined": lambda store: collected(calls.quarantined(store)),
     "digests": lambda store: store.digests(),
     "get_many": lambda store: collected(store.get_many(["name"])),
-    "put_many": lambda store: collected(calls.put_many(store, blobs())),
+    "write_many": lambda store: collected(calls.put_many(store, blobs())),
     "note": lambda store: store.note("key", b"value"),
     "notes": lambda store: store.notes(),
     "condition": lambda store: store.condition(),
@@ -165,7 +165,7 @@ async def test_a_listing_and_bulk_operations_are_cut_in_the_middle(faulty):
     cases = [
         ("list", faulty.list(), Unavailable),
         ("get_many", faulty.get_many(["name"] * 6), Unavailable),
-        ("put_many", calls.put_many(faulty, blobs(6)), OutcomeUnknown),
+        ("write_many", calls.put_many(faulty, blobs(6)), OutcomeUnknown),
     ]
     for method, stream, error in cases:
         faulty.script(method, Fault.CUT)

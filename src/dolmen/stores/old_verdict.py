@@ -15,6 +15,7 @@ from dolmen.record import Kind
 from dolmen.stamps import Clock
 from dolmen.store import BlobInfo, Outcome, Put, Rank
 
+
 def rank(stamp: int, kind: int, checksum: bytes, meta: bytes) -> Rank:
     """The rank of a write, from its parts."""
     return Rank(stamp, kind, checksum, hash_of(meta))

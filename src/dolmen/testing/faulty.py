@@ -10,7 +10,7 @@
   that a test holds operations back and lets them go as it likes.
 
 `faulty.calls` lists the operations that were asked for, as (method, name). Bulk
-operations go blob by blob through `get`, `stat`, `put` and `delete` of the faulty
+operations go blob by blob through `get` and `write` of the faulty
 store, so that single blobs of them can fail as well.
 """
 
@@ -27,17 +27,19 @@ from dolmen.errors import Corrupt, DolmenError, OutcomeUnknown, Unavailable
 from dolmen.payload import Bytes, Payload, Piece, Stream
 from dolmen.record import Kind
 from dolmen.store import (
-    ALL_PARTITIONS,
+    EVERYTHING,
     Blob,
     BlobInfo,
     BlobStore,
     Condition,
     Failed,
+    Listing,
     Put,
     Range,
     Remove,
+    Write,
 )
-from dolmen.stores.bulk import OneByOne
+from dolmen.stores.base import OneByOne
 
 T = TypeVar("T")
 Calls = list[tuple[str, str]]
@@ -75,17 +77,25 @@ FITTING: dict[str, tuple[Fault, ...]] = {
     "touch": _WRITE,
     "list": (*_READ, Fault.CUT),
     "delete": _WRITE,
-    "remove": _WRITE,
     "remove_many": _WRITE,
     "quarantined": _READ,
     "digests": _READ,
     "get_many": (*_READ, Fault.CUT),
-    "put_many": (*_READ, Fault.CUT),
+    "write_many": (*_READ, Fault.CUT),
     "note": _WRITE,
     "notes": _READ,
     "condition": _READ,
 }
 """The faults each method can meet."""
+
+
+_METHODS = {
+    Kind.BLOB: "put",
+    Kind.MANIFEST: "put",
+    Kind.TOMBSTONE: "delete",
+    Kind.TOUCH: "touch",
+}
+"""What a write is called here, by its kind."""
 
 
 class FaultyStore(OneByOne):
@@ -157,27 +167,13 @@ class FaultyStore(OneByOne):
         if self.down:
             raise Unavailable("the connection broke")
 
-    async def put(
-        self,
-        name: str,
-        payload: Payload,
-        *,
-        meta: bytes = b"",
-        stamp: int | None = None,
-        kind: Kind = Kind.BLOB,
-        checksum: bytes | None = None,
-    ) -> Put:
-        """See `BlobStore.put`."""
-        fault = await self._meet("put", name)
+    async def write(self, write: Write) -> Put:
+        """See `BlobStore.write`."""
+        fault = await self._meet(_METHODS[Kind(write.kind)], write.name)
         if fault is Fault.LOST:
-            async for _ in payload:
+            async for _ in write.payload:
                 pass
-        return await self._write(
-            fault,
-            lambda: self.store.put(
-                name, payload, meta=meta, stamp=stamp, kind=kind, checksum=checksum
-            ),
-        )
+        return await self._write(fault, lambda: self.store.write(write))
 
     async def get(self, name: str, *, byte_range: Range | None = None) -> Blob:
         """See `BlobStore.get`."""
@@ -211,45 +207,16 @@ class FaultyStore(OneByOne):
         if fault is Fault.CUT:
             raise Unavailable("the connection broke")
 
-    async def stat(self, name: str, *, tombstones: bool = False) -> BlobInfo:
+    async def stat(self, name: str) -> BlobInfo:
         """See `BlobStore.stat`."""
         await self._meet("stat", name)
-        return await self._read(self.store.stat(name, tombstones=tombstones))
+        return await self._read(self.store.stat(name))
 
-    async def touch(self, name: str, *, stamp: int, checksum: bytes, meta: bytes) -> Put:
-        """See `BlobStore.touch`."""
-        fault = await self._meet("touch", name)
-        return await self._write(
-            fault, lambda: self.store.touch(name, stamp=stamp, checksum=checksum, meta=meta)
-        )
-
-    async def list(
-        self,
-        *,
-        partitions: Iterable[int] = ALL_PARTITIONS,
-        after: str | None = None,
-        prefix: str = "",
-        tombstones: bool = False,
-    ) -> AsyncIterator[BlobInfo]:
+    async def list(self, listing: Listing = EVERYTHING) -> AsyncIterator[BlobInfo]:
         """See `BlobStore.list`."""
-        fault = await self._meet("list")
-        listing = self.store.list(
-            partitions=partitions, after=after, prefix=prefix, tombstones=tombstones
-        )
-        async for info in self._cut(listing, fault, Unavailable):
+        fault = await self._meet("quarantined" if listing.quarantined else "list")
+        async for info in self._cut(self.store.list(listing), fault, Unavailable):
             yield info
-
-    async def delete(self, name: str, *, stamp: int | None = None) -> Put:
-        """See `BlobStore.delete`."""
-        fault = await self._meet("delete", name)
-        return await self._write(fault, lambda: self.store.delete(name, stamp=stamp))
-
-    async def remove(self, name: str, *, if_stamp: int, min_age: float = 0) -> bool:
-        """See `BlobStore.remove`."""
-        fault = await self._meet("remove", name)
-        return await self._write(
-            fault, lambda: self.store.remove(name, if_stamp=if_stamp, min_age=min_age)
-        )
 
     async def remove_many(
         self, removes: Sequence[Remove], *, min_age: float = 0, epoch: int | None = None
@@ -259,12 +226,6 @@ class FaultyStore(OneByOne):
         return await self._write(
             fault, lambda: self.store.remove_many(removes, min_age=min_age, epoch=epoch)
         )
-
-    async def quarantined(self) -> AsyncIterator[str]:
-        """See `BlobStore.quarantined`."""
-        await self._meet("quarantined")
-        async for name in self.store.quarantined():
-            yield name
 
     async def digests(self) -> Digests:
         """See `BlobStore.digests`."""
@@ -277,10 +238,10 @@ class FaultyStore(OneByOne):
         async for answer in self._cut(super().get_many(names), fault, Unavailable):
             yield answer
 
-    async def put_many(self, blobs: AsyncIterator[Blob]) -> AsyncIterator[Put | Failed]:
-        """See `BlobStore.put_many`."""
-        fault = await self._meet("put_many")
-        async for answer in self._cut(super().put_many(blobs), fault, OutcomeUnknown):
+    async def write_many(self, writes: AsyncIterator[Write]) -> AsyncIterator[Put | Failed]:
+        """See `BlobStore.write_many`."""
+        fault = await self._meet("write_many")
+        async for answer in self._cut(super().write_many(writes), fault, OutcomeUnknown):
             yield answer
 
     async def _cut(
