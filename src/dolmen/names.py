@@ -3,8 +3,8 @@
 A blob name matches `[A-Za-z0-9][A-Za-z0-9._-]{0,127}`. An object's id is the
 lower-case hex digest of its whole content (SHA-256, 64 digits, so that
 `sha256sum file` prints it; or SHA-1, 40 digits). A chunk of a large object is
-named `chunk` and the BLAKE3 hex digest of its bytes (letters and digits only, as sos wants it). Every other name is just
-a name and is never taken for a digest.
+named `chunk` and the BLAKE3 hex digest of its bytes (letters and digits only, as sos
+wants it). Every other name is just a name and is never taken for a digest.
 
 The *checksum* of a blob is the first 128 bits of the BLAKE3 of its data. It
 decides "the same content" everywhere in dolmen (CRC-32C only finds damage).
@@ -37,8 +37,8 @@ def check_name(name: str) -> str:
     if _NAME.fullmatch(name) is None:
         shown = name if len(name) <= 140 else name[:140] + "…"
         raise InvalidName(
-            f"{shown!r} is not a valid blob name: a name is 1 to 128 characters of A-Z a-z 0-9 . _ - "
-            "and begins with a letter or a digit"
+            f"{shown!r} is not a valid blob name: a name is 1 to 128 characters of "
+            "A-Z a-z 0-9 . _ - and begins with a letter or a digit"
         )
     return name
 

@@ -175,10 +175,10 @@ def test_puts(drawn, write_copies, min_copies):
         awake = [how for how in taking if not how.resting]
         if len(taking) < group.min_copies:
             with pytest.raises(NoCopies) as raised:
-                await cluster.write(NAME, Bytes(DATA))
+                await cluster.keep(NAME, Bytes(DATA))
             assert len(raised.value.failures) == len(drawn) - len(taking)
             return
-        written = await cluster.write(NAME, Bytes(DATA))
+        written = await cluster.keep(NAME, Bytes(DATA))
         # As many as are wanted where so many are to be had without asking who rests.
         least = min(group.write_copies, max(len(awake), group.min_copies))
         assert written.copies == least

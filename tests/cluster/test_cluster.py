@@ -80,10 +80,10 @@ async def test_a_write_goes_to_so_many_servers_and_passes_over_those_that_fail()
             stores[number].down = True
         if len(down) == 4:
             with pytest.raises(NoCopies) as raised:
-                await cluster.write("name", Bytes(b"data"))
+                await cluster.keep("name", Bytes(b"data"))
             assert len(raised.value.failures) == 4
             continue
-        written = await cluster.write("name", Bytes(b"data"))
+        written = await cluster.keep("name", Bytes(b"data"))
         assert written.copies == min(2, 4 - len(down))
 
 
@@ -92,7 +92,7 @@ async def test_every_server_of_every_group_is_tried_before_giving_up():
     up = in_order(cluster, "name")[-1]
     for store in stores:
         store.down = store is not up
-    assert (await cluster.write("name", Bytes(b"data"))).copies == 1
+    assert (await cluster.keep("name", Bytes(b"data"))).copies == 1
     assert await read(cluster, "name") == b"data"
 
 
@@ -100,14 +100,14 @@ async def test_fewer_copies_than_the_least_is_a_failed_write():
     stores, cluster = made(3, write_copies=2, min_copies=2)
     stores[0].down = stores[1].down = True
     with pytest.raises(NoCopies):
-        await cluster.write("name", Bytes(b"data"))
+        await cluster.keep("name", Bytes(b"data"))
 
 
 async def test_a_write_that_meets_a_newer_stamp_is_repeated_above_it_everywhere():
     stores, cluster = made(3, write_copies=3)
     newer = cluster.clock.next() + 1000
     await calls.delete(stores[1], "name", stamp=newer)
-    written = await cluster.write("name", Bytes(b"data"))
+    written = await cluster.keep("name", Bytes(b"data"))
     assert written.stamp > newer
     for store in stores:
         assert (await store.stat("name")).stamp == written.stamp
@@ -162,7 +162,7 @@ async def test_wrong_bytes_are_passed_over(size):
     data = random.Random(1).randbytes(size)
     for name in (id_of(data), hashlib.sha1(data).hexdigest(), chunk_name(data)):
         stores, cluster = made(3, write_copies=3)
-        await cluster.write(name, Bytes(data))
+        await cluster.keep(name, Bytes(data))
         first, second, _ = in_order(cluster, name)
         first.script("get", Fault.WRONG)
         second.script("get", Fault.ROTTEN)
@@ -232,11 +232,11 @@ async def test_a_delete_is_repeated_above_what_is_newer():
 async def test_a_chunk_that_is_there_is_touched_and_not_sent_again():
     stores, cluster = made(3, write_copies=2)
     name = chunk_name(b"data")
-    await cluster.write(name, Bytes(b"data"))
+    await cluster.keep(name, Bytes(b"data"))
     before = (await cluster.stat(name)).stamp
     for store in stores:
         store.calls.clear()
-    written = await cluster.write(name, Bytes(b"data"), known=True)
+    written = await cluster.keep(name, Bytes(b"data"), known=True)
     assert written.outcome is Outcome.UNCHANGED
     assert written.stamp > before
     assert not [call for store in stores for call in store.calls if call[0] == "put"]
@@ -272,7 +272,7 @@ async def _workload(rng):
             rng.choice(stores).script(rng.choice(["put", "delete"]), Fault.UNHEARD)
         elif choice < 0.7:
             try:
-                await cluster.write(name, Bytes(data))
+                await cluster.keep(name, Bytes(data))
             except (NoCopies, Unavailable):
                 known.unsure.add(name)
             else:
@@ -318,7 +318,7 @@ async def test_what_is_not_durable_takes_writes_and_counts_for_nothing():
     keeping = FaultyStore(Keeping())
     members = [Member("forgetful", MemoryStore()), Member("keeping", keeping)]
     cluster = Cluster([make_group("g", members)])
-    assert (await cluster.write("a", Bytes(b"a"))).copies == 1
+    assert (await cluster.keep("a", Bytes(b"a"))).copies == 1
     keeping.down = True
     with pytest.raises(NoCopies, match="not durable") as error:
         await calls.put(cluster, "b", Bytes(b"b"))

@@ -39,6 +39,7 @@ def scrub(
 async def _scrub(url: str, bandwidth: int | None, *, again: bool, as_json: bool) -> int:
     from dolmen.closing import closing
     from dolmen.pace import Pace
+    from dolmen.store import Listing
     from dolmen.stores import open_existing
     from dolmen.stores.scrub import Scrub
     from dolmen.stores.scrub import scrub as through
@@ -57,8 +58,8 @@ async def _scrub(url: str, bandwidth: int | None, *, again: bool, as_json: bool)
                     if bar:
                         said = f"% of the names, {done.checked:,} read, {readable(done.bytes)}"
                         bar(int(done.done * 100), 100, said)
-        async with closing(store.quarantined()) as names:
-            quarantined = [name async for name in names]
+        async with closing(store.list(Listing(quarantined=True))) as infos:
+            quarantined = [info.name async for info in infos]
     finally:
         await store.aclose()
     if as_json:

@@ -48,6 +48,7 @@ async def _of_cluster(server: str) -> dict[str, object]:
 
 async def _of_store(url: str) -> dict[str, object]:
     from dolmen.closing import closing
+    from dolmen.store import Listing
     from dolmen.stores import open_existing
     from dolmen.stores.secrets import without_secrets
 
@@ -58,8 +59,8 @@ async def _of_store(url: str) -> dict[str, object]:
         if not store.capabilities.digests:  # it would have to list everything
             return {"store": url, **condition}
         digests = await store.digests()
-        async with closing(store.quarantined()) as names:
-            quarantined = [name async for name in names]
+        async with closing(store.list(Listing(quarantined=True))) as infos:
+            quarantined = [info.name async for info in infos]
     finally:
         await store.aclose()
     held = {"blobs": digests.count, "bytes": digests.size, "root": digests.root}

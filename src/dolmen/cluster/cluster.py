@@ -19,11 +19,13 @@ from dolmen.cluster.groups import Group, Member
 from dolmen.cluster.manifest import MANIFEST_MAX
 from dolmen.cluster.reading import Reading
 from dolmen.cluster.writing import Writing
-from dolmen.errors import DolmenError
+from dolmen.errors import DolmenError, NotFound
 from dolmen.names import partition_of
+from dolmen.record import Kind
+from dolmen.resolve import check_key
 from dolmen.stamps import Clock
-from dolmen.store import BlobInfo, Capabilities, Condition
-from dolmen.stores.bulk import OneByOne
+from dolmen.store import NO_CHECKSUM, BlobInfo, Capabilities, Condition
+from dolmen.stores.base import OneByOne
 
 
 class Cluster(Writing, Reading, OneByOne):
@@ -50,13 +52,17 @@ class Cluster(Writing, Reading, OneByOne):
         found: deque[tuple[Member, BlobInfo | DolmenError]] = deque()
         for member in self.placement.of(partition_of(name)).order:
             try:
-                found.append((member, await member.store.stat(name, tombstones=True)))
+                found.append((member, await member.store.stat(name)))
+            except NotFound as absent:
+                deleted = BlobInfo(name, 0, Kind.TOMBSTONE, absent.stamp, NO_CHECKSUM)
+                found.append((member, deleted if absent.stamp else absent))
             except DolmenError as error:
                 found.append((member, error))
         return found
 
     async def note(self, key: str, value: bytes) -> None:
         """See `BlobStore.note`: on every member."""
+        check_key(key)
         _, failures = await each(self.members, lambda member: member.store.note(key, value))
         if failures:
             fail("the note could not be kept everywhere", failures)

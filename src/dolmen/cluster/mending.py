@@ -27,8 +27,8 @@ from dolmen.cluster.groups import Member
 from dolmen.cluster.placement import Place
 from dolmen.cluster.verify import verified
 from dolmen.errors import Corrupt, DolmenError, NotFound
-from dolmen.store import Blob, BlobInfo, Failed, Outcome
-from dolmen.stores.bulk import put_any
+from dolmen.store import Blob, BlobInfo, Failed, Outcome, Remove, Write
+from dolmen.stores.base import write_any
 from dolmen.stores.horizon import Horizons, horizon_in
 
 WAITING = 1_000
@@ -134,11 +134,11 @@ async def _made(name: str, source: Member, lack: Lack) -> bool:
                 return False
             if not isinstance(answer.error, Corrupt):
                 raise answer.error
-        await store.remove(name, if_stamp=had.stamp)
+        await store.remove_many([Remove(name, had.stamp)])
         if had.rank > blob.info.rank:  # the name says what the content is, under either stamp
             info = replace(blob.info, stamp=had.stamp, metadata=had.metadata)
             blob = Blob(info, blob.payload)
-    put = await put_any(store, blob)
+    put = await write_any(store, Write.copy(blob))
     if isinstance(put, Failed):
         raise put.error
     return put.outcome is Outcome.CREATED

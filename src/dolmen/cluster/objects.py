@@ -17,7 +17,7 @@ from dolmen.names import is_object_id, partition_of
 from dolmen.payload import read_whole
 from dolmen.record import Kind
 from dolmen.stamps import format_stamp
-from dolmen.store import Blob, BlobInfo, Outcome, Range
+from dolmen.store import Blob, BlobInfo, Listing, Outcome, Range, Write
 
 
 class Objects:
@@ -104,11 +104,11 @@ class Objects:
 
     async def delete(self, object_id: str) -> None:
         """Delete an object everywhere; its chunks stay until they are collected."""
-        await self.cluster.delete(object_id)
+        await self.cluster.write(Write.tombstone(object_id))
 
     async def list(self, *, after: str | None = None) -> AsyncIterator[BlobInfo]:
         """Every object in list order; `size` is that of its blob or manifest."""
-        async for info in self.cluster.list(after=after):
+        async for info in self.cluster.list(Listing(after=after)):
             if is_object_id(info.name):
                 yield info
 

@@ -12,7 +12,8 @@ the answer (`dolmen.cluster.mending`).
 from __future__ import annotations
 
 import heapq
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
 
 from dolmen.cluster.asking import Failures, told
 from dolmen.cluster.groups import Member
@@ -26,7 +27,7 @@ from dolmen.digests import Digests, Slot, entry_hash
 from dolmen.errors import Corrupt, DolmenError, NotFound, Unavailable
 from dolmen.names import check_name, is_chunk_name, partition_of
 from dolmen.record import Kind
-from dolmen.store import ALL_PARTITIONS, Blob, BlobInfo, Range
+from dolmen.store import EVERYTHING, Blob, BlobInfo, Listing, Range
 
 
 class Reading(Members):
@@ -90,50 +91,38 @@ class Reading(Members):
             return False
         return order[0].name in self.hedging.gray
 
-    async def stat(self, name: str, *, tombstones: bool = False) -> BlobInfo:
+    async def stat(self, name: str) -> BlobInfo:
         """See `BlobStore.stat`."""
         check_name(name)
         place = self.placement.of(partition_of(name))
         breaker = self.breaker
-        deleted: BlobInfo | None = None
+        deleted = 0
         failures: Failures = []
         for member in self._to_ask(place, failures):
             began = self.hedging.now()
             try:
-                info = await member.store.stat(name, tombstones=True)
+                info = await member.store.stat(name)
+            except NotFound as absent:
+                breaker.failed(member, absent, began)
+                deleted = max(deleted, absent.stamp)
+                continue
             except DolmenError as error:
                 breaker.failed(member, error, began)
-                if not isinstance(error, NotFound):
-                    failures.append((member.name, error))
+                failures.append((member.name, error))
                 continue
             if breaker.troubles:
                 breaker.answered(member)
-            if deleted is not None and info.rank <= deleted.rank:
-                continue
-            if info.kind != Kind.TOMBSTONE:
+            if info.stamp > deleted:
                 return info
-            deleted = info
-        if deleted is not None and tombstones and not failures:
-            return deleted
-        raise _absent(name, deleted.stamp if deleted else 0, failures)
+        raise _absent(name, deleted, failures)
 
-    async def list(
-        self,
-        *,
-        partitions: Iterable[int] = ALL_PARTITIONS,
-        after: str | None = None,
-        prefix: str = "",
-        tombstones: bool = False,
-    ) -> AsyncIterator[BlobInfo]:
+    async def list(self, listing: Listing = EVERYTHING) -> AsyncIterator[BlobInfo]:
         """See `BlobStore.list`: merged over all members, of each name what ranks highest.
 
         Raises `Unavailable` when a member can't be asked, since names might be missing.
         """
-        wanted = list(partitions)
-        listings = [
-            member.store.list(partitions=wanted, after=after, prefix=prefix, tombstones=True)
-            for member in self.members
-        ]
+        asked = replace(listing, tombstones=True)
+        listings = [member.store.list(asked) for member in self.members]
         heap: list[tuple[int, str, int, BlobInfo]] = []
 
         async def advance(which: int) -> None:
@@ -150,13 +139,13 @@ class Reading(Members):
                 _, _, which, info = heapq.heappop(heap)
                 best = max(best, info, key=lambda found: found.rank)
                 await advance(which)
-            if tombstones or best.kind != Kind.TOMBSTONE:
+            if listing.tombstones or best.kind != Kind.TOMBSTONE:
                 yield best
 
     async def digests(self) -> Digests:
         """See `BlobStore.digests`: worked out from a listing of everything."""
         slots: dict[int, Slot] = {}
-        async for info in self.list(tombstones=True):
+        async for info in self.list(Listing(tombstones=True)):
             entry = entry_hash(
                 info.name.encode(), info.stamp, info.kind, info.checksum, info.metadata
             )

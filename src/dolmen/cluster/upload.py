@@ -91,7 +91,7 @@ async def upload_small(
         await asyncio.get_running_loop().run_in_executor(None, hasher.update, data)
     found = hasher.hexdigest()
     _expect(found, expected_id)
-    written = await cluster.write(found, Bytes(data), meta=meta)
+    written = await cluster.keep(found, Bytes(data), meta=meta)
     return Uploaded(found, len(data), written.copies, written.outcome)
 
 
@@ -139,7 +139,7 @@ class _Large:
         if self._now() - started > GRACE / 2:
             await self._renew(size)
         manifest = Bytes(Manifest(size, self._names).encode())
-        written = await self._cluster.write(object_id, manifest, meta=meta, kind=Kind.MANIFEST)
+        written = await self._cluster.keep(object_id, manifest, meta=meta, kind=Kind.MANIFEST)
         copies = min(written.copies, *self._copies)
         return Uploaded(object_id, size, copies, written.outcome)
 
@@ -158,7 +158,7 @@ class _Large:
         try:
             name = await self._loop.run_in_executor(None, chunk_name, data)
             checksum = bytes.fromhex(name[-64:])[:16]
-            written = await self._cluster.write(name, Bytes(data), checksum=checksum, known=True)
+            written = await self._cluster.keep(name, Bytes(data), checksum=checksum, known=True)
             return name, written.copies
         finally:
             chunk.release()

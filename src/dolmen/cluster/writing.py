@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from dolmen import metadata
 from dolmen.cluster.asking import Failures, each, fail, together
 from dolmen.cluster.groups import Group, Member
 from dolmen.cluster.members import Members
@@ -26,11 +25,11 @@ from dolmen.errors import (
     OutcomeUnknown,
     Unavailable,
 )
-from dolmen.names import check_name, checksum_of, partition_of
+from dolmen.names import check_name, checksum_of, is_chunk_name, partition_of
 from dolmen.payload import Bytes, Payload, read_whole
 from dolmen.record import Kind
-from dolmen.store import Outcome, Put
-from dolmen.stores.verdict import check_delete
+from dolmen.resolve import check, check_content
+from dolmen.store import Outcome, Put, Remove, Write
 
 Action = Callable[[Member, int], Awaitable[Put]]
 _ROUNDS = 8
@@ -48,27 +47,29 @@ class Written(NamedTuple):
 class Writing(Members):
     """The writes of the contract, and those of uploads."""
 
-    async def put(
-        self,
-        name: str,
-        payload: Payload,
-        *,
-        meta: bytes = b"",
-        stamp: int | None = None,
-        kind: Kind = Kind.BLOB,
-        checksum: bytes | None = None,
-    ) -> Put:
-        """See `BlobStore.put`. Of two plain puts the newer stamp wins; none is a conflict."""
-        check_name(name)
-        metadata.check(meta)
+    async def write(self, write: Write) -> Put:
+        """See `BlobStore.write`. Of two plain puts the newer stamp wins; none is a conflict."""
+        check(write)
+        if write.kind == Kind.TOMBSTONE:
+            return await self._delete(write.name, stamp=write.stamp)
+        if write.kind == Kind.TOUCH:
+            return await self._touch(write)
+        payload = write.payload
         if payload.whole is None:
             payload = Bytes(await read_whole(payload))
-        written = await self.write(
-            name, payload, meta=meta, stamp=stamp, kind=kind, checksum=checksum
+        if is_chunk_name(write.name):
+            check_content(write, checksum_of(payload.whole or b""))
+        written = await self.keep(
+            write.name,
+            payload,
+            meta=write.metadata,
+            stamp=write.stamp,
+            kind=Kind(write.kind),
+            checksum=write.checksum,
         )
         return Put(written.outcome, written.stamp)
 
-    async def write(
+    async def keep(
         self,
         name: str,
         payload: Payload,
@@ -93,12 +94,11 @@ class Writing(Members):
             if known and member.store.capabilities.stamps:
                 try:
                     await member.store.stat(name)  # costs far less than a touch in vain
-                    return await member.store.touch(name, stamp=at, checksum=checksum, meta=meta)
+                    touch = Write.touch(name, stamp=at, checksum=checksum, metadata=meta)
+                    return await member.store.write(touch)
                 except (NotFound, Corrupt):
                     pass
-            return await member.store.put(
-                name, payload, meta=meta, stamp=at, kind=kind, checksum=checksum
-            )
+            return await member.store.write(Write(name, payload, kind, meta, at, checksum))
 
         return await self._write(name, stamp, store)
 
@@ -119,23 +119,19 @@ class Writing(Members):
                 return Put(Outcome.SUPERSEDED, absent.stamp)
             if info.size != size:
                 raise NotFound(f"{name} is not as long there")
-            return await member.store.touch(name, stamp=at, checksum=info.checksum, meta=meta)
+            touch = Write.touch(name, stamp=at, checksum=info.checksum, metadata=meta)
+            return await member.store.write(touch)
 
         try:
             return (await self._write(name, None, touch)).copies
         except NoCopies:
             return 0
 
-    async def touch(self, name: str, *, stamp: int, checksum: bytes, meta: bytes) -> Put:
-        """See `BlobStore.touch`: of every copy that is there."""
-        check_name(name)
-        metadata.check(meta)
-        answers, failures = await each(
-            self.members,
-            lambda member: member.store.touch(name, stamp=stamp, checksum=checksum, meta=meta),
-        )
+    async def _touch(self, write: Write) -> Put:
+        """Raise the stamp of every copy that is there."""
+        answers, failures = await each(self.members, lambda member: member.store.write(write))
         if not answers:
-            fail(f"{name} could not be touched", failures)
+            fail(f"{write.name} could not be touched", failures)
         return max(answers, key=lambda put: put.stamp)
 
     async def _write(self, name: str, stamp: int | None, action: Action) -> Written:
@@ -199,14 +195,12 @@ class Writing(Members):
                 await some([each for each in resting if breaker.hangs(each) is hangs], lacking)
         return puts, failures
 
-    async def delete(self, name: str, *, stamp: int | None = None) -> Put:
-        """See `BlobStore.delete`: on every member that should hold it, and any other that does.
+    async def _delete(self, name: str, *, stamp: int | None = None) -> Put:
+        """Leave a tombstone on every member that should hold it, and any other that does.
 
         Raises `Unavailable` unless `min_copies` members of its group took it; it can then
         be repeated. A copy on a member that could not be asked loses to them.
         """
-        check_name(name)
-        check_delete(stamp)
         at = self.clock.next() if stamp is None else stamp
         group = self.placement.of(partition_of(name)).group
         for _ in range(_ROUNDS):
@@ -228,7 +222,8 @@ class Writing(Members):
             began = self.breaker.now()
             try:
                 if anyway or await _holds(member, name):
-                    puts.append((member, await member.store.delete(name, stamp=stamp)))
+                    tombstone = Write.tombstone(name, stamp=stamp)
+                    puts.append((member, await member.store.write(tombstone)))
             except DolmenError as error:
                 self.breaker.failed(member, error, began)
                 raise
@@ -249,21 +244,21 @@ class Writing(Members):
             failures += more
         return puts, failures
 
-    async def remove(self, name: str, *, if_stamp: int, min_age: float = 0) -> bool:
-        """See `BlobStore.remove`: from every member."""
-        check_name(name)
+    async def remove(self, remove: Remove, *, min_age: float) -> bool:
+        """See `OneByOne.remove`: from every member."""
+        check_name(remove.name)
         answers, failures = await each(
             self.members,
-            lambda member: member.store.remove(name, if_stamp=if_stamp, min_age=min_age),
+            lambda member: member.store.remove_many([remove], min_age=min_age),
         )
         if failures:
-            fail(f"{name} could not be removed everywhere", failures)
-        return any(answers)
+            fail(f"{remove.name} could not be removed everywhere", failures)
+        return any(removed for [removed] in answers)
 
 
 async def _holds(member: Member, name: str) -> bool:
     try:
-        await member.store.stat(name, tombstones=True)
+        await member.store.stat(name)
     except NotFound as error:
         return error.stamp > 0
     except Corrupt:

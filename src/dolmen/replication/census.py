@@ -28,7 +28,7 @@ from dolmen.payload import read_whole
 from dolmen.record import Kind
 from dolmen.replication.patience import Pause, Stopped, ask
 from dolmen.replication.side_by_side import naming, side_by_side
-from dolmen.store import ALL_PARTITIONS, BlobInfo, BlobStore
+from dolmen.store import ALL_PARTITIONS, BlobInfo, BlobStore, Listing
 
 BUCKETS = 256
 WIDTH = len(ALL_PARTITIONS) // BUCKETS
@@ -147,8 +147,8 @@ async def quarantined(which: str, store: BlobStore, pause: Pause) -> Sequence[st
     """The names of a server's copies that are known to be damaged."""
 
     async def names() -> Sequence[str]:
-        async with closing(store.quarantined()) as found:
-            return [name async for name in found]
+        async with closing(store.list(Listing(quarantined=True))) as found:
+            return [info.name async for info in found]
 
     with naming(which):
         return await ask(names, side="source", pause=pause)
@@ -168,7 +168,7 @@ async def _made_up_for(
     for which, member in members.items():
         try:
             with naming(which):
-                stat = partial(member.store.stat, name, tombstones=True)
+                stat = partial(member.store.stat, name)
                 info = await ask(stat, side="source", pause=pause)
         except Stopped as stopped:
             if isinstance(stopped.error, NotFound | Corrupt):

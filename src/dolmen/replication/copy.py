@@ -33,7 +33,7 @@ from dolmen.replication.compare import Difference
 from dolmen.replication.patience import PASSING, Patience, Pause, Side, Stopped
 from dolmen.replication.report import Report
 from dolmen.replication.watched import Watched
-from dolmen.store import Blob, BlobInfo, BlobStore, Capabilities, Failed, Outcome, Put
+from dolmen.store import Blob, BlobInfo, BlobStore, Capabilities, Failed, Outcome, Put, Write
 
 TOUCHES = 64
 """Touches under way at once."""
@@ -130,8 +130,10 @@ class Copier:
 
     async def _touch_one(self, info: BlobInfo) -> bool:
         try:
-            put = await self._destination.touch(
-                info.name, stamp=info.stamp, checksum=info.checksum, meta=info.metadata
+            put = await self._destination.write(
+                Write.touch(
+                    info.name, stamp=info.stamp, checksum=info.checksum, metadata=info.metadata
+                )
             )
         except DolmenError:
             return False  # copying meets the same trouble, and deals with it
@@ -144,7 +146,7 @@ class Copier:
         try:
             async with (
                 closing(self._read(attempt)) as blobs,
-                closing(self._destination.put_many(blobs)) as answers,
+                closing(self._destination.write_many(blobs)) as answers,
             ):
                 async for answer in answers:
                     self._answered(attempt, sent.popleft(), answer)
@@ -157,7 +159,7 @@ class Copier:
             else:
                 self._failed(attempt, sent[0].info.name, error, "destination")
 
-    async def _read(self, attempt: _Attempt) -> AsyncIterator[Blob]:
+    async def _read(self, attempt: _Attempt) -> AsyncIterator[Write]:
         """What waits, as the source has it now."""
         stamped = self._source.capabilities.stamps
         keeps_all = self._destination.capabilities.stamps
@@ -179,7 +181,7 @@ class Copier:
                     if wait := self._pace.delay(blob.info.size):
                         await self._pause(wait)
                     attempt.sent.append(blob)
-                    yield blob
+                    yield Write.copy(blob)
         except DolmenError as error:  # what came before is written all the same
             attempt.trouble(error, "source", broke=True)
 

@@ -25,7 +25,7 @@ from dolmen.replication.compare import Difference
 from dolmen.replication.copy import Copier
 from dolmen.replication.patience import Pause, Side, Stopped, ask
 from dolmen.replication.report import Report
-from dolmen.store import BlobInfo, BlobStore
+from dolmen.store import BlobInfo, BlobStore, Write
 
 AT_ONCE = 64
 """Chunks asked for at once."""
@@ -101,8 +101,10 @@ async def renewed(store: BlobStore, info: BlobInfo, pause: Pause) -> bool:
         return True
     try:
         await ask(
-            lambda: store.touch(
-                info.name, stamp=info.stamp, checksum=info.checksum, meta=info.metadata
+            lambda: store.write(
+                Write.touch(
+                    info.name, stamp=info.stamp, checksum=info.checksum, metadata=info.metadata
+                )
             ),
             side="destination",
             pause=pause,

@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 from dolmen.closing import closing
 from dolmen.errors import DolmenError, OutcomeUnknown, Unavailable
 from dolmen.names import partition_of
-from dolmen.store import BlobInfo, BlobStore
+from dolmen.store import BlobInfo, BlobStore, Listing
 
 TRIES = 5
 """Attempts in a row that bring nothing before a server counts as failing."""
@@ -97,4 +97,4 @@ def _rest(
     if last is not None:
         reached = partition_of(last)
         partitions = [partition for partition in partitions if partition >= reached]
-    return store.list(partitions=partitions, after=last, prefix=prefix, tombstones=True)
+    return store.list(Listing(partitions, last, prefix, tombstones=True))

@@ -25,8 +25,8 @@ from dolmen.names import partition_of
 from dolmen.pace import Pace
 from dolmen.replication.census import quarantined
 from dolmen.replication.patience import Pause, ask, listing
-from dolmen.store import Blob, BlobInfo, Remove
-from dolmen.stores.bulk import get_any, put_any
+from dolmen.store import Blob, BlobInfo, Remove, Write
+from dolmen.stores.base import get_any, write_any
 
 BATCH = 1_000
 """Copies looked at together."""
@@ -89,7 +89,7 @@ class _Work:
                         continue
                     blob = await get_any(each.store, name)
                     if isinstance(blob, Blob):
-                        await put_any(self.member.store, blob)
+                        await write_any(self.member.store, Write.copy(blob))
 
     async def whole(self) -> None:
         store = self.member.store

@@ -19,7 +19,7 @@ from dolmen.replication.patience import Pause, ask, listing
 from dolmen.replication.report import Report
 from dolmen.replication.side_by_side import naming
 from dolmen.stamps import format_stamp
-from dolmen.store import ALL_PARTITIONS, Blob, BlobInfo, Capabilities, Failed
+from dolmen.store import ALL_PARTITIONS, Blob, BlobInfo, Capabilities, Failed, Listing
 from dolmen.stores.horizon import HORIZON, NO_HORIZONS, Horizons, horizon_in
 
 T = TypeVar("T")
@@ -131,7 +131,7 @@ class Receiver:
         return standing
 
     async def _is_empty(self) -> bool:
-        async with closing(self._store.list(tombstones=True)) as infos:
+        async with closing(self._store.list(Listing(tombstones=True))) as infos:
             return await anext(infos, None) is None
 
     async def _ask(self, question: Callable[[], Awaitable[T]]) -> T:

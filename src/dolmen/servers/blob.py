@@ -38,7 +38,7 @@ from dolmen.servers.metrics import Figure
 from dolmen.servers.orders import order_of
 from dolmen.servers.routes import Routes
 from dolmen.stamps import format_stamp
-from dolmen.store import Blob, BlobStore, Outcome
+from dolmen.store import Blob, BlobStore, Outcome, Write
 from dolmen.stores.scrub import scrub_in
 from dolmen.stores.volume.compaction import compaction_in
 
@@ -92,13 +92,15 @@ class BlobServer:
         else:
             check_name(name)  # before the body is asked for
             payload = await payload_of(request.body, ContentDigest(headers), self._spool_folder)
-        put = await self._store.put(
-            name,
-            payload,
-            meta=announced.metadata,
-            stamp=announced.stamp,
-            kind=announced.kind,
-            checksum=announced.checksum,
+        put = await self._store.write(
+            Write(
+                name,
+                payload,
+                announced.kind,
+                announced.metadata,
+                announced.stamp,
+                announced.checksum,
+            )
         )
         return Response(
             201 if put.outcome is Outcome.CREATED else 200,
@@ -116,8 +118,7 @@ class BlobServer:
     async def get(self, request: Request, name: str) -> Response:
         """Send a blob, or a range of it."""
         if request.method == "HEAD":
-            tombstones = b"?" in request.target and request.query.get("tombstones") == "1"
-            info = await self._store.stat(name, tombstones=tombstones)
+            info = await self._store.stat(name)
             if not_modified(request.headers, entity_tag(info)):
                 return Response(304, describe(info))
             return Response(200, describe(info), Nothing(info.size))
@@ -145,7 +146,7 @@ class BlobServer:
     async def delete(self, request: Request, name: str) -> Response:
         """Leave a tombstone."""
         refuse_conditions(request.headers)
-        put = await self._store.delete(name, stamp=stamp_of(request.headers))
+        put = await self._store.write(Write.tombstone(name, stamp=stamp_of(request.headers)))
         if put.outcome is Outcome.SUPERSEDED:
             return answer({"id": name, "status": "superseded", "stamp": format_stamp(put.stamp)})
         stamp = (b"X-Dolmen-Stamp", format_stamp(put.stamp).encode())

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Sequence
 
-from dolmen import metadata
 from dolmen.closing import closing
 from dolmen.errors import BadContent, DolmenError
 from dolmen.http.conditional import not_modified
@@ -21,7 +20,7 @@ from dolmen.servers.lines import NDJSON, Told, array, entry, lines, listed, refu
 from dolmen.servers.orders import PAGE, items_of, limit_of, order_of, partitions_of
 from dolmen.servers.routes import Routes
 from dolmen.stamps import parse_stamp
-from dolmen.store import Blob, BlobStore, Failed, Remove
+from dolmen.store import BlobStore, Failed, Listing, Remove, Write
 from dolmen.stores import records
 
 _VERIFIED = 32
@@ -51,7 +50,7 @@ class Bulk:
             check_name(after)
         tombstones = query.get("tombstones") == "1"
         listing = self._store.list(
-            after=after, prefix=query.get("prefix", ""), tombstones=tombstones
+            Listing(after=after, prefix=query.get("prefix", ""), tombstones=tombstones)
         )
         limit = limit_of(query["limit"]) if "limit" in query else None
         if NDJSON in request.headers.get(b"accept", b""):
@@ -65,10 +64,12 @@ class Bulk:
         order = await order_of(request, {"partitions", "cursor", "prefix", "limit", "tombstones"})
         after = order.get("cursor")
         listing = self._store.list(
-            partitions=partitions_of(order.get("partitions")),
-            after=check_name(str(after)) if after is not None else None,
-            prefix=str(order.get("prefix", "")),
-            tombstones=order.get("tombstones") is True,
+            Listing(
+                partitions=partitions_of(order.get("partitions")),
+                after=check_name(str(after)) if after is not None else None,
+                prefix=str(order.get("prefix", "")),
+                tombstones=order.get("tombstones") is True,
+            )
         )
         return lines(listed(listing, limit_of(order.get("limit", PAGE))))
 
@@ -80,12 +81,13 @@ class Bulk:
             for item in touches:
                 name = str(item.get("name"))
                 try:
-                    put = await self._store.touch(
+                    touch = Write.touch(
                         name,
                         stamp=parse_stamp(str(item.get("stamp"))),
                         checksum=parse_checksum(str(item.get("checksum"))),
-                        meta=metadata.check(parse_base64(str(item.get("metadata", "")))),
+                        metadata=parse_base64(str(item.get("metadata", ""))),
                     )
+                    put = await self._store.write(touch)
                 except DolmenError as error:
                     yield refused(name, error)
                 else:
@@ -133,9 +135,9 @@ class Bulk:
         """List the copies known to be damaged, a line with its name for each."""
 
         async def named() -> AsyncIterator[str]:
-            async with closing(self._store.quarantined()) as names:
-                async for name in names:
-                    yield json.dumps({"name": name})
+            async with closing(self._store.list(Listing(quarantined=True))) as infos:
+                async for info in infos:
+                    yield json.dumps({"name": info.name})
 
         return lines(named())
 
@@ -152,15 +154,15 @@ class Bulk:
         """Store a stream of records; a line says what became of each, or of several alike."""
         said = Told()
 
-        async def blobs() -> AsyncIterator[Blob]:
+        async def writes() -> AsyncIterator[Write]:
             async for blob in records.decode(aiter(request.body)):
                 if isinstance(blob, Failed):
                     raise BadContent(f"a refusal ({blob.name}) is nothing to store")
                 said.names.append(blob.info.name)
-                yield blob
+                yield Write.copy(blob)
 
         try:
-            async for result in self._store.put_many(blobs()):
+            async for result in self._store.write_many(writes()):
                 said.add(result)
         except DolmenError as error:
             if not said.count:

@@ -23,7 +23,7 @@ from dolmen.companion import order, say
 from dolmen.errors import DolmenError
 from dolmen.pace import Pace, give_way
 from dolmen.servers.metrics import Figure
-from dolmen.store import BlobStore
+from dolmen.store import BlobStore, Listing
 from dolmen.stores import open_store
 from dolmen.stores.scrub import Scrub, scrub, scrub_in
 from dolmen.stores.volume import path_of
@@ -106,8 +106,8 @@ class _Told:
     async def count_quarantined(self, store: BlobStore) -> None:
         """Reads the whole index, so not often."""
         self.quarantined = 0
-        async with closing(store.quarantined()) as names:
-            async for _ in names:
+        async with closing(store.list(Listing(quarantined=True))) as infos:
+            async for _ in infos:
                 self.quarantined += 1
 
     def say(self, known: Scrub | None) -> None:

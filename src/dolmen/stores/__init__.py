@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from importlib import import_module
+from typing import cast
 from urllib.parse import urlsplit
 
 from dolmen.errors import BadSetting
 from dolmen.store import BlobStore
+from dolmen.stores.old_adapted import Adapted
 from dolmen.stores.secrets import without_secrets
 
 SCHEMES = {
@@ -51,7 +53,8 @@ async def open_store(url: str) -> BlobStore:
             f" {known} (for example volume:/var/lib/dolmen or http://127.0.0.1:3001)"
         )
     opener: Opener = import_module(module).open_url
-    return await opener(url)
+    store = await opener(url)
+    return cast("BlobStore", Adapted(store)) if hasattr(store, "put") else store
 
 
 async def open_existing(url: str) -> BlobStore:

@@ -17,26 +17,16 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from urllib.parse import parse_qs, urlsplit
 
-from dolmen.digests import Digests
 from dolmen.errors import BadSetting, DolmenError
 from dolmen.names import checksum_of
-from dolmen.payload import Bytes, Payload, read_whole
+from dolmen.payload import Bytes, read_whole
 from dolmen.record import Kind
-from dolmen.store import (
-    ALL_PARTITIONS,
-    Blob,
-    BlobInfo,
-    BlobStore,
-    Condition,
-    Failed,
-    Put,
-    Range,
-    Remove,
-)
+from dolmen.store import Blob, BlobInfo, BlobStore, Put, Range, Remove, Write
+from dolmen.stores.base import Delegating
 
 LARGEST = 4 << 20
 """The largest blob that is kept, in bytes."""
@@ -45,12 +35,12 @@ _SIZE = re.compile(r"([0-9]+)([KMGT]?)")
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
-class CacheStore:
+class CacheStore(Delegating):
     """The store `slow`, whose bytes are read from `fast` where it has them."""
 
     def __init__(self, fast: BlobStore, slow: BlobStore, *, size: int = SIZE) -> None:
-        self._fast, self._slow, self._size = fast, slow, size
-        self.capabilities = slow.capabilities
+        super().__init__(slow)
+        self._fast, self._size = fast, size
         self._kept: OrderedDict[str, BlobInfo] = OrderedDict()
         """What the fast store holds, the last used last."""
         self._bytes = 0
@@ -65,14 +55,14 @@ class CacheStore:
 
     async def get(self, name: str, *, byte_range: Range | None = None) -> Blob:
         """See `BlobStore.get`."""
-        info = await self._slow.stat(name)
+        info = await self.store.stat(name)
         if info.size > LARGEST:
-            return await self._slow.get(name, byte_range=byte_range)
+            return await self.store.get(name, byte_range=byte_range)
         data = await self._kept_data(info)
         if data is None:
             if byte_range is not None:
-                return await self._slow.get(name, byte_range=byte_range)
-            blob = await self._slow.get(name)
+                return await self.store.get(name, byte_range=byte_range)
+            blob = await self.store.get(name)
             data = await read_whole(blob.payload)
             await self._keep(blob.info, data)
             return Blob(blob.info, Bytes(data))
@@ -95,52 +85,14 @@ class CacheStore:
             self._kept.move_to_end(info.name)
         return data
 
-    async def stat(self, name: str, *, tombstones: bool = False) -> BlobInfo:
-        """See `BlobStore.stat`."""
-        return await self._slow.stat(name, tombstones=tombstones)
-
-    def list(
-        self,
-        *,
-        partitions: Iterable[int] = ALL_PARTITIONS,
-        after: str | None = None,
-        prefix: str = "",
-        tombstones: bool = False,
-    ) -> AsyncIterator[BlobInfo]:
-        """See `BlobStore.list`."""
-        return self._slow.list(
-            partitions=partitions, after=after, prefix=prefix, tombstones=tombstones
-        )
-
-    async def digests(self) -> Digests:
-        """See `BlobStore.digests`."""
-        return await self._slow.digests()
-
-    def get_many(self, names: Sequence[str]) -> AsyncIterator[Blob | Failed]:
-        """See `BlobStore.get_many`: all from the slow store; copying must not empty the cache."""
-        return self._slow.get_many(names)
-
-    def verify_many(self, names: Sequence[str]) -> AsyncIterator[BlobInfo | Failed]:
-        """See `BlobStore.verify_many`: of the slow store."""
-        return self._slow.verify_many(names)
-
-    def quarantined(self) -> AsyncIterator[str]:
-        """See `BlobStore.quarantined`: of the slow store."""
-        return self._slow.quarantined()
-
     # What the fast store holds
 
     async def _keep(self, info: BlobInfo, data: bytes | memoryview) -> None:
         if info.size > self._size:
             return
         try:
-            await self._fast.put(
-                info.name,
-                Bytes(data),
-                stamp=info.stamp,
-                kind=Kind(info.kind),
-                checksum=info.checksum,
-            )
+            kept = Write(info.name, Bytes(data), info.kind, b"", info.stamp, info.checksum)
+            await self._fast.write(kept)
         except DolmenError:
             return
         self._note(info)
@@ -160,51 +112,22 @@ class CacheStore:
             del self._kept[info.name]
             self._bytes -= info.size
         with suppress(DolmenError):
-            await self._fast.remove(info.name, if_stamp=info.stamp)
+            await self._fast.remove_many([Remove(info.name, info.stamp)])
 
     # Writing
 
-    async def put(
-        self,
-        name: str,
-        payload: Payload,
-        *,
-        meta: bytes = b"",
-        stamp: int | None = None,
-        kind: Kind = Kind.BLOB,
-        checksum: bytes | None = None,
-    ) -> Put:
-        """See `BlobStore.put`."""
-        return await self._slow.put(
-            name, payload, meta=meta, stamp=stamp, kind=kind, checksum=checksum
-        )
-
-    def put_many(self, blobs: AsyncIterator[Blob]) -> AsyncIterator[Put | Failed]:
-        """See `BlobStore.put_many`."""
-        return self._slow.put_many(blobs)
-
-    async def touch(self, name: str, *, stamp: int, checksum: bytes, meta: bytes) -> Put:
-        """See `BlobStore.touch`."""
-        return await self._slow.touch(name, stamp=stamp, checksum=checksum, meta=meta)
-
-    async def delete(self, name: str, *, stamp: int | None = None) -> Put:
-        """See `BlobStore.delete`."""
-        put = await self._slow.delete(name, stamp=stamp)
-        await self._drop(name)
+    async def write(self, write: Write) -> Put:
+        """See `BlobStore.write`."""
+        put = await self.store.write(write)
+        if write.kind == Kind.TOMBSTONE:
+            await self._drop(write.name)
         return put
-
-    async def remove(self, name: str, *, if_stamp: int, min_age: float = 0) -> bool:
-        """See `BlobStore.remove`."""
-        removed = await self._slow.remove(name, if_stamp=if_stamp, min_age=min_age)
-        if removed:
-            await self._drop(name)
-        return removed
 
     async def remove_many(
         self, removes: Sequence[Remove], *, min_age: float = 0, epoch: int | None = None
     ) -> Sequence[bool]:
         """See `BlobStore.remove_many`."""
-        removed = await self._slow.remove_many(removes, min_age=min_age, epoch=epoch)
+        removed = await self.store.remove_many(removes, min_age=min_age, epoch=epoch)
         for (name, _), gone in zip(removes, removed, strict=True):
             if gone:
                 await self._drop(name)
@@ -215,26 +138,12 @@ class CacheStore:
         if kept is not None:
             await self._forget(kept)
 
-    # The store itself
-
-    async def note(self, key: str, value: bytes) -> None:
-        """See `BlobStore.note`."""
-        await self._slow.note(key, value)
-
-    async def notes(self) -> dict[str, bytes]:
-        """See `BlobStore.notes`."""
-        return await self._slow.notes()
-
-    async def condition(self) -> Condition:
-        """See `BlobStore.condition`."""
-        return await self._slow.condition()
-
     async def aclose(self) -> None:
         """See `BlobStore.aclose`."""
         try:
             await self._fast.aclose()
         finally:
-            await self._slow.aclose()
+            await self.store.aclose()
 
 
 async def open_url(url: str) -> CacheStore:

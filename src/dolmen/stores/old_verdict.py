@@ -9,8 +9,8 @@ from __future__ import annotations
 import enum
 from typing import NamedTuple
 
-from dolmen.metadata import hash_of
 from dolmen.errors import Conflict, InvalidName, NotFound
+from dolmen.metadata import hash_of
 from dolmen.record import Kind
 from dolmen.stamps import Clock
 from dolmen.store import BlobInfo, Outcome, Put, Rank

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import json
 from base64 import b64encode
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -38,22 +38,25 @@ from dolmen.http.messages import Streamed
 from dolmen.names import check_name, checksum_of, is_chunk_name, is_object_id, partition_of
 from dolmen.payload import Bytes, Payload, Piece, Stream
 from dolmen.record import Kind
+from dolmen.resolve import check, check_key
 from dolmen.stamps import format_stamp
 from dolmen.store import (
-    ALL_PARTITIONS,
+    EVERYTHING,
+    NO_CHECKSUM,
     Blob,
     BlobInfo,
     Capabilities,
     Condition,
     Failed,
+    Listing,
     Outcome,
     Put,
     Range,
     Remove,
+    Write,
 )
-from dolmen.stores.old_bulk import OneByOne
+from dolmen.stores.base import OneByOne
 from dolmen.stores.remote_bulk import list_all, read_many, verify_all, write_many
-from dolmen.stores.old_verdict import NO_CHECKSUM
 from dolmen.stores.wire import (
     ANSWER_MAX,
     Unsatisfiable,
@@ -88,18 +91,18 @@ class RemoteStore(OneByOne):
         self._known = False
         self._digests: tuple[bytes, Digests] | None = None
 
-    async def put(
-        self,
-        name: str,
-        payload: Payload,
-        *,
-        meta: bytes = b"",
-        stamp: int | None = None,
-        kind: Kind = Kind.BLOB,
-        checksum: bytes | None = None,
-    ) -> Put:
-        """See `BlobStore.put`."""
-        check_name(name)
+    async def write(self, write: Write) -> Put:
+        """See `BlobStore.write`."""
+        check(write)
+        if write.kind == Kind.TOMBSTONE:
+            return await self._delete(write)
+        if write.kind == Kind.TOUCH:
+            return await self._touch(write)
+        return await self._put(write)
+
+    async def _put(self, write: Write) -> Put:
+        name, payload, kind, meta = write.name, write.payload, write.kind, write.metadata
+        stamp, checksum = write.stamp, write.checksum
         headers: list[tuple[bytes, bytes]] = []
         if self.capabilities.stamps:
             if stamp is not None:
@@ -109,10 +112,9 @@ class RemoteStore(OneByOne):
             if checksum is not None:
                 headers.append((b"X-Dolmen-Checksum", checksum.hex().encode()))
             if meta:
-                metadata.check(meta)
                 headers.append((b"X-Dolmen-Metadata", b64encode(meta)))
         else:
-            if kind == Kind.MANIFEST:  # it would stand for the object's own content
+            if kind == Kind.MANIFEST:  # it would be taken for the object's own content
                 self._needs_stamps("given manifests, so it keeps no large objects")
             headers.extend(metadata.decode(meta))
         whole = payload.whole
@@ -164,43 +166,32 @@ class RemoteStore(OneByOne):
         if checksum_of(data) != info.checksum:
             raise Corrupt(f"{self._address} sent {info.name} with another checksum than it has")
 
-    async def stat(self, name: str, *, tombstones: bool = False) -> BlobInfo:
+    async def stat(self, name: str) -> BlobInfo:
         """See `BlobStore.stat`."""
         check_name(name)
-        also = "?tombstones=1" if tombstones and self.capabilities.stamps else ""
-        return info_of(name, await self._ask("HEAD", f"/blob/{name}{also}"))
+        return info_of(name, await self._ask("HEAD", f"/blob/{name}"))
 
-    async def touch(self, name: str, *, stamp: int, checksum: bytes, meta: bytes) -> Put:
-        """See `BlobStore.touch`."""
-        check_name(name)
+    async def _touch(self, write: Write) -> Put:
         self._needs_stamps("touched")
         item = {
-            "name": name,
-            "stamp": format_stamp(stamp),
-            "checksum": checksum.hex(),
-            "metadata": b64encode(metadata.check(meta)).decode(),
+            "name": write.name,
+            "stamp": format_stamp(write.stamp or 0),
+            "checksum": (write.checksum or b"").hex(),
+            "metadata": b64encode(write.metadata).decode(),
         }
-        put = put_of(name, await self._line("/blobs/touch", {"touches": [item]}))
+        put = put_of(write.name, await self._line("/blobs/touch", {"touches": [item]}))
         if isinstance(put, Failed):
             raise put.error
         return put
 
-    async def delete(self, name: str, *, stamp: int | None = None) -> Put:
-        """See `BlobStore.delete`."""
-        check_name(name)
+    async def _delete(self, write: Write) -> Put:
         self._needs_stamps("deleted")
         headers = []
-        if stamp is not None:
-            headers.append((b"X-Dolmen-Stamp", format_stamp(stamp).encode()))
-        response = await self._ask("DELETE", f"/blob/{name}", headers)
+        if write.stamp is not None:
+            headers.append((b"X-Dolmen-Stamp", format_stamp(write.stamp).encode()))
+        response = await self._ask("DELETE", f"/blob/{write.name}", headers)
         self._note_durable(response)
         return deleted(response.headers, await object_of(response, reads=False))
-
-    async def remove(self, name: str, *, if_stamp: int, min_age: float = 0) -> bool:
-        """See `BlobStore.remove`."""
-        check_name(name)
-        self._needs_stamps("removed")
-        return (await self.remove_many([Remove(name, if_stamp)], min_age=min_age))[0]
 
     async def remove_many(
         self, removes: Sequence[Remove], *, min_age: float = 0, epoch: int | None = None
@@ -223,17 +214,13 @@ class RemoteStore(OneByOne):
             raise OutcomeUnknown(f"{self._address} did not answer for every name to remove")
         return [line.get("removed") is True for line in lines]
 
-    def list(
-        self,
-        *,
-        partitions: Iterable[int] = ALL_PARTITIONS,
-        after: str | None = None,
-        prefix: str = "",
-        tombstones: bool = False,
-    ) -> AsyncIterator[BlobInfo]:
+    def list(self, listing: Listing = EVERYTHING) -> AsyncIterator[BlobInfo]:
         """See `BlobStore.list`."""
+        if listing.quarantined:
+            return self._quarantined(listing)
+        partitions, after, prefix = listing.partitions, listing.after, listing.prefix
         if self.capabilities.stamps:
-            return list_all(self._ask, partitions, after, prefix, tombstones=tombstones)
+            return list_all(self._ask, partitions, after, prefix, tombstones=listing.tombstones)
         return self._list_plainly(set(partitions), after, prefix)
 
     async def _list_plainly(
@@ -249,13 +236,18 @@ class RemoteStore(OneByOne):
             if partition in partitions:
                 yield BlobInfo(name, -1, Kind.BLOB, 0, NO_CHECKSUM)
 
-    async def quarantined(self) -> AsyncIterator[str]:
-        """See `BlobStore.quarantined`."""
+    async def _quarantined(self, listing: Listing) -> AsyncIterator[BlobInfo]:
         if not self.capabilities.stamps:
             return
+        wanted = set(listing.partitions)
+        after = listing.after
+        start = (partition_of(after), after) if after is not None else (-1, "")
         async with await self._ask("GET", "/quarantined") as response:
             async for line in lines_of(response, reads=True):
-                yield check_name(str(line.get("name")))
+                name = check_name(str(line.get("name")))
+                place = (partition_of(name), name)
+                if place > start and place[0] in wanted and name.startswith(listing.prefix):
+                    yield BlobInfo(name, 0, Kind.BLOB, 0, NO_CHECKSUM)
 
     async def digests(self) -> Digests:
         """See `BlobStore.digests`."""
@@ -281,14 +273,15 @@ class RemoteStore(OneByOne):
             return verify_all(self._ask, self._address, names)
         return super().verify_many(names)
 
-    def put_many(self, blobs: AsyncIterator[Blob]) -> AsyncIterator[Put | Failed]:
-        """See `BlobStore.put_many`. Two batches are under way at once."""
+    def write_many(self, writes: AsyncIterator[Write]) -> AsyncIterator[Put | Failed]:
+        """See `BlobStore.write_many`. Two batches are under way at once."""
         if self.capabilities.stamps:
-            return write_many(self, self._ask, blobs)
-        return super().put_many(blobs)
+            return write_many(self, self._ask, writes)
+        return super().write_many(writes)
 
     async def note(self, key: str, value: bytes) -> None:
         """See `BlobStore.note`."""
+        check_key(key)
         self._needs_stamps("given notes")
         order = {"key": key, "value": b64encode(value).decode()}
         await self._ask("POST", "/notes", (), json.dumps(order).encode())

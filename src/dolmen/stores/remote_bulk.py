@@ -13,11 +13,22 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 
 from dolmen.errors import DolmenError, OutcomeUnknown, Unavailable
 from dolmen.http.calls import ClientResponse
-from dolmen.names import partition_of
+from dolmen.names import checksum_of, partition_of
 from dolmen.payload import Piece
-from dolmen.store import ALL_PARTITIONS, Blob, BlobInfo, BlobStore, Failed, Put
+from dolmen.record import Kind
+from dolmen.resolve import check
+from dolmen.store import (
+    ALL_PARTITIONS,
+    NO_CHECKSUM,
+    Blob,
+    BlobInfo,
+    BlobStore,
+    Failed,
+    Put,
+    Write,
+)
 from dolmen.stores import records
-from dolmen.stores.old_bulk import check_travels, put_any
+from dolmen.stores.base import write_any
 from dolmen.stores.wire import lines_of, listed, puts_of, told
 
 _PAGE = 10_000
@@ -122,12 +133,12 @@ async def read_many(ask: Ask, address: str, names: Sequence[str]) -> AsyncIterat
 
 
 async def write_many(
-    store: BlobStore, ask: Ask, blobs: AsyncIterator[Blob]
+    store: BlobStore, ask: Ask, writes: AsyncIterator[Write]
 ) -> AsyncIterator[Put | Failed]:
-    """An answer for each blob, in their order; what is streamed is put while nothing else is."""
+    """An answer for each write, in their order; what is streamed is put while nothing else is."""
     under_way: deque[asyncio.Task[Sequence[Put | Failed]]] = deque()
     try:
-        async for batch in _batches(blobs):
+        async for batch in _batches(writes):
             streamed = batch[0].payload.whole is None
             if not streamed:
                 under_way.append(asyncio.create_task(_written(store, ask, batch)))
@@ -136,7 +147,7 @@ async def write_many(
                     yield answer
                 under_way.popleft()
             if streamed:
-                yield await put_any(store, batch[0])
+                yield await write_any(store, batch[0])
         while under_way:
             for answer in await under_way[0]:
                 yield answer
@@ -147,18 +158,18 @@ async def write_many(
         await asyncio.gather(*under_way, return_exceptions=True)
 
 
-async def _written(store: BlobStore, ask: Ask, batch: Sequence[Blob]) -> Sequence[Put | Failed]:
-    if batch[0].payload.size >= _LARGE:
-        return [await put_any(store, batch[0])]
+async def _written(store: BlobStore, ask: Ask, batch: Sequence[Write]) -> Sequence[Put | Failed]:
+    if _alone(batch[0]):
+        return [await write_any(store, batch[0])]
     return await _send(ask, batch)
 
 
-async def _batches(blobs: AsyncIterator[Blob]) -> AsyncIterator[list[Blob]]:
+async def _batches(writes: AsyncIterator[Write]) -> AsyncIterator[list[Write]]:
     """Small blobs in lists of bounded size, large ones alone, in order."""
-    batch: list[Blob] = []
+    batch: list[Write] = []
     size = 0
-    async for blob in blobs:
-        if blob.payload.whole is None or blob.payload.size >= _LARGE:
+    async for blob in writes:
+        if _alone(blob):
             if batch:
                 yield batch
                 batch, size = [], 0
@@ -173,18 +184,33 @@ async def _batches(blobs: AsyncIterator[Blob]) -> AsyncIterator[list[Blob]]:
         yield batch
 
 
-async def _send(ask: Ask, batch: Sequence[Blob]) -> Sequence[Put | Failed]:
+def _alone(write: Write) -> bool:
+    """Whether it goes in a request of its own: only what carries a stamp travels as a record."""
+    payload = write.payload
+    touch = write.kind == Kind.TOUCH
+    return payload.whole is None or payload.size >= _LARGE or write.stamp is None or touch
+
+
+def as_blob(write: Write) -> Blob:
+    """The blob that a stamped write in memory carries."""
+    data, checksum = write.payload.whole or b"", write.checksum
+    if checksum is None:
+        checksum = NO_CHECKSUM if write.kind == Kind.TOMBSTONE else checksum_of(data)
+    info = BlobInfo(write.name, len(data), write.kind, write.stamp or 0, checksum, write.metadata)
+    return Blob(info, write.payload)
+
+
+async def _send(ask: Ask, batch: Sequence[Write]) -> Sequence[Put | Failed]:
     refused: dict[int, Failed] = {}
-    sent: list[BlobInfo] = []
+    sent: list[Write] = []
     framed: list[Piece] = []
     for number, blob in enumerate(batch):
         try:  # here, for a single one that is not allowed would fail the whole stream there
-            check_travels(blob)
+            framed += records.frame(as_blob(check(blob)))
         except DolmenError as error:
-            refused[number] = Failed(blob.info.name, error)
+            refused[number] = Failed(blob.name, error)
         else:
-            sent.append(blob.info)
-            framed += records.frame(blob)
+            sent.append(blob)
     answers: list[Put | Failed] = []
     failure: DolmenError = OutcomeUnknown("the answer does not tell of every blob that was sent")
     try:

@@ -17,7 +17,7 @@ from dolmen.closing import closing
 from dolmen.errors import Corrupt, NotFound
 from dolmen.names import PARTITIONS, partition_of
 from dolmen.pace import Pace
-from dolmen.store import BlobInfo, BlobStore, Failed
+from dolmen.store import BlobInfo, BlobStore, Failed, Listing
 
 KEY = "scrub"
 _BATCH, _BATCH_BYTES = 256, 16 << 20
@@ -95,7 +95,7 @@ async def scrub(
 async def _batches(store: BlobStore, after: str | None) -> AsyncIterator[Sequence[BlobInfo]]:
     batch: list[BlobInfo] = []
     size = 0
-    async with closing(store.list(after=after)) as infos:
+    async with closing(store.list(Listing(after=after))) as infos:
         async for info in infos:
             batch.append(info)
             size += max(info.size, 0)

@@ -19,8 +19,7 @@ from dolmen.http.messages import Headers
 from dolmen.names import check_name
 from dolmen.record import Kind
 from dolmen.stamps import parse_stamp
-from dolmen.store import BlobInfo, Failed, Outcome, Put
-from dolmen.stores.old_verdict import NO_CHECKSUM
+from dolmen.store import NO_CHECKSUM, BlobInfo, Failed, Outcome, Put, Write
 
 ANSWER_MAX = 64 << 20
 """The largest answer that is read whole, in bytes."""
@@ -121,7 +120,7 @@ def put_of(name: str, line: dict[str, Any]) -> Put | Failed:
 
 
 @_sense(reads=False)
-def puts_of(line: dict[str, Any], sent: Sequence[BlobInfo], begin: int) -> Sequence[Put | Failed]:
+def puts_of(line: dict[str, Any], sent: Sequence[Write], begin: int) -> Sequence[Put | Failed]:
     """What a line says of the blobs of a stream, from `begin` on.
 
     With a `count` it tells of so many that all went the same way, with the stamps they
@@ -132,7 +131,7 @@ def puts_of(line: dict[str, Any], sent: Sequence[BlobInfo], begin: int) -> Seque
     outcome, count = Outcome(line["status"]), line["count"]
     if type(count) is not int or not 0 < count <= len(sent) - begin:
         raise ValueError(count)
-    return [Put(outcome, info.stamp) for info in sent[begin : begin + count]]
+    return [Put(outcome, write.stamp or 0) for write in sent[begin : begin + count]]
 
 
 @_sense(reads=False)

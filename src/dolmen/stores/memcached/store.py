@@ -28,9 +28,9 @@ from dolmen.payload import Bytes, Payload, Stream, read_whole
 from dolmen.record import Kind
 from dolmen.stamps import Clock
 from dolmen.store import ALL_PARTITIONS, Blob, BlobInfo, Capabilities, Condition, Put, Range
-from dolmen.stores.old_bulk import OneByOne
 from dolmen.stores.memcached.item import HERE, PART, Item, decode, decode_part, encode_part
 from dolmen.stores.memcached.server import Server
+from dolmen.stores.old_bulk import OneByOne
 from dolmen.stores.old_verdict import (
     NO_CHECKSUM,
     Action,

@@ -37,13 +37,13 @@ from dolmen.store import (
     Put,
     Range,
 )
-from dolmen.stores.old_bulk import UnderWay, Upkeep, check_travels
 from dolmen.stores.objects.bucket import Bucket
 from dolmen.stores.objects.head import Head, folder_of, heads_of, new_id
 from dolmen.stores.objects.ledger import ROUNDS, Ledger, restless
 from dolmen.stores.objects.parts import Upload, keep, read
 from dolmen.stores.objects.sweep import Sweeper
 from dolmen.stores.objects.walk import walk
+from dolmen.stores.old_bulk import UnderWay, Upkeep, check_travels
 from dolmen.stores.old_verdict import (
     NO_CHECKSUM,
     Action,

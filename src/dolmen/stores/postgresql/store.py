@@ -27,11 +27,6 @@ from dolmen.record import Kind
 from dolmen.stamps import Clock
 from dolmen.store import ALL_PARTITIONS, Blob, BlobInfo, Capabilities, Condition, Put, Range
 from dolmen.stores.old_bulk import OneByOne
-from dolmen.stores.postgresql import parts
-from dolmen.stores.postgresql.batches import Batches
-from dolmen.stores.postgresql.changes import Change, carry_out
-from dolmen.stores.postgresql.rows import COLUMNS, Entry, find, read
-from dolmen.stores.postgresql.server import PATIENCE, Server, mendable, unflushed
 from dolmen.stores.old_verdict import (
     NO_CHECKSUM,
     Action,
@@ -41,6 +36,11 @@ from dolmen.stores.old_verdict import (
     judge_touch,
     may_remove,
 )
+from dolmen.stores.postgresql import parts
+from dolmen.stores.postgresql.batches import Batches
+from dolmen.stores.postgresql.changes import Change, carry_out
+from dolmen.stores.postgresql.rows import COLUMNS, Entry, find, read
+from dolmen.stores.postgresql.server import PATIENCE, Server, mendable, unflushed
 
 LARGEST = 5 << 30
 SMALL = 1 << 16

@@ -29,15 +29,6 @@ from dolmen.record import NOBODY, Kind
 from dolmen.stamps import Clock
 from dolmen.store import ALL_PARTITIONS, Blob, BlobInfo, Capabilities, Condition, Put, Range
 from dolmen.stores.old_bulk import OneByOne
-from dolmen.stores.redis.address import CLUSTER, Address, parse
-from dolmen.stores.redis.cluster import ClusterLink
-from dolmen.stores.redis.layout import INLINE, NOTHING, Entry, Keys, member, read
-from dolmen.stores.redis.link import PATIENCE, Link
-from dolmen.stores.redis.listing import pages, spans_of
-from dolmen.stores.redis.reading import Parts, fronts
-from dolmen.stores.redis.refusals import Refused
-from dolmen.stores.redis.scripts import CHANGE
-from dolmen.stores.redis.upload import Upload
 from dolmen.stores.old_verdict import (
     NO_CHECKSUM,
     Action,
@@ -47,6 +38,15 @@ from dolmen.stores.old_verdict import (
     judge_touch,
     may_remove,
 )
+from dolmen.stores.redis.address import CLUSTER, Address, parse
+from dolmen.stores.redis.cluster import ClusterLink
+from dolmen.stores.redis.layout import INLINE, NOTHING, Entry, Keys, member, read
+from dolmen.stores.redis.link import PATIENCE, Link
+from dolmen.stores.redis.listing import pages, spans_of
+from dolmen.stores.redis.reading import Parts, fronts
+from dolmen.stores.redis.refusals import Refused
+from dolmen.stores.redis.scripts import CHANGE
+from dolmen.stores.redis.upload import Upload
 
 _log = logging.getLogger("dolmen.redis")
 _ATTEMPTS = 100

@@ -35,11 +35,11 @@ class Touches(Suite):
                 (at(3), META, (Outcome.UNCHANGED, at(3))),  # none has the lowest hash there is
                 (at(3), b"", (Outcome.SUPERSEDED, at(3))),
             ]
-            for stamp, meta, wanted in expected:
+            for stamp, meta, outcome in expected:
                 answer = await calls.touch(
                     store, kind.name, stamp=stamp, checksum=checksum, meta=meta
                 )
-                assert answer == wanted
+                assert answer == outcome
             wanted = info_of(kind.name, data, stamp=at(3), kind=kind, meta=META)
             assert same(await store.stat(kind.name), wanted)
             assert await content(store, kind.name) == data
