@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
+from dolmen.cluster.cluster import Cluster
 from dolmen.cluster.groups import Group, Member, make_group
 from dolmen.config import settings
+from dolmen.store import BlobStore
 from dolmen.stores import open_existing, open_store
 
 
@@ -53,3 +55,13 @@ async def opened_groups(
         for group in ready:
             for member in group.members:
                 await member.store.aclose()
+
+
+@asynccontextmanager
+async def opened_store(
+    groups: Sequence[settings.Group], *, existing: bool = False
+) -> AsyncIterator[BlobStore]:
+    """The one store that these groups are: the cluster, or the only server."""
+    async with opened_groups(groups, volatile=True, existing=existing) as ready:
+        members = [member for group in ready for member in group.members]
+        yield members[0].store if len(members) == 1 else Cluster(ready)
