@@ -93,6 +93,7 @@ def _print(path: str, target: str, imported: Imported, *, as_json: bool) -> int:
                 "bytes": imported.read,
                 "complete": imported.complete,
                 "missing": imported.missing,
+                "ends": imported.ends or None,
                 **facts,
             }
         )
@@ -104,8 +105,10 @@ def _print(path: str, target: str, imported: Imported, *, as_json: bool) -> int:
                 print(f"  {why}")
         if imported.missing:
             print(f"{imported.missing:,} records are missing in the export")
-        elif not imported.complete and not imported.damaged.count:
+        elif imported.ends or not (imported.complete or imported.damaged.count):
             print("the export is not complete: its end is missing")
+        if imported.ends:
+            print(f"  {imported.ends}")
     return status if imported.complete else DAMAGED
 
 

@@ -59,6 +59,8 @@ class Imported:
     """What could not be read when the archive was made, by name."""
     missing: int = 0
     """Records that are not in the archive though its end mark counts them."""
+    ends: str = ""
+    """Where it ends, if that is inside a record."""
     complete: bool = False
     """The archive was read to its end mark, and nothing is missing."""
 
@@ -144,7 +146,9 @@ class _Import:
             if isinstance(item, Mark):
                 self._mark = item
                 return
-            if isinstance(item, Damage):
+            if isinstance(item, Damage) and item.ends:
+                imported.ends = str(item)
+            elif isinstance(item, Damage):
                 imported.damaged.add(item.name, str(item))
             elif isinstance(item, Failed):
                 imported.lacking.add(item.name, f"{item.name}: {item.error}")
