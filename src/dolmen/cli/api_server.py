@@ -16,14 +16,14 @@ LISTEN = "127.0.0.1:9991"
 DOWNLOADS = "127.0.0.1:9992"
 Listen = Annotated[
     str | None,
-    typer.Option("--listen", metavar="HOST:PORT", help=f"For everything. Default: {LISTEN}."),
+    typer.Option("--listen", metavar="HOST:PORT", help=f"Address for all requests. Default: {LISTEN}."),
 ]
 DownloadListen = Annotated[
     str | None,
     typer.Option(
         "--download-listen",
         metavar="HOST:PORT",
-        help=f"For downloads alone. Default: {DOWNLOADS}.",
+        help=f"Address for downloads only. Default: {DOWNLOADS}.",
     ),
 ]
 
@@ -43,7 +43,7 @@ def api_server(
     workers: Workers = None,
     repair: Annotated[
         bool | None,
-        typer.Option("--repair", help="Also keep every server at what it should hold."),
+        typer.Option("--repair", help="Repair missing and misplaced copies continuously."),
     ] = None,
     open: Open = None,  # noqa: A002 - the option's name
     config: Config = None,
@@ -70,8 +70,8 @@ def api_server(
     groups = settings.all_groups()
     if not groups:
         raise BadSetting(
-            "no blob server is named: say --blob-server http://HOST:PORT, or --config with groups; "
-            "to try dolmen on one machine there is dolmen serve"
+            "no blob server is named: use --blob-server http://HOST:PORT, or --config with groups; "
+            "to try dolmen on one machine, use dolmen serve"
         )
     raise typer.Exit(serve_api(groups, settings))
 

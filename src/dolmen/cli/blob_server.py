@@ -17,7 +17,7 @@ def blob_server(
         typer.Option(
             "--store",
             metavar="URL",
-            help="The store to serve: a volume on a disk, or an engine that stands in its place.",
+            help="The store to serve: a volume on disk, or another storage engine.",
         ),
     ] = None,
     listen: Annotated[
@@ -50,7 +50,7 @@ def blob_server(
     url = settings.store
     if url is None:
         raise BadSetting(
-            "no store is named: say --store volume:/path/to/folder, or store = in the settings"
+            "no store is named: use --store volume:/path/to/folder, or store = in the settings"
         )
 
     told = without_secrets(url)

@@ -1,4 +1,4 @@
-"""Gathers the settings from where they may stand, and remembers which came from where."""
+"""Loads the settings, and remembers where each came from."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _from_file(config: str | None, files: tuple[str, ...]) -> Layer:
         except OSError as error:
             raise BadSetting(f"{path}: can't be read: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise BadSetting(f"{path}: is no valid TOML: {error}") from error
+            raise BadSetting(f"{path}: invalid TOML: {error}") from error
         flat = _flat(found)
         return flat, dict.fromkeys(flat, path)
     return {}, {}
@@ -140,7 +140,7 @@ def _from_environment(environ: Mapping[str, str]) -> Layer:
         key = keys.get(variable)
         if key is None:
             hint = _nearest(variable, keys)
-            raise BadSetting(f"{origin}: is no setting of dolmen{hint}; see `dolmen config show`")
+            raise BadSetting(f"{origin}: unknown setting{hint}; see `dolmen config show`")
         values[key], origins[key] = _parsed(key, text, origin), origin
     return values, origins
 
@@ -226,7 +226,7 @@ def _explained(error: ValidationError, origins: Mapping[str, Origin]) -> str:
     if origin is None:  # a rule between several keys
         origin = next((origins[key] for key in _SERVERS if key in origins), "settings")
     if first["type"] == "extra_forbidden":
-        return f"{origin}: {path} is no setting{_nearest(str(first['loc'][-1]), _siblings(path))}"
+        return f"{origin}: unknown setting {path}{_nearest(str(first['loc'][-1]), _siblings(path))}"
     if first["type"] == "missing":
         return f"{origin}: {path} is not set, but has no default"
     if not path:
