@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dolmen.cli.options import Config, Open, Workers
+from dolmen.cli.options import SERVER, Config, Open, Workers
 
 if TYPE_CHECKING:
     from dolmen.config import Group, Settings
@@ -16,7 +16,9 @@ LISTEN = "127.0.0.1:9991"
 DOWNLOADS = "127.0.0.1:9992"
 Listen = Annotated[
     str | None,
-    typer.Option("--listen", metavar="HOST:PORT", help=f"Address for all requests. Default: {LISTEN}."),
+    typer.Option(
+        "--listen", metavar="HOST:PORT", help=f"Address for all requests. Default: {LISTEN}."
+    ),
 ]
 DownloadListen = Annotated[
     str | None,
@@ -78,7 +80,7 @@ def api_server(
 
 def serve_api(groups: list[Group], settings: Settings) -> int:
     """Run an API server over these groups; returns the exit status."""
-    from dolmen.config import split_address
+    from dolmen.config import join_address, split_address
     from dolmen.errors import BadSetting
     from dolmen.servers.api import open_api
     from dolmen.servers.metrics import Board
@@ -97,11 +99,12 @@ def serve_api(groups: list[Group], settings: Settings) -> int:
         return await open_api(groups, settings, repair=repair)
 
     def ready(addresses: list[tuple[str, int]]) -> None:
-        (host, port), (_, downloads) = addresses
+        both, downloads = (f"http://{join_address(*address)}" for address in addresses)
+        server = "" if both == SERVER else f" --server {both}"
         print(
-            f"uploads and everything else on http://{host}:{port}, downloads on port {downloads}\n"
-            f"  store:  curl -T FILE http://{host}:{port}/upload     or  dolmen put FILE\n"
-            f"  fetch:  curl http://{host}:{downloads}/fetch/ID      or  dolmen get ID",
+            f"uploads and everything else on {both}, downloads on {downloads}\n"
+            f"  store:  curl -T FILE {both}/upload     or  dolmen put FILE{server}\n"
+            f"  fetch:  curl {downloads}/fetch/ID      or  dolmen get ID{server}",
             flush=True,
         )
 

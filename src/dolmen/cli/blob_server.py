@@ -37,7 +37,7 @@ def blob_server(
 
     Other URLs begin with postgresql://, s3://, gs://, az://, file://, memcached://, cache:
     """
-    from dolmen.config import load, split_address
+    from dolmen.config import join_address, load, split_address
     from dolmen.errors import BadSetting
     from dolmen.servers.blob import BlobServer
     from dolmen.servers.running import run
@@ -53,16 +53,16 @@ def blob_server(
             "no store is named: use --store volume:/path/to/folder, or store = in the settings"
         )
 
-    told = without_secrets(url)
+    shown = without_secrets(url)
 
     async def opened() -> BlobServer:
         opened = await open_store(url)
         # Where the store has a folder, what is spooled takes room on its disk.
-        return BlobServer(opened, describes=told, spool_folder=getattr(opened, "path", None))
+        return BlobServer(opened, describes=shown, spool_folder=getattr(opened, "path", None))
 
     def ready(addresses: list[tuple[str, int]]) -> None:
         for host, port in addresses:
-            print(f"blob server of {told} on http://{host}:{port}", flush=True)
+            print(f"blob server of {shown} on http://{join_address(host, port)}", flush=True)
 
     addresses = [split_address(settings.listen or LISTEN)]
     beside = beside_volume(url, settings)

@@ -28,9 +28,7 @@ _MEANING = {
 def check(
     stores: Stores = None,
     config: Config = None,
-    data: Annotated[
-        bool, typer.Option("--data", help="Also read and verify every copy.")
-    ] = False,
+    data: Annotated[bool, typer.Option("--data", help="Also read and verify every copy.")] = False,
     json: Json = False,
 ) -> None:
     """Look for what is missing, outdated, misplaced, damaged or broken.

@@ -26,7 +26,7 @@ def cluster_lines(said: dict[str, Any], now: float) -> Sequence[str]:
     if "repair" in said:
         lines.append(f"repair: {_repair(said['repair'], now)}")
     else:
-        lines.append("repair: disabled in this API server (enable it, or run dolmen replicate --watch)")
+        lines.append("repair: disabled in this API server (or run dolmen replicate --watch)")
     return lines
 
 

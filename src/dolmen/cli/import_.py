@@ -40,7 +40,8 @@ def import_(
     """Restore an export to a STORE, or to a cluster.
 
     The newer of two versions wins; nothing is removed. May be interrupted and run again:
-    what is there is not written twice. Damaged parts of FILE are listed and left out. Exit status 5 when anything of it could not be read.
+    what is there is not written twice. Damaged parts of FILE are listed and left out. Exit
+    status 5 when anything of it could not be read.
 
     [green]dolmen import backup.dolmen volume:/srv/data[/green]
 

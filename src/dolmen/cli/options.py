@@ -31,7 +31,9 @@ Config = Annotated[
 ]
 Bandwidth = Annotated[
     int | None,
-    typer.Option("--bandwidth", metavar="BYTES", min=1, help="Limit throughput (bytes per second)."),
+    typer.Option(
+        "--bandwidth", metavar="BYTES", min=1, help="Limit throughput (bytes per second)."
+    ),
 ]
 Workers = Annotated[
     int | None, typer.Option("--workers", metavar="N", help="Number of worker processes.")

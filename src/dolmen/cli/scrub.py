@@ -15,9 +15,7 @@ from dolmen.cli.output import counting_bar, emit, readable
 def scrub(
     store: Annotated[str, typer.Argument(metavar="STORE", help="Its URL.")],
     bandwidth: Bandwidth = None,
-    again: Annotated[
-        bool, typer.Option("--again", help="Start over instead of resuming.")
-    ] = False,
+    again: Annotated[bool, typer.Option("--again", help="Start over instead of resuming.")] = False,
     json: Json = False,
 ) -> None:
     r"""Read and verify every blob of STORE. Damaged copies are quarantined.
