@@ -16,6 +16,7 @@ The idea of such a suite is perkeep's `storagetest`.
 from __future__ import annotations
 
 from dolmen.testing.conformance.bulk import Bulk
+from dolmen.testing.conformance.damage import Damage
 from dolmen.testing.conformance.deletes import Deletes
 from dolmen.testing.conformance.listings import Listings
 from dolmen.testing.conformance.model import Modelled
@@ -29,5 +30,7 @@ from dolmen.testing.conformance.writes import Writes
 __all__ = ["Conformance", "Place", "Time"]
 
 
-class Conformance(Writes, Touches, Deletes, Payloads, Races, Listings, Bulk, Upkeep, Modelled):
+class Conformance(
+    Writes, Touches, Deletes, Payloads, Races, Listings, Bulk, Damage, Upkeep, Modelled
+):
     """Everything the contract asks of one store."""

@@ -74,7 +74,7 @@ async def copy_all(source: BlobStore, target: BlobStore) -> None:
 class Bulk(Suite):
     """`get_many`, `verify_many` and `put_many`."""
 
-    async def test_verify_many_tells_of_every_name_in_order(self, store: BlobStore) -> None:
+    async def test_verify_many_answers_for_every_name_in_order(self, store: BlobStore) -> None:
         big = noise(min(5 * MIB, store.capabilities.largest))
         right = [
             blob_of("one", b"one", at(1), meta=META),
@@ -84,6 +84,8 @@ class Bulk(Suite):
             blob_of(hashlib.sha256(b"three").hexdigest(), b"chunks", at(3), Kind.MANIFEST),
             blob_of(chunk_name(b"four"), b"four", at(4)),
             blob_of("deleted", b"", at(5), Kind.TOMBSTONE),
+            blob_of(chunk_name(b"deleted"), b"", at(5), Kind.TOMBSTONE),
+            blob_of(hashlib.sha256(b"deleted").hexdigest(), b"", at(5), Kind.TOMBSTONE),
             blob_of("empty", b"", at(6)),
         ]
         wrong = [
@@ -140,7 +142,7 @@ class Bulk(Suite):
         ]
         assert answered == chosen
 
-    async def test_put_many_keeps_stamps_kinds_and_metadata(self, store: BlobStore) -> None:
+    async def test_write_many_keeps_stamps_kinds_and_metadata(self, store: BlobStore) -> None:
         big = noise(min(5 * MIB, store.capabilities.largest))
         await calls.put(store, "standing", Bytes(b"standing"), stamp=at(9))
         await calls.put(store, "raised", Bytes(b"raised"), stamp=at(1))
@@ -206,9 +208,7 @@ class Bulk(Suite):
         ]
         assert got == [(name, name[1:].encode()) for name in asked]
 
-    async def test_a_stream_of_blobs_that_breaks_off_is_told_to_the_caller(
-        self, store: BlobStore
-    ) -> None:
+    async def test_a_stream_of_writes_that_breaks_off_raises(self, store: BlobStore) -> None:
         async def blobs() -> AsyncIterator[Blob]:
             for number in range(3):
                 yield blob_of(f"n{number}", b"good", at(1))
@@ -222,7 +222,7 @@ class Bulk(Suite):
         for name in await names(store.list()):  # some may still be under way
             assert await content(store, name) == b"good"
 
-    async def test_a_bulk_operation_may_be_given_up(self, store: BlobStore) -> None:
+    async def test_a_bulk_operation_may_be_abandoned(self, store: BlobStore) -> None:
         blobs = [blob_of(f"n{number}", noise(1000, number), at(1)) for number in range(200)]
         for stream in (calls.put_many(store, each(blobs)), store.get_many(["n0"] * 200)):
             async for _ in stream:

@@ -14,7 +14,6 @@ from dolmen.store import BlobStore, Outcome, Remove
 from dolmen.stores.epoch import Seen, seen_in, tell
 from dolmen.testing import calls
 from dolmen.testing.conformance.material import (
-    META,
     at,
     content,
     info_of,
@@ -23,7 +22,7 @@ from dolmen.testing.conformance.material import (
     standing,
 )
 from dolmen.testing.conformance.rivals import same
-from dolmen.testing.conformance.setting import Place, Suite
+from dolmen.testing.conformance.setting import Suite
 
 
 async def assert_deleted(store: BlobStore, name: str, stamp: int) -> None:
@@ -50,7 +49,9 @@ class Deletes(Suite):
         assert (await calls.put(store, "name", Bytes(b"two"))).outcome is Outcome.CREATED
         assert await content(store, "name") == b"two"
 
-    async def test_a_plain_delete_is_stamped_above_what_stands(self, store: BlobStore) -> None:
+    async def test_a_plain_delete_is_stamped_above_the_current_stamp(
+        self, store: BlobStore
+    ) -> None:
         put = await calls.put(store, "name", Bytes(b"one"))
         deleted = await calls.delete(store, "name")
         assert deleted.outcome is Outcome.CREATED
@@ -67,7 +68,7 @@ class Deletes(Suite):
         assert plain.outcome is Outcome.CREATED
         await assert_deleted(store, "plain", plain.stamp)
 
-    async def test_the_newer_of_delete_and_put_stands(self, store: BlobStore) -> None:
+    async def test_the_newer_of_delete_and_put_is_current(self, store: BlobStore) -> None:
         async def put(stamp: int) -> tuple[Outcome, int]:
             return await calls.put(store, "name", Bytes(b"one"), stamp=stamp)
 
@@ -133,33 +134,6 @@ class Deletes(Suite):
         await calls.put(store, "name", Bytes(b"one"), stamp=at(1))
         assert not await calls.remove(store, "name", if_stamp=at(1), min_age=3600)
         assert await content(store, "name") == b"one"
-
-    async def test_a_touch_makes_a_blob_young_again(self, store: BlobStore, place: Place) -> None:
-        await calls.put(store, "name", Bytes(b"one"), stamp=at(1))
-        await calls.delete(store, "deleted", stamp=at(1))
-        place.time.advance(3600)
-        await calls.touch(store, "name", stamp=at(2), checksum=checksum_of(b"one"), meta=b"")
-        assert await calls.remove(store, "deleted", if_stamp=at(1), min_age=3600)
-        place.time.advance(3599)
-        assert not await calls.remove(store, "name", if_stamp=at(2), min_age=3600)
-        place.time.advance(1)
-        assert await calls.remove(store, "name", if_stamp=at(2), min_age=3600)
-
-    async def test_a_touch_at_the_rank_that_stands_makes_it_young_too(
-        self, store: BlobStore, place: Place
-    ) -> None:
-        await calls.put(store, "name", Bytes(b"one"), stamp=at(1), meta=META)
-        before = await store.digests()
-        place.time.advance(3600)
-        touched = await calls.touch(
-            store, "name", stamp=at(1), checksum=checksum_of(b"one"), meta=META
-        )
-        assert touched == (Outcome.UNCHANGED, at(1))
-        assert await store.digests() == before
-        assert not await calls.remove(store, "name", if_stamp=at(1), min_age=3600)
-        assert await content(store, "name") == b"one"
-        place.time.advance(3600)
-        assert await calls.remove(store, "name", if_stamp=at(1), min_age=3600)
 
     async def test_many_are_removed_in_the_order_asked(self, store: BlobStore) -> None:
         for number in range(100):

@@ -116,7 +116,7 @@ class Listings(Suite):
             ones = [name for name in wanted if name.startswith("n1")]
             assert await names(calls.listing(store, partitions=partitions, prefix="n1")) == ones
 
-    async def test_what_stands_throughout_is_listed_once_whatever_else_is_written(
+    async def test_what_is_there_throughout_is_listed_once_whatever_else_is_written(
         self, store: BlobStore
     ) -> None:
         steady = [f"steady{number}" for number in range(900)]
@@ -141,7 +141,7 @@ class Listings(Suite):
         assert all(count == 1 for count in seen.values())
         assert set(seen) <= {*steady, *fleeting, *late}
 
-    async def test_a_listing_may_be_given_up(self, store: BlobStore) -> None:
+    async def test_a_listing_may_be_abandoned(self, store: BlobStore) -> None:
         await fill(store, crowd())
         for _ in range(5):
             assert await names(_first(3, store.list())) == crowd()[:3]

@@ -155,7 +155,7 @@ class Payloads(Suite):
         else:
             assert got == data
 
-    async def test_a_read_may_be_given_up(self, store: BlobStore) -> None:
+    async def test_a_read_may_be_abandoned(self, store: BlobStore) -> None:
         size = min(6 * MIB, store.capabilities.largest)
         await calls.put(store, "name", Bytes(noise(size)))
         for _ in range(20):

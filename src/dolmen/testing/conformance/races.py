@@ -55,7 +55,7 @@ class Races(Suite):
         assert await store.digests() == await recomputed(store)
 
     @pytest.mark.parametrize("size", [10, 100_000])
-    async def test_of_plain_puts_of_differing_content_at_once_one_stands(
+    async def test_of_plain_puts_of_differing_content_at_once_one_is_current(
         self, store: BlobStore, size: int
     ) -> None:
         contents = [noise(size, number) for number in range(WRITERS)]
@@ -102,7 +102,7 @@ class Races(Suite):
             assert same(found, info) or found.stamp == at(2)
 
     @pytest.mark.parametrize("size", [100, 70_000, 5_000_000])
-    async def test_a_put_given_up_in_its_payload_leaves_nothing(
+    async def test_a_put_cancelled_in_its_payload_leaves_nothing(
         self, store: BlobStore, size: int
     ) -> None:
         if size > store.capabilities.largest:
@@ -126,7 +126,7 @@ class Races(Suite):
         assert await content(store, "name") == b"other"
 
     @pytest.mark.parametrize("size", [100, 200_000])
-    async def test_a_put_given_up_at_any_moment_stands_whole_or_not_at_all(
+    async def test_a_put_cancelled_at_any_moment_is_there_whole_or_not_at_all(
         self, store: BlobStore, size: int
     ) -> None:
         data = noise(size)

@@ -56,9 +56,25 @@ class Suite:
     reopens: ClassVar[bool] = True
     """Made again in the same place, after it was closed, the store holds what it held."""
 
+    quarantines: ClassVar[bool] = True
+    """It remembers which copies it found damaged, rather than find out with every read."""
+
     async def make_store(self, place: Place) -> BlobStore:
         """Open the store in this place. Called again after a close where it `reopens`."""
         raise NotImplementedError("a store's test says here how the store is opened")
+
+    async def damage(
+        self,
+        store: BlobStore,  # noqa: ARG002
+        place: Place,  # noqa: ARG002
+        name: str,  # noqa: ARG002
+    ) -> None:
+        """Change a kept byte of this blob behind the open store's back; it has at least one.
+
+        A store's test that can do so overrides this: the suite then sees to it that damage
+        is found, never handed out, and replaced.
+        """
+        pytest.skip("this store's test has no way to damage what it keeps")
 
     @pytest.fixture
     async def place(self, tmp_path: Path) -> AsyncIterator[Place]:

@@ -10,7 +10,7 @@ from dolmen.errors import NotFound
 from dolmen.names import checksum_of
 from dolmen.payload import Bytes
 from dolmen.record import Kind
-from dolmen.store import BlobStore, Outcome
+from dolmen.store import BlobStore, Outcome, Write
 from dolmen.testing import calls
 from dolmen.testing.conformance.material import META, OTHER_META, at, content, info_of
 from dolmen.testing.conformance.rivals import same
@@ -35,11 +35,10 @@ class Touches(Suite):
                 (at(3), META, (Outcome.UNCHANGED, at(3))),  # none has the lowest hash there is
                 (at(3), b"", (Outcome.SUPERSEDED, at(3))),
             ]
-            for stamp, meta, wanted in expected:
-                answer = await calls.touch(
+            for stamp, meta, answer in expected:
+                assert answer == await calls.touch(
                     store, kind.name, stamp=stamp, checksum=checksum, meta=meta
                 )
-                assert answer == wanted
             wanted = info_of(kind.name, data, stamp=at(3), kind=kind, meta=META)
             assert same(await store.stat(kind.name), wanted)
             assert await content(store, kind.name) == data
@@ -63,16 +62,27 @@ class Touches(Suite):
             info_of("deleted", b"", stamp=at(2), kind=Kind.TOMBSTONE),
         )
 
-    async def test_arrival_is_the_second_of_the_last_write_that_counted(
+    async def test_a_write_or_touch_renews_the_time_of_arrival(
         self, store: BlobStore, place: Place
     ) -> None:
-        await calls.put(store, "name", Bytes(b"x"), stamp=at(1))
-        first = int(place.time.now())
-        place.time.advance(100)
-        await calls.put(store, "name", Bytes(b"y"), stamp=at(0))
-        assert (await store.stat("name")).arrived == first
-        await calls.touch(store, "name", stamp=at(2), checksum=checksum_of(b"x"), meta=b"")
-        assert (await store.stat("name")).arrived == first + 100
-        place.time.advance(100)
-        await calls.put(store, "name", Bytes(b"x"), stamp=at(3))
-        assert (await store.stat("name")).arrived == first + 200
+        checksum = checksum_of(b"x")
+        await calls.put(store, "name", Bytes(b"x"), stamp=at(2), meta=META)
+        await calls.delete(store, "deleted", stamp=at(2))
+        for write, renews in (
+            (Write("name", Bytes(b"y"), stamp=at(1)), False),
+            (Write.touch("name", stamp=at(1), checksum=checksum, metadata=META), False),
+            (Write.touch("name", stamp=at(2), checksum=checksum, metadata=META), True),
+            (Write("name", Bytes(b"x"), stamp=at(2), metadata=META), True),
+            (Write.touch("name", stamp=at(3), checksum=checksum), True),
+            (Write("name", Bytes(b"x"), stamp=at(4)), True),
+            (Write("name", Bytes(b"x")), True),
+        ):
+            before = (await store.stat("name")).arrived
+            place.time.advance(3600)
+            await store.write(write)
+            info = await store.stat("name")
+            assert info.arrived == (int(place.time.now()) if renews else before), write
+        assert not await calls.remove(store, "name", if_stamp=info.stamp, min_age=3600)
+        assert await calls.remove(store, "deleted", if_stamp=at(2), min_age=3600)
+        place.time.advance(3600)
+        assert await calls.remove(store, "name", if_stamp=info.stamp, min_age=3600)

@@ -64,9 +64,7 @@ class Upkeep(Suite):
         assert (await store.digests()).count == 0
         assert await standing(store, "scrub") is None
 
-    async def test_a_sound_store_is_writable_and_has_nothing_to_tell(
-        self, store: BlobStore
-    ) -> None:
+    async def test_a_sound_store_is_writable_and_has_no_problems(self, store: BlobStore) -> None:
         condition = await store.condition()
         assert condition.writable
         assert condition.reasons == []

@@ -109,7 +109,7 @@ class Writes(Suite):
         wanted = info_of("name", b"one", stamp=first.stamp, meta=OTHER_META)
         assert same(await store.stat("name"), wanted)
 
-    async def test_a_plain_put_is_stamped_above_what_stands(
+    async def test_a_plain_put_is_stamped_above_the_current_stamp(
         self, store: BlobStore, place: Place
     ) -> None:
         ahead = (place.time.wall() + 1_800_000) << 16  # half an hour: within what is believed
@@ -117,7 +117,7 @@ class Writes(Suite):
         assert (await calls.put(store, "name", Bytes(b"one"))).stamp > ahead
         assert (await calls.delete(store, "name")).stamp > ahead
 
-    async def test_a_blob_written_by_a_clock_years_ahead_can_still_be_written(
+    async def test_a_name_written_by_a_clock_years_ahead_can_still_be_written(
         self, store: BlobStore, place: Place
     ) -> None:
         ahead = (place.time.wall() + 10 * 365 * 86_400_000) << 16
@@ -169,7 +169,7 @@ class Writes(Suite):
         orders = itertools.permutations(RIVALS, 3)
         await asyncio.gather(*(arrive(f"o{number}", order) for number, order in enumerate(orders)))
 
-    async def test_stamps_of_64_bits_are_told_apart_by_their_last(self, store: BlobStore) -> None:
+    async def test_stamps_differ_by_the_last_of_64_bits(self, store: BlobStore) -> None:
         edges = [0, 1, (1 << 53), (1 << 53) + 1, (1 << 63) - 1, 1 << 63, MAX_STAMP - 1, MAX_STAMP]
         for number, stamp in enumerate(edges):
             data = b"%d" % number
