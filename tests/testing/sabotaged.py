@@ -99,13 +99,13 @@ class CutsLargeBlobs(Prying):
         return await super().write(replace(write, payload=Bytes(data)))
 
 
-@found_by("test_a_checksum_that_is_not_the_datas_is_bad_content")
+@found_by("test_writes_of_a_name[a write of another form changes nothing]")
 class ChecksNoChecksum(Prying):
     async def write(self, write):
         return await super().write(replace(write, checksum=None))
 
 
-@found_by("test_a_chunk_is_only_stored_under_its_own_name")
+@found_by("test_writes_of_a_name[a chunk's name takes only its own content]")
 class StoresOtherContentUnderAChunksName(Prying):
     async def write(self, write):
         try:
@@ -117,7 +117,7 @@ class StoresOtherContentUnderAChunksName(Prying):
             return put
 
 
-@found_by("test_a_chunk_is_only_stored_under_its_own_name")
+@found_by("test_writes_of_a_name[a chunk's name takes only its own content]")
 class TakesAManifestForAChunk(Prying):
     async def write(self, write):
         if write.kind == Kind.MANIFEST and write.name.startswith("chunk"):
@@ -128,7 +128,7 @@ class TakesAManifestForAChunk(Prying):
         return await super().write(write)
 
 
-@found_by("test_an_identical_stamped_put_is_a_write")
+@found_by("test_writes_of_a_name[an identical put is a write]")
 class ForgetsToRaiseTheStamp(Prying):
     async def write(self, write):
         before = self.info(write.name)
@@ -138,7 +138,7 @@ class ForgetsToRaiseTheStamp(Prying):
         return put
 
 
-@found_by("test_a_touch_raises_stamp_and_metadata_and_keeps_the_bytes")
+@found_by("test_writes_of_a_name[a touch raises stamp and metadata and keeps the bytes]")
 class KeepsTheOldMetadata(Prying):
     async def write(self, write):
         before = self.info(write.name)
@@ -166,7 +166,7 @@ class RenewsWhatWasSuperseded(Prying):
         return put
 
 
-@found_by("test_every_order_of_arrival_ends_with_the_highest_rank")
+@found_by("test_copies_converge_in_whatever_order_writes_arrive")
 class LetsTheLastPutWin(Prying):
     async def write(self, write):
         if write.kind != Kind.TOUCH and write.stamp is not None:
@@ -174,7 +174,7 @@ class LetsTheLastPutWin(Prying):
         return await super().write(write)
 
 
-@found_by("test_every_order_of_arrival_ends_with_the_highest_rank")
+@found_by("test_copies_converge_in_whatever_order_writes_arrive")
 class LetsTheFirstOfATieWin(Prying):
     async def write(self, write):
         current = self.info(write.name)
@@ -183,7 +183,7 @@ class LetsTheFirstOfATieWin(Prying):
         return await super().write(write)
 
 
-@found_by("test_stamps_differ_by_the_last_of_64_bits")
+@found_by("test_writes_of_a_name[stamps differ by the last of 64 bits]")
 class ComparesStampsAsDoubles(Prying):
     async def write(self, write):
         if write.stamp is not None:
@@ -210,7 +210,7 @@ class RefusesADeleteYearsAhead(Prying):
         return await super().write(write)
 
 
-@found_by("test_an_absent_name_gets_a_tombstone_too")
+@found_by("test_writes_of_a_name[the newer of delete and put is current]")
 class DeletesWithoutTombstone(Prying):
     async def write(self, write):
         put = await super().write(write)
@@ -219,7 +219,7 @@ class DeletesWithoutTombstone(Prying):
         return put
 
 
-@found_by("test_a_plain_delete_is_stamped_above_the_current_stamp")
+@found_by("test_a_plain_write_is_stamped_above_the_current_stamp")
 class HidesTheTombstonesStamp(Prying):
     async def stat(self, name):
         try:
@@ -248,7 +248,7 @@ class ReadsNamesThatEndInALineFeed(Prying):
         return await super().stat(name.removesuffix("\n"))
 
 
-@found_by("test_names_differ_by_case")
+@found_by("test_every_good_name_holds_its_own_blob")
 class FoldsCase(Prying):
     async def write(self, write):
         return await super().write(replace(write, name=write.name.lower()))
@@ -257,7 +257,7 @@ class FoldsCase(Prying):
         return super()._current(name.lower())
 
 
-@found_by("test_metadata_too_large_or_not_canonical_is_refused")
+@found_by("test_writes_of_a_name[a write of another form changes nothing]")
 class TouchesWithAnyMetadata(Prying):
     async def write(self, write):
         try:
@@ -268,7 +268,7 @@ class TouchesWithAnyMetadata(Prying):
             return Put(Outcome.UNCHANGED, write.stamp)
 
 
-@found_by("test_a_touch_finds_only_the_live_blob_of_that_checksum")
+@found_by("test_writes_of_a_name[a touch finds only the live blob of its checksum]")
 class TouchesWhateverIsThere(Prying):
     async def write(self, write):
         if write.kind == Kind.TOUCH:
@@ -276,7 +276,7 @@ class TouchesWhateverIsThere(Prying):
         return await super().write(write)
 
 
-@found_by("test_of_plain_puts_of_differing_content_at_once_one_is_current")
+@found_by("test_of_plain_puts_at_once_one_creates_and_its_content_is_current")
 class DecidesBeforeItWaits(Prying):
     async def write(self, write):
         free = self.info(write.name) is None
@@ -303,19 +303,19 @@ class Removing(Prying):
         return gone
 
 
-@found_by("test_only_the_stamp_named_is_removed")
+@found_by("test_only_a_copy_of_that_stamp_and_age_is_removed")
 class RemovesWhateverIsThere(Removing):
     def may_remove(self, current, if_stamp, min_age):
         return current is not None
 
 
-@found_by("test_what_arrived_lately_is_not_removed")
+@found_by("test_only_a_copy_of_that_stamp_and_age_is_removed")
 class RemovesTheYoung(Removing):
     def may_remove(self, current, if_stamp, min_age):
         return super().may_remove(current, if_stamp, 0)
 
 
-@found_by("test_a_removed_blob_leaves_nothing")
+@found_by("test_a_removed_copy_leaves_nothing")
 class RemovesByTombstone(Prying):
     async def remove(self, remove, *, min_age):
         removed = await super().remove(remove, min_age=min_age)
@@ -349,7 +349,7 @@ class ListsByNameAlone(Prying):
             yield info
 
 
-@found_by("test_a_listing_begins_behind_any_name")
+@found_by("test_a_listing_begins_behind_any_name_and_may_be_abandoned")
 class BeginsWithTheNameItShouldFollow(Prying):
     async def list(self, listing=EVERYTHING):
         if listing.after is not None:
@@ -360,7 +360,7 @@ class BeginsWithTheNameItShouldFollow(Prying):
             yield info
 
 
-@found_by("test_a_listing_begins_behind_any_name")
+@found_by("test_a_listing_begins_behind_any_name_and_may_be_abandoned")
 class SkipsThePartitionOfAfter(Prying):
     async def list(self, listing=EVERYTHING):
         after = listing.after
@@ -389,7 +389,7 @@ class IgnoresThePartitions(Prying):
             yield info
 
 
-@found_by("test_digests_follow_every_write")
+@found_by("test_digests_tell_in_which_partitions_stores_differ")
 class LeavesTombstonesOutOfDigests(Prying):
     async def digests(self):
         other = MemoryStore()
@@ -399,7 +399,7 @@ class LeavesTombstonesOutOfDigests(Prying):
         return await other.digests()
 
 
-@found_by("test_digests_follow_every_write")
+@found_by("test_any_sequence_of_calls_answers_as_the_model_does")
 class CountsWhatWasReplacedTwice(Prying):
     extra = 0
 
@@ -435,7 +435,7 @@ class GivesTheSizeOfTheRange(Prying):
         return Blob(replace(blob.info, size=blob.payload.size), blob.payload)
 
 
-@found_by("test_get_many_answers_for_every_name_in_order")
+@found_by("test_many_are_read_and_verified_in_the_order_asked")
 class AnswersInAnyOrder(Prying):
     async def get_many(self, names):
         answers = [answer async for answer in super().get_many(names)]
@@ -444,7 +444,7 @@ class AnswersInAnyOrder(Prying):
             yield answer
 
 
-@found_by("test_get_many_answers_for_every_name_in_order")
+@found_by("test_many_are_read_and_verified_in_the_order_asked")
 class LeavesOutWhatIsDeleted(Prying):
     async def get_many(self, names):
         async for answer in super().get_many(names):
@@ -452,7 +452,7 @@ class LeavesOutWhatIsDeleted(Prying):
                 yield answer
 
 
-@found_by("test_a_blob_that_fails_holds_up_no_other")
+@found_by("test_a_write_that_fails_holds_up_no_other")
 class StopsAtTheFirstFailure(Prying):
     async def write_many(self, writes):
         async for answer in super().write_many(writes):
@@ -461,7 +461,7 @@ class StopsAtTheFirstFailure(Prying):
                 return
 
 
-@found_by("test_write_many_keeps_stamps_kinds_and_metadata")
+@found_by("test_everything_copied_makes_equal_stores")
 class StampsAnew(Prying):
     async def write_many(self, writes):
         async def renewed():
@@ -486,13 +486,13 @@ class SaysUnchangedOfADamagedCopy(Prying):
         return await super().get(name, byte_range=byte_range)
 
 
-@found_by("test_damaged_bytes_are_never_handed_out")
+@found_by("test_damage_is_found_by_every_read_and_never_handed_out")
 class HandsOutDamagedBytes(Prying):
     def _is_sound(self, name):
         return True
 
 
-@found_by("test_verify_many_finds_what_is_damaged")
+@found_by("test_damage_is_found_by_every_read_and_never_handed_out")
 class VerifiesNothing(Prying):
     async def verify_many(self, names):
         for name in names:

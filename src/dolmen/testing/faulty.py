@@ -93,7 +93,7 @@ FITTING: dict[str, tuple[Fault, ...]] = {
 """The faults each method can meet."""
 
 
-_METHODS = {
+_METHODS: dict[int, str] = {
     Kind.BLOB: "put",
     Kind.MANIFEST: "put",
     Kind.TOMBSTONE: "delete",
@@ -173,7 +173,7 @@ class FaultyStore(OneByOne):
 
     async def write(self, write: Write) -> Put:
         """See `BlobStore.write`."""
-        fault = await self._meet(_METHODS[Kind(write.kind)], write.name)
+        fault = await self._meet(_METHODS.get(write.kind, "put"), write.name)
         if fault is Fault.LOST:
             async for _ in write.payload:
                 pass
