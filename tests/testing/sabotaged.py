@@ -166,7 +166,7 @@ class RenewsWhatWasSuperseded(Prying):
         return put
 
 
-@found_by("test_copies_converge_in_whatever_order_writes_arrive")
+@found_by("test_writes_of_a_name[the newer of delete and put is current]")
 class LetsTheLastPutWin(Prying):
     async def write(self, write):
         if write.kind != Kind.TOUCH and write.stamp is not None:
@@ -287,6 +287,16 @@ class DecidesBeforeItWaits(Prying):
         return await super().write(replace(write, payload=Bytes(data)))
 
 
+@found_by("test_any_sequence_of_calls_answers_as_the_model_does")
+class RaisesNoStampOnceItWasRaised(Prying):
+    async def write(self, write):
+        before, held = self._current(write.name)
+        put = await super().write(write)
+        if put.outcome is Outcome.UNCHANGED and before.metadata and not write.metadata:
+            self.keep(write.name, before, held)
+        return put
+
+
 # Removals
 
 
@@ -399,7 +409,7 @@ class LeavesTombstonesOutOfDigests(Prying):
         return await other.digests()
 
 
-@found_by("test_any_sequence_of_calls_answers_as_the_model_does")
+@found_by("test_writes_of_a_name[a blob and a manifest replace one another]")
 class CountsWhatWasReplacedTwice(Prying):
     extra = 0
 
