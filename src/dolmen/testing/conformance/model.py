@@ -38,8 +38,11 @@ from dolmen.testing.conformance.material import (
     content,
     crowd,
     each,
+    found,
+    left_by,
     noise,
     read,
+    same,
     with_stream,
 )
 from dolmen.testing.conformance.setting import LONG, Place, Suite, Time
@@ -242,12 +245,12 @@ class Compared(RuleBasedStateMachine):
                 [await answer_of(self.model.write(write)) for write in writes],
                 strict=True,
             )
-            for found, wanted in answers:
-                if isinstance(found, Failed):
+            for answer, wanted in answers:
+                if isinstance(answer, Failed):
                     assert not isinstance(wanted, Put)
-                    assert type(found.error) is wanted[0]
+                    assert type(answer.error) is wanted[0]
                 else:
-                    assert found == wanted
+                    assert answer == wanted
             for write in writes:
                 await self.agree(write.name)
 
@@ -320,25 +323,31 @@ class Modelled(Suite):
         run_state_machine_as_test(Here, settings=examples(self.model_examples))
 
     def test_copies_converge_in_whatever_order_writes_arrive(self, tmp_path: Path) -> None:
-        places = self._places(tmp_path)
+        turns = itertools.count()
 
-        async def delivered(writes: list[Write]) -> bytes:
-            place = next(places)
-            async with place.exits:
-                store = await self.make_store(place)
-                for write in writes:
-                    await store.write(write)
-                digests = await store.digests()
-                await store.aclose()
-            return digests.encode()
+        async def arrive(store: BlobStore, writes: list[Write]) -> None:
+            turn = f"t{next(turns)}"
+            renamed = [replace(write, name=turn + write.name) for write in writes]
+            for write in renamed:
+                await store.write(write)
+            for name in {write.name for write in renamed}:
+                left = [left_by(write) for write in renamed if write.name == name]
+                assert same(await found(store, name), max(left, key=lambda info: info.rank))
 
-        @examples(self.model_examples)
-        @given(writes=st.lists(lasting, min_size=2, max_size=12), data=st.data())
-        def converge(writes: list[Write], data: st.DataObject) -> None:
-            again = data.draw(st.permutations(writes + writes[:3]))
-            assert asyncio.run(delivered(writes)) == asyncio.run(delivered(again))
+        with asyncio.Runner() as runner:
+            place = next(self._places(tmp_path))
+            store = runner.run(self.make_store(place))
 
-        converge()
+            @examples(4 * self.model_examples)
+            @given(writes=st.lists(lasting, min_size=2, max_size=12), data=st.data())
+            def converge(writes: list[Write], data: st.DataObject) -> None:
+                runner.run(arrive(store, data.draw(st.permutations(writes + writes[:3]))))
+
+            try:
+                converge()
+            finally:
+                runner.run(store.aclose())
+                runner.run(place.exits.aclose())
 
     def _places(self, folder: Path) -> Iterator[Place]:
         for number in itertools.count():
