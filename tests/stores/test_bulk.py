@@ -1,13 +1,13 @@
 import asyncio
 
 import pytest
-from dolmen.stores.old_bulk import WINDOW
 
 from dolmen.errors import NotFound, Unavailable
 from dolmen.payload import Bytes
 from dolmen.record import Kind
 from dolmen.store import Blob, Failed, Put
 from dolmen.stores.memory import MemoryStore
+from dolmen.stores.old_bulk import WINDOW
 from dolmen.testing import calls
 from dolmen.testing.conformance.bulk import blob_of
 from dolmen.testing.conformance.material import info_of, streamed

@@ -1,6 +1,5 @@
 """The blob store above a key-value store, on the smallest driver there is: SQLite."""
 
-
 from dolmen.stamps import Clock
 from dolmen.store import BlobStore
 from dolmen.stores.keyed import open_keyed

@@ -4,6 +4,12 @@ import itertools
 from dataclasses import replace
 
 import pytest
+
+from dolmen import metadata
+from dolmen.errors import Conflict, NotFound, Unavailable
+from dolmen.record import Kind
+from dolmen.stamps import HORIZON_MS, Clock
+from dolmen.store import BlobInfo, Outcome, rank
 from dolmen.stores.old_verdict import (
     NO_CHECKSUM,
     Action,
@@ -12,12 +18,6 @@ from dolmen.stores.old_verdict import (
     judge_touch,
     may_remove,
 )
-
-from dolmen import metadata
-from dolmen.errors import Conflict, NotFound, Unavailable
-from dolmen.record import Kind
-from dolmen.stamps import HORIZON_MS, Clock
-from dolmen.store import BlobInfo, Outcome, rank
 
 NOW = 1_700_000_000_000
 STAMPS = (NOW << 16, (NOW << 16) + 1, (NOW + 5) << 16)

@@ -50,7 +50,7 @@ class Driver(Protocol):
     part_size: int
 
     def get(self, keys: Sequence[bytes], *, head: bool = False) -> Awaitable[list[bytes | None]]:
-        """The values of these keys, None for an absent one; with `head` their first `HEAD` bytes."""
+        """The values of these keys, None for none; with `head` their first `HEAD` bytes."""
         ...
 
     def swap(

@@ -72,7 +72,9 @@ from dolmen.stores.keyed_layout import (
     NOTES,
     Entry,
     decode,
+    decode_note,
     decode_slot,
+    encode_note,
     encode_slot,
     entry_key,
     front_size,
@@ -102,6 +104,7 @@ class KeyedStore(OneByOne):
         self._turns: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
         self._slots: dict[int, bytes | None] = {}
         self._parts = Parts(driver, now)
+        self._identity = secrets.token_hex(16).encode()
 
     @property
     def capabilities(self) -> Capabilities:
@@ -347,21 +350,22 @@ class KeyedStore(OneByOne):
 
     async def note(self, key: str, value: bytes) -> None:
         """See `BlobStore.note`."""
-        at = NOTES + check_key(key).encode()
+        at, new = encode_note(check_key(key), value)
         found = await self._driver.get([at])
-        while (there := await self._driver.swap([Change(at, found[0], b"=" + value)])) is not None:
+        while (there := await self._driver.swap([Change(at, found[0], new)])) is not None:
             found = there
 
     async def notes(self) -> dict[str, bytes]:
         """See `BlobStore.notes`. A new store gets its identity with the first call."""
         notes: dict[str, bytes] = {}
-        async with closing(self._driver.scan(NOTES, NOTES + b"\xff\xff")) as pages:
+        async with closing(self._driver.scan(NOTES, NOTES + b"\xff" * 17)) as pages:
             async for page in pages:
-                notes.update((key[len(NOTES) :].decode(), value[1:]) for key, value in page)
+                notes.update(decode_note(value) for _, value in page)
         if IDENTITY not in notes:
-            chosen = b"=" + secrets.token_hex(16).encode()
-            await self._driver.swap([Change(NOTES + IDENTITY.encode(), None, chosen)])
+            at, chosen = encode_note(IDENTITY, self._identity)
+            await self._driver.swap([Change(at, None, chosen)])
             return await self.notes()
+        self._identity = notes[IDENTITY]  # an engine that forgets is told the same again
         return notes
 
     async def condition(self) -> Condition:

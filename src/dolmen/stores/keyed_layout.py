@@ -7,7 +7,8 @@ letter ascend in list order:
     d PARTITION                the digest of a partition: count, bytes, XOR (`dolmen.digests`)
     p PARTITION UPLOAD NUMBER  a part of a large blob: UPLOAD 16 bytes, NUMBER 4, big-endian
     u PARTITION UPLOAD         parts that no entry refers to: when they are due, their number
-    n 0000 KEY                 a note: the value behind one byte "="
+    n 0000 HASH                a note: 2 bytes length of its key, the key, the value; HASH is
+                               the first 16 bytes of the key's BLAKE3
 
 An entry is its *front* and its body. The front: 2 bytes with its own length (these
 included, little-endian), 1 byte that is 1 in quarantine, and the head of a record
@@ -22,6 +23,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, replace
 
+from blake3 import blake3
 from crc32c import crc32c
 
 from dolmen.digests import Slot, entry_hash
@@ -86,6 +88,18 @@ def decode_slot(value: bytes | None) -> Slot:
     return Slot(count, size, int.from_bytes(xor, "little"))
 
 
+def encode_note(key: str, value: bytes) -> tuple[bytes, bytes]:
+    """The key and the value of a note."""
+    name = key.encode()
+    return NOTES + blake3(name).digest(16), len(name).to_bytes(2) + name + value
+
+
+def decode_note(value: bytes) -> tuple[str, bytes]:
+    """The key and the value that were noted."""
+    stop = 2 + int.from_bytes(value[:2])
+    return value[2:stop].decode(), value[stop:]
+
+
 def sum_of(part: bytes | memoryview) -> bytes:
     """The checksum of a part."""
     return _SUM.pack(crc32c(part))
@@ -112,7 +126,7 @@ class Entry:
     """As it is stored; set by `sealed` and `decode`."""
 
     def sealed(self, stamp: int, arrived: int, metadata: bytes) -> Entry:
-        """This with another stamp, time of arrival and metadata, ready to be stored."""
+        """The entry with another stamp, time of arrival and metadata, ready to be stored."""
         info = replace(self.info, stamp=stamp, arrived=arrived, metadata=metadata)
         head = encode_head(
             info.kind,

@@ -27,12 +27,16 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from dolmen.stamps import Clock
 from dolmen.store import Capabilities, Condition
 from dolmen.stores.connection import PATIENCE
 from dolmen.stores.driver import HEAD, Change, driver
 from dolmen.stores.keyed import KeyedStore, open_keyed
+
+if TYPE_CHECKING:
+    from dolmen.stores.redis_server import Command
 
 _PAGE = 256
 _SWAP = b"""
@@ -95,7 +99,7 @@ class RedisDriver:
         tag = keys[0][1]
         space = self._spaces[tag]
         if head:
-            commands = [(b"GETRANGE", space + key, 0, HEAD - 1) for key in keys]
+            commands: list[Command] = [(b"GETRANGE", space + key, 0, HEAD - 1) for key in keys]
         else:
             commands = [(b"GET", space + key) for key in keys]
         lane = "bulk" if keys[0][:1] == b"p" else "reads"
@@ -112,7 +116,7 @@ class RedisDriver:
         command += [b"1" if grows else b"", HEAD]
         for _, old, new in changes:
             command.append(b"" if old is None else b"=" + old)
-            command.append(b"" if new is None else b"=%b" % new)
+            command.append(b"" if new is None else b"".join((b"=", new)))
         [reply] = await self._servers.ask(tag, [tuple(command)], "writes")
         return None if reply == 1 else reply
 
