@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from typing import ClassVar
 
 import pytest
@@ -12,28 +11,18 @@ from dolmen.stamps import Clock
 from dolmen.store import Capabilities
 from dolmen.stores.bucket import BucketStore
 from dolmen.testing.conformance import Conformance, Place
-from engines.azurite import Azurite
 from engines.buckets import opened
-from engines.google import Google
-from engines.moto import Moto
-from engines.rclone import Rclone
-from engines.served import Served
 
 
 class Buckets(Conformance):
     """One server, a path in its bucket for each test."""
 
-    server: ClassVar[type[Moto | Azurite | Rclone]]
+    server: ClassVar[str]
     takes_time = False  # ages are the bucket's own: `test_bucket_faults` lets time pass
 
-    @pytest.fixture(scope="class")
-    def running(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-        with self.server(tmp_path_factory.mktemp("server")) as server:
-            yield server
-
     @pytest.fixture(autouse=True)
-    def serve(self, running: Moto | Azurite | Rclone) -> None:
-        self.running = running
+    def serve(self, request: pytest.FixtureRequest) -> None:
+        self.running = request.getfixturevalue(self.server)
 
     async def make_store(self, place: Place) -> BucketStore:
         path = hashlib.sha256(str(place.path).encode()).hexdigest()
@@ -41,19 +30,19 @@ class Buckets(Conformance):
 
 
 class TestMoto(Buckets):
-    server = Moto
+    server = "moto"
 
 
 class TestGoogle(Buckets):
-    server = Google
+    server = "google"
 
 
 class TestAzurite(Buckets):
-    server = Azurite
+    server = "azurite"
 
 
 class TestRclone(Buckets):
-    server = Rclone
+    server = "rclone"
 
 
 def test_what_it_promises() -> None:

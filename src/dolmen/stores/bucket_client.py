@@ -41,6 +41,7 @@ _CODE = re.compile(r"<Code>(\w+)</Code>")
 _FULL = re.compile(r"status code: 507|QuotaExceeded|StorageFull")
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|specified (bucket|container) does not")
 _BEYOND = re.compile(r"status code: 416|Wanted range starting at")
+_NO_RANGE = "Received non-partial response"
 _NO_KEYS = re.compile(r"169\.254\.169\.254|metadata\.google\.internal")
 """Where the driver asks for credentials when it was given none. It exists in the clouds only."""
 _NOT_SENT = re.compile(r"kind: Connect\b")
@@ -107,6 +108,9 @@ class Client:
             return None
         except _Beyond:
             return memoryview(b"")
+        except _Whole:
+            whole = await self.get(path)
+            return None if whole is None else whole[start:stop]
 
     async def _whole(self, path: str) -> bytes:
         found = await self._obstore.get_async(self._repeated, path)
@@ -181,6 +185,8 @@ class Client:
         except (self._obstore.exceptions.BaseError, OSError, ValueError) as error:
             if _BEYOND.search(str(error)):
                 raise _Beyond from error
+            if _NO_RANGE in str(error):
+                raise _Whole from error
             if isinstance(error, FileNotFoundError | FileExistsError) and not _NO_BUCKET.search(
                 str(error)
             ):
@@ -220,6 +226,10 @@ class Client:
 
 class _Beyond(Exception):  # noqa: N818 - an answer more than an error
     """The range asked for begins behind the object's end."""
+
+
+class _Whole(Exception):  # noqa: N818
+    """The server answers this range with the whole object, as rclone's does at times."""
 
 
 async def _next(stream: Any, end: list[Any]) -> list[Any]:
