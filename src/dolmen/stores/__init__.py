@@ -26,10 +26,9 @@ SCHEMES = {
     "rediss": "dolmen.stores.redis",
     "redis+cluster": "dolmen.stores.redis",
     "postgresql": "dolmen.stores.postgresql",
-    "s3": "dolmen.stores.objects",
-    "gs": "dolmen.stores.objects",
-    "az": "dolmen.stores.objects",
-    "file": "dolmen.stores.objects",
+    "s3": "dolmen.stores.bucket",
+    "gs": "dolmen.stores.bucket",
+    "az": "dolmen.stores.bucket",
 }
 
 Opener = Callable[[str], Awaitable[BlobStore]]
