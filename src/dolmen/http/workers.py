@@ -14,8 +14,7 @@ from typing import Literal
 
 import uvloop
 
-from dolmen.http.listening import bind
-from dolmen.http.server import Server
+from dolmen.http.server import Server, bind
 
 Start = Callable[[Sequence[socket.socket]], Awaitable[Sequence[Server]]]
 """Makes a process's servers, given a bound socket for each address, in order. Called in a
