@@ -399,7 +399,7 @@ async def test_a_large_unread_body_ends_the_connection_softly(kit, ask) -> None:
     assert not transport.closing
     transport.feed(b"x" * 500_000)  # thrown away
     assert not transport.paused
-    transport.protocol.server.sweep()
+    transport.server.sweep()
 
 
 async def test_an_unread_chunked_body_ends_the_connection(kit, ask) -> None:

@@ -136,7 +136,8 @@ class ClientConnection(Connection):
     # Responses.
 
     def ready(self) -> bool:
-        if not self.busy:
+        # What came before the request went out can't be its response.
+        if not self.busy or self._owner.coalescer.holds(self.transport):
             self._fail("sent what nobody asked for")
         return self.busy and not self._status
 

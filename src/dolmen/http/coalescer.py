@@ -45,6 +45,10 @@ class WriteCoalescer:
                 else:
                     transport.write(data)
 
+    def holds(self, transport: asyncio.Transport) -> bool:
+        """Whether something for this connection still waits."""
+        return any(entry[0] is transport for entry in self._waiting)
+
     def withdraw(self, transport: asyncio.Transport) -> bool:
         """Forget a connection that is lost; whether something for it was never written."""
         dropped = transport in self._dropped

@@ -314,6 +314,7 @@ class Exchange(Connection):
         """
         self.lingering = True
         self.held.clear()
+        self.shared.coalescer.flush()
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.resume()

@@ -24,7 +24,7 @@ _LINE = re.compile(rb"(%b):([\t -~\x80-\xff]*)" % _TOKEN)
 _REQUEST = re.compile(rb"(%b) ([!-~]+) (HTTP/[0-9]\.[0-9])" % _TOKEN)
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: [\t -~\x80-\xff]*)?")
 _PLAIN = re.compile(rb"(GET|HEAD|PUT|POST|DELETE) (/[!\"$-~]*) HTTP/1\.1")
-_BEGINNING = re.compile(rb"(?:[\t -~\x80-\xff]+|\r\n)*\r?")
+_IN_NO_HEAD = re.compile(rb"[^\t\r\n -~\x80-\xff]|\r(?!\n|\Z)|(?<!\r)\n")
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]+)(?::[0-9]{0,5})?")
 
 
@@ -89,9 +89,7 @@ def may_begin(data: bytes | bytearray, at: int) -> bool:
 
     It tells a TLS handshake or a bare line feed at once, which would never end in an empty line.
     """
-    if at and data[at - 1] == 13:
-        at -= 1
-    return _BEGINNING.fullmatch(data, at) is not None
+    return _IN_NO_HEAD.search(data, max(0, at - 1)) is None
 
 
 def read_headers(block: bytes, lines: Lines) -> Headers:

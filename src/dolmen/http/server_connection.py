@@ -34,7 +34,15 @@ _REFUSED = Head(Headers({b"connection": b"close"}), http11=True)
 class ServerConnection(Exchange):
     """Takes the requests of one connection. `blocks` are those its listener has read before."""
 
-    __slots__ = ("_blocks", "_empty_line", "_line", "_loopback", "_target_max", "_window")
+    __slots__ = (
+        "_arrived",
+        "_blocks",
+        "_empty_line",
+        "_line",
+        "_loopback",
+        "_target_max",
+        "_window",
+    )
 
     def __init__(self, shared: Shared, blocks: Blocks, *, loopback: bool) -> None:
         super().__init__(shared)
@@ -43,7 +51,8 @@ class ServerConnection(Exchange):
         self._target_max = shared.limits.request_line - len("DELETE  HTTP/1.1")
         self._line = ("", b"")  # method and target of the request that arrives
         self._empty_line = False  # one was skipped before the request
-        self._window = (0.0, 0)
+        self._arrived = 0  # as of the last check
+        self._window: tuple[float, int] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -83,6 +92,7 @@ class ServerConnection(Exchange):
                 length = len(data) - end
                 if length == (head.length or 0) and len(target) <= self._target_max:
                     self.head = head
+                    self._empty_line = False
                     self._answer(method, target, Body(data[end:]) if length else NO_BODY)
                     return
         if not self.lingering:
@@ -190,21 +200,27 @@ class ServerConnection(Exchange):
     # Deadlines.
 
     def check(self, now: float) -> None:
-        begun, before = self._window
         if not self._awaits_body():
+            self._window = None
+        elif self._window is None:
             self._window = (now, self.arrived)
-        elif now - begun >= _RATE_WINDOW:
+        elif (seconds := now - self._window[0]) >= _RATE_WINDOW:
+            count = self.arrived - self._window[1]
             self._window = (now, self.arrived)
-            if self.arrived - before < self.shared.limits.body_rate * (now - begun):
+            if count < self.shared.limits.body_rate * seconds:
                 self.expired("body")
                 return
         super().check(now)
+        self._arrived = self.arrived
 
     def _awaits_body(self) -> bool:
         body = self.body
         if self.idle or self.lingering:
             return self.collecting
-        return self.request is None or (body is not None and body.waiter is not None)
+        if body is None or body.ended:
+            return self.request is None
+        # Its reader may just have been woken by what arrived last.
+        return body.waiter is not None or self.arrived != self._arrived or self.request is None
 
     def waiting(self) -> Waiting:
         limits = self.shared.limits

@@ -6,8 +6,7 @@ import json
 
 from dolmen import errors
 from dolmen.http.encoding import EncodedHeaders
-from dolmen.http.messages import Response
-from dolmen.http.problems import problem
+from dolmen.http.messages import Response, problem
 from dolmen.stamps import format_stamp
 
 _STATUS: list[tuple[type[errors.DolmenError], int]] = [

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 
 from dolmen.errors import DolmenError, OutcomeUnknown, Unavailable
-from dolmen.http.calls import ClientResponse
+from dolmen.http.client_connection import ClientResponse
 from dolmen.names import partition_of
 from dolmen.payload import Piece
 from dolmen.store import ALL_PARTITIONS, Blob, BlobInfo, BlobStore, Failed, Put

@@ -14,7 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from dolmen import errors, metadata
 from dolmen.errors import DolmenError, InvalidName, NotFound, OutcomeUnknown, Unavailable
-from dolmen.http.calls import ClientResponse
+from dolmen.http.client_connection import ClientResponse
 from dolmen.http.messages import Headers
 from dolmen.names import check_name
 from dolmen.record import Kind
@@ -163,7 +163,7 @@ def info_of(name: str, response: ClientResponse) -> BlobInfo:
     size = int(part.rpartition(b"/")[2]) if part else int(length or b"-1")
     stamp = headers.get(b"x-dolmen-stamp")
     if stamp is None:  # a plain blob server
-        pairs = [(name, value) for name, value in headers if name.startswith(b"x-")]
+        pairs = [(name, value) for name, value in headers.items() if name.startswith(b"x-")]
         return BlobInfo(name, size, Kind.BLOB, 0, NO_CHECKSUM, metadata.encode(pairs))
     return BlobInfo(
         name,

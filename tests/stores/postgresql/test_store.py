@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from dolmen.errors import BadSetting, Conflict, Corrupt, NotFound
-from dolmen.http.steps import Steps
+from dolmen.http.eager import EagerRun as Steps
 from dolmen.names import partition_of
 from dolmen.payload import Bytes
 from dolmen.stamps import Clock
