@@ -86,6 +86,7 @@ async def test_a_refused_connection_is_cut_after_a_moment(kit, clock) -> None:
     transport = kit.make_connection(kit.echo, clock=clock)
     transport.feed(b"BAD\r\n\r\n")
     assert transport.eof
+    transport.server.sweep()
     clock.time += 1.5
     transport.server.sweep()
     assert not transport.closing

@@ -133,16 +133,16 @@ class Exchange(Connection):
             self._run = EagerRun(coro, waiting, ended)
 
     def _stopped(self) -> None:
-        if self._run is not None:
-            self._run = None
-            waiting = self.shared.waiting
-            waiting.discard(self)
-            if not waiting:
-                self.shared.emptied.set()
+        self._run = None
+        waiting = self.shared.waiting
+        waiting.discard(self)
+        if not waiting:
+            self.shared.emptied.set()
 
     def _handled(self, response: Any, error: BaseException | None) -> None:
         """The handler that was a coroutine has come to its end."""
-        self._stopped()
+        if self._run is not None:
+            self._stopped()
         if isinstance(error, Exception):
             response = self._failed(error)
         elif error is not None:
@@ -175,8 +175,9 @@ class Exchange(Connection):
             log.exception("bad headers in the response to %r", self.request)
             self._respond(problem(500, _FAILED))
             return
-        keep = self._keeps()
-        if not (keep and self.head.plain):
+        keep = True
+        if self.body is not None or shared.draining or not self.head.plain:
+            keep = self._keeps()
             lines += self._connection_line(keep=keep)
         start = shared.starts.of(status)
         if status in _BODILESS:
@@ -224,7 +225,8 @@ class Exchange(Connection):
 
     def _streamed(self, result: Any, error: BaseException | None) -> None:
         """The response whose body is a stream has come to its end, or was given up."""
-        self._stopped()
+        if self._run is not None:
+            self._stopped()
         if error is not None:
             self.transport.abort()
         elif self._begun or self.lost:
@@ -254,14 +256,16 @@ class Exchange(Connection):
 
     def _finish(self, status: int, sent: int, *, keep: bool) -> None:
         """A response has been handed to the socket: go on, or make an end."""
+        shared, body = self.shared, self.body
         self._observe(self.request, status, sent)
         self.request = None
         self._begun = False  # or the next request would get no 100 Continue
         self.answered += 1
-        body = self.body
-        if self.lost:
+        if keep and body is None and not (self.held or self._reading_paused or shared.draining):
+            self.idle = True
+        elif self.lost:
             return
-        if body is not None and not body.ended:
+        elif body is not None and not body.ended:
             body.discard()
             if keep:
                 self.resume()
