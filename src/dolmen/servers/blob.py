@@ -15,11 +15,16 @@ from dataclasses import asdict
 
 import dolmen
 from dolmen.errors import DolmenError
-from dolmen.http.conditional import not_modified, range_applies, refuse_conditions
+from dolmen.http.conditional import (
+    byte_range,
+    not_modified,
+    range_applies,
+    refuse_conditions,
+    selects,
+)
 from dolmen.http.encoding import EncodedHeaders
 from dolmen.http.messages import Buffer, Request, Response, Streamed
 from dolmen.http.problems import HTTPError
-from dolmen.http.ranges import byte_range
 from dolmen.names import check_name
 from dolmen.payload import Bytes, Payload, Piece
 from dolmen.servers.answers import JSON, VOLATILE, VOLATILE_JSON, answer
@@ -29,6 +34,7 @@ from dolmen.servers.fields import (
     announced_by,
     describe,
     entity_tag,
+    modified,
     parse_base64,
     stamp_of,
 )
@@ -118,11 +124,11 @@ class BlobServer:
         """Send a blob, or a range of it."""
         if request.method == "HEAD":
             info = await self._store.stat(name)
-            if not_modified(request.headers, entity_tag(info)):
+            if not_modified(request.headers, entity_tag(info), modified(info)):
                 return Response(304, describe(info))
             return Response(200, describe(info), Nothing(info.size))
         headers = request.headers
-        if b"range" not in headers and b"if-none-match" not in headers:
+        if not selects(headers):
             blob = await self._store.get(name)
             return Response(200, describe(blob.info), body_of(blob))
         return await self._get_part(request, name)
@@ -131,7 +137,7 @@ class BlobServer:
         headers = request.headers
         info = await self._store.stat(name)
         tag = entity_tag(info)
-        if not_modified(headers, tag):
+        if not_modified(headers, tag, modified(info)):
             return Response(304, describe(info))
         part = None
         if range_applies(headers, tag):

@@ -11,7 +11,7 @@ from dolmen.stores.postgresql.parts import PART
 from dolmen.stores.postgresql.store import PostgresStore, open_url
 
 from dolmen.errors import BadSetting, Conflict, Corrupt, NotFound
-from dolmen.http.steps import Steps
+from dolmen.http.eager import EagerRun as Steps
 from dolmen.names import partition_of
 from dolmen.payload import Bytes
 from dolmen.stamps import Clock

@@ -1,4 +1,4 @@
-"""Coroutines run without a task: stepped at once, and again whenever what they wait for is there.
+"""Coroutines run without a task: stepped at once, and again whenever what they wait for is ready.
 
 A task costs 4 µs, of which most handlers that wait for a disk or a peer have no use.
 """
@@ -13,7 +13,7 @@ Ended = Callable[[Any, BaseException | None], None]
 """Called with what a coroutine returned, or the `Exception` or `CancelledError` it raised."""
 
 
-class Steps:
+class EagerRun:
     """Runs a coroutine that has been begun and waits for `waiting`; `ended` is called at its end.
 
     It sees no `current_task()`. One that needs a task (for `asyncio.timeout` or a
@@ -33,18 +33,7 @@ class Steps:
         if not self._waiting.cancel():
             self._cancelled = True
 
-    def _wait(self, waiting: Any) -> None:
-        if getattr(waiting, "_asyncio_future_blocking", False):  # a future, as tasks tell it
-            waiting._asyncio_future_blocking = False  # noqa: SLF001
-            self._waiting = waiting
-            waiting.add_done_callback(self._step)
-        else:  # a bare yield, as in `asyncio.sleep(0)`
-            self._waiting = asyncio.get_running_loop().create_task(self._coro)
-            self._waiting.add_done_callback(self._task_done)
-        if self._cancelled and self._waiting.cancel():
-            self._cancelled = False
-
-    def _step(self, _: asyncio.Future[Any]) -> None:
+    def _step(self, _: object) -> None:
         try:
             if self._cancelled:
                 self._cancelled = False
@@ -57,6 +46,17 @@ class Steps:
             self._ended(None, error)
         else:
             self._wait(waiting)
+
+    def _wait(self, waiting: Any) -> None:
+        if getattr(waiting, "_asyncio_future_blocking", False):  # a future, as tasks see it
+            waiting._asyncio_future_blocking = False  # noqa: SLF001
+            self._waiting = waiting
+            waiting.add_done_callback(self._step)
+        else:  # a bare yield, as in `asyncio.sleep(0)`
+            self._waiting = asyncio.get_running_loop().create_task(self._coro)
+            self._waiting.add_done_callback(self._task_done)
+        if self._cancelled and self._waiting.cancel():
+            self._cancelled = False
 
     def _task_done(self, task: asyncio.Task[Any]) -> None:
         if task.cancelled():
