@@ -253,7 +253,7 @@ class Log:
                 action, put = decision
                 if action is not Action.KEEP and not pending.essential:
                     self.check_room(size + len(pending.data))
-            except Exception as error:  # noqa: BLE001 - whatever it is, the caller gets it
+            except BaseException as error:  # noqa: BLE001 - whatever it is, the caller gets it
                 pending.answer.fail(_as_error(error))
                 answered.append(pending.answer)
                 continue
@@ -361,7 +361,7 @@ class Log:
             self._rest()
         resume([pending.answer for pending in batch if pending.answer.done()])
 
-    def _show(self, batch: list[Pending]) -> Exception | None:
+    def _show(self, batch: list[Pending]) -> BaseException | None:
         change = Change()
         for pending in batch:
             change.put(pending.key, pending.encoded, pending.old, pending.entry)
@@ -369,9 +369,11 @@ class Log:
                 self._catalog.uploads.discard(pending.alone[0])
         try:
             self._catalog.apply(change, self.active.number, self.active.end)
-        except OSError as error:
-            self.broken = f"its index failed ({error})"
-            return OutcomeUnknown(f"the volume's index failed: {error}")
+        except BaseException as error:  # noqa: BLE001 - the callers must not wait for ever
+            self.broken = f"its index failed ({error!r})"
+            if isinstance(error, OSError):
+                return OutcomeUnknown(f"the volume's index failed: {error}")
+            return error
         if change.freed:
             self._freed()
         return None
@@ -452,9 +454,10 @@ class Log:
         old = self.active
         try:
             self.active = segment.create(self._folder, self._catalog.take_number())
-        except OSError as error:
-            if error.errno not in _NO_ROOM:  # else the old one has to do until there is room
-                self.broken = f"a new segment could not be made ({error})"
+        except BaseException as error:  # noqa: BLE001 - the batch is answered all the same
+            # For want of room the old one has to do until there is some.
+            if not isinstance(error, OSError) or error.errno not in _NO_ROOM:
+                self.broken = f"a new segment could not be made ({error!r})"
         else:
             self._folder.disk.close(old.fd)
 
@@ -472,7 +475,7 @@ class Log:
             )
 
 
-def _as_error(error: Exception) -> Exception:
+def _as_error(error: BaseException) -> BaseException:
     if isinstance(error, OSError):
         return Unavailable(f"the index of the volume can't be read: {error}")
     return error

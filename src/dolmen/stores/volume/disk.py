@@ -109,6 +109,10 @@ class Disk:
         """The file's length in bytes."""
         return os.fstat(fd).st_size
 
+    def size_at(self, path: str) -> int:
+        """The length in bytes of the file at a path."""
+        return os.stat(path).st_size
+
     def read(self, fd: int, length: int, offset: int) -> bytes:
         """Up to `length` bytes; fewer only at the file's end."""
         data = os.pread(fd, length, offset)

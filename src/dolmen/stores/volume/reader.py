@@ -334,6 +334,17 @@ def _head_is_sound(record: bytes | bytearray, name: bytes, entry: Entry) -> bool
     return fields == (name, entry.checksum, entry.length, entry.inner)
 
 
+def read_now(disk: Disk, fd: int, name: bytes, entry: Entry) -> memoryview | None:
+    """The data in the record of an entry, checked; None when it is damaged. In a thread."""
+    try:
+        record = disk.read(fd, entry.record_size(name), entry.data[1])
+    except OSError as error:
+        if error.errno == errno.EIO:
+            return None
+        raise
+    return _checked(record, name, entry)
+
+
 def _examine(
     disk: Disk, file: File, name: str, entry: Entry, named: bool
 ) -> tuple[bool, bool, bool]:

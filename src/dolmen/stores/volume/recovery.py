@@ -16,10 +16,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from heapq import merge
+from itertools import groupby
+from operator import itemgetter
 from typing import NamedTuple
 
 from dolmen.errors import BadVolume, Corrupt
-from dolmen.names import PARTITIONS
 from dolmen.record import HEAD_MAX, Kind, decode_head
 from dolmen.stores.volume.catalog import Catalog, Change
 from dolmen.stores.volume.disk import Disk
@@ -247,20 +249,21 @@ def _carry_over(folder: Folder, catalog: Catalog) -> None:
     try:
         known = Catalog(TailIndex(old))
         recover(folder, known, read_only=True)
-        for partition in range(PARTITIONS):
-            start, stop = partition.to_bytes(2), (partition + 1).to_bytes(3)[1:]
-            before = dict(known.index.scan(start, stop if partition + 1 < PARTITIONS else None))
-            after = dict(catalog.index.scan(start, stop if partition + 1 < PARTITIONS else None))
-            change = Change()
-            for key in before.keys() | after.keys():
-                if before.get(key) != after.get(key):
-                    now = _entry(after.get(key))
-                    then = _entry(before.get(key))
-                    if then is not None:
-                        then = then._replace(damaged=True)
-                    change.put(key, name_of(key).encode(), now, then)
-            if change.entries:
-                catalog.apply(change, catalog.watermark.number, catalog.watermark.offset)
+        change = Change()
+        for key, pairs in groupby(
+            merge(
+                ((key, value, True) for key, value in catalog.index.scan()),
+                ((key, value, False) for key, value in known.index.scan()),
+            ),
+            key=itemgetter(0),
+        ):
+            values = {new: value for _, value, new in pairs}
+            if values.get(True) != values.get(False):
+                then = _entry(values.get(False))
+                if then is not None:
+                    then = then._replace(damaged=True)
+                change.put(key, name_of(key).encode(), _entry(values.get(True)), then)
+        catalog.apply(change, *catalog.watermark[:2])
     finally:
         old.close()
 

@@ -25,7 +25,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TypeVar
 
-from dolmen.digests import Digests, Slot
+from dolmen.digests import Digests
 from dolmen.errors import Corrupt, DolmenError, Full, NotFound, ReadOnly, TooLarge, Unavailable
 from dolmen.names import check_name, checksum_of
 from dolmen.payload import Bytes, read_whole
@@ -244,7 +244,7 @@ class Volume(OneByOne):
         finally:
             if (pending is None or pending.put is None) and not self._closed:
                 self.catalog.uploads.discard(number)
-                self._in_thread(file.remove)
+                self.in_thread(file.remove)
 
     def _refused(self, error: OSError) -> DolmenError:
         """What an error says of an upload that nothing refers to yet."""
@@ -443,15 +443,16 @@ class Volume(OneByOne):
             except OSError as error:  # the next opening tries again
                 _log.error("files of deleted blobs could not be removed: %s", error)
 
-        self._in_thread(self.folder.remove, numbers, BLOB).add_done_callback(removed)
+        self.in_thread(self.folder.remove, numbers, BLOB).add_done_callback(removed)
 
-    def _in_thread(self, call: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
+    def in_thread(self, call: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
+        """Run a call in a thread; raises `Unavailable` when the volume is closed."""
         if self._closed:
             raise self._is_closed()
         return self._loop.run_in_executor(self._threads, partial(call, *arguments))
 
     async def _ask(self, call: Callable[..., T], *arguments: object) -> T:
-        return await self._in_thread(call, *arguments)
+        return await self.in_thread(call, *arguments)
 
     def _is_closed(self) -> Unavailable:
         return Unavailable(f"the volume {self.path} is closed")
@@ -515,13 +516,16 @@ async def open_volume(
 
 
 def digests_of(slots: bytes) -> Digests:
-    """The digests in an index's packed slots."""
-    return Digests(
-        {
-            partition: Slot(count, size, low | high << 64)
-            for partition, (count, size, low, high) in enumerate(SLOT.iter_unpack(slots))
-            if count
-        }
+    """The digests in an index's packed slots, which are laid out as those of `Digests`."""
+    size, none = SLOT.size, bytes(4)
+    return Digests.decode(
+        b"".join(
+            [
+                (at // size).to_bytes(2, "little") + slots[at : at + size]
+                for at in range(0, len(slots), size)
+                if slots[at : at + 4] != none
+            ]
+        )
     )
 
 
