@@ -24,7 +24,7 @@ def reindex(
     [green]dolmen reindex ./dolmen-data[/green]
     """
     from dolmen.stores.volume import check_there, path_of
-    from dolmen.stores.volume.reindex import reindex as rebuild
+    from dolmen.stores.volume.recovery import reindex as rebuild
 
     check_there(volume)
     with counting_bar("reindex") as bar:

@@ -75,6 +75,7 @@ class ApiServer:
         everything.add("GET", "/cluster", self.cluster)
         self.handle = everything
         self.listeners = (everything, reading)
+        self.stores = tuple(member.store for member in objects.cluster.members)
 
     def figures(self) -> Iterable[Figure]:
         """Copies made behind reads, and which servers are asked last."""

@@ -74,6 +74,7 @@ class BlobServer:
         routes.add("GET", "/readyz", self.readyz)
         routes.add("GET", "/status", self.status)
         self.listeners = (routes,)
+        self.stores = (store,)
 
     def figures(self) -> Iterable[Figure]:
         """None: a store tells of itself under `/status`."""
