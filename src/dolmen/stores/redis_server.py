@@ -34,7 +34,7 @@ from dolmen.stores.redis_settings import CLUSTER, SETTINGS, Address, Place, Stat
 
 Command = tuple[bytes | memoryview | int, ...]
 
-_LANES = {"reads": (2, 128), "writes": (4, 128), "bulk": (2, 4)}
+_LANES = {"reads": (2, 128), "writes": (8, 8), "bulk": (2, 4)}
 """Connections of each kind, and how many questions share a round trip."""
 _CHANGES = frozenset((b"EVAL", b"EVALSHA", b"SET", b"UNLINK"))
 _PASSING = (
