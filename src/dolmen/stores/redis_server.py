@@ -85,12 +85,12 @@ class Servers:
 
     async def _again(self, server: _Server, command: Command, refusal: Exception, lane: str) -> Any:
         """The reply to a command that was refused, from where it belongs."""
+        asking: list[Command] = []
         for hop in range(_HOPS):
             if isinstance(refusal, DolmenError):
                 self._stale = self._cluster
                 raise refusal
             code, *rest = str(refusal).split(" ")
-            asking: list[Command] = []
             if code == "NOSCRIPT":
                 command = (b"EVAL", self._scripts[command[1]], *command[2:])
             elif code in ("MOVED", "ASK") and self._cluster:
