@@ -68,6 +68,7 @@ from dolmen.store import (
 from dolmen.stores.base import OneByOne
 from dolmen.stores.driver import Change, Driver, Refused
 from dolmen.stores.keyed_layout import (
+    END,
     INLINE,
     NOTES,
     Entry,
@@ -79,6 +80,7 @@ from dolmen.stores.keyed_layout import (
     entry_key,
     front_size,
     mark_key,
+    partition_in,
     partition_key,
 )
 from dolmen.stores.keyed_parts import Parts
@@ -314,11 +316,11 @@ class KeyedStore(OneByOne):
             start = partition_key(b"e", first)
             if after is not None and first == begin:
                 start = entry_key(begin, after) + b"\0"
-            stop = partition_key(b"e", last) + b"\xff"  # behind every name
+            stop = partition_key(b"e", last) + END
             async with closing(self._driver.scan(start, stop, head=True)) as pages:
                 async for page in pages:
                     for key, value in page:
-                        if not key.startswith(prefix, 3) or int.from_bytes(key[1:3]) not in wanted:
+                        if not key.startswith(prefix, 5) or partition_in(key) not in wanted:
                             continue
                         entry = await self._entry(key, value)
                         if entry is None or entry.damaged != listing.quarantined:
@@ -331,10 +333,10 @@ class KeyedStore(OneByOne):
         if not self.capabilities.digests:
             return await self._digests_by_listing()
         encoded: list[bytes] = []
-        async with closing(self._driver.scan(b"d\0\0", b"d\xff\xff\xff")) as pages:
+        async with closing(self._driver.scan(b"d0000", b"dffff" + END)) as pages:
             async for page in pages:
                 for key, value in page:
-                    encoded += (key[2:0:-1], value)  # the partition, little-endian
+                    encoded += (partition_in(key).to_bytes(2, "little"), value)
         return Digests.decode(b"".join(encoded))
 
     async def _digests_by_listing(self) -> Digests:
@@ -358,7 +360,7 @@ class KeyedStore(OneByOne):
     async def notes(self) -> dict[str, bytes]:
         """See `BlobStore.notes`. A new store gets its identity with the first call."""
         notes: dict[str, bytes] = {}
-        async with closing(self._driver.scan(NOTES, NOTES + b"\xff" * 17)) as pages:
+        async with closing(self._driver.scan(NOTES, NOTES + END)) as pages:
             async for page in pages:
                 notes.update(decode_note(value) for _, value in page)
         if IDENTITY not in notes:

@@ -203,9 +203,7 @@ class Trial:
         assert {n: size for n, size in store.catalog.live.items() if size} == dict(live)
         blobs = [n for n, suffix in store.folder.numbers() if suffix == ".blob"]
         alone = [
-            unpack(value).data[0]
-            for _, value in store.catalog.index.scan()
-            if unpack(value).alone
+            unpack(value).data[0] for _, value in store.catalog.index.scan() if unpack(value).alone
         ]
         assert sorted(blobs) == sorted(alone), "files of large blobs were left behind"
         await store.aclose()
