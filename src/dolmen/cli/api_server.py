@@ -84,12 +84,8 @@ def serve_api(groups: list[Group], settings: Settings) -> int:
     from dolmen.servers.metrics import Board
     from dolmen.servers.repairing import Repairing
     from dolmen.servers.running import Application, Beside, run
-    from dolmen.servers.volumes import beside_volume
 
     beside: list[Beside] = [Repairing(settings)] if settings.repair else []
-    for group in groups:
-        for each in group.servers:
-            beside += beside_volume(each.url, settings)
     board = Board(settings.workers, len(beside))
     repair = partial(board.said, 0) if settings.repair else None
 

@@ -41,9 +41,10 @@ def blob_server(
     from dolmen.errors import BadSetting
     from dolmen.servers.blob import BlobServer
     from dolmen.servers.running import run
-    from dolmen.servers.volumes import beside_volume
+    from dolmen.servers.upkeep import Upkeep
     from dolmen.stores import open_store
     from dolmen.stores.secrets import without_secrets
+    from dolmen.stores.volume import Volume
 
     flags = {"store": store, "listen": listen, "workers": workers, "open": open}
     settings = load(flags, config=config).settings
@@ -58,12 +59,14 @@ def blob_server(
     async def opened() -> BlobServer:
         opened = await open_store(url)
         # Where the store has a folder, what is spooled takes room on its disk.
-        return BlobServer(opened, describes=told, spool_folder=getattr(opened, "path", None))
+        upkeep = Upkeep(opened, settings) if isinstance(opened, Volume) else None
+        return BlobServer(
+            opened, describes=told, spool_folder=getattr(opened, "path", None), upkeep=upkeep
+        )
 
     def ready(addresses: list[tuple[str, int]]) -> None:
         for host, port in addresses:
             print(f"blob server of {told} on http://{host}:{port}", flush=True)
 
     addresses = [split_address(settings.listen or LISTEN)]
-    beside = beside_volume(url, settings)
-    raise typer.Exit(run(opened, addresses, settings=settings, ready=ready, beside=beside))
+    raise typer.Exit(run(opened, addresses, settings=settings, ready=ready))

@@ -106,7 +106,7 @@ class Writer:
             *(info.kind, info.name.encode(), info.metadata, payload.size),
             *(info.stamp, info.checksum),
             owner=self._owner,
-            sequence=self._records,
+            arrived=self._records,
         )
         await self._take(head)
         if payload.whole is None:
@@ -166,11 +166,11 @@ class Reader:
             if head is None:
                 yield Damage(at, source.passed - at, None, why)
                 return
-            lost = head.sequence - self._last - 1
+            lost = head.arrived - self._last - 1
             if why or lost:
                 why = why or "records are missing, or not in their order"
                 yield Damage(at, source.passed - at, max(lost, 0), why)
-            self.owner, self._last = head.owner, head.sequence
+            self.owner, self._last = head.owner, head.arrived
             at = source.passed
             item: Blob | Failed | Mark | str | None
             if head.length <= WHOLE:
@@ -185,7 +185,7 @@ class Reader:
                 name = head.name.decode("ascii", "replace")
                 yield Damage(at, source.passed - at, ended, item, name)
                 continue
-            self.records, self.end = head.sequence, source.passed
+            self.records, self.end = head.arrived, source.passed
             if item is not None:
                 yield item
 

@@ -37,6 +37,7 @@ from dolmen.servers.incoming import payload_of
 from dolmen.servers.metrics import Figure
 from dolmen.servers.orders import order_of
 from dolmen.servers.routes import Routes
+from dolmen.servers.upkeep import Upkeep
 from dolmen.stamps import format_stamp
 from dolmen.store import Blob, BlobStore, Outcome, Write
 from dolmen.stores.scrub import scrub_in
@@ -51,11 +52,17 @@ class BlobServer:
     name = "blob"
 
     def __init__(
-        self, store: BlobStore, *, describes: str, spool_folder: str | None = None
+        self,
+        store: BlobStore,
+        *,
+        describes: str,
+        spool_folder: str | None = None,
+        upkeep: Upkeep | None = None,
     ) -> None:
         self._store = store
         self._describes = describes
         self._spool_folder = spool_folder
+        self._upkeep = upkeep
         self._started = time.time()
         routes = self.handle = Routes()
         routes.add("POST PUT", "/blob/{name}", self.put)
@@ -71,11 +78,13 @@ class BlobServer:
         self.listeners = (routes,)
 
     def figures(self) -> Iterable[Figure]:
-        """None: a store tells of itself under `/status`."""
-        return ()
+        """What the upkeep of the store did."""
+        return () if self._upkeep is None else self._upkeep.figures()
 
     async def aclose(self) -> None:
         """Close the store."""
+        if self._upkeep is not None:
+            await self._upkeep.aclose()
         await self._store.aclose()
 
     # One blob

@@ -32,7 +32,9 @@ from dolmen.stores.volume.recovery import reindex
 from dolmen.testing.crash import InlineExecutor, PowerCut, SimulatedDisk
 
 PATH = "/volume"
-NAMES = [f"name{n}" for n in range(4)]
+NAMES = [f"name{n}" for n in range(5)]
+KINDS = ["put"] * 3 + ["again", "touch", "delete", "remove", "remove"]
+SIZES = [0, 200, 500, 2_000, 4_500]
 State = tuple[int, int, bytes, bytes] | None
 """Kind, stamp, data and metadata; None: nothing."""
 
@@ -44,7 +46,7 @@ def small_sizes() -> Iterator[None]:
         patch.setattr(volume, "CHUNK", 3_000)
         patch.setattr(volume, "SMALL", 600)
         patch.setattr(commit, "_FLUSH_WRITES", 60)
-        patch.setattr(compaction, "THRESHOLD", 0.8)
+        patch.setattr(compaction, "THRESHOLD", 0.4)
         yield
 
 
@@ -129,7 +131,7 @@ class Trial:
         """One write, noted as possible before and as answered after."""
         now = self.acked.get(name)
         stamp = self.stamp = self.stamp + (1 << 16)
-        kind = self.rng.choice(["put", "put", "put", "again", "touch", "delete", "remove"])
+        kind = self.rng.choice(KINDS)
         live = now is not None and now[0] == Kind.BLOB
         if kind in ("touch", "again") and not live:
             kind = "put"
@@ -143,7 +145,7 @@ class Trial:
             self.maybe[name] = (Kind.TOMBSTONE, stamp, b"", b"")
             await store.write(Write.tombstone(name, stamp=stamp))
         else:
-            data = self.rng.randbytes(self.rng.choice([0, 500, 500, 2_000, 4_500]))
+            data = self.rng.randbytes(self.rng.choice(SIZES))
             if kind != "put":
                 assert now is not None
                 data = now[2]
@@ -201,14 +203,13 @@ class Trial:
                 live[number] += used
         partitions = {partition_of(name) for name in NAMES}
         for partition in partitions:
-            count, size, low, high = SLOT.unpack_from(store.catalog.index.slots, partition * SLOT.size)
+            packed = store.catalog.index.slots
+            count, size, low, high = SLOT.unpack_from(packed, partition * SLOT.size)
             assert Slot(count, size, low | high << 64) == slots.get(partition, Slot())
         assert {n: size for n, size in store.catalog.live.items() if size} == dict(live)
         blobs = [n for n, suffix in store.folder.numbers() if suffix == ".blob"]
         alone = [
-            unpack(value).data[0]
-            for _, value in store.catalog.index.scan()
-            if unpack(value).alone
+            unpack(value).data[0] for _, value in store.catalog.index.scan() if unpack(value).alone
         ]
         assert sorted(blobs) == sorted(alone), "files of large blobs were left behind"
         await store.aclose()

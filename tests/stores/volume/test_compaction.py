@@ -5,7 +5,6 @@ import random
 from pathlib import Path
 
 import pytest
-from stores.volume.conftest import Opener, flip, place_of
 
 from dolmen.errors import Corrupt, NotFound, OutcomeUnknown
 from dolmen.pace import Pace
@@ -14,6 +13,7 @@ from dolmen.store import BlobInfo, Failed, Listing, Remove, Write
 from dolmen.stores.volume import Volume
 from dolmen.stores.volume.compaction import Compactor, compaction_in
 from dolmen.stores.volume.recovery import reindex
+from stores.volume.conftest import Opener, flip, place_of
 
 SEGMENT = 50_000
 
@@ -200,7 +200,7 @@ async def test_a_pass_that_fails_is_noted_and_leaves_the_files(
     assert store.log is not None
     before = segments(store)
 
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise OSError(5, "Input/output error")
 
     store.log.active.folder.disk.write = broken  # type: ignore[method-assign]

@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable
 
 import pytest
-from stores.volume.crashing import Trial, small_sizes
 
 from dolmen.stores.volume import recovery, segment
 from dolmen.stores.volume.catalog import Catalog
@@ -17,6 +16,7 @@ from dolmen.stores.volume.folder import SEGMENT, Folder
 from dolmen.stores.volume.large import LargeFile
 from dolmen.stores.volume.scan import Scanner
 from dolmen.testing.crash import SimulatedDisk
+from stores.volume.crashing import Trial, small_sizes
 
 SEEDS = int(os.environ.get("DOLMEN_CRASHES", "120"))
 TRIED = 300
@@ -40,9 +40,7 @@ Patch = pytest.MonkeyPatch
 
 def write_without_flush(patch: Patch) -> None:
     write = SimulatedDisk.write
-    patch.setattr(
-        SimulatedDisk, "write", lambda *a, sync=False: write(*a)
-    )
+    patch.setattr(SimulatedDisk, "write", lambda *a, sync=False: write(*a))
 
 
 def answer_before_the_flush(patch: Patch) -> None:
@@ -50,9 +48,7 @@ def answer_before_the_flush(patch: Patch) -> None:
         active, at = log.active, log.active.end
         active.end += size
         log._loop.call_soon(log._end, None, size)
-        log._loop.call_soon(
-            lambda: active.folder.disk.write(active.fd, parts, at, sync=True)
-        )
+        log._loop.call_soon(lambda: active.folder.disk.write(active.fd, parts, at, sync=True))
 
     patch.setattr(Log, "_write", early)
 
@@ -175,6 +171,6 @@ def test_a_sabotage_is_found(sabotage: Callable[[Patch], None]) -> None:
         for seed in range(TRIED):
             try:
                 Trial(seed).run()
-            except BaseException:
+            except BaseException:  # noqa: BLE001 - whatever shows it
                 return
     pytest.fail(f"{sabotage.__name__} was not found in {TRIED} trials")

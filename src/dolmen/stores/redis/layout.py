@@ -98,7 +98,7 @@ class Entry:
             info.size,
             info.stamp,
             info.checksum,
-            sequence=info.arrived,
+            arrived=info.arrived,
             owner=self.upload,
         )
         self.front = _LEAD.pack(_LEAD.size + len(head), self.damaged) + head
@@ -143,6 +143,6 @@ def read(value: bytes) -> Entry | None:
         head.stamp,
         head.checksum,
         head.metadata,
-        head.sequence,
+        head.arrived,
     )
     return Entry(info, head.owner, bool(value[2]), value[: front_size(value)])
