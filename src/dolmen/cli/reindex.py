@@ -19,7 +19,7 @@ def reindex(
 ) -> None:
     """Rebuild a volume's index from its segments, which hold everything.
 
-    No server may have the volume open. Interrupted, it changes nothing.
+    No server may have the volume open. Interrupted, it goes on when the volume is opened next.
 
     [green]dolmen reindex ./dolmen-data[/green]
     """

@@ -3,24 +3,174 @@
 The sabotages are one-line defects of the volume's own code; each must be found.
 """
 
-import importlib
-import sys
-from pathlib import Path
+import os
+from collections.abc import Callable
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-crashing = importlib.import_module("crashing")
-SEEDS = 120
+from dolmen.stores.volume import recovery, segment
+from dolmen.stores.volume.catalog import Catalog
+from dolmen.stores.volume.commit import Log
+from dolmen.stores.volume.compaction import Compactor
+from dolmen.stores.volume.folder import SEGMENT, Folder
+from dolmen.stores.volume.large import LargeFile
+from dolmen.stores.volume.scan import Scanner
+from dolmen.testing.crash import SimulatedDisk
+from stores.volume.crashing import Trial, small_sizes
+
+SEEDS = int(os.environ.get("DOLMEN_CRASHES", "120"))
+TRIED = 300
+"""Seeds after which a sabotage counts as not found."""
 
 
 @pytest.mark.parametrize("part", range(4))
 def test_after_any_crash_what_was_answered_is_there_and_nothing_is_half_there(part: int) -> None:
-    with crashing.small_sizes():
+    with small_sizes():
         for seed in range(part * SEEDS // 4, (part + 1) * SEEDS // 4):
-            trial = crashing.Trial(seed)
+            trial = Trial(seed)
             try:
                 trial.run()
             except BaseException as error:
                 error.add_note(f"seed {seed}")
                 raise
+
+
+Patch = pytest.MonkeyPatch
+
+
+def write_without_flush(patch: Patch) -> None:
+    write = SimulatedDisk.write
+    patch.setattr(SimulatedDisk, "write", lambda *a, sync=False: write(*a))
+
+
+def answer_before_the_flush(patch: Patch) -> None:
+    def early(log: Log, parts: list[bytes], size: int) -> None:
+        active, at = log.active, log.active.end
+        active.end += size
+        log._loop.call_soon(log._end, None, size)
+        log._loop.call_soon(lambda: active.folder.disk.write(active.fd, parts, at, sync=True))
+
+    patch.setattr(Log, "_write", early)
+
+
+def watermark_before_the_entries(patch: Patch) -> None:
+    apply = Catalog.apply
+
+    def ahead(self: Catalog, change: object, number: int, offset: int) -> None:
+        index = self.index
+        whole = index.apply
+
+        def split(entries: object, digests: object, facts: dict[bytes, bytes | None]) -> None:
+            whole((), (), {b"w": facts.pop(b"w")})
+            whole(entries, digests, facts)
+
+        index.apply = split  # type: ignore[method-assign]
+        try:
+            apply(self, change, number, offset)
+        finally:
+            index.apply = whole  # type: ignore[method-assign]
+
+    patch.setattr(Catalog, "apply", ahead)
+
+
+def unlink_before_the_index_is_flushed(patch: Patch) -> None:
+    ask = Compactor._ask
+
+    async def without(self: Compactor, call: Callable[..., object], *rest: object) -> object:
+        if getattr(call, "__name__", "") == "flush":
+            return None
+        return await ask(self, call, *rest)
+
+    patch.setattr(Compactor, "_ask", without)
+
+
+def unlink_before_the_moves_are_committed(patch: Patch) -> None:
+    carry = Compactor._carry
+
+    async def late(self: Compactor, number: int, names: list[str]) -> None:
+        disk, path = self._folder.disk, self._folder.file(number, SEGMENT)
+        held = disk._names[path]
+        disk.unlink(path)
+        self._folder.flush_group(number)
+        disk._names[path] = held
+        await carry(self, number, names)
+
+    patch.setattr(Compactor, "_carry", late)
+
+
+def leave_the_torn_tail(patch: Patch) -> None:
+    patch.setattr(segment.Active, "cut_off", lambda self: None)
+
+
+def believe_the_last_batch(patch: Patch) -> None:
+    patch.setattr(Scanner, "is_sound", lambda self, found: True)
+
+
+def recover_without_a_flush(patch: Patch) -> None:
+    flush = SimulatedDisk.flush
+
+    def only_outside(self: SimulatedDisk, fd: int) -> None:
+        import sys
+
+        if sys._getframe(1).f_code is not recovery._replay.__code__:
+            flush(self, fd)
+
+    patch.setattr(SimulatedDisk, "flush", only_outside)
+
+
+def leave_names_unflushed(patch: Patch) -> None:
+    patch.setattr(Folder, "flush_group", lambda self, number: None)
+
+
+def rename_a_large_blob_before_its_flush(patch: Patch) -> None:
+    finish = LargeFile.finish
+
+    def unflushed(self: LargeFile) -> bytes:
+        flush, self._disk.flush = self._disk.flush, lambda fd: None  # type: ignore[method-assign]
+        try:
+            return finish(self)
+        finally:
+            self._disk.flush = flush  # type: ignore[method-assign]
+
+    patch.setattr(LargeFile, "finish", unflushed)
+
+
+def forget_removals(patch: Patch) -> None:
+    read = Compactor._read_heads
+    patch.setattr(Compactor, "_read_heads", lambda self, n: (read(self, n)[0], []))
+
+
+def use_a_number_again(patch: Patch) -> None:
+    def low(self: Catalog) -> int:
+        self._following = max(1, self._following - 1)
+        return self._following
+
+    patch.setattr(Catalog, "take_number", low)
+
+
+@pytest.mark.parametrize(
+    "sabotage",
+    [
+        write_without_flush,
+        answer_before_the_flush,
+        watermark_before_the_entries,
+        unlink_before_the_index_is_flushed,
+        unlink_before_the_moves_are_committed,
+        leave_the_torn_tail,
+        believe_the_last_batch,
+        recover_without_a_flush,
+        leave_names_unflushed,
+        rename_a_large_blob_before_its_flush,
+        forget_removals,
+        use_a_number_again,
+    ],
+)
+def test_a_sabotage_is_found(sabotage: Callable[[Patch], None]) -> None:
+    with small_sizes(), pytest.MonkeyPatch.context() as patch:
+        sabotage(patch)
+        for seed in range(TRIED):
+            try:
+                Trial(seed).run()
+            except BaseException:  # noqa: BLE001 - whatever shows it
+                return
+    pytest.fail(f"{sabotage.__name__} was not found in {TRIED} trials")

@@ -20,6 +20,7 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -169,24 +170,26 @@ class Compactor:
     async def compact(self) -> Compacted:
         """Rewrite what is worth it, and note how it went. Raises what writes raise."""
         self.done = Compacted()
-        failing: str | None = None
         try:
             for number in await self._ask(self._victims):
                 await self._rewrite(number)
         except (DolmenError, OSError) as error:
-            failing = str(error)
+            with suppress(DolmenError):  # on the same disk: what went wrong first is raised
+                await self._note(str(error))
             raise
-        finally:
-            known = compaction_in(await self._volume.notes()) or Compaction()
-            known = replace(
-                known,
-                looked=known.looked if failing else self._now(),
-                reclaimed=known.reclaimed + self.done.reclaimed,
-                reclaimable=self._dead(),
-                failing=failing,
-            )
-            await self._volume.note(KEY, json.dumps(asdict(known)).encode())
+        await self._note(None)
         return self.done
+
+    async def _note(self, failing: str | None) -> None:
+        known = compaction_in(await self._volume.notes()) or Compaction()
+        known = replace(
+            known,
+            looked=known.looked if failing else self._now(),
+            reclaimed=known.reclaimed + self.done.reclaimed,
+            reclaimable=self._dead(),
+            failing=failing,
+        )
+        await self._volume.note(KEY, json.dumps(asdict(known)).encode())
 
     def _victims(self) -> list[int]:
         """Sealed segments worth rewriting, by live bytes. In a thread."""
