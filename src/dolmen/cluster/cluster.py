@@ -9,6 +9,7 @@ Both use `dolmen.cluster.breaker` (whom to ask last).
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
@@ -44,7 +45,7 @@ from dolmen.store import (
     Write,
 )
 from dolmen.stores.base import OneByOne
-from dolmen.stores.epoch import seen_in
+from dolmen.stores.epoch import check_epoch, seen_in
 
 _CHECKED = 1.0
 """Seconds for which it is believed that no server has seen a higher epoch."""
@@ -110,6 +111,10 @@ class Cluster(OneByOne):
         self, removes: Sequence[Remove], *, min_age: float = 0, epoch: int | None = None
     ) -> Sequence[bool]:
         """See `BlobStore.remove_many`: from every member."""
+        for name, _ in removes:
+            check_name(name)
+        if epoch is not None:
+            await check_epoch(self, epoch)
         answers, failures = await each(
             self.members,
             lambda member: member.store.remove_many(removes, min_age=min_age, epoch=epoch),
@@ -143,16 +148,16 @@ class Cluster(OneByOne):
     async def copies_of(self, name: str) -> Sequence[tuple[Member, BlobInfo | DolmenError]]:
         """What each member says of a name, in placement order."""
 
-        async def ask(member: Member) -> BlobInfo | DolmenError:
+        async def ask(member: Member) -> tuple[Member, BlobInfo | DolmenError]:
             try:
-                return await member.store.stat(name)
+                return member, await member.store.stat(name)
             except NotFound as absent:
                 deleted = BlobInfo(name, 0, Kind.TOMBSTONE, absent.stamp, NO_CHECKSUM)
-                return deleted if absent.stamp else absent
+                return member, deleted if absent.stamp else absent
             except DolmenError as error:
-                return error
+                return member, error
 
-        return (await each(self.placement.of(partition_of(name)).order, ask))[0]
+        return await asyncio.gather(*map(ask, self.placement.of(partition_of(name)).order))
 
     # The servers themselves
 

@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
 from hashlib import sha256
 
@@ -79,14 +79,21 @@ class Reader:
             return Blob(info, self._streamed(info, start, stop))
         if info.size > SMALL:
             return Blob(info, self._held(info, start, stop))
-        data = await self.whole(info.name)  # only the whole can be checked against its name
+        blob = await self.get(info.name)  # only the whole can be checked against its name
+        data = await read_whole(blob.payload)
         if len(data) != info.size:
             raise _changed(info)
-        return Blob(info, Bytes(memoryview(data)[start:stop]))
+        return Blob(blob.info, Bytes(memoryview(data)[start:stop]))
 
-    async def whole(self, name: str) -> bytes | memoryview:
-        """All of a blob in memory, checked. The caller accounts for it."""
+    async def whole(self, name: str, begun: _Begun | None = None) -> bytes | memoryview:
+        """All of a blob in memory, checked, of the copy begun if that is good. The caller
+        accounts for it.
+        """
         failures: Failures = []
+        if begun is not None:
+            data = await self._right(*begun, failures)
+            if data is not None:
+                return data
         while True:
             member, _, blob = await self._ask(name, failures)
             assert blob is not None
@@ -182,9 +189,7 @@ class Reader:
         async def pieces() -> AsyncIterator[Piece]:
             await self._budget.take(info.size)
             try:
-                data = await self._right(*begun, []) if begun else None
-                if data is None:
-                    data = await self.whole(info.name)
+                data = await self.whole(info.name, begun)
                 if len(data) != info.size:
                     raise _changed(info)
                 for piece in halves(memoryview(data)[start:stop]):

@@ -110,7 +110,7 @@ async def _receive(
         if following:
             following = following[: await source.receive_into(memoryview(following))]
         if left is not None and got < size:
-            raise BadContent(f"the body ended {left - got} bytes early")
+            raise BadContent(f"the body ended {left - got} bytes early")  # noqa: TRY301
     except BaseException:
         budget.give(size)
         raise

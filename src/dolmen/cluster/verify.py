@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 
+from dolmen.closing import closing
 from dolmen.cluster.manifest import CHUNK
 from dolmen.errors import Corrupt
 from dolmen.names import Buffer, is_chunk_name, is_object_id, matches_name
@@ -63,23 +64,24 @@ async def digest_checked(object_id: str, pieces: AsyncIterator[Piece]) -> AsyncI
     in_thread = asyncio.get_running_loop().run_in_executor
     hashing: asyncio.Future[None] | None = None
     tail: Piece = b""
-    async for piece in pieces:
-        if hashing is not None:
-            await hashing
-            hashing = None
-        if len(piece) > INLINE:
-            hashing = in_thread(None, hasher.update, piece)
-        else:
-            hasher.update(piece)
-        if len(piece) < _HELD_BACK:
-            piece, tail = bytes(tail) + bytes(piece), b""
-        if tail:
-            yield tail
-        cut = max(len(piece) - _HELD_BACK, 0)
-        if cut:
-            yield memoryview(piece)[:cut]
-        tail = bytes(piece[cut:])
-        del piece
+    async with closing(pieces):
+        async for piece in pieces:
+            if hashing is not None:
+                await hashing
+                hashing = None
+            if len(piece) > INLINE:
+                hashing = in_thread(None, hasher.update, piece)
+            else:
+                hasher.update(piece)
+            if len(piece) < _HELD_BACK:
+                piece, tail = bytes(tail) + bytes(piece), b""
+            if tail:
+                yield tail
+            cut = max(len(piece) - _HELD_BACK, 0)
+            if cut:
+                yield memoryview(piece)[:cut]
+            tail = bytes(piece[cut:])
+            del piece
     if hashing is not None:
         await hashing
     if hasher.hexdigest() != object_id:
