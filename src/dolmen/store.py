@@ -108,9 +108,10 @@ class Write:
 
     @classmethod
     def copy(cls, blob: Blob) -> Write:
-        """A blob, manifest or tombstone exactly as another store has it."""
+        """A blob, manifest or tombstone exactly as another store has it; or a touch."""
         info = blob.info
-        checksum = None if info.checksum == NO_CHECKSUM else info.checksum
+        unknown = info.checksum == NO_CHECKSUM and info.kind != Kind.TOUCH
+        checksum = None if unknown else info.checksum
         return cls(info.name, blob.payload, info.kind, info.metadata, info.stamp, checksum)
 
 

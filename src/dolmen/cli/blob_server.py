@@ -17,7 +17,7 @@ def blob_server(
         typer.Option(
             "--store",
             metavar="URL",
-            help="The store to serve: a volume on a disk, or an engine that stands in its place.",
+            help="The store to serve: a volume on disk, or another storage engine.",
         ),
     ] = None,
     listen: Annotated[
@@ -37,7 +37,7 @@ def blob_server(
 
     Other URLs begin with postgresql://, s3://, gs://, az://, file://, memcached://, cache:
     """
-    from dolmen.config import load, split_address
+    from dolmen.config import join_address, load, split_address
     from dolmen.errors import BadSetting
     from dolmen.servers.blob import BlobServer
     from dolmen.servers.running import run
@@ -50,19 +50,19 @@ def blob_server(
     url = settings.store
     if url is None:
         raise BadSetting(
-            "no store is named: say --store volume:/path/to/folder, or store = in the settings"
+            "no store is named: use --store volume:/path/to/folder, or store = in the settings"
         )
 
-    told = without_secrets(url)
+    shown = without_secrets(url)
 
     async def opened() -> BlobServer:
         opened = await open_store(url)
         # Where the store has a folder, what is spooled takes room on its disk.
-        return BlobServer(opened, describes=told, spool_folder=getattr(opened, "path", None))
+        return BlobServer(opened, describes=shown, spool_folder=getattr(opened, "path", None))
 
     def ready(addresses: list[tuple[str, int]]) -> None:
         for host, port in addresses:
-            print(f"blob server of {told} on http://{host}:{port}", flush=True)
+            print(f"blob server of {shown} on http://{join_address(host, port)}", flush=True)
 
     addresses = [split_address(settings.listen or LISTEN)]
     beside = beside_volume(url, settings)

@@ -1,4 +1,4 @@
-"""`dolmen compact`: give back the room of what was deleted or replaced."""
+"""`dolmen compact`: reclaim the space of deleted and replaced blobs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def compact(
     bandwidth: Bandwidth = None,
     json: Json = False,
 ) -> None:
-    """Give back the room of what was deleted or replaced in a volume.
+    """Reclaim the space of deleted and replaced blobs in a volume.
 
     Servers do so by themselves, little by little; this does it at once, beside them (they leave it
     to this command meanwhile) or without them. May be interrupted and run again.
@@ -55,8 +55,8 @@ def compact(
         emit(done._asdict())
     else:
         print(
-            f"{done.segments:,} segments compacted, {readable(done.won)} won "
-            f"({readable(done.carried)} written again)"
+            f"{done.segments:,} segments compacted, reclaimed {readable(done.won)} "
+            f"({readable(done.carried)} rewritten)"
         )
     if interrupted:
         raise KeyboardInterrupt

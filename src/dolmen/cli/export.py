@@ -42,7 +42,7 @@ def export(
     bandwidth: Bandwidth = None,
     json: Json = False,
 ) -> None:
-    """Write all that a store or a cluster holds to FILE, deletes included.
+    """Write everything a store or a cluster holds to FILE, deletes included.
 
     May be interrupted: run again with the same FILE, it goes on where it was. Nothing needs to
     be stopped meanwhile. Exit status 1 when something could not be read on any server;

@@ -13,7 +13,7 @@ from dolmen.cli.options import Config, Open, Workers
 def serve(
     data: Annotated[
         str | None,
-        typer.Option("--data", metavar="DIR", help="Its folder. Default: ./dolmen-data."),
+        typer.Option("--data", metavar="DIR", help="Data directory. Default: ./dolmen-data."),
     ] = None,
     listen: Listen = None,
     download_listen: DownloadListen = None,

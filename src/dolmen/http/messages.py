@@ -63,6 +63,14 @@ class Headers:
         """Every value under this lower-case name, in order of arrival."""
         return [value for known, value in self if known == name]
 
+    def items(self) -> Iterator[tuple[bytes, bytes]]:
+        """Every pair."""
+        return iter(self)
+
+    def __getitem__(self, name: bytes) -> bytes:
+        joined = self._first
+        return (self._joined() if joined is None else joined)[name]
+
     def __contains__(self, name: bytes) -> bool:
         joined = self._first
         return name in (self._joined() if joined is None else joined)

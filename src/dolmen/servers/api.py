@@ -33,7 +33,7 @@ from dolmen.servers.answers import JSON, answer
 from dolmen.servers.blob import ALIVE, Nothing, body_of
 from dolmen.servers.fields import ContentDigest, describe, metadata_of
 from dolmen.servers.metrics import Figure
-from dolmen.servers.orders import PAGE, limit_of
+from dolmen.servers.records import PAGE, limit_of
 from dolmen.servers.routes import Routes
 
 _FORM = b"multipart/form-data"

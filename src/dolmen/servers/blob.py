@@ -23,7 +23,6 @@ from dolmen.http.ranges import byte_range
 from dolmen.names import check_name
 from dolmen.payload import Bytes, Payload, Piece
 from dolmen.servers.answers import JSON, VOLATILE, VOLATILE_JSON, answer
-from dolmen.servers.bulk import Bulk
 from dolmen.servers.fields import (
     Announced,
     ContentDigest,
@@ -35,7 +34,7 @@ from dolmen.servers.fields import (
 )
 from dolmen.servers.incoming import payload_of
 from dolmen.servers.metrics import Figure
-from dolmen.servers.orders import order_of
+from dolmen.servers.records import Records, order_of
 from dolmen.servers.routes import Routes
 from dolmen.stamps import format_stamp
 from dolmen.store import Blob, BlobStore, Outcome, Write
@@ -61,7 +60,7 @@ class BlobServer:
         routes.add("POST PUT", "/blob/{name}", self.put)
         routes.add("GET", "/blob/{name}", self.get)
         routes.add("DELETE", "/blob/{name}", self.delete)
-        Bulk(store, routes)
+        Records(store, routes)
         routes.add("GET", "/notes", self.notes)
         routes.add("POST", "/notes", self.note)
         routes.add("GET", "/alive", self.alive)
@@ -147,11 +146,12 @@ class BlobServer:
         """Leave a tombstone."""
         refuse_conditions(request.headers)
         put = await self._store.write(Write.tombstone(name, stamp=stamp_of(request.headers)))
-        if put.outcome is Outcome.SUPERSEDED:
-            return answer({"id": name, "status": "superseded", "stamp": format_stamp(put.stamp)})
         stamp = (b"X-Dolmen-Stamp", format_stamp(put.stamp).encode())
         status = (b"X-Dolmen-Status", put.outcome.value.encode())
         volatile = () if self._store.capabilities.durable else (VOLATILE,)
+        if put.outcome is Outcome.SUPERSEDED:
+            said = {"id": name, "status": "superseded", "stamp": format_stamp(put.stamp)}
+            return answer(said, headers=[stamp, status, *volatile])
         return Response(204, [stamp, status, *volatile])
 
     # The server itself

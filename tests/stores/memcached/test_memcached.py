@@ -6,6 +6,8 @@ import os
 import random
 
 import pytest
+from dolmen.stores.memcached.item import PART
+from dolmen.stores.memcached.store import WHOLE
 
 from dolmen.errors import BadSetting, Corrupt, Full, NotFound, OutcomeUnknown, Unavailable
 from dolmen.payload import Bytes, Stream, read_whole
@@ -13,8 +15,6 @@ from dolmen.stamps import Clock
 from dolmen.store import BlobStore, Capabilities
 from dolmen.stores import open_store
 from dolmen.stores.memcached import MemcachedStore, connection
-from dolmen.stores.memcached.item import PART
-from dolmen.stores.memcached.store import WHOLE
 from dolmen.testing.conformance import Conformance, Place
 from engines.memcached import Memcached
 

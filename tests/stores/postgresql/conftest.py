@@ -4,8 +4,8 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
-
 from dolmen.stores.postgresql.store import PostgresStore, open_url
+
 from engines.postgresql import PostgresServer
 
 _numbers = itertools.count()

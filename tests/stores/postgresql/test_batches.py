@@ -3,9 +3,9 @@
 import asyncio
 
 import pytest
+from dolmen.stores.postgresql.batches import Batches
 
 from dolmen.errors import Full, Unavailable
-from dolmen.stores.postgresql.batches import Batches
 
 
 class Work:

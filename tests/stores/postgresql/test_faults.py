@@ -7,6 +7,8 @@ import signal
 from collections.abc import AsyncIterator, Awaitable
 
 import pytest
+from dolmen.stores.postgresql.parts import PART
+from dolmen.stores.postgresql.store import PostgresStore, open_url
 
 from dolmen.errors import (
     BadSetting,
@@ -21,8 +23,6 @@ from dolmen.payload import Bytes, Piece, Stream
 from dolmen.store import Outcome, Put
 from dolmen.stores import open_store
 from dolmen.stores.postgresql import parts
-from dolmen.stores.postgresql.parts import PART
-from dolmen.stores.postgresql.store import PostgresStore, open_url
 from dolmen.testing.conformance.material import content, names, noise, recomputed
 from engines.postgresql import PostgresServer
 

@@ -5,13 +5,13 @@ import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
+from dolmen.stores.postgresql.parts import PART
+from dolmen.stores.postgresql.store import SMALL, PostgresStore
 
 from dolmen.errors import Corrupt, NotFound, Unavailable
 from dolmen.payload import Bytes, Piece, Stream
 from dolmen.store import Outcome
 from dolmen.stores.postgresql import parts
-from dolmen.stores.postgresql.parts import PART
-from dolmen.stores.postgresql.store import SMALL, PostgresStore
 from dolmen.testing.conformance.material import at, content, names, noise, read
 from engines.postgresql import PostgresServer
 

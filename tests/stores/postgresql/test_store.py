@@ -6,6 +6,9 @@ import random
 from collections.abc import Awaitable, Callable
 
 import pytest
+from dolmen.stores.postgresql.migrations import MIGRATIONS
+from dolmen.stores.postgresql.parts import PART
+from dolmen.stores.postgresql.store import PostgresStore, open_url
 
 from dolmen.errors import BadSetting, Conflict, Corrupt, NotFound
 from dolmen.http.steps import Steps
@@ -13,9 +16,6 @@ from dolmen.names import partition_of
 from dolmen.payload import Bytes
 from dolmen.stamps import Clock
 from dolmen.store import BlobStore, Capabilities, Outcome, Put
-from dolmen.stores.postgresql.migrations import MIGRATIONS
-from dolmen.stores.postgresql.parts import PART
-from dolmen.stores.postgresql.store import PostgresStore, open_url
 from dolmen.testing.conformance import Conformance, Place
 from dolmen.testing.conformance.material import at, content, names, noise, recomputed
 from engines.postgresql import PostgresServer

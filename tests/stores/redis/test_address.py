@@ -1,9 +1,9 @@
 """What the URL of a Redis store may say."""
 
 import pytest
+from dolmen.stores.redis.address import Address, at, parse
 
 from dolmen.errors import BadSetting
-from dolmen.stores.redis.address import Address, at, parse
 
 
 @pytest.mark.parametrize(

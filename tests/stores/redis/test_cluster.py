@@ -4,14 +4,14 @@ import asyncio
 import itertools
 
 import pytest
+from dolmen.stores.redis.cluster import _SLOTS
+from dolmen.stores.redis.layout import PART
+from dolmen.stores.redis.store import open_redis
 
 from dolmen.errors import BadSetting, OutcomeUnknown, Unavailable
 from dolmen.names import partition_of
 from dolmen.payload import Bytes
 from dolmen.stores import open_store
-from dolmen.stores.redis.cluster import _SLOTS
-from dolmen.stores.redis.layout import PART
-from dolmen.stores.redis.store import open_redis
 from dolmen.testing.conformance.material import at, content, names, noise, recomputed
 from engines.redis import DURABLE, RedisCluster, RedisServer, eventually, until
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 
 import pytest
+from dolmen.stores.redis.layout import PART
+from dolmen.stores.redis.store import open_redis
 
 from dolmen.errors import (
     BadSetting,
@@ -20,8 +22,6 @@ from dolmen.errors import (
 )
 from dolmen.payload import Bytes, Stream
 from dolmen.stores import open_store
-from dolmen.stores.redis.layout import PART
-from dolmen.stores.redis.store import open_redis
 from dolmen.testing.conformance.material import at, content, names, noise, recomputed
 from engines.redis import RedisServer, eventually, free_port, until
 

@@ -5,14 +5,14 @@ import hashlib
 import random
 
 import pytest
+from dolmen.stores.redis.layout import INLINE, PART
+from dolmen.stores.redis.store import open_redis
 
 from dolmen.errors import Conflict, Corrupt, DolmenError, NotFound, Unavailable
 from dolmen.payload import Bytes, Stream, read_whole
 from dolmen.stamps import Clock
 from dolmen.store import BlobStore, Capabilities, Outcome
 from dolmen.stores import open_store
-from dolmen.stores.redis.layout import INLINE, PART
-from dolmen.stores.redis.store import open_redis
 from dolmen.testing.conformance import Conformance, Place
 from dolmen.testing.conformance.material import at, content, info_of, names, noise, recomputed
 from dolmen.testing.conformance.rivals import same
