@@ -60,6 +60,10 @@ class Unavailable(DolmenError):  # noqa: N818
     """The store could not be asked. Nothing happened, so a retry is safe."""
 
 
+class Incomplete(Unavailable):
+    """A listing has given what it could, and may lack names of servers it could not ask."""
+
+
 class Busy(Unavailable):
     """Another process is at this very work, which one does at a time. Nothing happened."""
 

@@ -112,7 +112,7 @@ class Limits(_Strict):
     """At once in a process; one more is answered 503."""
     body_size: Annotated[int, Field(ge=1)] = 1 << 50
     """The largest upload; 413 beyond."""
-    upload_memory: Annotated[int, Field(ge=16 << 20)] = 160 << 20
+    upload_memory: Annotated[int, Field(ge=32 << 20)] = 192 << 20
     """Bodies in flight, in a process; readers wait when it is spent."""
     header_deadline: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
     body_idle: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 30.0

@@ -1,4 +1,4 @@
-"""How a cluster is: every server's state, and what it lacks of what it should hold.
+"""The status of a cluster: every server's state, and what it lacks of what it should hold.
 
 What is missing is worked out from the servers' digests, without listing anything: in each
 partition the fullest server says how much there is. So it is a lower bound, and one that
@@ -24,10 +24,10 @@ PATIENCE = 10.0
 """Seconds for which a server's answers are waited for."""
 
 
-async def overview(cluster: Cluster) -> Sequence[dict[str, object]]:
-    """Every group with its servers, as the API server tells it."""
+async def cluster_status(cluster: Cluster) -> Sequence[dict[str, object]]:
+    """Every group with its servers, as the API server says it."""
     answers = await asyncio.gather(*(_of_server(cluster, member) for member in cluster.members))
-    told = {member.name: said for member, (said, _) in zip(cluster.members, answers, strict=True)}
+    states = {member.name: said for member, (said, _) in zip(cluster.members, answers, strict=True)}
     counts = {member.name: held for member, (_, held) in zip(cluster.members, answers, strict=True)}
     loop = asyncio.get_running_loop()
     places = await loop.run_in_executor(None, _places, cluster.placement, cluster.members, counts)
@@ -39,7 +39,7 @@ async def overview(cluster: Cluster) -> Sequence[dict[str, object]]:
             "min_copies": group.min_copies,
             "servers": [
                 {"server": member.name, "weight": member.weight, "zone": member.zone}
-                | told[member.name]
+                | states[member.name]
                 | places[member.name]
                 for member in group.members
             ],
@@ -50,6 +50,8 @@ async def overview(cluster: Cluster) -> Sequence[dict[str, object]]:
 
 async def _of_server(cluster: Cluster, member: Member) -> tuple[dict[str, object], Counts | None]:
     state: dict[str, object] = {"state": cluster.breaker.state(member)}
+    if member.stale is not None:
+        state["stale"] = member.stale
     try:
         async with asyncio.timeout(PATIENCE):
             return await _answers_of(cluster, member, state)
@@ -65,7 +67,7 @@ async def _answers_of(
 ) -> tuple[dict[str, object], Counts | None]:
     store = member.store
     condition = await store.condition()
-    cluster.breaker.told(member, condition)
+    cluster.breaker.says(member, condition)
     said: dict[str, object] = {"reachable": True} | state | asdict(condition)
     if not store.capabilities.stamps:
         return said, None

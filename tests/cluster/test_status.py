@@ -9,7 +9,7 @@ import pytest
 
 from dolmen.cluster.cluster import Cluster
 from dolmen.cluster.groups import Member, make_group
-from dolmen.cluster.overview import overview
+from dolmen.cluster.status import cluster_status
 from dolmen.payload import Bytes
 from dolmen.replication.repair import Repair
 from dolmen.stores.epoch import Seen
@@ -28,7 +28,7 @@ def made(weights: dict[str, float], stores: dict[str, FaultyStore], copies: int)
 
 
 async def seen(cluster: Cluster) -> dict[str, dict[str, object]]:
-    (group,) = await overview(cluster)
+    (group,) = await cluster_status(cluster)
     servers = group["servers"]
     assert isinstance(servers, list)
     return {server["server"]: server for server in servers}
@@ -73,7 +73,7 @@ async def test_a_server_that_hangs_holds_up_nobody(monkeypatch: pytest.MonkeyPat
         await asyncio.Event().wait()
 
     stores["b"].pause = hang
-    monkeypatch.setattr("dolmen.cluster.overview.PATIENCE", 0.01)
+    monkeypatch.setattr("dolmen.cluster.status.PATIENCE", 0.01)
     told = await seen(cluster)
     assert (told["a"]["reachable"], told["b"]["reachable"]) == (True, False)
     assert "did not answer" in str(told["b"]["detail"])
