@@ -276,6 +276,18 @@ async def test_what_is_allowed_is_served_and_the_connection_kept(kit, data, byte
     assert not transport.ended
 
 
+async def test_http_2_with_prior_knowledge_is_told_what_to_use(kit) -> None:
+    transport = kit.make_connection(kit.echo)
+    settings = b"\x00\x00\x12\x04\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00d"
+    transport.feed(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings)
+    transport.feed(settings)
+    [answer] = kit.parse_answers(transport.written)
+    assert answer.status == 400
+    assert "use HTTP/1.1" in answer.problem["detail"]
+    assert transport.eof
+    assert not transport.closing  # unread bytes would reset the connection
+
+
 async def test_one_empty_line_is_forgiven_before_each_request(kit) -> None:
     """Old clients send one behind each body."""
     transport = kit.make_connection(kit.echo)

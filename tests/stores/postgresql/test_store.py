@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from dolmen.errors import BadSetting, Conflict, Corrupt, NotFound
-from dolmen.http.eager import EagerRun as Steps
+from dolmen.http.eager import EagerRun
 from dolmen.names import partition_of
 from dolmen.payload import Bytes
 from dolmen.stamps import Clock
@@ -149,7 +149,7 @@ async def test_handlers_that_run_without_a_task_are_served(store: PostgresStore)
 
     def begin() -> None:
         coro = handler()
-        Steps(coro, coro.send(None), ended)
+        EagerRun(coro, coro.send(None), ended)
 
     asyncio.get_running_loop().call_soon(begin)
     assert sorted(await done) == ["large", "small"]
