@@ -174,7 +174,7 @@ async def test_connection_close_is_obeyed(kit, ask, value) -> None:
 
 
 async def test_proxy_connection_close_counts_too(kit, ask) -> None:
-    """llhttp takes nothing more on a connection after it."""
+    """Some parsers take nothing more on a connection after it."""
     data = b"GET / HTTP/1.1\r\nHost: a\r\nProxy-Connection: close\r\n\r\n"
     transport = await ask(Response(200, [], b"x"), data + GET)
     [answer] = kit.parse_answers(transport.written)

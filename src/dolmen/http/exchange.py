@@ -202,7 +202,7 @@ class Exchange(Connection):
             self.transport.write(data)
         else:
             shared.coalescer.send(self.transport, data)
-        self._finish(status, size, keep=keep)
+        self._finish(status, size, keep)
 
     async def _stream(self, response: Response, stream: Stream) -> tuple[int, int, bool]:
         """Send a response whose body is a stream; returns status, bytes sent, keep."""
@@ -242,7 +242,7 @@ class Exchange(Connection):
             self.transport.abort()
         elif self._begun or self.lost:
             status, sent, keep = result
-            self._finish(status, sent, keep=keep)
+            self._finish(status, sent, keep)
         else:
             self._respond(problem(500, _FAILED))
 
@@ -265,7 +265,7 @@ class Exchange(Connection):
             return CLOSE
         return b"" if self.head.http11 else KEEP_ALIVE
 
-    def _finish(self, status: int, sent: int, *, keep: bool) -> None:
+    def _finish(self, status: int, sent: int, keep: bool) -> None:
         """A response has been handed to the socket: go on, or make an end."""
         shared, body, refused = self.shared, self.body, self.request is None
         if shared.observe is not None:
