@@ -139,8 +139,6 @@ def read_request_line(line: bytes) -> tuple[str, bytes, bytes | None, bool]:
     if match is None:
         raise HTTPError(400, "The request line is not method, target and version.")
     method, target, version = match.groups()
-    if method == b"PRI":
-        raise HTTPError(400, "HTTP/2 is not supported; use HTTP/1.1 (curl --http1.1).")
     if version not in (b"HTTP/1.1", b"HTTP/1.0"):
         raise HTTPError(505, "Only HTTP/1.1 and HTTP/1.0 are supported.")
     name = _NAMES.get(method)

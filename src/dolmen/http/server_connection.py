@@ -12,6 +12,7 @@ from math import inf
 from dolmen.errors import BadContent
 from dolmen.http.body import HIGH_WATER, NO_BODY, Body, BodyStream
 from dolmen.http.connection import Waiting
+from dolmen.http.encoding import HTTP2_REFUSAL
 from dolmen.http.exchange import Exchange, Shared
 from dolmen.http.head import (
     Head,
@@ -26,6 +27,7 @@ from dolmen.http.problems import HTTPError
 
 _RATE_WINDOW = 60.0  # seconds over which the least rate of a body is taken
 _NO_BLOCK = b"?"
+_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\n"
 _REFUSED = Head(Headers({b"connection": b"close"}), http11=True)
 
 
@@ -127,6 +129,9 @@ class ServerConnection(Exchange):
         if data.startswith(b"\r\n") and not self._empty_line:
             data = data[2:]
         self._empty_line = False
+        if data == _HTTP2_PREFACE:
+            self._refuse_http2()
+            return False
         at = data.find(b"\r\n")
         try:
             self.head = self._read_head(data[:at], data[at:])
@@ -179,6 +184,12 @@ class ServerConnection(Exchange):
         if self.idle:
             self.resume()
             self.cut()
+
+    def _refuse_http2(self) -> None:
+        self.idle = False
+        self.shared.coalescer.flush()
+        self.transport.write(HTTP2_REFUSAL)
+        self._linger()
 
     def _refuse(self, error: HTTPError) -> None:
         """Answer without a handler and close; the rest of what comes is thrown away."""
