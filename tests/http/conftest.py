@@ -154,7 +154,7 @@ def make_connection(
     """A server connection on a fake transport; the server is `transport.server`."""
     shared = Shared(handler, limits or Limits(), policy, observe)
     server = Server(shared, clock or Clock())
-    transport = FakeTransport(ServerConnection(shared, {}, loopback=loopback))
+    transport = FakeTransport(ServerConnection(shared, loopback=loopback))
     transport.server = server  # type: ignore[attr-defined]
     transport.shared = shared
     return transport

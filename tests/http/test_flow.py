@@ -290,6 +290,28 @@ async def test_a_slow_client_over_a_real_socket_gets_everything(kit) -> None:
         writer.close()
 
 
+@pytest.mark.parametrize("streamed", [False, True], ids=["bytes", "stream"])
+async def test_little_of_a_large_response_is_queued_for_a_slow_client(kit, streamed) -> None:
+    """The handler gives 5 MiB in one piece; they wait in its hands, not in the socket's queue."""
+
+    def handler(request):
+        body = Streamed(pieces_of(DATA, len(DATA)), len(DATA)) if streamed else DATA
+        return Response(200, [], body)
+
+    transport = kit.make_connection(handler)
+    transport.write = lambda data: queued.append(len(data)) or transport.protocol.pause_writing()
+    queued: list[int] = []
+    transport.feed(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    for _ in range(3):
+        await kit.settle()
+        transport.protocol.resume_writing()
+    await kit.settle()
+    assert 3 <= len(queued) <= 5
+    assert max(queued) <= 256 * 1024
+    transport.close()
+    await kit.settle()
+
+
 async def test_many_clients_at_once(kit) -> None:
     async def handler(request):
         if request.target == b"/wait":

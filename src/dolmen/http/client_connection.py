@@ -222,18 +222,18 @@ class ClientConnection(Connection):
     # Failures.
 
     def eof_received(self) -> bool | None:
-        self._fail("closed the connection before its response was complete")
+        self._fail("closed the connection before its response was complete", closed=True)
         return None
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._fail("closed the connection before its response was complete")
+        self._fail("closed the connection before its response was complete", closed=True)
 
     def stop_sending(self) -> bool:
         """Whether the request is no longer wanted: it has been answered, or can't be."""
         return self._response is None or self._response.done() or super().stop_sending()
 
-    def _error(self, what: str) -> DolmenError:
+    def _error(self, what: str, *, closed: bool = False) -> DolmenError:
         """The error for a request that got no (whole) response because of `what`.
 
         A request that never left is the same as one that was not made. One that was written may
@@ -241,18 +241,19 @@ class ClientConnection(Connection):
         connection had been kept, which the server may have closed before the request came.
         """
         text = f"{self._owner.name} {what}"
-        kept_and_silent = self.number > 1 and not (self._status or self._interim or self.held)
+        silent = not (self._status or self._interim or self.held)
+        kept_and_silent = closed and self.number > 1 and silent
         if self._owner.coalescer.withdraw(self.transport) or (self._reads and kept_and_silent):
             return NotSent(text)
         if self._reads:
             return Unavailable(text)
         return OutcomeUnknown(f"{text}; whether it did what was asked is not known")
 
-    def _fail(self, what: str) -> None:
+    def _fail(self, what: str, *, closed: bool = False) -> None:
         """End the request under way with an error, and the connection."""
         self._owner.forget(self)
         if self.busy:
-            error = self._error(what)
+            error = self._error(what, closed=closed)
             self.busy = False
             self._settle(error)
             if self.body is not None:

@@ -111,15 +111,27 @@ class Exchange(Connection):
         self.request = request = Request(method, target, self.head.headers, body, self.peer)
         self._started = time.perf_counter()
         try:
-            response = self._handler(request)
-        except Exception as error:  # noqa: BLE001 - becomes a response
-            response = self._failed(error)
-        if type(response) is Response:
-            self._respond(response)
-        elif isinstance(response, CoroutineType):
-            self._run_eagerly(response, self._handled)
+            response: Any = self._handler(request)
+            if type(response) is not Response:
+                coro = response if type(response) is CoroutineType else _awaited(response)
+                try:
+                    waiting = coro.send(None)
+                except StopIteration as stop:
+                    response = stop.value
+                else:
+                    self._wait(coro, waiting, self._handled)
+                    return
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - becomes a response
+            self._handled(None, error)
         else:
-            self._run_eagerly(_awaited(response), self._handled)
+            if type(response) is Response:
+                self._respond(response)
+            else:
+                self._handled(response, None)
+
+    def _wait(self, coro: Coroutine[Any, Any, Any], waiting: Any, ended: Ended) -> None:
+        self.shared.waiting.add(self)
+        self._run = EagerRun(coro, waiting, ended)
 
     def _run_eagerly(self, coro: Coroutine[Any, Any, Any], ended: Ended) -> None:
         try:
@@ -129,8 +141,7 @@ class Exchange(Connection):
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - handed on
             ended(None, error)
         else:
-            self.shared.waiting.add(self)
-            self._run = EagerRun(coro, waiting, ended)
+            self._wait(coro, waiting, ended)
 
     def _stopped(self) -> None:
         self._run = None
@@ -140,7 +151,7 @@ class Exchange(Connection):
             self.shared.emptied.set()
 
     def _handled(self, response: Any, error: BaseException | None) -> None:
-        """The handler that was a coroutine has come to its end."""
+        """The handler has come to its end, otherwise than by a response at once."""
         if self._run is not None:
             self._stopped()
         if isinstance(error, Exception):
@@ -161,7 +172,7 @@ class Exchange(Connection):
     def _respond(self, response: Response) -> None:
         """Send a response: at once if its body is small, else as its stream gives it."""
         body = response.body
-        if not isinstance(body, (bytes, bytearray, memoryview)):
+        if type(body) is not bytes and not isinstance(body, (bytearray, memoryview, bytes)):
             self._run_eagerly(self._stream(response, body), self._streamed)
             return
         size = len(body)
@@ -191,7 +202,7 @@ class Exchange(Connection):
             self.transport.write(data)
         else:
             shared.coalescer.send(self.transport, data)
-        self._finish(status, size, keep=keep)
+        self._finish(status, size, keep)
 
     async def _stream(self, response: Response, stream: Stream) -> tuple[int, int, bool]:
         """Send a response whose body is a stream; returns status, bytes sent, keep."""
@@ -231,7 +242,7 @@ class Exchange(Connection):
             self.transport.abort()
         elif self._begun or self.lost:
             status, sent, keep = result
-            self._finish(status, sent, keep=keep)
+            self._finish(status, sent, keep)
         else:
             self._respond(problem(500, _FAILED))
 
@@ -254,10 +265,14 @@ class Exchange(Connection):
             return CLOSE
         return b"" if self.head.http11 else KEEP_ALIVE
 
-    def _finish(self, status: int, sent: int, *, keep: bool) -> None:
+    def _finish(self, status: int, sent: int, keep: bool) -> None:
         """A response has been handed to the socket: go on, or make an end."""
-        shared, body = self.shared, self.body
-        self._observe(self.request, status, sent)
+        shared, body, refused = self.shared, self.body, self.request is None
+        if shared.observe is not None:
+            try:
+                shared.observe(self.request, status, sent, time.perf_counter() - self._started)
+            except Exception:
+                log.exception("observing a response failed")
         self.request = None
         self._begun = False  # or the next request would get no 100 Continue
         self.answered += 1
@@ -273,17 +288,11 @@ class Exchange(Connection):
                 self._linger()
         elif keep:
             self._next()
+        elif refused:
+            self._linger()
         else:
-            self.shared.coalescer.flush()
+            shared.coalescer.flush()
             self.transport.close()
-
-    def _observe(self, request: Request | None, status: int, sent: int) -> None:
-        observe = self.shared.observe
-        if observe is not None:
-            try:
-                observe(request, status, sent, time.perf_counter() - self._started)
-            except Exception:
-                log.exception("observing a response failed")
 
     def _next(self) -> None:
         """Take the next request."""

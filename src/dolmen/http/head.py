@@ -3,7 +3,7 @@
 Pure functions from bytes to values. Whatever is ambiguous raises `HTTPError`: folded or nameless
 lines, a bare CR or LF, a space before the colon, several lengths, a length beside a transfer
 coding, an unknown coding. Header lines mostly come again: what a line says is kept in the
-`Lines` a caller passes, what a whole block of lines says in `Blocks`; both are bounded.
+`Lines` a caller passes, and a block of lines a connection has just brought is recognized whole.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ from dolmen.http.problems import HTTPError
 Lines = dict[bytes, tuple[bytes, bytes]]
 """Header lines that were read before, each with its lower-case name and its value."""
 _LINES_MAX, _LINE_MAX = 1024, 256
-_BLOCKS_MAX, _BLOCK_MAX = 256, 2048
 METHODS = frozenset(("GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS", "PATCH"))
 _NAMES = {name.encode(): name for name in METHODS}
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _LINE = re.compile(rb"(%b):([\t -~\x80-\xff]*)" % _TOKEN)
 _REQUEST = re.compile(rb"(%b) ([!-~]+) (HTTP/[0-9]\.[0-9])" % _TOKEN)
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: [\t -~\x80-\xff]*)?")
-_PLAIN = re.compile(rb"(GET|HEAD|PUT|POST|DELETE) (/[!\"$-~]*) HTTP/1\.1")
+_PLAIN = re.compile(rb"(GET|HEAD|PUT|POST|DELETE) (/[!\"$-~]*+) HTTP/1\.1")
 _IN_NO_HEAD = re.compile(rb"[^\t\r\n -~\x80-\xff]|\r(?!\n|\Z)|(?<!\r)\n")
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]+)(?::[0-9]{0,5})?")
 
@@ -55,33 +54,20 @@ class Head:
         self.same_site = True
 
 
-Blocks = dict[bytes, Head]
-"""Blocks of header lines of HTTP/1.1 requests, from the CRLF before to the empty line."""
+def recognize(data: bytes, block: bytes) -> tuple[str, bytes, int] | None:
+    """Method, target and where the body begins, of a plain request with this block of lines.
 
-
-def recognize(data: bytes, blocks: Blocks) -> tuple[str, bytes, Head, int] | None:
-    """Method, target, head and where the body begins, of a plain request with a known block.
-
-    None for anything else, which is not thereby wrong.
+    A block begins with the CRLF before the lines and ends with the empty line. None for anything
+    else, which is not thereby wrong.
     """
     line = data.find(b"\r\n")
-    end = data.find(b"\r\n\r\n", line) + 4
-    head = blocks.get(data[line:end])
-    if head is None:
+    if not data.startswith(block, line):
         return None
     words = _PLAIN.fullmatch(data, 0, line)
     if words is None:
         return None
     method, target = words.groups()
-    return _NAMES[method], target, head, end
-
-
-def remember(block: bytes, head: Head, blocks: Blocks) -> None:
-    """Keep what a block of an HTTP/1.1 request says, for `recognize`."""
-    if len(block) <= _BLOCK_MAX:
-        if len(blocks) >= _BLOCKS_MAX:
-            blocks.clear()
-        blocks[block] = head
+    return _NAMES[method], target, line + len(block)
 
 
 def may_begin(data: bytes | bytearray, at: int) -> bool:
@@ -153,8 +139,6 @@ def read_request_line(line: bytes) -> tuple[str, bytes, bytes | None, bool]:
     if match is None:
         raise HTTPError(400, "The request line is not method, target and version.")
     method, target, version = match.groups()
-    if method == b"PRI":
-        raise HTTPError(400, "HTTP/2 is not supported; use HTTP/1.1 (curl --http1.1).")
     if version not in (b"HTTP/1.1", b"HTTP/1.0"):
         raise HTTPError(505, "Only HTTP/1.1 and HTTP/1.0 are supported.")
     name = _NAMES.get(method)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 
 from dolmen.errors import BadSetting
 from dolmen.http.exchange import Exchange, Handler, Observer, Shared
-from dolmen.http.head import Blocks
 from dolmen.http.limits import Limits
 from dolmen.http.messages import Address
 from dolmen.http.origins import SitePolicy, is_loopback
@@ -42,9 +41,8 @@ class Server:
         """Serve connections to a bound socket; it is closed with the server."""
         address = sock.getsockname()
         loopback = isinstance(address, tuple) and is_loopback(address[0])
-        blocks: Blocks = {}  # what they mean differs between listeners
         listener = await self.shared.loop.create_server(
-            lambda: ServerConnection(self.shared, blocks, loopback=loopback),
+            lambda: ServerConnection(self.shared, loopback=loopback),
             sock=sock, ssl=tls, backlog=2048,
         )  # fmt: skip
         self._listeners.append(listener)

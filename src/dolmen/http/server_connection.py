@@ -12,31 +12,31 @@ from math import inf
 from dolmen.errors import BadContent
 from dolmen.http.body import HIGH_WATER, NO_BODY, Body, BodyStream
 from dolmen.http.connection import Waiting
-from dolmen.http.encoding import CLOSE, encode_headers, join_response
+from dolmen.http.encoding import HTTP2_REFUSAL
 from dolmen.http.exchange import Exchange, Shared
 from dolmen.http.head import (
-    Blocks,
     Head,
     read_headers,
     read_request_head,
     read_request_line,
     recognize,
-    remember,
 )
 from dolmen.http.messages import Headers, problem
 from dolmen.http.origins import SAFE_METHODS
 from dolmen.http.problems import HTTPError
 
 _RATE_WINDOW = 60.0  # seconds over which the least rate of a body is taken
+_NO_BLOCK = b"?"
+_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\n"
 _REFUSED = Head(Headers({b"connection": b"close"}), http11=True)
 
 
 class ServerConnection(Exchange):
-    """Takes the requests of one connection. `blocks` are those its listener has read before."""
+    """Takes the requests of one connection; `loopback` is whether its listener is on loopback."""
 
     __slots__ = (
         "_arrived",
-        "_blocks",
+        "_block",
         "_empty_line",
         "_line",
         "_loopback",
@@ -44,9 +44,9 @@ class ServerConnection(Exchange):
         "_window",
     )
 
-    def __init__(self, shared: Shared, blocks: Blocks, *, loopback: bool) -> None:
+    def __init__(self, shared: Shared, *, loopback: bool) -> None:
         super().__init__(shared)
-        self._blocks = blocks
+        self._block = _NO_BLOCK  # that of the last request, while `head` is its head
         self._loopback = loopback
         self._target_max = shared.limits.request_line - len("DELETE  HTTP/1.1")
         self._line = ("", b"")  # method and target of the request that arrives
@@ -86,12 +86,11 @@ class ServerConnection(Exchange):
 
     def data_received(self, data: bytes) -> None:
         if self.idle and not self.held and not self.collecting and not self.write_paused:
-            known = recognize(data, self._blocks)
+            known = recognize(data, self._block)
             if known is not None:
-                method, target, head, end = known
+                method, target, end = known
                 length = len(data) - end
-                if length == (head.length or 0) and len(target) <= self._target_max:
-                    self.head = head
+                if length == (self.head.length or 0) and len(target) <= self._target_max:
                     self._empty_line = False
                     self._answer(method, target, Body(data[end:]) if length else NO_BODY)
                     return
@@ -130,6 +129,9 @@ class ServerConnection(Exchange):
         if data.startswith(b"\r\n") and not self._empty_line:
             data = data[2:]
         self._empty_line = False
+        if data == _HTTP2_PREFACE:
+            self._refuse_http2()
+            return False
         at = data.find(b"\r\n")
         try:
             self.head = self._read_head(data[:at], data[at:])
@@ -160,8 +162,8 @@ class ServerConnection(Exchange):
             )
         self._line = method, target
         small = not head.chunked and not head.expects and (head.length or 0) <= limits.whole_body
-        if http11 and authority is None and head.same_site and small:
-            remember(block, head, self._blocks)
+        same = http11 and authority is None and head.same_site and small
+        self._block = block if same else _NO_BLOCK
         return head
 
     def take_message(self, body: Body) -> None:
@@ -183,19 +185,19 @@ class ServerConnection(Exchange):
             self.resume()
             self.cut()
 
+    def _refuse_http2(self) -> None:
+        self.idle = False
+        self.shared.coalescer.flush()
+        self.transport.write(HTTP2_REFUSAL)
+        self._linger()
+
     def _refuse(self, error: HTTPError) -> None:
         """Answer without a handler and close; the rest of what comes is thrown away."""
         self.idle = self.collecting = False
         self.head = _REFUSED
+        self._block = _NO_BLOCK
         self._started = time.perf_counter()
-        response = problem(error.status, error.detail, headers=error.headers)
-        lines, body = encode_headers(response.headers), response.body
-        assert isinstance(body, bytes)
-        self.shared.coalescer.flush()
-        start = self.shared.starts.of(error.status)
-        self.transport.write(join_response(start, lines + CLOSE, body))
-        self._observe(None, error.status, len(body))
-        self._linger()
+        self._respond(problem(error.status, error.detail, headers=error.headers))
 
     # Deadlines.
 

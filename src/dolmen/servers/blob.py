@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from base64 import b64encode
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from dataclasses import asdict
 
 import dolmen
@@ -27,6 +27,7 @@ from dolmen.http.messages import Buffer, Request, Response, Streamed
 from dolmen.http.problems import HTTPError
 from dolmen.names import check_name
 from dolmen.payload import Bytes, Payload, Piece
+from dolmen.ready import Ready
 from dolmen.servers.answers import JSON, VOLATILE, VOLATILE_JSON, answer
 from dolmen.servers.fields import (
     Announced,
@@ -121,20 +122,21 @@ class BlobServer:
             ),
         )
 
-    async def get(self, request: Request, name: str) -> Response:
+    def get(self, request: Request, name: str) -> Response | Awaitable[Response]:
         """Send a blob, or a range of it."""
+        if request.method == "HEAD" or selects(request.headers):
+            return self._get_selected(request, name)
+        blob: Awaitable[Blob] = self._store.get(name)
+        if isinstance(blob, Ready):
+            return _whole(blob.value)
+        return _whole_when_there(blob)
+
+    async def _get_selected(self, request: Request, name: str) -> Response:
         if request.method == "HEAD":
             info = await self._store.stat(name)
             if not_modified(request.headers, entity_tag(info), modified(info)):
                 return Response(304, describe(info))
             return Response(200, describe(info), Nothing(info.size))
-        headers = request.headers
-        if not selects(headers):
-            blob = await self._store.get(name)
-            return Response(200, describe(blob.info), body_of(blob))
-        return await self._get_part(request, name)
-
-    async def _get_part(self, request: Request, name: str) -> Response:
         headers = request.headers
         info = await self._store.stat(name)
         tag = entity_tag(info)
@@ -145,7 +147,7 @@ class BlobServer:
             part = byte_range(headers.get(b"range"), info.size)
         blob = await self._store.get(name, byte_range=part)
         if entity_tag(blob.info) != tag:  # it was replaced meanwhile: none of this was about it
-            return await self._get_part(request, name)
+            return await self._get_selected(request, name)
         status = 200 if part is None else 206
         return Response(status, describe(blob.info, part=part), body_of(blob))
 
@@ -177,7 +179,7 @@ class BlobServer:
         await self._store.note(key, parse_base64(str(order.get("value", ""))))
         return Response(204)
 
-    async def alive(self, _request: Request, _: str) -> Response:
+    def alive(self, _request: Request, _: str) -> Response:
         """Say so."""
         return ALIVE
 
@@ -221,6 +223,14 @@ class BlobServer:
                 "compaction": asdict(compaction) if compaction else None,
             }
         )
+
+
+def _whole(blob: Blob) -> Response:
+    return Response(200, describe(blob.info), body_of(blob))
+
+
+async def _whole_when_there(blob: Awaitable[Blob]) -> Response:
+    return _whole(await blob)
 
 
 def body_of(blob: Blob) -> Buffer | Streamed:

@@ -30,6 +30,7 @@ from dolmen.store import BlobInfo
 
 MIME_TYPE = b"x-mime-type"
 _OURS = b"x-dolmen-"
+_STARTED = int(time.time())  # nothing up to then is ahead of the clock
 _PROXY = frozenset(
     (
         b"x-real-ip",
@@ -162,7 +163,8 @@ def entity_tag(info: BlobInfo) -> bytes:
 
 def modified(info: BlobInfo) -> int:
     """When a blob was written, in seconds since the epoch; never ahead of this clock."""
-    return min(milliseconds(info.stamp) // 1000 or info.arrived, int(time.time()))
+    seconds = milliseconds(info.stamp) // 1000 or info.arrived
+    return seconds if seconds <= _STARTED else min(seconds, int(time.time()))
 
 
 @lru_cache(maxsize=4096)

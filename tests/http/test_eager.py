@@ -4,14 +4,14 @@ import asyncio
 
 import pytest
 
-from dolmen.http.eager import EagerRun as Steps
+from dolmen.http.eager import EagerRun
 
 
 def run(coro):
-    """Step a coroutine; returns the steps, and a future with (result, error)."""
+    """Run a coroutine eagerly; returns the run, and a future with (result, error)."""
     ended = asyncio.get_running_loop().create_future()
     waiting = coro.send(None)
-    return Steps(coro, waiting, lambda result, error: ended.set_result((result, error))), ended
+    return EagerRun(coro, waiting, lambda result, error: ended.set_result((result, error))), ended
 
 
 async def test_it_goes_on_whenever_what_it_waits_for_is_there() -> None:
@@ -70,10 +70,10 @@ async def test_cancelling_raises_at_what_it_waits_for_and_waits_for_the_cleaning
             seen.append("cleaned")
             raise
 
-    steps, ended = run(cleans())
+    running, ended = run(cleans())
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    steps.cancel()
+    running.cancel()
     _, error = await ended
     assert isinstance(error, asyncio.CancelledError)
     assert seen == ["cleaned"]
@@ -87,9 +87,9 @@ async def test_cancelling_one_whose_wait_is_just_over_is_not_lost() -> None:
         await future
         await asyncio.Event().wait()
 
-    steps, ended = run(waits())
+    running, ended = run(waits())
     future.set_result(None)
-    steps.cancel()
+    running.cancel()
     _, error = await asyncio.wait_for(ended, 10)
     assert isinstance(error, asyncio.CancelledError)
 

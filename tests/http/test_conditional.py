@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dolmen.http import Headers, HTTPError, byte_range, content_range
-from dolmen.http.conditional import not_modified, range_applies
+from dolmen.http.conditional import not_modified, range_applies, selects
 
 
 @pytest.mark.parametrize(
@@ -76,6 +76,26 @@ def test_content_range() -> None:
 )
 def test_entity_tags(value, etag, named) -> None:
     assert not_modified(Headers({b"if-none-match": value.strip()}), etag) is named
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ({b"if-modified-since": b"Thu, 01 Jan 2026 00:00:10 GMT"}, True),
+        ({b"if-modified-since": b"Thursday, 01-Jan-26 00:00:11 GMT"}, True),
+        ({b"if-modified-since": b"Thu Jan  1 00:00:10 2026"}, True),
+        ({b"if-modified-since": b"Thu, 01 Jan 2026 00:00:09 GMT"}, False),
+        ({b"if-modified-since": b"yesterday"}, False),
+        ({b"if-modified-since": b"\xff"}, False),
+        ({b"if-modified-since": b"Thu, 99 Jan 2026 00:00:09 GMT"}, False),
+        ({b"if-none-match": b'"b"', b"if-modified-since": b"Fri, 01 Jan 2027 00:00:00 GMT"}, False),
+        ({b"if-none-match": b'"a"', b"if-modified-since": b"Thu, 01 Jan 1970 00:00:00 GMT"}, True),
+    ],
+)
+def test_if_modified_since_counts_where_there_is_no_tag(lines, expected) -> None:
+    assert not_modified(Headers(lines), b'"a"', 1_767_225_610) is expected
+    assert selects(Headers(lines))
+    assert not selects(Headers({b"host": b"a"}))
 
 
 def test_conditions() -> None:

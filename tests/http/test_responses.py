@@ -39,18 +39,31 @@ class Counted:
         self.closed += 1
 
 
-def answering(response, waits: bool = False):
-    async def handler(request):
-        if waits:
-            await asyncio.sleep(0)
+def answering(response, how: str = "ready"):
+    """A handler that is a plain function, a coroutine that waits or not, or gives a future."""
+
+    def ready(request):
         if isinstance(response, Exception):
             raise response
         return response
 
-    return handler
+    async def coroutine(request):
+        if how == "waiting":
+            await asyncio.sleep(0)
+        return ready(request)
+
+    def future(request):
+        given = asyncio.get_running_loop().create_future()
+        if isinstance(response, Exception):
+            given.set_exception(response)
+        else:
+            given.set_result(response)
+        return given
+
+    return {"ready": ready, "future": future}.get(how, coroutine)
 
 
-@pytest.fixture(params=[False, True], ids=["inline", "task"])
+@pytest.fixture(params=["ready", "inline", "waiting", "future"])
 def ask(kit, request):
     async def ask(response, data=GET):
         transport = kit.make_connection(answering(response, request.param))
@@ -161,7 +174,7 @@ async def test_connection_close_is_obeyed(kit, ask, value) -> None:
 
 
 async def test_proxy_connection_close_counts_too(kit, ask) -> None:
-    """llhttp takes nothing more on a connection after it."""
+    """Some parsers take nothing more on a connection after it."""
     data = b"GET / HTTP/1.1\r\nHost: a\r\nProxy-Connection: close\r\n\r\n"
     transport = await ask(Response(200, [], b"x"), data + GET)
     [answer] = kit.parse_answers(transport.written)

@@ -80,6 +80,22 @@ async def test_a_connection_that_is_lost_meanwhile_costs_the_others_nothing(kit)
     assert (lost.written, other.written) == (b"", b"sent")
 
 
+async def test_what_was_never_written_to_a_lost_connection_is_known(kit) -> None:
+    lost, other = kit.make_connection(echo), kit.make_connection(echo)
+    coalescer = lost.shared.coalescer
+    coalescer.send(lost, b"never")
+    coalescer.send(other, b"sent")
+    assert coalescer.holds(lost)
+    assert coalescer.withdraw(lost)
+    assert not coalescer.withdraw(lost)
+    coalescer.send(lost, b"dropped by the flush")
+    lost.closing = True
+    coalescer.flush()
+    assert other.sent == b"sent"
+    assert coalescer.withdraw(lost)
+    assert not coalescer.withdraw(other)
+
+
 async def test_pipelined_requests_are_answered_in_order(kit) -> None:
     transport = kit.make_connection(pieces)
     transport.feed(GET % 0 + GET % 1 + GET % 2)
