@@ -88,7 +88,10 @@ class Trial:
                 self._restart()
         self.disk.cut_after(1 << 60)
         before = asyncio.run(self._check())
-        reindex(PATH, disk=self.disk)
+        if self.rng.random() < 0.5:
+            reindex(PATH, disk=self.disk)
+        else:
+            self.disk.remove_index(PATH + "/index")
         assert asyncio.run(self._check()) == before
 
     def _restart(self) -> None:

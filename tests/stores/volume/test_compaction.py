@@ -91,6 +91,31 @@ async def test_it_makes_the_volume_smaller_until_only_what_is_live_is_left(
     assert [info.name for info in await everything(store)] == ["filler"]
 
 
+@pytest.mark.parametrize("carried", [True, False])
+async def test_a_removal_is_carried_while_an_older_segment_has_what_it_removed(
+    opened: Opener, carried: bool
+) -> None:
+    store = await opened(segment_size=SEGMENT)
+    await store.write(Write("gone", Bytes(b"1"), stamp=1))
+    await store.write(Write("kept", Bytes(bytes(SEGMENT))))
+    assert await store.remove_many([Remove("gone", 1)]) == [True]
+    await store.write(Write("dead", Bytes(bytes(SEGMENT))))
+    await store.write(Write.tombstone("dead"))
+    first, second, _ = segments(store)
+    with pytest.MonkeyPatch.context() as patch:
+        if not carried:  # what would be wrong
+            read = Compactor._read_heads
+            patch.setattr(Compactor, "_read_heads", lambda self, n: (read(self, n)[0], []))
+        await Compactor(store).compact()
+    assert first in segments(store)
+    assert second not in segments(store)
+    await store.aclose()
+    store._disk.remove_index(store.folder.index)
+    store = await opened()
+    names = {info.name for info in await everything(store)}
+    assert names == {"kept", "dead"} | (set() if carried else {"gone"})
+
+
 async def test_what_is_written_meanwhile_stays(opened: Opener) -> None:
     store, contents = await filled(opened)
     rng = random.Random(2)

@@ -19,12 +19,13 @@ import threading
 from typing import NamedTuple
 
 from dolmen.digests import entry_hash
-from dolmen.record import Kind
 from dolmen.stores.volume.entry import Entry, unpack
 from dolmen.stores.volume.index import DigestChange, Index
 
 _WATERMARK = struct.Struct("<IIII")
 _BYTES = struct.Struct("<Q")
+_AT_HAND = 16_384
+"""Entries kept decoded: a look-up in the index takes longer than the rest of a small read."""
 
 
 class Watermark(NamedTuple):
@@ -55,6 +56,8 @@ class Catalog:
         """Blobs' own files that are to be removed."""
         self.uploads: set[int] = set()
         """Files that are being written and not yet committed."""
+        self.found: dict[str, Entry] = {}
+        """Live entries as they were looked up last; one that changes is dropped."""
         self._following = self.watermark.following
         self._lock = threading.Lock()
 
@@ -62,6 +65,12 @@ class Catalog:
         """The entry of a key; raises `OSError`."""
         value = self.index.get(key)
         return None if value is None else unpack(value)
+
+    def keep(self, name: str, entry: Entry) -> None:
+        """Have a live entry at hand for the next look-up, in place of the oldest one."""
+        if len(self.found) >= _AT_HAND:
+            del self.found[next(iter(self.found))]
+        self.found[name] = entry
 
     def take_number(self) -> int:
         """A number that no file ever had. From any thread."""
@@ -88,6 +97,9 @@ class Catalog:
             (key, None if entry is None else entry.pack()) for key, entry in change.entries.items()
         ]
         self.index.apply(entries, change.digests, facts)
+        if self.found:
+            for name in change.names:
+                self.found.pop(name.decode(), None)
         self.watermark = watermark
         for segment, difference in change.live.items():
             self.live[segment] = max(self.live.get(segment, 0) + difference, 0)
@@ -111,10 +123,12 @@ class Change:
         self.digests: list[DigestChange] = []
         self.live: dict[int, int] = {}
         self.freed: list[int] = []
+        self.names: list[bytes] = []
 
     def put(self, key: bytes, name: bytes, old: Entry | None, new: Entry | None) -> None:
         """Put an entry (None: nothing) in place of the one that is current now."""
         self.entries[key] = new
+        self.names.append(name)
         partition = int.from_bytes(key[:2])
         live = self.live
         if old is not None:
@@ -134,8 +148,3 @@ class Change:
 def hash_of(name: bytes, entry: Entry) -> int:
     """What an entry adds to the digest of its partition."""
     return entry_hash(name, entry.stamp, entry.kind, entry.checksum, entry.metadata)
-
-
-def is_live(entry: Entry | None) -> bool:
-    """Whether this is a blob or manifest that can be read."""
-    return entry is not None and entry.kind != Kind.TOMBSTONE and not entry.damaged

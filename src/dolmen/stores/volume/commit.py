@@ -62,6 +62,7 @@ class Pending:
         "data",
         "encoded",
         "entry",
+        "essential",
         "key",
         "old",
         "put",
@@ -93,16 +94,8 @@ class Pending:
         self.entry: Entry | None = None
         self.put: Put | None = None
         self.retried = False
-
-    @property
-    def essential(self) -> bool:
+        self.essential = not data
         """Whether a full disk takes it: it makes room, or adds next to nothing."""
-        return not self.data
-
-    @property
-    def kind(self) -> int:
-        """What the record says."""
-        return self.write.kind
 
     def decide(self, current: Entry | None, clock: Clock, now: float) -> Decision:
         """Decide by the rules of the contract; raises what they raise."""
@@ -142,7 +135,7 @@ class Pending:
                 stamp=put.stamp, arrived=arrived, metadata=metadata, head=place
             )
         else:
-            kind, data = self.kind, self.data
+            kind, data = self.write.kind, self.data
             self.entry = Entry(
                 place, len(metadata), kind, len(data), put.stamp, self.checksum, arrived, metadata
             )

@@ -92,11 +92,7 @@ class Move(Pending):
         write = Write(name, kind=expected.kind, metadata=expected.metadata)
         super().__init__(write, expected.checksum, data)
         self.expected = expected
-
-    @property
-    def essential(self) -> bool:
-        """See `Pending`: it makes room."""
-        return True
+        self.essential = True
 
     def decide(self, current: Entry | None, clock: Clock, now: float) -> Decision:
         """See `Pending.decide`: whatever was written meanwhile stays."""

@@ -104,13 +104,14 @@ class Reader:
 
     def cached(self, name: bytes, entry: Entry) -> memoryview | None:
         """The data of a small blob, checked, if the page cache has it all."""
-        size = entry.record_size(name)
-        record = bytearray(size)
+        record = bytearray(entry.record_size(name))
+        number, offset = entry.data
         try:
-            got = self._disk.read_cached(self.file(entry).fd, record, entry.data[1])
+            file = self._files.get(number) or self.file(entry)
+            got = self._disk.read_cached(file.fd, record, offset)
         except OSError as error:
             raise self.refused(name.decode(), entry, error) from error
-        if got != size:  # the disk must be waited for, or says how much there is
+        if got != len(record):  # the disk must be waited for, or says how much there is
             return None
         data = _checked(record, name, entry)
         if data is None:

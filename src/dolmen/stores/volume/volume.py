@@ -285,7 +285,7 @@ class Volume(OneByOne):
 
     def get(self, name: str, *, byte_range: Range | None = None) -> Awaitable[Blob]:
         """See `BlobStore.get`. The answer is `Ready` where the disk need not be waited for."""
-        entry = self._live(name)
+        entry = self.catalog.found.get(name) or self._live(name)
         if byte_range is None and entry.length <= WHOLE:
             data = self.reader.cached(name.encode(), entry)
             if data is not None:
@@ -318,6 +318,7 @@ class Volume(OneByOne):
                 f"this copy of {name} is quarantined, because it failed its check; replication "
                 "replaces it from another copy"
             )
+        self.catalog.keep(name, entry)
         return entry
 
     async def get_many(self, names: Sequence[str]) -> AsyncIterator[Blob | Failed]:
@@ -467,6 +468,7 @@ class Volume(OneByOne):
         if self.log is not None:
             await self.log.close()
         self._closed = True
+        self.catalog.found.clear()
         await asyncio.to_thread(self._let_go)
 
     def _let_go(self) -> None:
