@@ -356,6 +356,21 @@ async def test_a_damaged_copy_is_told_apart_left_out_and_replaced(store, sql, si
     assert await store.digests() == whole == await recomputed(store)
 
 
+async def test_an_entry_that_cannot_be_read_is_damaged_and_replaced_by_any_put(store, sql):
+    await put(store, "sound", b"", stamp=at(1))
+    await put(store, "name", noise(1000), stamp=at(9))
+    head = DAMAGE.format("CAST(substr(value, 1, 20) || 'x' || substr(value, 22) AS BLOB)")
+    assert sql(head + " RETURNING 1", "e%name")
+    for ask in (store.get("name"), store.stat("name")):
+        with pytest.raises(Corrupt):
+            await ask
+    assert await names(store.list()) == ["sound"]
+    assert [name async for name in calls.quarantined(store)] == ["name"]
+    assert await put(store, "name", b"new", stamp=at(2)) == (Outcome.CREATED, at(2))
+    assert await content(store, "name") == b"new"
+    assert await store.digests() == await recomputed(store)
+
+
 @pytest.mark.parametrize("size", [1000, 3 * PART])
 async def test_the_same_content_put_onto_damage_nobody_has_noticed_is_sound_again(store, sql, size):
     data = noise(size)
