@@ -16,26 +16,14 @@ import logging
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import (
-    AsyncIterator,
-    Callable,
-    Iterable,
-    Iterator,
-)
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 from dolmen.closing import closing
 from dolmen.digests import Digests, Slot, entry_hash
-from dolmen.errors import (
-    BadSetting,
-    Corrupt,
-    DolmenError,
-    NotFound,
-    TooLarge,
-    Unavailable,
-)
+from dolmen.errors import BadSetting, Corrupt, DolmenError, NotFound, TooLarge, Unavailable
 from dolmen.names import check_name, checksum_of, partition_of
 from dolmen.payload import Bytes, Piece, Stream, read_whole
 from dolmen.record import NOBODY, Kind
@@ -75,7 +63,6 @@ from dolmen.stores.keyed_parts import Parts
 _GAP = 8
 """Partitions nobody asked for that are scanned sooner than asked around."""
 _log = logging.getLogger("dolmen.keyed")
-T = TypeVar("T")
 
 
 class KeyedStore(OneByOne):
