@@ -128,12 +128,12 @@ async def test_what_is_no_export_is_left_alone(dolmen: Any, source: str) -> None
     ended = await dolmen("export", "letter", source)
     assert (ended.status, ended.err) == (
         2,
-        "dolmen: letter: this is no archive of dolmen; give another FILE, or remove it\n",
+        "dolmen: letter: this is not an archive of dolmen; give another FILE, or remove it\n",
     )
     assert (dolmen.folder / "letter").read_text() == "Dear reader"
     ended = await dolmen("import", "letter", "volume:copy")
     assert ended.status == 5
-    assert "no archive" in ended.err
+    assert "not an archive" in ended.err
     ended = await dolmen("import", "nothing", "volume:copy")
     assert (ended.status, ended.err) == (1, "dolmen: nothing: No such file or directory\n")
 
@@ -166,7 +166,7 @@ async def test_a_reader_that_goes_is_told_of(dolmen: Any, source: str) -> None:
     running = await dolmen.start("export", "-", source, stdout=subprocess.PIPE)
     running.stdout._transport.close()  # the pipe's reader, as head is when it has enough
     assert await running.wait() == 4
-    assert b"whoever reads the export has gone" in await running.stderr.read()
+    assert b"the reader closed the pipe" in await running.stderr.read()
 
 
 async def test_two_exports_do_not_write_to_one_file(dolmen: Any, source: str) -> None:

@@ -1,151 +1,493 @@
-"""What is written to an archive comes out of it again, and damage is told, never passed on."""
+"""An archive holds all that was there, chunks before their manifests; import brings it back."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import random
-from pathlib import Path
+from collections.abc import AsyncIterator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dolmen import metadata
-from dolmen.errors import Corrupt
+from dolmen.cluster.cluster import Cluster
+from dolmen.cluster.groups import Member, make_group
+from dolmen.cluster.manifest import CHUNK, Manifest, decode
+from dolmen.errors import BadContent, Corrupt, DolmenError, Full, NotFound, Unavailable
+from dolmen.names import checksum_of, chunk_name, is_chunk_name, partition_of
 from dolmen.payload import Bytes
 from dolmen.record import Kind
-from dolmen.replication.archive import END, EXPORT, MANIFESTS, Damage, Mark, Reader
-from dolmen.store import Blob, BlobInfo, Failed
-from replication.archives import OWNER, blob, pieces, read, written
+from dolmen.replication.export import END, EXPORT, MANIFESTS, Progress, export, progress_of
+from dolmen.replication.import_ import Imported, import_archive
+from dolmen.stamps import Clock, format_stamp
+from dolmen.store import Blob, BlobInfo, Capabilities, Failed, Write
+from dolmen.stores.horizon import HORIZON, horizon_in
+from dolmen.stores.memory import MemoryStore
+from dolmen.stores.records import Damage, Mark, RecordReader, encode
+from dolmen.testing import calls
+from dolmen.testing.faulty import Fault, FaultyStore
 
-FACTS = {"source": "somewhere", "horizon": "0" * 16}
 META = metadata.encode([(b"x-file-name", b"a.txt")])
-GOLDEN = Path(__file__).parent.parent / "golden" / "small.archive"
-TOMBSTONE = Blob(BlobInfo("gone", 0, Kind.TOMBSTONE, 77, bytes(16)), Bytes(b""))
+PARTS = [bytes([number]) * 20 for number in range(6)]
+OWNER = bytes(range(16))
+BEGIN = Mark(EXPORT, {"source": "somewhere", "purged": "0" * 16})
 
 
-def items():
-    return [
-        (EXPORT, FACTS),
-        blob(1, 10),
-        TOMBSTONE,
-        blob(2, 70_000, meta=META),
-        Failed("damaged", Corrupt("its data fails its checksum")),
-        blob(3, 0),
-        (MANIFESTS,),
-        blob(4, 90, Kind.MANIFEST),
-        (END,),
-    ]
+async def add_object(store, name: str, parts: list[bytes]) -> list[str]:
+    chunks = [chunk_name(part) for part in parts]
+    for chunk, part in zip(chunks, parts, strict=True):
+        await calls.put(store, chunk, Bytes(part))
+    manifest = Manifest((len(chunks) - 1) * CHUNK + 1, chunks).encode()
+    await calls.put(store, name, Bytes(manifest), kind=Kind.MANIFEST, meta=META)
+    return chunks
 
 
-def seen(found: list[object]) -> list[object]:
-    """What tells one item from another."""
-    told: list[object] = []
-    for item in found:
-        if isinstance(item, Blob):
-            told.append((item.info, bytes(item.payload.whole)))
-        elif isinstance(item, Failed):
-            told.append((item.name, type(item.error), str(item.error)))
-        else:
-            told.append(item if isinstance(item, Damage) else tuple(item))
-    return told
+async def filled(store=None) -> MemoryStore:
+    store = store or MemoryStore()
+    for number in range(40):
+        meta = META if number % 2 else b""
+        await calls.put(store, f"blob-{number}", Bytes(b"data %d" % number), meta=meta)
+    for number in range(4):
+        await calls.delete(store, f"blob-{number}")
+    await add_object(store, "one", PARTS[:2])
+    await add_object(store, "two", PARTS[1:4])
+    return store
 
 
-def wanted() -> list[object]:
-    return seen([Mark(*(*item, {})[:2]) if isinstance(item, tuple) else item for item in items()])
+async def in_steps(data: bytes, step: int = 50_000) -> AsyncIterator[bytes]:
+    for at in range(0, len(data), step):
+        yield data[at : at + step]
 
 
-@pytest.mark.parametrize("step", [1, 7, 1_000, 1 << 20])
-async def test_what_goes_in_comes_out(step):
-    data = await written(*items())
-    found, reader = await read(data, step)
-    assert seen(found) == wanted()
-    assert (reader.owner, reader.records, reader.end) == (OWNER, 9, len(data))
+async def exported(store, begun: Progress | None = None) -> bytes:
+    begun = begun or Progress()
+    pieces = export(store, source="here", begun=begun)
+    return b"".join([bytes(piece) async for piece in pieces])
 
 
-async def test_a_large_blob_comes_as_a_stream():
-    large = blob(9, 5_000_000)
-    data = await written((EXPORT, FACTS), large, blob(1, 10), (END,))
-    found, _ = await read(data)
-    assert seen(found)[1:3] == seen([large, blob(1, 10)])
+async def archive(*items: Blob | Failed | Mark, owner: bytes = OWNER) -> bytes:
+    async def each() -> AsyncIterator[Blob | Failed | Mark]:
+        for item in items:
+            yield item
+
+    return b"".join([bytes(piece) async for piece in encode(each(), owner)])
 
 
-async def test_nobody_has_to_read_a_large_blob():
-    data = await written((EXPORT, FACTS), blob(9, 5_000_000), blob(1, 10), (END,))
-    found = [item async for item in Reader(pieces(data))]
-    assert [type(item) for item in found] == [Mark, Blob, Blob, Mark]
+def blob(number: int, size: int = 20, kind: int = Kind.BLOB) -> Blob:
+    data = random.Random(number).randbytes(size)
+    info = BlobInfo(f"name-{number}", size, kind, number + 1, checksum_of(data))
+    return Blob(info, Bytes(data))
 
 
-async def test_wherever_it_is_cut_what_came_before_is_right_and_the_cut_is_told():
-    data = await written(*items())
-    whole = wanted()
-    ends = [len(await written(*items()[: count + 1])) for count in range(len(whole))]
-    for size in range(len(data)):
-        found, reader = await read(data[:size])
-        at = sum(end <= size for end in ends)
-        assert reader.end == (ends[at - 1] if at else 0)
-        if size == reader.end:
-            assert seen(found) == whole[:at]
-        else:
-            assert seen(found[:-1]) == whole[:at]
-            assert found[-1].records is None
-            assert found[-1].at + found[-1].size == size
+async def imported(data: bytes, store, **how) -> Imported:
+    return await import_archive(in_steps(data), store, **how)
 
 
-@given(st.integers(0, 1 << 30), st.integers(1, 3))
-async def test_a_damaged_byte_costs_its_record_and_is_told(seed, damages):
-    data = bytearray(await written(*items()))
-    rng = random.Random(seed)
-    for _ in range(damages):
-        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-    found, _ = await read(bytes(data))
-    left = wanted()
-    for told in seen([item for item in found if not isinstance(item, Damage)]):
-        assert told in left
-        left = left[left.index(told) + 1 :]
-    damaged = [item for item in found if isinstance(item, Damage)]
-    assert damaged
-    sound = len(found) - len(damaged)
-    if damaged[-1].records is not None:
-        assert sound + sum(each.records for each in damaged) == len(wanted())
+async def root(store) -> str:
+    return (await store.digests()).root
 
 
-async def test_a_large_record_that_is_damaged_is_told_and_passed_over():
-    data = bytearray(await written((EXPORT, FACTS), blob(9, 5_000_000), blob(1, 10), (END,)))
-    data[3_000_000] ^= 1
-    found, _ = await read(bytes(data))
-    assert isinstance(found[1], Damage)
-    assert (found[1].name, found[1].records) == ("name-9", 1)
-    assert seen(found)[2:] == [*seen([blob(1, 10)]), (END, {})]
+async def contents(data: bytes) -> dict[str, tuple[object, bytes]]:
+    """What an archive holds under each name; checks its order on the way."""
+    items = [item async for item in RecordReader(in_steps(data))]
+    assert [items[0].word, items[-1].word] == [EXPORT, END]
+    held: dict[str, tuple[object, bytes]] = {}
+    second, last = False, (-1, "")
+    for item in items[1:-1]:
+        if isinstance(item, Mark):
+            assert (item.word, second) == (MANIFESTS, False)
+            second, last = True, (-1, "")
+        elif isinstance(item, Blob):
+            info = item.info
+            place = (partition_of(info.name), info.name)
+            if second and info.kind != Kind.MANIFEST:
+                assert is_chunk_name(info.name)
+            else:
+                assert second == (info.kind == Kind.MANIFEST)
+                assert place > last
+                last = place
+            held[info.name] = (info.rank, bytes(item.payload.whole))
+    return held
 
 
-async def test_records_that_were_cut_out_are_missed():
-    data = await written(*items())
-    ends = [len(await written(*items()[:count])) for count in range(len(items()) + 1)]
-    found, _ = await read(data[: ends[2]] + data[ends[4] :])
-    assert [(each.at, each.size, each.records) for each in found if isinstance(each, Damage)] == [
-        (ends[2], 0, 2)
-    ]
+async def everything(store) -> dict[str, tuple[object, bytes]]:
+    names = [info.name async for info in calls.listing(store, tombstones=True)]
+    return {
+        found.info.name: (found.info.rank, bytes(found.payload.whole))
+        async for found in store.get_many(names)
+    }
 
 
-async def test_records_inside_a_blob_are_not_taken_for_records():
-    inner = await written((EXPORT, FACTS), blob(5, 10), (END,), owner=bytes(16))
-    outer = Blob(BlobInfo("inner", len(inner), Kind.BLOB, 4, b"\0" * 16), Bytes(inner))
-    data = bytearray(await written((EXPORT, FACTS), outer, blob(1, 10), (END,)))
-    start = len(await written((EXPORT, FACTS)))
-    data[start] ^= 1
-    found, _ = await read(bytes(data))
-    assert [item.info.name for item in found if isinstance(item, Blob)] == ["name-1"]
-    assert found[1].records == 1
+# Both ways
 
 
-@pytest.mark.parametrize("data", [b"", b"x", b"dlmn", bytes(1_000), b"dlmn" * 1_000])
-async def test_what_is_none_holds_nothing(data):
-    found, reader = await read(data)
-    assert not reader.owner
-    assert [type(item) for item in found] == ([Damage] if data else [])
+async def test_an_import_of_everything_makes_an_equal_store():
+    source, destination = await filled(), MemoryStore()
+    begun = Progress()
+    data = await exported(source, begun)
+    assert await contents(data) == await everything(source)
+    assert (begun.report.complete, begun.report.copied, begun.report.tombstones) == (True, 42, 4)
+    found = await imported(data, destination)
+    assert await root(destination) == await root(source)
+    assert (found.complete, found.source, found.read) == (True, "here", len(data))
+    assert (found.report.complete, found.report.copied, found.report.tombstones) == (True, 42, 4)
 
 
-async def test_the_format_stays():
-    assert await written(*items()) == GOLDEN.read_bytes()
-    found, _ = await read(GOLDEN.read_bytes())
-    assert seen(found) == wanted()
+async def test_an_empty_store_makes_an_archive_too():
+    data = await exported(MemoryStore())
+    assert await contents(data) == {}
+    assert (await imported(data, MemoryStore())).complete
+
+
+async def test_a_cluster_goes_out_and_comes_back():
+    def cluster() -> Cluster:
+        members = [Member(name, MemoryStore()) for name in "abc"]
+        return Cluster([make_group("all", members, copies=2, volatile=True)])
+
+    source, destination = cluster(), cluster()
+    await filled(source)
+    data = await exported(source)
+    assert (await imported(data, destination)).complete
+    assert await root(destination) == await root(source)
+
+
+async def test_a_large_blob_is_streamed_and_gone_on_behind():
+    source, destination = MemoryStore(), MemoryStore()
+    large = random.Random(1).randbytes(5 << 20)
+    for name, data in (("before", b"x"), ("large", large), ("after", b"y")):
+        await calls.put(source, name, Bytes(data))
+    data = await exported(source)
+    found = await progress_of(in_steps(data[: len(data) // 2]))
+    assert found.end < len(data) // 2
+    data = data[: found.end] + await exported(source, found)
+    assert (await imported(data, destination)).complete
+    assert await root(destination) == await root(source)
+
+
+# Export
+
+
+@settings(max_examples=30)
+@given(st.lists(st.integers(0, 6_000), min_size=1, max_size=4))
+async def test_interrupted_anywhere_and_gone_on_with_it_ends_the_same(cuts):
+    store = await filled()
+    whole = await exported(store)
+    data = b""
+    for cut in [*cuts, len(whole)]:
+        found = await progress_of(in_steps(data)) if data else Progress()
+        if found.complete:
+            break
+        begun = data[: found.end]
+        data = (begun + await exported(store, found))[: max(len(begun), 200, cut)]
+    assert len(data) == len(whole)
+    assert await contents(data) == await everything(store)
+
+
+@pytest.mark.parametrize("when", [0, 3, 20, 42])
+async def test_an_object_written_meanwhile_has_its_chunks_in_it(when):
+    store = FaultyStore(await filled())
+    reads = 0
+
+    async def write(method: str, _name: str) -> None:
+        nonlocal reads
+        reads += method == "get"
+        if method == "get" and reads == when + 1:
+            stamp = (await store.store.stat("two")).stamp
+            await calls.delete(store.store, "two", stamp=stamp + 1)
+            await add_object(store.store, "two", [b"new 1", b"new 2", PARTS[5]])
+
+    store.pause = write
+    held = await contents(await exported(store))
+    chunks = decode(held["two"][1]).chunks
+    assert chunk_name(b"new 1") in chunks
+    assert held.keys() >= set(chunks)
+
+
+async def test_gone_on_with_later_it_has_the_chunks_that_were_written_meanwhile():
+    data = await exported(await filled())
+    for cut in range(300, len(data), 997):
+        later = await filled()
+        late = [b"late 1", b"late 2", PARTS[5]]
+        await add_object(later, "late", late)
+        found = await progress_of(in_steps(data[:cut]))
+        held = await contents(data[: found.end] + await exported(later, found))
+        if "late" in held:
+            assert {chunk_name(part) for part in late} <= held.keys()
+
+
+async def test_what_can_not_be_read_is_named_in_it_and_on_import():
+    store = FaultyStore(await filled())
+    store.script("get", None, None, Fault.CORRUPT)
+    begun = Progress()
+    data = await exported(store, begun)
+    assert begun.report.refused["Corrupt"].count == 1
+    found = await imported(data, MemoryStore())
+    assert (found.complete, found.lacking.count, found.report.copied) == (True, 1, 41)
+
+
+async def test_a_large_blob_that_is_damaged_is_refused_before_its_record_begins():
+    class Rotten(MemoryStore):
+        async def verify_many(self, names):
+            for name in names:
+                yield Failed(name, Corrupt("a block fails its checksum"))
+
+        async def get_many(self, names):
+            async for answer in super().get_many(names):
+                answer.payload.whole = None  # as if it were streamed
+                yield answer
+
+    store, begun = Rotten(), Progress()
+    await calls.put(store, "large", Bytes(bytes(5 << 20)))
+    assert len(await exported(store, begun)) < 10_000
+    assert begun.report.refused["Corrupt"].count == 1
+
+
+async def test_a_blob_that_went_meanwhile_is_no_failure():
+    store = FaultyStore(await filled())
+    store.script("get", NotFound("gone"))
+    begun = Progress()
+    data = await exported(store, begun)
+    assert (begun.report.complete, begun.report.vanished) == (True, 1)
+    assert (await imported(data, MemoryStore())).complete
+
+
+async def test_a_store_that_stays_away_ends_it():
+    store = FaultyStore(await filled())
+    store.down = True
+    with pytest.raises(Unavailable):
+        await exported(store)
+
+
+class Plain(MemoryStore):
+    capabilities = Capabilities(
+        durable=True, largest=1 << 30, digests=False, ordered=True, conflicts=True, stamps=False
+    )
+
+
+async def test_a_store_without_checksums_is_believed_where_names_are_digests():
+    store, begun = Plain(), Progress()
+    right, wrong = "5" * 64, "6" * 64
+    await calls.put(store, chunk_name(b"right"), Bytes(b"right"))
+    await calls.put(store, wrong, Bytes(b"other"))
+    await calls.put(store, "name", Bytes(b"any"))
+    held = await contents(await exported(store, begun))
+    assert {name: body for name, (_, body) in held.items()} == {
+        chunk_name(b"right"): b"right",
+        "name": b"any",
+    }
+    assert right not in held
+    assert begun.report.refused["Corrupt"].count == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [(b"hello", "not an archive"), (bytes(500), "not an archive"), (None, "damaged")],
+)
+async def test_what_can_not_be_gone_on_with_is_refused(data, why):
+    if data is None:
+        damaged = bytearray(await exported(await filled()))
+        damaged[len(damaged) // 2] ^= 1
+        data = bytes(damaged)
+    with pytest.raises(Corrupt, match=why):
+        await progress_of(in_steps(data))
+
+
+# Import
+
+
+async def test_again_it_writes_nothing():
+    data = await exported(await filled())
+    destination = FaultyStore(MemoryStore())
+    await imported(data, destination)
+    destination.calls.clear()
+    report = (await imported(data, destination)).report
+    assert (report.copied, report.tombstones, report.touched) == (0, 0, 0)
+    assert not {method for method, _ in destination.calls} & {"put", "delete", "touch"}
+
+
+async def test_what_is_newer_stays_and_what_is_older_is_replaced():
+    source, destination = await filled(), MemoryStore()
+    data = await exported(source)
+    await calls.put(destination, "blob-7", Bytes(b"newer"))
+    for name, body in (("blob-8", b"older"), ("blob-2", b"deleted since"), ("blob-9", b"data 9")):
+        await calls.put(destination, name, Bytes(body), stamp=3)
+    await imported(data, destination)
+    stamp = (await destination.stat("blob-7")).stamp
+    await calls.put(source, "blob-7", Bytes(b"newer"), stamp=stamp)
+    assert await root(destination) == await root(source)
+
+
+@settings(max_examples=30)
+@given(after=st.integers(0, 80), seed=st.integers(0, 1_000))
+async def test_interrupted_anywhere_and_run_again_it_ends_the_same(after, seed):
+    source, destination = await filled(), FaultyStore(MemoryStore())
+    data = await exported(source)
+    destination.at_random(random.Random(seed), 0.05)
+
+    async def end(_method: str, _name: str) -> None:
+        if len(destination.calls) == after:
+            raise asyncio.CancelledError
+
+    destination.pause = end
+    with contextlib.suppress(asyncio.CancelledError, DolmenError):
+        await imported(data, destination)
+    destination.pause = None
+    destination.at_random(random.Random(0), 0)
+    assert (await imported(data, destination)).complete
+    assert await root(destination) == await root(source)
+
+
+async def test_a_manifest_is_written_when_its_chunks_are_there():
+    destination = FaultyStore(MemoryStore())
+    await imported(await exported(await filled()), destination)
+    puts = [name for method, name in destination.calls if method == "put"]
+    assert {puts[-1], puts[-2]} == {"one", "two"}
+
+
+async def test_a_manifest_whose_chunk_is_missing_is_refused():
+    chunk = chunk_name(b"part")
+    manifest = blob(1, kind=Kind.MANIFEST)
+    data = Manifest(1, [chunk]).encode()
+    info = BlobInfo("object", len(data), Kind.MANIFEST, 5, checksum_of(data))
+    manifest = Blob(info, Bytes(data))
+    found = await imported(
+        await archive(BEGIN, blob(1), Mark(MANIFESTS, {}), manifest, Mark(END, {"records": 4})),
+        MemoryStore(),
+    )
+    assert found.complete
+    assert found.report.refused["Corrupt"].examples[0][0] == "object"
+    assert chunk in found.report.refused["Corrupt"].examples[0][1]
+
+
+async def test_chunks_that_were_there_are_made_young_again():
+    now = [1_000_000.0]
+    source = await filled()
+    destination = MemoryStore(now=lambda: now[0])
+    for part in PARTS[:4]:
+        stamp = (await source.stat(chunk_name(part))).stamp
+        await calls.put(destination, chunk_name(part), Bytes(part), stamp=stamp)
+    now[0] += 13 * 3600
+    await imported(await exported(source), destination, now=lambda: now[0])
+    async for info in calls.listing(destination, prefix="chunk"):
+        assert info.arrived == now[0]
+    assert await root(destination) == await root(source)
+
+
+@settings(max_examples=60)
+@given(at=st.integers(0, 1 << 20), bit=st.integers(0, 7))
+async def test_a_flipped_bit_costs_its_record_and_is_named(at, bit):
+    source, destination = await filled(), MemoryStore()
+    data = bytearray(await exported(source))
+    data[at % len(data)] ^= 1 << bit
+    found = await imported(bytes(data), destination)
+    assert not found.complete
+    assert found.damaged.count == 1 or found.ends
+    held = await everything(source)
+    copies = await everything(destination)
+    assert all(held[name] == copy for name, copy in copies.items())
+    # A lost chunk also costs the two manifests that may name it.
+    assert len(copies) >= len(held) - 3
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 1 << 20))
+async def test_an_end_that_is_missing_is_reported(cut):
+    data = await exported(await filled())
+    data = data[: cut % len(data)]
+    destination = MemoryStore()
+    try:
+        found = await imported(data, destination)
+    except BadContent:
+        assert len(data) < 120  # not even one record
+        return
+    assert not found.complete
+
+
+async def test_records_that_were_cut_out_are_counted():
+    whole = [BEGIN, *map(blob, range(5)), Mark(MANIFESTS, {}), Mark(END, {"records": 7})]
+    assert (await imported(await archive(*whole), MemoryStore())).complete
+    found = await imported(await archive(*whole[:2], *whole[4:]), MemoryStore())
+    assert (found.complete, found.missing) == (False, 2)
+
+
+async def test_a_large_blob_that_is_damaged_leaves_nothing():
+    large = blob(1, 5 << 20)
+    data = bytearray(await archive(BEGIN, large, blob(2), Mark(END, {"records": 3})))
+    data[3 << 20] ^= 1
+    destination = MemoryStore()
+    found = await imported(bytes(data), destination)
+    assert (found.damaged.count, found.report.copied) == (1, 1)
+    assert found.damaged.examples[0][0] == large.info.name
+    assert [info.name async for info in destination.list()] == ["name-2"]
+
+
+async def test_an_archive_inside_a_blob_is_not_taken_for_records():
+    inner = await archive(BEGIN, *map(blob, range(10)))
+    outer = Blob(BlobInfo("outer", len(inner), Kind.BLOB, 9, checksum_of(inner)), Bytes(inner))
+    whole = bytearray(await archive(BEGIN, outer, blob(99), owner=b"o" * 16))
+    whole[whole.find(b"outer") - 1] ^= 1  # the head of the record around it
+    destination = MemoryStore()
+    found = await imported(bytes(whole), destination)
+    assert found.damaged.count == 1
+    assert [info.name async for info in destination.list()] == ["name-99"]
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", bytes(500), b"dlmn" * 200])
+async def test_what_is_not_an_archive_is_refused(data):
+    with pytest.raises(BadContent, match="not an archive"):
+        await imported(data, MemoryStore())
+
+
+async def test_hostile_marks_are_read_as_empty():
+    data = b'{"a":' * 100_000
+    for body in (b"{no json", b"\xff\xfe", data, b"[1]", b'{"purged": 5, "source": 7}'):
+        info = BlobInfo(EXPORT, len(body), Kind.MARK, 0, checksum_of(body))
+        archived = await archive(Blob(info, Bytes(body)), blob(1), Mark(END, {"records": 2}))
+        found = await imported(archived, MemoryStore())
+        assert (found.complete, found.report.copied) == (True, 1)
+
+
+async def test_a_full_store_refuses_what_needs_room_and_takes_the_rest():
+    source, destination = await filled(), FaultyStore(MemoryStore())
+    destination.script("put", *[Full("no room")] * 100)
+    report = (await imported(await exported(source), destination)).report
+    assert (report.tombstones, report.copied) == (4, 0)
+    assert report.refused["Full"].count == 40
+
+
+async def test_what_may_have_been_deleted_since_is_refused_unless_asked_for():
+    source = MemoryStore()
+    await calls.put(source, "old", Bytes(b"old"), stamp=5)
+    await calls.put(source, "new", Bytes(b"new"), stamp=90)
+    data = await exported(source)
+    destination = MemoryStore()
+    await calls.put(destination, "other", Bytes(b"x"))
+    await destination.note(HORIZON, format_stamp(50).encode())
+    report = (await imported(data, destination)).report
+    assert (report.copied, report.refused["MayBeDeleted"].count) == (1, 1)
+    assert (await imported(data, destination, rejoin=True)).report.copied == 1
+    # Where the first mark is damaged nobody knows what was forgotten.
+    await calls.remove(destination, "old", if_stamp=5)
+    broken = bytearray(data)
+    broken[10] ^= 1
+    report = (await imported(bytes(broken), destination)).report
+    assert report.refused["MayBeDeleted"].count == 1
+
+
+async def test_an_empty_store_takes_over_what_was_forgotten_and_another_does_not():
+    source = await filled(MemoryStore(clock=Clock()))
+    await source.note(HORIZON, format_stamp(50).encode())
+    data = await exported(source)
+    empty, other = MemoryStore(), MemoryStore()
+    await other.write(Write("other", Bytes(b"x")))
+    for store, expected in ((empty, 50), (other, 0)):
+        await imported(data, store)
+        assert horizon_in(await store.notes()) == expected
+
+
+async def test_damage_says_where():
+    assert str(Damage(1_000, 20, "its data fails its checksum", "name", ends=False)) == (
+        "from byte 1,000 on, 20 bytes of name: its data fails its checksum"
+    )

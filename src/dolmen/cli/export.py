@@ -9,7 +9,7 @@ import os
 import select
 import stat
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from io import FileIO
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,13 +20,14 @@ from dolmen.cli.ending import run
 from dolmen.cli.options import Bandwidth, Config, Json
 from dolmen.cli.output import report_bar
 from dolmen.cli.repairing import tell_run
+from dolmen.closing import closing
 from dolmen.errors import BadSetting, Corrupt, Unavailable
 from dolmen.payload import Piece
 from dolmen.stores.secrets import without_secrets
 
 if TYPE_CHECKING:
     from dolmen.config import Settings
-    from dolmen.replication.begun import Begun
+    from dolmen.replication.export import Progress
 
 STEP = 1 << 20
 _MOMENT = 0.2
@@ -41,7 +42,7 @@ def export(
     bandwidth: Bandwidth = None,
     json: Json = False,
 ) -> None:
-    """Write all that a store or a cluster holds to FILE, deletes included.
+    """Write everything a store or a cluster holds to FILE, deletes included.
 
     May be interrupted: run again with the same FILE, it goes on where it was. Nothing needs to
     be stopped meanwhile. Exit status 1 when something could not be read on any server;
@@ -56,36 +57,36 @@ def export(
 
 
 async def _export(path: str, settings: Settings, bandwidth: int | None, *, as_json: bool) -> int:
-    from dolmen.config.opening import opened_groups
+    from dolmen.config.opening import opened_store
     from dolmen.pace import Pace
-    from dolmen.replication.export import export as written
+    from dolmen.replication.export import Progress
+    from dolmen.replication.export import export as pieces_of
 
     groups = settings.all_groups()
     source = ", ".join(without_secrets(server.url) for group in groups for server in group.servers)
     try:
-        async with opened_groups(groups, volatile=True, existing=True) as opened:
+        async with opened_store(groups, read_only=True) as store:
             with _opened(path) as file, report_bar("export") as bar:
                 kept = path != "-" and stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-                begun = await _begun(file, path, source) if kept else None
-
-                async def sink(pieces: Sequence[Piece]) -> None:
-                    await asyncio.to_thread(_write, file, pieces)
-
-                report = await written(
-                    opened, sink, source=source, begun=begun, progress=bar, pace=Pace(bandwidth)
-                )
+                begun = (await _begun(file, path, source) if kept else None) or Progress()
+                show = bar or (lambda _: None)
+                pace = Pace(bandwidth)
+                pieces = pieces_of(store, source=source, begun=begun, show=show, pace=pace)
+                async with closing(pieces):
+                    async for piece in pieces:
+                        await asyncio.to_thread(_write, file, piece)
                 if kept:
                     await asyncio.to_thread(os.fsync, file.fileno())
     except BrokenPipeError as error:
-        raise Unavailable("whoever reads the export has gone, and has not all of it") from error
-    return tell_run(source, path, report, as_json=as_json)
+        raise Unavailable("the reader closed the pipe before the end of the export") from error
+    return tell_run(source, path, begun.report, as_json=as_json)
 
 
 def _opened(path: str) -> FileIO:
     """The file to write to, locked; for standard output, what is said goes to stderr."""
     if path == "-":
         if sys.stdout.isatty():
-            raise BadSetting("an export is no text for a terminal: give a FILE, or a pipe after it")
+            raise BadSetting("an export is binary: give a FILE, or pipe it into another command")
         data = os.dup(sys.stdout.fileno())
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         return open(data, "wb", buffering=0)
@@ -112,16 +113,15 @@ def _device(path: str) -> FileIO:
     return open(device, "wb", buffering=0)
 
 
-async def _begun(file: FileIO, path: str, source: str) -> Begun | None:
+async def _begun(file: FileIO, path: str, source: str) -> Progress | None:
     """How far the file goes, which is left open there; None for an empty one."""
-    from dolmen.replication.archive import Reader
-    from dolmen.replication.begun import begun
+    from dolmen.replication.export import progress_of
 
     if not os.fstat(file.fileno()).st_size:
         return None
     file.seek(0)
     try:
-        found = await begun(Reader(pieces_of(file)))
+        found = await progress_of(read_pieces(file))
     except Corrupt as error:
         raise BadSetting(f"{path}: {error}; give another FILE, or remove it") from error
     if found.complete:
@@ -132,13 +132,13 @@ async def _begun(file: FileIO, path: str, source: str) -> Begun | None:
     return found
 
 
-def _write(file: FileIO, pieces: Sequence[Piece]) -> None:
-    left = memoryview(b"".join(pieces))
+def _write(file: FileIO, piece: Piece) -> None:
+    left = memoryview(piece)
     while left:
         left = left[file.write(left) :]
 
 
-async def pieces_of(file: FileIO) -> AsyncIterator[Piece]:
+async def read_pieces(file: FileIO) -> AsyncIterator[Piece]:
     """What is in an unbuffered file, as it comes. A pipe is waited for a moment at a time, so that
     Ctrl-C finds no thread that is stuck in it.
     """

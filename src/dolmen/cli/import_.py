@@ -1,4 +1,4 @@
-"""`dolmen import`: what an export holds, put back."""
+"""`dolmen import`: restore an export."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import typer
 
 from dolmen.cli.clusters import Stores, settings_of
 from dolmen.cli.ending import DAMAGED, run
-from dolmen.cli.export import pieces_of
+from dolmen.cli.export import read_pieces
 from dolmen.cli.options import Bandwidth, Config, Json
 from dolmen.cli.output import emit, transfer_bar
 from dolmen.cli.repairing import tell_run
+from dolmen.stores.secrets import without_secrets
 
 if TYPE_CHECKING:
     from dolmen.config import Settings
-    from dolmen.replication.restore import Restored
+    from dolmen.replication.import_ import Imported
 
 
 def import_(
@@ -30,17 +31,17 @@ def import_(
         bool,
         typer.Option(
             "--rejoin",
-            help="Also put back what may have been deleted since, for longer than deletes are "
+            help="Also restore what may have been deleted since, longer ago than deletes are "
             "remembered.",
         ),
     ] = False,
     json: Json = False,
 ) -> None:
-    """Put back what an export holds: on every STORE, or in its place in a cluster.
+    """Restore an export to a STORE, or to a cluster.
 
-    The newer of two versions stands, as everywhere; nothing is removed. May be interrupted and
-    run again: what stands is not written twice. What is damaged in FILE is named and
-    left out. Exit status 5 when anything of it could not be read.
+    The newer of two versions wins; nothing is removed. May be interrupted and run again:
+    what is there is not written twice. Damaged parts of FILE are listed and left out. Exit
+    status 5 when anything of it could not be read.
 
     [green]dolmen import backup.dolmen volume:/srv/data[/green]
 
@@ -53,61 +54,65 @@ def import_(
 async def _import(
     path: str, settings: Settings, bandwidth: int | None, *, rejoin: bool, as_json: bool
 ) -> int:
-    from dolmen.config.opening import opened_groups
+    from dolmen.config.opening import opened_store
     from dolmen.pace import Pace
-    from dolmen.replication.restore import restore
+    from dolmen.replication.import_ import import_archive
 
+    groups = settings.all_groups()
+    target = ", ".join(without_secrets(server.url) for group in groups for server in group.servers)
     with _opened(path) as file:
         size = os.fstat(file.fileno()).st_size or None
-        async with opened_groups(settings.all_groups(), volatile=True) as opened:
+        async with opened_store(groups) as store:
             with transfer_bar("import") as bar:
 
-                def show(restored: Restored) -> None:
+                def show(imported: Imported) -> None:
                     if bar:
-                        bar(restored.read, size)
+                        bar(imported.read, size)
 
-                restored = await restore(
-                    pieces_of(file), opened, rejoin=rejoin, progress=show, pace=Pace(bandwidth)
+                imported = await import_archive(
+                    read_pieces(file), store, rejoin=rejoin, show=show, pace=Pace(bandwidth)
                 )
-    return _tell(path, restored, as_json=as_json)
+    return _print(path, target, imported, as_json=as_json)
 
 
 def _opened(path: str) -> FileIO:
     return open(os.dup(sys.stdin.fileno()) if path == "-" else path, "rb", buffering=0)
 
 
-def _tell(path: str, restored: Restored, *, as_json: bool) -> int:
-    worst = 0
-    for name, report in restored.runs.items():
-        worst = max(worst, tell_run(path, name, report, as_json=as_json))
+def _print(path: str, target: str, imported: Imported, *, as_json: bool) -> int:
+    status = tell_run(path, target, imported.report, as_json=as_json)
+    parts = {"damaged": imported.damaged, "lacking": imported.lacking}
     if as_json:
+        facts: dict[str, object] = {
+            what: {"count": found.count, "examples": [why for _, why in found.examples]}
+            for what, found in parts.items()
+        }
         emit(
             {
-                "source": restored.source,
-                "bytes": restored.read,
-                "complete": restored.complete,
-                "ends": restored.ends or None,
-                "damaged": {
-                    "count": restored.damaged.count,
-                    "examples": [why for _, why in restored.damaged.examples],
-                },
-                "lacking": {
-                    "count": restored.lacking.count,
-                    "examples": [why for _, why in restored.lacking.examples],
-                },
+                "source": imported.source,
+                "bytes": imported.read,
+                "complete": imported.complete,
+                "missing": imported.missing,
+                "ends": imported.ends or None,
+                **facts,
             }
         )
     else:
-        for refused, what in (
-            (restored.damaged, "damaged in the export, and left out"),
-            (restored.lacking, "not in the export, as it could not be read"),
-        ):
-            if refused.count:
-                print(f"{what}: {refused.count:,}")
-            for _, why in refused.examples:
+        for what, found in parts.items():
+            if found.count:
+                print(f"{_PARTS[what]}: {found.count:,}")
+            for _, why in found.examples:
                 print(f"  {why}")
-        if not restored.complete:
+        if imported.missing:
+            print(f"{imported.missing:,} records are missing in the export")
+        elif imported.ends or not (imported.complete or imported.damaged.count):
             print("the export is not complete: its end is missing")
-            if restored.ends:
-                print(f"  {restored.ends}")
-    return worst if restored.complete and not restored.damaged.count else DAMAGED
+        if imported.ends:
+            print(f"  {imported.ends}")
+    return status if imported.complete else DAMAGED
+
+
+_PARTS = {
+    "damaged": "damaged in the export, and left out",
+    "lacking": "not in the export, as it could not be read",
+}

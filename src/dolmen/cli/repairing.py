@@ -64,9 +64,9 @@ def tell_round(done: Round, servers: int, *, as_json: bool) -> int:
                 f"({readable(dropped.bytes)}){kept}"
             )
         if done.reclaimed:
-            print(f"{done.reclaimed:,} old deletes forgotten")
+            print(f"{done.reclaimed:,} old tombstones purged")
         if done.complete and not done.runs and not done.dropped:
-            print(f"{servers} servers, in step", flush=True)
+            print(f"{servers} servers, in sync", flush=True)
     for name, error in done.failing.items():
         tell(Unavailable(error), name)
     if done.failing:
@@ -120,5 +120,5 @@ def _summary(report: Report) -> str:
         if count
     ]
     if not done and report.complete:
-        done = ["in step"]
+        done = ["in sync"]
     return f"{report.compared:,} compared" + "".join(f", {each}" for each in done)

@@ -198,7 +198,7 @@ class Copier:
         """What a source without checksums gave, if it is what its name says it is."""
         name = blob.info.name
         try:
-            checked = await verified(blob, None)
+            checked = await verified(blob)
         except DolmenError as error:
             return Failed(name, error)
         if checked is None:

@@ -54,6 +54,8 @@ class Told:
     """Misplaced copies it left, as others lacked them."""
     failing: dict[str, str] = field(default_factory=dict)
     """Servers it could not use, and why."""
+    complete_rounds: int = 0
+    """Rounds that left all in its place."""
     complete: bool = False
     """Whether all was in its place when it ended."""
     ended: float = 0.0
@@ -77,6 +79,7 @@ class Told:
         self.kept = sum(dropped.kept for dropped in done.dropped.values())
         self.failing = {name: without_secrets(why) for name, why in done.failing.items()}
         self.complete, self.ended, self.copying = done.complete, round(time.time(), 3), None
+        self.complete_rounds += done.complete
         self.trouble = None
 
 

@@ -12,7 +12,7 @@ one letter ascend in list order:
 
 An entry is its *front* and its body. The front: 2 bytes with its own length (these
 included, little-endian), 1 byte that is 1 in quarantine, and the head of a record
-(`dolmen.record`) whose sequence is the second of arrival and whose owner is the upload that
+(`dolmen.record`) with the second of arrival, whose owner is the upload that
 wrote the parts, or zero. The body is the data of a blob of up to 64 KiB, or the CRC-32C of
 every part. Two entries with equal fronts are the same write, so a swap compares fronts.
 Entries in quarantine are not counted in the digest.
@@ -150,7 +150,7 @@ class Entry:
             info.size,
             stamp,
             info.checksum,
-            sequence=arrived,
+            arrived=arrived,
             owner=self.upload,
         )
         front = _LEAD.pack(_LEAD.size + len(head), self.damaged) + head
@@ -186,7 +186,7 @@ def decode(value: bytes) -> Entry:
         head.stamp,
         head.checksum,
         head.metadata,
-        head.sequence,
+        head.arrived,
     )
     size = front_size(value)
     return Entry(info, head.owner, bool(value[2]), memoryview(value)[size:], value[:size])
