@@ -110,6 +110,11 @@ def partition_in(key: bytes) -> int:
     return int(key[1:5], 16)
 
 
+def name_in(key: bytes) -> str:
+    """The name in the key of an entry."""
+    return key[5:].decode()
+
+
 def sum_of(part: bytes | memoryview) -> bytes:
     """The checksum of a part."""
     return _SUM.pack(crc32c(part))
@@ -117,7 +122,7 @@ def sum_of(part: bytes | memoryview) -> bytes:
 
 def front_size(value: bytes) -> int:
     """How many bytes of an entry are its front."""
-    return value[0] | value[1] << 8
+    return int.from_bytes(value[:2], "little")
 
 
 @dataclass(slots=True)

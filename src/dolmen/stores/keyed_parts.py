@@ -91,7 +91,10 @@ class Parts:
     async def send(self, upload: Upload, payload: Payload) -> None:
         """Keep the parts of a payload; raises what reading and keeping it raise."""
         hasher = blake3()
-        await self._driver.swap([Change(upload.key, None, upload.mark)])
+        try:
+            await self._driver.swap([Change(upload.key, None, upload.mark)])
+        except OutcomeUnknown as error:  # nobody sees a mark either
+            raise Unavailable(str(error)) from error
         async with closing(self._cut(payload)) as parts:
             async for part in parts:
                 hasher.update(part)

@@ -114,10 +114,9 @@ class MemcachedDriver:
 
     async def get(self, keys: Sequence[bytes], *, head: bool = False) -> list[bytes | None]:
         """See `Driver.get`."""
-        asked = [
-            self._server(key).asks.ask(Request(b"mg %b v\r\n" % self._prefix + key)) for key in keys
-        ]
-        answers: list[Answer] = await asyncio.gather(*asked)
+        requests = [Request(b"mg %b v\r\n" % (self._prefix + key)) for key in keys]
+        server = self._server(keys[0])
+        answers: list[Answer] = await asyncio.gather(*map(server.asks.ask, requests))
         size = HEAD if head else None
         return [value[:size] if words[0] == b"VA" else None for words, value in answers]
 
@@ -131,7 +130,7 @@ class MemcachedDriver:
         (key, old, new), *others = changes
         mode = b"ME"  # add
         if old is not None:
-            ask = Request(b"mg %b v c\r\n" % self._prefix + key)
+            ask = Request(b"mg %b v c\r\n" % (self._prefix + key))
             words, value = await self._server(key).asks.ask(ask)
             if words[0] != b"VA" or not value.startswith(old):
                 return await self.get([change.key for change in changes], head=True)
@@ -178,8 +177,9 @@ class MemcachedDriver:
         keys = sorted(key for key in found if start <= key < stop)
         for at in range(0, len(keys), _PAGE):
             page = keys[at : at + _PAGE]
-            values = zip(page, await self.get(page, head=head), strict=True)
-            yield [(key, value) for key, value in values if value is not None]
+            values = await asyncio.gather(*(self.get([key], head=head) for key in page))
+            pairs = zip(page, values, strict=True)
+            yield [(key, value) for key, [value] in pairs if value is not None]
 
     async def condition(self) -> Condition:
         """See `Driver.condition`: memory, and whether some was needed for something else."""
