@@ -143,14 +143,20 @@ class Client:
         """Delete objects, in any order. What is not there is fine."""
         for first in range(0, len(paths), PAGE):
             page = list(paths[first : first + PAGE])
-            try:
-                await self._ask(
-                    partial(self._obstore.delete_async, self._repeated, page), wrote=True
-                )
-            except FileNotFoundError:
-                if len(page) > 1:  # the others may not have been tried
-                    for path in page:
-                        await self.delete([path])
+            delete = partial(self._obstore.delete_async, self._repeated, page)
+            for left in (2, 1, 0):  # the driver repeats no bulk delete
+                try:
+                    await self._ask(delete, wrote=True)
+                    break
+                except OutcomeUnknown:
+                    if not left:
+                        raise
+                    await asyncio.sleep(0.2)
+                except FileNotFoundError:
+                    if len(page) > 1:  # the others may not have been tried
+                        for path in page:
+                            await self.delete([path])
+                    break
 
     async def modified(self, path: str) -> float | None:
         """When an object was written, in seconds since 1970 by the bucket's clock."""
