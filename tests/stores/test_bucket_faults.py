@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -263,6 +265,26 @@ async def test_stores_opened_at_once_agree_on_one_identity(moto: Moto, azurite: 
         assert len({notes[IDENTITY] for notes in noted}) == 1
         assert not await stores[0]._client.create(IDENTITY, b"other")
         assert (await stores[0].notes())[IDENTITY] == noted[0][IDENTITY]
+
+
+def test_a_process_ends_well_right_after_its_last_answer(rclone: Rclone) -> None:
+    """The driver alone makes some of these abort."""
+    code = f"""
+import asyncio
+from dolmen.payload import Bytes
+from dolmen.store import Write
+from dolmen.stores import open_store
+
+async def main():
+    store = await open_store({rclone.url("ends")!r})
+    await store.write(Write("name", Bytes(bytes(500_000))))
+    print([info.name async for info in store.list()])
+
+asyncio.run(main())
+"""
+    for _ in range(5):
+        ended = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+        assert ended.stdout == b"['name']\n"
 
 
 class Scripted(ThreadingHTTPServer):

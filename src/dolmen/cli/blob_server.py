@@ -35,7 +35,7 @@ def blob_server(
 
     [green]dolmen blob-server --store redis://127.0.0.1:6379[/green]
 
-    Other URLs begin with postgresql://, s3://, gs://, az://, file://, memcached://, cache:
+    Other URLs begin with postgresql://, s3://, gs://, az://, memcached://, cache:
     """
     from dolmen.config import join_address, load, split_address
     from dolmen.errors import BadSetting
