@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -17,7 +19,7 @@ from dolmen.names import checksum_of, partition_of
 from dolmen.payload import Bytes, Piece, Stream
 from dolmen.record import Kind
 from dolmen.store import BlobInfo, Outcome
-from dolmen.stores import bucket_sweep
+from dolmen.stores import bucket_client, bucket_head, bucket_sweep
 from dolmen.stores.bucket import BucketStore
 from dolmen.stores.bucket_client import Client, Found
 from dolmen.stores.bucket_data import GRACE, PART
@@ -139,6 +141,59 @@ async def test_a_write_that_took_so_long_that_the_sweep_may_be_near_is_not_ackno
     monkeypatch.undo()
     if moment != "during the head":
         assert await everything(store._client) == []
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_writers_sweepers_and_time_together_lose_nothing_acknowledged(
+    rclone: Rclone, later: Later, seed: int
+) -> None:
+    """Several stores on one bucket write, touch, break off and sweep; uploads take days."""
+    rng = random.Random(seed)
+    url = rclone.url(os.urandom(8).hex())
+    stores = [opened(url, later) for _ in range(3)]
+    blobs = {f"n{number}": noise(PART + number, number) for number in range(1, 5)}
+    acknowledged: Counter[str] = Counter()
+
+    async def slow(data: bytes) -> AsyncIterator[Piece]:
+        yield data[:PART]
+        for _ in range(rng.randrange(3)):
+            await asyncio.sleep(0.05)  # some part may be there by now, or not
+            later.by += rng.random() * GRACE / 2
+            await rng.choice(stores).sweeper.sweep_if_due()
+        yield data[PART:]
+
+    async def one(number: int) -> None:
+        store, name = rng.choice(stores), rng.choice(list(blobs))
+        data, stamp = blobs[name], at(number)
+        write = rng.randrange(4)
+        with suppress(NotFound, Unavailable, OutcomeUnknown):
+            if write == 0:
+                answer = await calls.touch(store, name, stamp=stamp, checksum=checksum_of(data))
+            elif write == 1:
+                await store.sweeper.sweep_if_due()
+                return
+            else:
+                payload = Stream(len(data), lambda: slow(data))
+                answer = await calls.put(store, name, payload, stamp=stamp)
+            acknowledged[name] = max(acknowledged[name], answer.stamp)
+
+    async def broken_off(number: int) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(one(number), rng.random() if number % 5 == 0 else 60)
+
+    for first in range(0, 60, 6):
+        await asyncio.gather(*(broken_off(number) for number in range(first, first + 6)))
+        later.by += rng.random() * GRACE
+    for _ in range(2):
+        for name, stamp in acknowledged.items():
+            assert (await stores[0].stat(name)).stamp >= stamp
+            assert await content(stores[1], name) == blobs[name]
+        later.by += DAY
+        await stores[2].sweeper.sweep_if_due()
+    assert acknowledged
+    left = await everything(stores[0]._client)
+    there = await names(stores[0].list())
+    assert len(left) == 3 * len(there), "a head and two parts each, and nothing else"
 
 
 async def test_a_removal_that_is_cut_off_brings_nothing_back(
@@ -293,13 +348,15 @@ async def test_how_many_requests_a_call_takes(moto: Moto, monkeypatch: pytest.Mo
     assert await count(calls.remove(store, "small", if_stamp=at(1))) == listed
 
 
-async def test_a_listing_takes_a_request_for_a_thousand_and_leaps_over_what_is_not_wanted(
+async def test_a_listing_takes_a_request_a_page_and_leaps_over_what_is_not_wanted(
     moto: Moto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for module in (bucket_client, bucket_head):
+        monkeypatch.setattr(module, "PAGE", 100)
     store = opened(moto.url("listings"))
-    chosen = sorted((f"n{number}" for number in range(2500)), key=lambda n: (partition_of(n), n))
-    for first in range(0, 2500, 100):
-        some = chosen[first : first + 100]
+    chosen = sorted((f"n{number}" for number in range(250)), key=lambda n: (partition_of(n), n))
+    for first in range(0, 250, 50):
+        some = chosen[first : first + 50]
         await asyncio.gather(*(calls.delete(store, name, stamp=at(1)) for name in some))
     pages, asked = Client.pages, list[str]()
 
@@ -318,12 +375,12 @@ async def test_a_listing_takes_a_request_for_a_thousand_and_leaps_over_what_is_n
         assert len(asked) == requests
 
     await assert_listed(chosen, 3)
-    await assert_listed(chosen[1601:], 1, after=chosen[1600])
-    held = partition_of(chosen[2200])
+    await assert_listed(chosen[161:], 1, after=chosen[160])
+    held = partition_of(chosen[220])
     ends = [0, 1, held]
     wanted = [name for name in chosen if partition_of(name) in ends]
     await assert_listed(wanted, 2, partitions=ends)
     asked.clear()
-    assert (await store.digests()).count == 2500
+    assert (await store.digests()).count == 250
     assert len(asked) == 3
     assert (await calls.put(store, chosen[0], Bytes(b"x"))).outcome is Outcome.CREATED
