@@ -2,33 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
+from dolmen.closing import closing
 from dolmen.stamps import Clock
 from dolmen.stores.bucket import BucketStore
-from dolmen.stores.bucket_client import Client, open_client, seconds
+from dolmen.stores.bucket_client import Client, Found, open_client, seconds
 
 
 class Later:
-    """Time of the bucket and of this machine, as much later as it is told."""
+    """Time of the bucket and of its users' machines, later than it is by `by` seconds."""
 
     def __init__(self) -> None:
         self.by = 0.0
+        self.written: dict[str, float] = {}
+        """How much later it was when an object was written."""
 
     def elapsed(self) -> float:
         """In place of `seconds`."""
         return seconds() + self.by
 
 
+class LaterClient(Client):
+    """A client of a bucket in which it is later."""
+
+    later: Later
+
+    async def put(self, path: str, data: bytes | memoryview) -> None:
+        await super().put(path, data)
+        self.later.written[f"{self.url}/{path}"] = self.later.by
+
+    async def pages(self, folder: str, after: str | None = None) -> AsyncIterator[list[Found]]:
+        async with closing(super().pages(folder, after)) as pages:
+            async for page in pages:
+                yield [
+                    Found(path, modified + int(self.later.written.get(f"{self.url}/{path}", 0)))
+                    for path, modified in page
+                ]
+
+    async def now(self, *, fresh: bool = False) -> float:
+        return await super().now(fresh=fresh) + self.later.by
+
+
 def opened(url: str, later: Later | None = None, clock: Clock | None = None) -> BucketStore:
     """A store that sweeps only when it is told to."""
-    later = later or Later()
     client = open_client(url)
-    now = client.now
-
-    async def shifted(*, fresh: bool = False) -> float:
-        return await now(fresh=fresh) + later.by
-
-    client.now = shifted  # type: ignore[method-assign]
-    return BucketStore(client, clock=clock, elapsed=later.elapsed)
+    client.__class__ = LaterClient
+    assert isinstance(client, LaterClient)
+    client.later = later or Later()
+    return BucketStore(client, clock=clock, elapsed=client.later.elapsed)
 
 
 async def everything(client: Client) -> list[str]:

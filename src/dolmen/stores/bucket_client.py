@@ -143,14 +143,20 @@ class Client:
         """Delete objects, in any order. What is not there is fine."""
         for first in range(0, len(paths), PAGE):
             page = list(paths[first : first + PAGE])
-            try:
-                await self._ask(
-                    partial(self._obstore.delete_async, self._repeated, page), wrote=True
-                )
-            except FileNotFoundError:
-                if len(page) > 1:  # the others may not have been tried
-                    for path in page:
-                        await self.delete([path])
+            delete = partial(self._obstore.delete_async, self._repeated, page)
+            for left in (2, 1, 0):  # the driver repeats no bulk delete
+                try:
+                    await self._ask(delete, wrote=True)
+                    break
+                except OutcomeUnknown:
+                    if not left:
+                        raise
+                    await asyncio.sleep(0.2)
+                except FileNotFoundError:
+                    if len(page) > 1:  # the others may not have been tried
+                        for path in page:
+                            await self.delete([path])
+                    break
 
     async def modified(self, path: str) -> float | None:
         """When an object was written, in seconds since 1970 by the bucket's clock."""
@@ -187,10 +193,11 @@ class Client:
                 raise _Beyond from error
             if _NO_RANGE in str(error):
                 raise _Whole from error
-            if isinstance(error, FileNotFoundError | FileExistsError) and not _NO_BUCKET.search(
-                str(error)
-            ):
+            if isinstance(error, FileNotFoundError) and not _NO_BUCKET.search(str(error)):
                 raise
+            exceptions = self._obstore.exceptions
+            if isinstance(error, exceptions.AlreadyExistsError | exceptions.PreconditionError):
+                raise FileExistsError(str(error)) from error
             raise self._translated(error, wrote=wrote) from error
 
     def _translated(self, error: Exception, *, wrote: bool) -> DolmenError:
@@ -216,11 +223,11 @@ class Client:
         if _NO_KEYS.search(whole):
             return Refused(f"{self.url}: no credentials are in the environment (docs/engines.md)")
         nothing_sent = _NOT_SENT.search(whole) is not None
-        refused = nothing_sent or 400 <= status < 500 or status == 503
-        if wrote and (_WAS_REPEATED.search(whole) or not refused):
-            return OutcomeUnknown(f"{self.url} did not say whether it wrote: {cause}")
         if nothing_sent:
-            return Unavailable(f"{self.url} can't be reached: nothing answers at its endpoint")
+            cause = "it can't be reached, nothing answers at its endpoint"
+        refused = nothing_sent or 400 <= status < 500 or status == 503
+        if wrote and (_WAS_REPEATED.search(whole) or not refused):  # an earlier try may have
+            return OutcomeUnknown(f"{self.url} did not say whether it wrote: {cause}")
         return Unavailable(f"{self.url} could not be asked: {cause}")
 
 

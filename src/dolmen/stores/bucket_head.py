@@ -156,8 +156,8 @@ async def by_name(
                             " needs: use another kind of bucket"
                         )
                     previous = found.path
-                    if (place := _PLACE.match(found.path)) is None:
-                        continue
+                    if (place := _PLACE.match(found.path)) is None or found.path <= after:
+                        continue  # no object of ours, or the server begins too early
                     if place[0] != folder:
                         if gathered:
                             yield gathered
