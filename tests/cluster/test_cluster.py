@@ -39,11 +39,6 @@ class TestCluster(Conformance):
         group = make_group("g", members, write_copies=3, volatile=True)
         return Cluster([group], clock=clock)
 
-    @pytest.mark.parametrize("name", ["name", "0" * 64 + ".txt"])
-    async def test_a_new_blob_is_created_and_reads_as_it_was_put(self, store, name):
-        """As in the suite, without names that are digests: those must be their content's here."""
-        await super().test_a_new_blob_is_created_and_reads_as_it_was_put(store, name)
-
 
 def made(count=3, *, groups=1, now=time.monotonic, **numbers):
     stores = [FaultyStore(MemoryStore()) for _ in range(count * groups)]
