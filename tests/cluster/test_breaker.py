@@ -15,11 +15,10 @@ from dolmen.testing.faulty import Fault, FaultyStore
 
 
 class Time:
-    """Seconds, and rounds of repair, that go by only when a test lets them."""
+    """Seconds that go by only when a test lets them."""
 
     def __init__(self):
         self.passed = 0.0
-        self.rounds = 0
 
     def __call__(self):
         return self.passed
@@ -30,7 +29,6 @@ def made(count=3, **numbers):
     now = Time()
     members = [Member(f"m{number}", FaultyStore(MemoryStore())) for number in range(count)]
     cluster = Cluster([make_group("g", members, volatile=True, **numbers)], now=now)
-    cluster.breaker.rounds = lambda: now.rounds
     order = cluster.placement.of(partition_of("name")).order
     return cluster, [member.store for member in order], [*order], now
 
@@ -68,7 +66,7 @@ async def test_who_failed_often_enough_is_not_waited_for_until_its_rest_is_over(
         await cluster.stat("name")
         await cluster.writer.put("name", Bytes(b"data"))
     assert stores[0].calls == []
-    now.rounds += ROUNDS
+    cluster.breaker.rounds += ROUNDS
     now.passed += REST - 1
     await cluster.get("name")
     assert stores[0].calls == []
@@ -81,14 +79,14 @@ async def test_who_failed_often_enough_is_not_waited_for_until_its_rest_is_over(
 async def test_after_its_rest_one_request_tries_it_and_the_others_wait_for_its_answer():
     cluster, stores, order, now = await made_with_one_resting()
     now.passed += REST
-    now.rounds += ROUNDS
+    cluster.breaker.rounds += ROUNDS
     stores[0].script("get", Fault.UNAVAILABLE)
     await cluster.get("name")
     for _ in range(3):
         await cluster.get("name")
     assert asked(stores[0], "get") == 1
     now.passed += REST
-    now.rounds += ROUNDS
+    cluster.breaker.rounds += ROUNDS
     await cluster.get("name")
     assert cluster.breaker.state(order[0]) == "ok"
 
@@ -229,7 +227,7 @@ async def test_the_full_are_asked_when_nobody_else_has_room():
 async def test_a_request_that_is_cancelled_does_not_leave_the_server_alone_for_ever():
     cluster, stores, order, now = await made_with_one_resting()
     now.passed += REST
-    now.rounds += ROUNDS
+    cluster.breaker.rounds += ROUNDS
     trying = cluster.breaker.reading(order, [])
     assert next(trying) is order[0]  # and nothing is ever said of how it went
     now.passed += REST
@@ -238,19 +236,19 @@ async def test_a_request_that_is_cancelled_does_not_leave_the_server_alone_for_e
 
 
 async def test_a_server_that_missed_a_delete_is_read_last_until_repair_has_compared_it():
-    cluster, stores, order, now = made(2, write_copies=2)
+    cluster, stores, order, _now = made(2, write_copies=2)
     await cluster.writer.put("name", Bytes(b"data"))
     stores[0].down = True
     await calls.delete(cluster, "name")
     stores[0].down = False
     for rounds in range(ROUNDS):
-        now.rounds = rounds
+        cluster.breaker.rounds = rounds
         assert cluster.breaker.state(order[0]) == "behind"
         for ask in (cluster.get, cluster.stat):
             with pytest.raises(NotFound):  # its copy is older than the tombstone of the other
                 await ask("name")
     await calls.delete(stores[0], "name", stamp=(1 << 63))  # as repair does
-    now.rounds = ROUNDS
+    cluster.breaker.rounds = ROUNDS
     assert cluster.breaker.state(order[0]) == "ok"
     stores[0].calls.clear()
     with pytest.raises(NotFound):
@@ -270,10 +268,10 @@ async def test_what_only_a_server_behind_has_is_read_from_it():
 
 
 async def test_repair_that_counts_anew_is_waited_for_all_the_same():
-    cluster, _stores, order, now = made()
-    now.rounds = 100
+    cluster, _stores, order, _now = made()
+    cluster.breaker.rounds = 100
     cluster.breaker.missed(order[0].name)
-    now.rounds = 1
+    cluster.breaker.rounds = 1
     assert cluster.breaker.state(order[0]) == "behind"
-    now.rounds = 1 + ROUNDS
+    cluster.breaker.rounds = 1 + ROUNDS
     assert cluster.breaker.state(order[0]) == "ok"

@@ -1,5 +1,6 @@
 """The API server over blob servers, in the words users of sos know."""
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -289,3 +290,19 @@ async def test_a_server_that_is_asked_last_is_told_of(api):
     assert [server["state"] for server in group["servers"]] == ["failing", "ok", "ok"]
     failing = [f.value_of_label for f in api.api.figures() if f.kind == "gauge" and f.value]
     assert failing == ["server0"]
+
+
+async def test_what_repair_says_is_heeded(api):
+    said = ['{"complete_rounds": 3, "stale": {"server1": "it missed a purge"}}']
+    server = ApiServer(api.objects, repair=lambda: said[0])
+    server.begin()
+    async with asyncio.timeout(10):
+        while api.objects.cluster.members[1].stale is None:
+            await asyncio.sleep(0)
+    assert api.objects.cluster.breaker.rounds == 3
+    _, _, body = await api.ask("GET", "/cluster")
+    [group] = json.loads(body)["groups"]
+    assert [each["state"] for each in group["servers"]] == ["ok", "stale", "ok"]
+    assert (await api.ask("GET", f"/fetch/{'0' * 64}"))[0] == 503
+    server.heed("{}")
+    assert (await api.ask("GET", f"/fetch/{'0' * 64}"))[0] == 404

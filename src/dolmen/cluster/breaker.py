@@ -61,7 +61,7 @@ class Breaker:
         self.now = now
         self.troubles: dict[str, Trouble] = {}
         """By the member's name; a member without problems is not in it."""
-        self.rounds: Callable[[], int] = lambda: 0
+        self.rounds = 0
         """How many rounds of repair have left every server in sync, since any start."""
 
     def failed(self, member: Member, error: DolmenError, began: float | None = None) -> None:
@@ -74,7 +74,7 @@ class Breaker:
             if trouble.failures >= FAILURES:
                 trouble.rests_until = self.now() + REST
             if trouble.failures >= FAILURES or trouble.behind is not None:
-                trouble.behind = self.rounds()
+                trouble.behind = self.rounds
             return
         if isinstance(error, (Full, ReadOnly)) and member.store.capabilities.stamps:
             self._full(member)  # one without stamps refuses single writes for good
@@ -83,7 +83,7 @@ class Breaker:
 
     def missed(self, member: str) -> None:
         """Note that a delete was acknowledged without this member."""
-        self.troubles.setdefault(member, Trouble()).behind = self.rounds()
+        self.troubles.setdefault(member, Trouble()).behind = self.rounds
 
     def answered(self, member: Member, *, wrote: bool = False) -> None:
         """Note that a member answered, with what it has or with a "no"."""
@@ -111,11 +111,10 @@ class Breaker:
 
     def _is_behind(self, trouble: Trouble) -> bool:
         if trouble.behind is not None:
-            rounds = self.rounds()
-            if rounds >= trouble.behind + ROUNDS:
+            if self.rounds >= trouble.behind + ROUNDS:
                 trouble.behind = None
-            else:
-                trouble.behind = min(trouble.behind, rounds)  # repair may have begun to count anew
+            else:  # repair may have begun to count anew
+                trouble.behind = min(trouble.behind, self.rounds)
         return trouble.behind is not None
 
     def state(self, member: Member) -> str:

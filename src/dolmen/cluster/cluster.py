@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
 from dolmen.closing import closing
 from dolmen.cluster.breaker import Breaker
@@ -49,6 +49,8 @@ from dolmen.stores.epoch import check_epoch, seen_in
 
 _CHECKED = 1.0
 """Seconds for which it is believed that no server has seen a higher epoch."""
+_PATIENCE = 5.0
+"""Seconds for which a server's notes are waited for."""
 
 
 class Cluster(OneByOne):
@@ -172,25 +174,36 @@ class Cluster(OneByOne):
             raise Unavailable(self.outdated)
 
     async def _look_at_epochs(self) -> None:
-        answers, _ = await each(self._with_notes(), lambda member: member.store.notes())
-        for member, notes in answers:
-            seen = seen_in(notes).epoch
+        for member, notes in await self._notes():
+            try:
+                seen = seen_in(notes).epoch
+            except DolmenError:  # `dolmen check` tells of a damaged note
+                continue
             if self._epoch is not None and seen > self._epoch:
                 self.outdated = (
                     f"{member.name} has seen epoch {seen} of the configuration, this is epoch "
                     f"{self._epoch}: give this server the newer configuration and restart it"
                 )
 
-    def _with_notes(self) -> Sequence[Member]:
-        return [member for member in self.members if member.store.capabilities.stamps]
+    async def _notes(self) -> Sequence[tuple[Member, Mapping[str, bytes]]]:
+        """The notes of those members that answer soon."""
+
+        async def ask(member: Member) -> Mapping[str, bytes]:
+            try:
+                async with asyncio.timeout(_PATIENCE):
+                    return await member.store.notes()
+            except TimeoutError as error:
+                raise Unavailable("it did not answer in time") from error
+
+        keeping = [member for member in self.members if member.store.capabilities.stamps]
+        return (await each(keeping, ask))[0]
 
     async def twins(self) -> Sequence[tuple[str, str]]:
         """Pairs of members that are one store under two addresses, of those that answer."""
-        answers, _ = await each(self._with_notes(), lambda member: member.store.notes())
         first: dict[bytes, str] = {}
         pairs = [
             (first.setdefault(identity, member.name), member.name)
-            for member, notes in answers
+            for member, notes in await self._notes()
             if (identity := notes.get(IDENTITY))
         ]
         return [pair for pair in pairs if pair[0] != pair[1]]

@@ -27,18 +27,6 @@ class FanOut(Generic[T]):
     several runs.
     """
 
-    __slots__ = (
-        "_ask",
-        "_breaker",
-        "_counts",
-        "_done",
-        "_members",
-        "_pending",
-        "_wrote",
-        "answers",
-        "failures",
-    )
-
     def __init__(
         self,
         ask: Callable[[Member], Awaitable[T]],

@@ -6,7 +6,7 @@ it names. Read first: `dolmen.cluster.upload`, `dolmen.cluster.download`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -118,13 +118,6 @@ class Objects:
     async def delete(self, object_id: str) -> None:
         """Delete an object everywhere; its chunks stay until they are collected."""
         await self.cluster.write(Write.tombstone(object_id))
-
-    async def list(self, *, after: str | None = None) -> AsyncIterator[BlobInfo]:
-        """Every object in list order; `size` is that of its blob or manifest."""
-        async with closing(self.cluster.list(Listing(after=after))) as infos:
-            async for info in infos:
-                if is_object_id(info.name):
-                    yield info
 
     async def page(self, *, after: str | None, limit: int) -> Page:
         """At most `limit` ids in list order, of the servers that answer."""

@@ -235,6 +235,8 @@ class Reader:
                         async for piece in pieces:
                             at += len(piece)
                             yield piece
+                    if at < stop:
+                        raise Unavailable(f"it ended {info.name} early")
                 except DolmenError as error:
                     self._failed(member, error, failures)
         finally:

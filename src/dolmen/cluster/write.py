@@ -63,7 +63,7 @@ class Writer:
         if write.kind == Kind.TOMBSTONE:
             return await self._delete(write.name, write.stamp)
         if write.kind == Kind.TOUCH:
-            return await self._touch(write)
+            return await self._touch_all(write)
         payload = write.payload
         if payload.size > largest:
             raise TooLarge(f"a cluster keeps blobs of up to {largest} bytes; upload an object")
@@ -103,17 +103,15 @@ class Writer:
             if not known:
                 return lambda member: member.store.write(write)
 
-            async def touch(member: Member) -> Put:
+            async def touch_or_write(member: Member) -> Put:
                 if member.store.capabilities.stamps:
                     try:
-                        await member.store.stat(name)  # costs far less than a touch in vain
-                        again = Write.touch(name, stamp=at, checksum=checksum, metadata=meta)
-                        return await member.store.write(again)
+                        return await _touch(member, name, payload.size, at, meta)
                     except (NotFound, Corrupt):
                         pass
                 return await member.store.write(write)
 
-            return touch
+            return touch_or_write
 
         return await self._write(name, action, stamp)
 
@@ -124,20 +122,7 @@ class Writer:
         """
 
         def action(at: int) -> Action:
-            async def touch(member: Member) -> Put:
-                try:
-                    info = await member.store.stat(name)
-                except NotFound as absent:
-                    if absent.stamp < at:
-                        raise
-                    # A delete that would undo this: to be repeated above it.
-                    return Put(Outcome.SUPERSEDED, absent.stamp)
-                if info.size != size:
-                    raise NotFound(f"{name} has another length there")
-                again = Write.touch(name, stamp=at, checksum=info.checksum, metadata=meta)
-                return await member.store.write(again)
-
-            return touch
+            return lambda member: _touch(member, name, size, at, meta)
 
         return await self._write(name, action, None)
 
@@ -151,6 +136,9 @@ class Writer:
         """
         touched = bytearray(len(chunks))
         at = self._clock.next()
+
+        def group_of(number: int) -> Group:
+            return self._placement.place_of(chunks[number]).group
 
         async def touch(member: Member) -> None:
             numbers: list[int] = []
@@ -169,9 +157,7 @@ class Writer:
                 async for put in answers:
                     number, done = numbers[done], done + 1
                     if not isinstance(put, Failed) and put.outcome is not Outcome.SUPERSEDED:
-                        touched[number] += self._placement.place_of(chunks[number]).group.counts(
-                            member
-                        )
+                        touched[number] += group_of(number).counts(member)
 
         fan_out = FanOut(touch, self._breaker)
         able = [member for member in self._members if member.store.capabilities.stamps]
@@ -180,12 +166,12 @@ class Writer:
         fewest = 255
         for number in which:
             copies = touched[number]
-            if copies < self._placement.place_of(chunks[number]).group.write_copies:
+            if copies < group_of(number).write_copies:
                 copies = (await self.renew(chunks[number], size_of(number))).copies
             fewest = min(fewest, copies)
         return fewest
 
-    async def _touch(self, write: Write) -> Put:
+    async def _touch_all(self, write: Write) -> Put:
         """Raise the stamp of every copy that is there."""
         fan_out = FanOut(lambda member: member.store.write(write), self._breaker)
         await fan_out.run(self._members, len(self._members))
@@ -298,6 +284,20 @@ class Writer:
 
     def _group_of(self, member: Member) -> str:
         return next(group.name for group in self._placement.groups if member in group.members)
+
+
+async def _touch(member: Member, name: str, size: int, stamp: int, meta: bytes) -> Put:
+    """Raise the stamp of one copy; costs little where there is none. Raises `NotFound`."""
+    try:
+        info = await member.store.stat(name)
+    except NotFound as absent:
+        if absent.stamp < stamp:
+            raise
+        return Put(Outcome.SUPERSEDED, absent.stamp)  # by a delete: to be repeated above it
+    if info.size != size:
+        raise NotFound(f"{name} has another length there")
+    touch = Write.touch(name, stamp=stamp, checksum=info.checksum, metadata=meta)
+    return await member.store.write(touch)
 
 
 async def _holds(member: Member, name: str) -> bool:

@@ -7,11 +7,11 @@ the world. It holds no state; any number may run over the same blob servers.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import mimetypes
 import time
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import dolmen
@@ -41,6 +41,8 @@ from dolmen.servers.metrics import Figure
 from dolmen.servers.records import PAGE, limit_of
 from dolmen.servers.routes import Routes
 
+_HEED = 1.0
+"""Seconds between two looks at what the repair says."""
 _FORM = b"multipart/form-data"
 _BINARY = b"application/octet-stream"
 _SAFE = (
@@ -59,8 +61,7 @@ class ApiServer:
         """`repair` gives what the companion that repairs said last, where there is one."""
         self._objects = objects
         self._repair = repair
-        if repair is not None:
-            objects.cluster.breaker.rounds = lambda: _complete_rounds(repair())
+        self._heeding: asyncio.Task[None] | None = None
         self._started = time.time()
         everything, reading = Routes(), Routes()
         for routes in (everything, reading):
@@ -92,8 +93,31 @@ class ApiServer:
                     breaker.state(member) == state,
                 )
 
+    def heed(self, said: str) -> None:
+        """Take in what the repair said last: who is stale, and how many rounds ended well."""
+        report = json.loads(said)
+        cluster = self._objects.cluster
+        cluster.breaker.rounds = report.get("complete_rounds", 0)
+        for member in cluster.members:
+            member.stale = report.get("stale", {}).get(member.name)
+
+    def begin(self) -> None:
+        """Begin to heed the repair, until the server is closed."""
+        self._heeding = asyncio.get_running_loop().create_task(self._heed_repair())
+
+    async def _heed_repair(self) -> None:
+        heeded = ""
+        while self._repair is not None:
+            said = self._repair()
+            if said != heeded:
+                self.heed(said)
+                heeded = said
+            await asyncio.sleep(_HEED)
+
     async def aclose(self) -> None:
         """Close every store of the cluster."""
+        if self._heeding is not None:
+            self._heeding.cancel()
         await self._objects.aclose()
 
     async def upload(self, request: Request, _: str) -> Response:
@@ -195,12 +219,6 @@ class ApiServer:
         return answer({"ready": ready, "reasons": condition.reasons}, 200 if ready else 503)
 
 
-@lru_cache(maxsize=1)
-def _complete_rounds(said: str) -> int:
-    """How many rounds of repair have left every server in sync, as the companion says."""
-    return int(json.loads(said).get("complete_rounds", 0)) if said else 0
-
-
 class _Told(NamedTuple):
     """What the header fields of an upload say of the object."""
 
@@ -262,7 +280,9 @@ async def open_api(
         await cluster.aclose()
         pairs = ", ".join(f"{one} and {other}" for one, other in twins)
         raise BadSetting(f"one store is configured as two servers ({pairs}); remove one of them")
-    return ApiServer(Objects(cluster, digest=settings.digest), repair=repair)
+    server = ApiServer(Objects(cluster, digest=settings.digest), repair=repair)
+    server.begin()
+    return server
 
 
 def _check_id(name: str) -> None:
