@@ -6,6 +6,7 @@ import sqlite3
 import tracemalloc
 
 import pytest
+from dolmen.testing.conformance.rivals import same
 
 from dolmen.errors import (
     Conflict,
@@ -23,7 +24,6 @@ from dolmen.stores.keyed_layout import INLINE
 from dolmen.testing import calls
 from dolmen.testing.conformance import Conformance, Place, Time
 from dolmen.testing.conformance.material import at, content, info_of, names, noise, read, recomputed
-from dolmen.testing.conformance.rivals import same
 from stores.sqlite import SqliteDriver
 from stores.taskless import taskless
 
