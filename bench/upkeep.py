@@ -93,7 +93,7 @@ def _companion(server: Server) -> int:
 
 
 def _sealed(folder: Path) -> int:
-    return sum(1 for _ in folder.glob("sealed/*/*"))
+    return max(0, sum(1 for _ in folder.rglob("*.seg")) - 1)
 
 
 @contextlib.contextmanager

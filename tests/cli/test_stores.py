@@ -119,7 +119,7 @@ async def test_a_server_that_is_away_makes_replicate_fail_and_is_named(
         (["blob-server"], "say --store volume:"),
         (["blob-server", "--store", "ftp:x"], "should be a store URL"),
         (["blob-server", "--store", "memory:", "--listen", "0.0.0.0:0"], "--open"),
-        (["blob-server", "--store", "memory:", "--workers", "0"], "should be greater than"),
+        (["api-server", "-b", "memory:", "--workers", "0"], "should be greater than"),
         (["api-server"], "say --blob-server"),
         (["serve", "--listen", "127.0.0.1:9992"], "can't both be served on port 9992"),
         (["config", "show", "--config", "missing.toml"], "there is no such file"),
