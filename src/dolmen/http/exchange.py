@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Coroutine
+from time import perf_counter
 from types import CoroutineType
 from typing import Any
 
@@ -109,7 +109,7 @@ class Exchange(Connection):
         """Let the handler answer a request, at once or later."""
         self.idle = False
         self.request = request = Request(method, target, self.head.headers, body, self.peer)
-        self._started = time.perf_counter()
+        self._started = perf_counter()
         try:
             response: Any = self._handler(request)
             if type(response) is not Response:
@@ -270,7 +270,7 @@ class Exchange(Connection):
         shared, body, refused = self.shared, self.body, self.request is None
         if shared.observe is not None:
             try:
-                shared.observe(self.request, status, sent, time.perf_counter() - self._started)
+                shared.observe(self.request, status, sent, perf_counter() - self._started)
             except Exception:
                 log.exception("observing a response failed")
         self.request = None

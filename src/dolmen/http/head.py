@@ -22,7 +22,7 @@ _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _LINE = re.compile(rb"(%b):([\t -~\x80-\xff]*)" % _TOKEN)
 _REQUEST = re.compile(rb"(%b) ([!-~]+) (HTTP/[0-9]\.[0-9])" % _TOKEN)
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: [\t -~\x80-\xff]*)?")
-_PLAIN = re.compile(rb"(GET|HEAD|PUT|POST|DELETE) (/[!\"$-~]*+) HTTP/1\.1")
+_plain = re.compile(rb"(GET|HEAD|PUT|POST|DELETE) (/[!\"$-~]*+) HTTP/1\.1").fullmatch
 _IN_NO_HEAD = re.compile(rb"[^\t\r\n -~\x80-\xff]|\r(?!\n|\Z)|(?<!\r)\n")
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]+)(?::[0-9]{0,5})?")
 
@@ -63,7 +63,7 @@ def recognize(data: bytes, block: bytes) -> tuple[str, bytes, int] | None:
     line = data.find(b"\r\n")
     if not data.startswith(block, line):
         return None
-    words = _PLAIN.fullmatch(data, 0, line)
+    words = _plain(data, 0, line)
     if words is None:
         return None
     method, target = words.groups()

@@ -35,14 +35,8 @@ class ServerConnection(Exchange):
     """Takes the requests of one connection; `loopback` is whether its listener is on loopback."""
 
     __slots__ = (
-        "_arrived",
-        "_block",
-        "_empty_line",
-        "_line",
-        "_loopback",
-        "_target_max",
-        "_window",
-    )
+        "_arrived", "_block", "_empty_line", "_line", "_loopback", "_target_max", "_window",
+    )  # fmt: skip
 
     def __init__(self, shared: Shared, *, loopback: bool) -> None:
         super().__init__(shared)
