@@ -1,14 +1,20 @@
 """No crash loses what was answered, or shows what was not: on a simulated disk.
 
-The sabotages are one-line defects of the volume's own code; each must be found.
+The sabotages are one-line defects of the volume's own code; each must be found. (That a removal
+is carried by compaction is in `test_compaction`, with what happens if it is not.)
 """
 
+import asyncio
 import os
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from dolmen.stores.volume import recovery, segment
+from dolmen.payload import Bytes
+from dolmen.store import Write
+from dolmen.stores.volume import recovery
 from dolmen.stores.volume.catalog import Catalog
 from dolmen.stores.volume.commit import Log
 from dolmen.stores.volume.compaction import Compactor
@@ -16,6 +22,7 @@ from dolmen.stores.volume.folder import SEGMENT, Folder
 from dolmen.stores.volume.large import LargeFile
 from dolmen.stores.volume.scan import Scanner
 from dolmen.testing.crash import SimulatedDisk
+from stores.volume.conftest import Opener, flip
 from stores.volume.crashing import Trial, small_sizes
 
 SEEDS = int(os.environ.get("DOLMEN_CRASHES", "120"))
@@ -98,10 +105,6 @@ def unlink_before_the_moves_are_committed(patch: Patch) -> None:
     patch.setattr(Compactor, "_carry", late)
 
 
-def leave_the_torn_tail(patch: Patch) -> None:
-    patch.setattr(segment.Active, "cut_off", lambda self: None)
-
-
 def believe_the_last_batch(patch: Patch) -> None:
     patch.setattr(Scanner, "is_sound", lambda self, found: True)
 
@@ -135,11 +138,6 @@ def rename_a_large_blob_before_its_flush(patch: Patch) -> None:
     patch.setattr(LargeFile, "finish", unflushed)
 
 
-def forget_removals(patch: Patch) -> None:
-    read = Compactor._read_heads
-    patch.setattr(Compactor, "_read_heads", lambda self, n: (read(self, n)[0], []))
-
-
 def use_a_number_again(patch: Patch) -> None:
     def low(self: Catalog) -> int:
         self._following = max(1, self._following - 1)
@@ -156,12 +154,10 @@ def use_a_number_again(patch: Patch) -> None:
         watermark_before_the_entries,
         unlink_before_the_index_is_flushed,
         unlink_before_the_moves_are_committed,
-        leave_the_torn_tail,
         believe_the_last_batch,
         recover_without_a_flush,
         leave_names_unflushed,
         rename_a_large_blob_before_its_flush,
-        forget_removals,
         use_a_number_again,
     ],
 )
@@ -174,3 +170,25 @@ def test_a_sabotage_is_found(sabotage: Callable[[Patch], None]) -> None:
             except BaseException:  # noqa: BLE001 - whatever shows it
                 return
     pytest.fail(f"{sabotage.__name__} was not found in {TRIED} trials")
+
+
+async def test_a_torn_tail_is_cut_off_and_nothing_behind_it_counts(
+    tmp_path: Path, opened: Opener
+) -> None:
+    """Of a batch the first record is torn and the second whole; nobody was answered."""
+    store = await opened()
+    await store.write(Write("before", Bytes(b"1")))
+    await asyncio.to_thread(store.catalog.index.flush)
+    assert store.log is not None
+    path, end = store.folder.file(store.log.active.number, ".seg"), store.log.active.end
+    shutil.copytree(tmp_path / "v", tmp_path / "crashed", symlinks=True)
+    await asyncio.gather(*(store.write(Write(n, Bytes(b"x" * 500))) for n in ("torn", "whole")))
+    torn = store._live("torn").data[1]
+    assert torn == end
+    await store.aclose()
+    after = path.replace(str(tmp_path / "v"), str(tmp_path / "crashed"))
+    shutil.copyfile(path, after)
+    flip(after, torn + 200)
+    store = await opened(tmp_path / "crashed")
+    assert os.path.getsize(after) == end
+    assert [info.name async for info in store.list()] == ["before"]

@@ -41,6 +41,8 @@ _BATCH_BYTES = 32 << 20
 _FLUSH_BYTES, _FLUSH_WRITES = 256 << 20, 20_000
 """The index is flushed after so much, so that the next opening has little to scan."""
 _OFFSET_MAX = (1 << 32) - (64 << 20)
+_SCARCE = 8 << 20
+"""With less room than this the reserve is released, before the index meets the end of it."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -177,6 +179,7 @@ class Log:
         *,
         loop: AbstractEventLoop,
         thread: Executor,
+        threads: Executor,
         sound: Sound,
         clock: Clock,
         now: Callable[[], float],
@@ -186,7 +189,7 @@ class Log:
         """`freed` is called when a blob's own file is referred to no more."""
         self._catalog, self.active = catalog, active
         self._folder = active.folder
-        self._loop, self._thread = loop, thread
+        self._loop, self._thread, self._threads = loop, thread, threads
         self._sound, self._clock, self._now = sound, clock, now
         self._segment_size = segment_size
         self._queue: list[Pending] = []
@@ -200,6 +203,8 @@ class Log:
         self._unflushed_bytes = self._unflushed_writes = 0
         self._flushing = False
         self._freed = freed
+        self._checking = 0
+        """Writes that wait until the copy they would touch was read."""
         self._closing: Answer[None] | None = None
 
     # The event loop's part
@@ -300,6 +305,7 @@ class Log:
 
                 sound = self._sound(pending.write.name, old, later)
                 if sound is None:
+                    self._checking += 1
                     return None
             if sound:
                 return decision
@@ -308,9 +314,11 @@ class Log:
 
     def _found(self, pending: Pending, place: Place, found: bool | DolmenError) -> None:
         """A copy was read: its write can be decided."""
+        self._checking -= 1
         if isinstance(found, DolmenError):
             pending.answer.fail(found)
             resume([pending.answer])
+            self._settled()
             return
         pending.sound[place] = found
         self._queue.append(pending)
@@ -385,15 +393,18 @@ class Log:
 
     def _rest(self) -> None:
         self._busy = False
-        if self._closing is not None:
+        self._settled()
+
+    def _settled(self) -> None:
+        if self._closing is not None and not self._busy and not self._checking:
             self._closing.succeed(None)
             self._loop.call_soon(resume, [self._closing])
 
     async def close(self) -> None:
         """Return when everything submitted was answered."""
-        if self._busy:
-            self._closing = Answer(self._loop)
-            await self._closing
+        self._closing = Answer(self._loop)
+        self._settled()
+        await self._closing
 
     def _flush_index(self) -> None:
         self._flushing = True
@@ -407,7 +418,7 @@ class Log:
             finally:
                 self._flushing = False
 
-        self._loop.run_in_executor(None, flush)
+        self._threads.submit(flush)
 
     # The writing thread's part
 
@@ -417,6 +428,8 @@ class Log:
         try:
             self.active.append(parts, size)
             self.free = self._folder.disk.space(self._folder.path)[0]
+            if self.free < _SCARCE:
+                self._folder.release_reserve()
         except OSError as failed:
             error = self._failed(failed)
         except BaseException as failed:  # noqa: BLE001 - the callers must not wait for ever

@@ -168,6 +168,7 @@ class Volume(OneByOne):
                 self._active,
                 loop=self._loop,
                 thread=self._writer,
+                threads=self._threads,
                 sound=self.reader.sound,
                 clock=self._clock,
                 now=self._now,
@@ -241,6 +242,8 @@ class Volume(OneByOne):
             return await self.submit(pending)
         except OSError as error:
             raise self._refused(error) from error
+        except RuntimeError as error:  # its threads have gone
+            raise (self._is_closed() if self._closed else error) from error
         finally:
             if (pending is None or pending.put is None) and not self._closed:
                 self.catalog.uploads.discard(number)
