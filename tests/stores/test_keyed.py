@@ -6,7 +6,6 @@ import sqlite3
 import tracemalloc
 
 import pytest
-from dolmen.testing.conformance.rivals import same
 
 from dolmen.errors import (
     Conflict,
@@ -22,8 +21,18 @@ from dolmen.store import BlobStore, Outcome
 from dolmen.stores.keyed import open_keyed
 from dolmen.stores.keyed_layout import INLINE
 from dolmen.testing import calls
-from dolmen.testing.conformance import Conformance, Place, Time
-from dolmen.testing.conformance.material import at, content, info_of, names, noise, read, recomputed
+from dolmen.testing.conformance import Place, Time
+from dolmen.testing.conformance.material import (
+    at,
+    content,
+    info_of,
+    names,
+    noise,
+    read,
+    recomputed,
+    same,
+)
+from stores.keyed_suite import Keyed
 from stores.sqlite import SqliteDriver
 from stores.taskless import taskless
 
@@ -33,7 +42,7 @@ DELETE = "DELETE FROM kept WHERE CAST(key AS TEXT) LIKE ?"
 HOUR, DAY = 3_600, 86_400
 
 
-class TestSqlite(Conformance):
+class TestSqlite(Keyed):
     async def make_store(self, place: Place) -> BlobStore:
         driver = SqliteDriver(place.path.with_suffix(".db"))
         return await open_keyed(driver, clock=Clock(place.time.wall), now=place.time.now)

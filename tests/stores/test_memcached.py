@@ -15,9 +15,10 @@ from dolmen.store import BlobStore, Capabilities
 from dolmen.stores import open_store
 from dolmen.stores.memcached import open_url
 from dolmen.testing import calls
-from dolmen.testing.conformance import Conformance, Place
+from dolmen.testing.conformance import Place
 from dolmen.testing.conformance.material import content, names
 from engines.memcached import Memcached
+from stores.keyed_suite import Keyed
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +28,7 @@ def memcached():
     server.kill()
 
 
-class TestOneServer(Conformance):
+class TestOneServer(Keyed):
     @pytest.fixture(autouse=True)
     def _server(self, memcached: Memcached) -> None:
         self.server = memcached

@@ -27,9 +27,10 @@ from dolmen.store import BlobStore, Capabilities, Outcome, Put
 from dolmen.stores import open_store
 from dolmen.stores.postgresql import open_url
 from dolmen.testing import calls
-from dolmen.testing.conformance import Conformance, Place
+from dolmen.testing.conformance import Place
 from dolmen.testing.conformance.material import at, content, names, noise, recomputed
 from engines.postgresql import PostgresServer
+from stores.keyed_suite import Keyed
 
 PART = 1 << 20
 NAMES = [f"n{number}" for number in range(40)]
@@ -42,7 +43,7 @@ def postgres_server(tmp_path_factory):
         yield server
 
 
-class TestPostgres(Conformance):
+class TestPostgres(Keyed):
     @pytest.fixture(autouse=True)
     def _server(self, postgres_server: PostgresServer) -> None:
         self.server = postgres_server

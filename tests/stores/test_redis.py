@@ -29,9 +29,10 @@ from dolmen.stores.redis import open_url
 from dolmen.stores.redis_server import _SLOTS
 from dolmen.stores.redis_settings import Address, parse
 from dolmen.testing import calls
-from dolmen.testing.conformance import Conformance, Place
+from dolmen.testing.conformance import Place
 from dolmen.testing.conformance.material import at, content, names, noise, recomputed
 from engines.redis import DURABLE, RedisCluster, RedisServer, eventually, free_port, until
+from stores.keyed_suite import Keyed
 
 PART = 1 << 20
 
@@ -55,7 +56,7 @@ async def opened(url: str, place: Place) -> BlobStore:
     return await open_url(f"{url}?prefix={prefix}", clock=clock, now=place.time.now)
 
 
-class TestOneServer(Conformance):
+class TestOneServer(Keyed):
     @pytest.fixture(autouse=True)
     def _servers(self, redis_server: RedisServer) -> None:
         self.url = f"redis://{redis_server.address}/1"
@@ -64,7 +65,7 @@ class TestOneServer(Conformance):
         return await opened(self.url, place)
 
 
-class TestCluster(Conformance):
+class TestCluster(Keyed):
     @pytest.fixture(autouse=True)
     def _servers(self, redis_cluster: RedisCluster) -> None:
         self.url = f"redis+cluster://{redis_cluster.addresses}"
