@@ -119,7 +119,7 @@ class Client:
         return data
 
     async def put(self, path: str, data: bytes | memoryview) -> None:
-        """Store an object under a key that never gets another content."""
+        """Store an object that may as well be stored twice: its key gets no other content."""
         await self._ask(self._put(self._repeated, path, data), wrote=True)
 
     async def create(self, path: str, data: bytes) -> bool:
