@@ -372,7 +372,7 @@ async def test_a_note_is_not_sent_twice() -> None:
 
 async def test_a_bucket_that_takes_no_writes_says_so() -> None:
     for status, reason in ((507, "no room"), (403, "refuses access")):
-        with Scripted(status) as server:
+        with Scripted(*[status] * 4) as server:
             condition = await server.store().condition()
             assert not condition.writable
             assert reason in condition.reasons[0]

@@ -3,7 +3,7 @@
 Of a bucket dolmen needs only put, get, list and delete, lists that show at once what was
 written, in order of the keys, and a time of modification for each object. `Client` makes these
 requests and `open_client` reads the URL. The driver repeats a request that failed quickly, which
-is harmless here: no key ever gets two contents, but for the few that `replace` is for.
+is harmless here: no key ever gets two contents, but for notes, which `replace` sends once.
 """
 
 from __future__ import annotations
@@ -79,6 +79,7 @@ class Client:
         self._free = asyncio.Semaphore(_AT_ONCE)
         self._closed = False
         self._clock: tuple[float, float] | None = None
+        self._learning = asyncio.Lock()
 
     def close(self) -> None:
         """Refuse every further request."""
@@ -118,7 +119,7 @@ class Client:
         return data
 
     async def put(self, path: str, data: bytes | memoryview) -> None:
-        """Store an object under a key that never gets another content."""
+        """Store an object that may as well be stored twice: its key gets no other content."""
         await self._ask(self._put(self._repeated, path, data), wrote=True)
 
     async def create(self, path: str, data: bytes) -> bool:
@@ -172,13 +173,14 @@ class Client:
 
         Learned from an object written for it, at most an hour ago unless it has to be `fresh`.
         """
-        if fresh or self._clock is None or seconds() - self._clock[1] > _CLOCK_AGE:
-            await self.replace(CLOCK, b"")
-            modified = await self.modified(CLOCK)
-            if modified is None:
-                raise Unavailable(f"{self.url} does not show at once what was written")
-            self._clock = modified, seconds()
-        modified, since = self._clock
+        async with self._learning:
+            if fresh or self._clock is None or seconds() - self._clock[1] > _CLOCK_AGE:
+                await self.put(CLOCK, b"")
+                modified = await self.modified(CLOCK)
+                if modified is None:
+                    raise Unavailable(f"{self.url} does not show at once what was written")
+                self._clock = modified, seconds()
+            modified, since = self._clock
         return modified + seconds() - since
 
     async def _ask(self, request: Callable[[], Awaitable[T]], *, wrote: bool = False) -> T:

@@ -58,7 +58,7 @@ class Sweeper:
         swept = await self._client.modified(SWEPT)
         if swept is not None and now - swept < GRACE:
             return
-        await self._client.replace(SWEPT, b"")
+        await self._client.put(SWEPT, b"")
         try:
             await sweep(self._client, now)
         except DolmenError:
