@@ -235,16 +235,16 @@ PGBENCH = {
     "get": """
         \\set n random(0, :count - 1)
         SELECT key, value FROM dolmen_kept WHERE key =
-            decode('65' || lpad(to_hex(:n % 65536), 4, '0'), 'hex') || ('n' || :n)::bytea;
+            ('e' || lpad(to_hex(:n % 65536), 4, '0') || 'n' || :n)::bytea;
     """,
     "put": """
         \\set n random(1000000, 2000000000)
         WITH digest AS (
             INSERT INTO dolmen_kept
-            VALUES (decode('64' || lpad(to_hex(:n % 65536), 4, '0'), 'hex'), 'count and size')
+            VALUES (('d' || lpad(to_hex(:n % 65536), 4, '0'))::bytea, 'count and size')
             ON CONFLICT (key) DO UPDATE SET value = excluded.value)
         INSERT INTO dolmen_kept
-        VALUES (decode('65' || lpad(to_hex(:n % 65536), 4, '0'), 'hex') || ('n' || :n)::bytea,
+        VALUES (('e' || lpad(to_hex(:n % 65536), 4, '0') || 'n' || :n)::bytea,
             decode(:data, 'hex')) ON CONFLICT DO NOTHING;
     """,
 }
@@ -260,7 +260,7 @@ def _postgresql(folder: Path) -> Iterator[Running]:
         server.sql(
             "SET search_path = pgbench",
             "INSERT INTO dolmen_kept SELECT"
-            " decode('65' || lpad(to_hex(n % 65536), 4, '0'), 'hex') || ('n' || n)::bytea,"
+            " ('e' || lpad(to_hex(n % 65536), 4, '0') || 'n' || n)::bytea,"
             f" decode(repeat('ab', {SIZE}), 'hex') FROM generate_series(0, {COUNT - 1}) n",
             "ANALYZE",
             "ALTER DATABASE dolmen SET search_path = pgbench",

@@ -119,7 +119,7 @@ class Outcome(enum.StrEnum):
     """What became of a write."""
 
     CREATED = "created"
-    """It is current, and what was there before (if anything) was something else."""
+    """It is current; what was there before, if anything, was something else or damaged."""
     UNCHANGED = "unchanged"
     """The same content was there already, and is sound; stamp and metadata are this write's."""
     SUPERSEDED = "superseded"
@@ -278,7 +278,7 @@ class BlobStore(Protocol):
         """Drop this store's own copies, without tombstones: whether each was, in the order asked.
 
         One goes only if its stamp still is `if_stamp` and it, or its last touch, arrived at
-        least `min_age` seconds ago. Tombstones can be removed this way as well. `epoch` is
+        least `min_age` seconds ago. Tombstones and damaged copies go as well. `epoch` is
         that of the configuration by which they are to go: `Outdated` when the store was
         given a higher one (`dolmen.stores.epoch`). A call that raises may have removed
         some; the rest can be asked for again.

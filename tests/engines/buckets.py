@@ -1,20 +1,58 @@
-"""Stores over buckets, as tests open them."""
+"""Stores over buckets, as tests open them: time passes when it is told to."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
+from dolmen.closing import closing
 from dolmen.stamps import Clock
-from dolmen.stores.objects import ObjectsStore
-from dolmen.stores.objects.bucket import Bucket
-from dolmen.stores.objects.url import open_bucket
-from dolmen.testing.conformance import Time
+from dolmen.stores.bucket import BucketStore
+from dolmen.stores.bucket_client import Client, Found, open_client, seconds
 
 
-def opened(url: str, time: Time) -> ObjectsStore:
-    """A store that goes by this time and sweeps only when it is told to."""
-    bucket, folder = open_bucket(url)
-    return ObjectsStore(bucket, folder=folder, clock=Clock(time.wall), now=time.now)
+class Later:
+    """Time of the bucket and of its users' machines, later than it is by `by` seconds."""
+
+    def __init__(self) -> None:
+        self.by = 0.0
+        self.written: dict[str, float] = {}
+        """How much later it was when an object was written."""
+
+    def elapsed(self) -> float:
+        """In place of `seconds`."""
+        return seconds() + self.by
 
 
-async def everything(bucket: Bucket) -> list[str]:
-    """The path of every object."""
-    return sorted([path for top in ("heads", "data") for path in await bucket.all(top)])
+class LaterClient(Client):
+    """A client of a bucket in which it is later."""
+
+    later: Later
+
+    async def put(self, path: str, data: bytes | memoryview) -> None:
+        await super().put(path, data)
+        self.later.written[f"{self.url}/{path}"] = self.later.by
+
+    async def pages(self, folder: str, after: str | None = None) -> AsyncIterator[list[Found]]:
+        async with closing(super().pages(folder, after)) as pages:
+            async for page in pages:
+                yield [
+                    Found(path, modified + int(self.later.written.get(f"{self.url}/{path}", 0)))
+                    for path, modified in page
+                ]
+
+    async def now(self, *, fresh: bool = False) -> float:
+        return await super().now(fresh=fresh) + self.later.by
+
+
+def opened(url: str, later: Later | None = None, clock: Clock | None = None) -> BucketStore:
+    """A store that sweeps only when it is told to."""
+    client = open_client(url)
+    client.__class__ = LaterClient
+    assert isinstance(client, LaterClient)
+    client.later = later or Later()
+    return BucketStore(client, clock=clock, elapsed=client.later.elapsed)
+
+
+async def everything(client: Client) -> list[str]:
+    """The path of every head, mark and part."""
+    return [found.path for top in ("data", "heads") for found in await client.all(top)]

@@ -63,17 +63,18 @@ CASES: list[tuple[int, bytes]] = [
     (400, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"),
     (400, b"HTTP/1.1 200 OK\r\n\r\n"),
     (501, b"get / HTTP/1.1\r\n" + HOST + b"\r\n"),
+    (501, b"PROPFIND / HTTP/1.1\r\n" + HOST + b"\r\n"),
     (501, b"FETCH / HTTP/1.1\r\n" + HOST + b"\r\n"),
     (501, b"G-T / HTTP/1.1\r\n" + HOST + b"\r\n"),
     (501, b"GETT / HTTP/1.1\r\n" + HOST + b"\r\n"),
     (400, b"G(T / HTTP/1.1\r\n" + HOST + b"\r\n"),
     (501, b"CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n"),
     # Versions.
-    (400, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+    (505, b"PRI * HTTP/2.0\r\nA: b\r\n\r\n"),
     (505, b"GET / HTTP/2.0\r\n" + HOST + b"\r\n"),
     (505, b"GET / HTTP/0.9\r\n" + HOST + b"\r\n"),
-    (400, b"GET / HTTP/1.2\r\n" + HOST + b"\r\n"),
-    (400, b"GET / HTTP/3.0\r\n" + HOST + b"\r\n"),
+    (505, b"GET / HTTP/1.2\r\n" + HOST + b"\r\n"),
+    (505, b"GET / HTTP/3.0\r\n" + HOST + b"\r\n"),
     (400, b"GET / HTTP/11\r\n" + HOST + b"\r\n"),
     (400, b"GET / HTTP/1.10\r\n" + HOST + b"\r\n"),
     (400, b"GET / HTTP/1\r\n" + HOST + b"\r\n"),
@@ -255,7 +256,7 @@ GOOD = [
     CHUNKED + b"0000000005\r\nhello\r\n0\r\n\r\n",
     POST + b"Expect: 100-Continue\r\nContent-Length: 5\r\n\r\nhello",
     START + b"Upgrade: h2c\r\nConnection: Upgrade\r\n\r\n",
-    b"PROPFIND / HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"PATCH / HTTP/1.1\r\nHost: a\r\n\r\n",
 ]
 
 
@@ -275,6 +276,24 @@ async def test_what_is_allowed_is_served_and_the_connection_kept(kit, data, byte
     assert not transport.ended
 
 
+async def test_http_2_with_prior_knowledge_is_told_what_to_use(kit) -> None:
+    transport = kit.make_connection(kit.echo)
+    settings = b"\x00\x00\x12\x04\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00d"
+    transport.feed(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings)
+    transport.feed(settings)
+    frames, data = [], transport.written
+    while data:
+        size = int.from_bytes(data[:3], "big")
+        frames.append((data[3], data[9 : 9 + size]))
+        data = data[9 + size :]
+    (settings_type, _), headers, (body_type, detail), goaway = frames
+    assert (settings_type, headers, body_type) == (4, (1, b"\x8c"), 0)  # 8c: status 400
+    assert b"use HTTP/1.1" in detail
+    assert goaway == (7, b"\0\0\0\1\0\0\0\x0d")
+    assert transport.eof
+    assert not transport.closing  # unread bytes would reset the connection
+
+
 async def test_one_empty_line_is_forgiven_before_each_request(kit) -> None:
     """Old clients send one behind each body."""
     transport = kit.make_connection(kit.echo)
@@ -292,7 +311,7 @@ async def test_the_authority_of_an_absolute_target_overrules_host(kit) -> None:
     transport.feed(b"GET http://b:8/c?d HTTP/1.1\r\nhost: a\r\nX: y\r\n\r\n")
     [answer] = kit.parse_answers(transport.written)
     assert b'"target": "/c?d"' in answer.body
-    assert b'"headers": [["x", "y"], ["host", "b:8"]]' in answer.body
+    assert b'"headers": [["host", "b:8"], ["x", "y"]]' in answer.body
 
 
 async def test_a_good_request_before_a_malformed_one_is_answered_first(kit) -> None:

@@ -35,7 +35,7 @@ def serve(tmp_path):
         )  # fmt: skip
         running.append(process)
         words = process.stdout.readline().replace(",", " ").split()
-        return int(words[5].rpartition(":")[2]), int(words[-1]), process
+        return int(words[5].rpartition(":")[2]), int(words[-1].rpartition(":")[2]), process
 
     yield serve
     for process in running:

@@ -1,13 +1,22 @@
-"""memcached as a store."""
+"""memcached as a store: shared out, forgetting, full, ended, silent."""
 
+import asyncio
+import contextlib
 import hashlib
+import os
+import random
 
 import pytest
 
+from dolmen.errors import BadSetting, Corrupt, Full, NotFound, OutcomeUnknown, Unavailable
+from dolmen.payload import Bytes, Stream
 from dolmen.stamps import Clock
-from dolmen.store import BlobStore
+from dolmen.store import BlobStore, Capabilities
+from dolmen.stores import open_store
 from dolmen.stores.memcached import open_url
+from dolmen.testing import calls
 from dolmen.testing.conformance import Conformance, Place
+from dolmen.testing.conformance.material import content, names
 from engines.memcached import Memcached
 
 
@@ -26,3 +35,142 @@ class TestOneServer(Conformance):
     async def make_store(self, place: Place) -> BlobStore:
         url = self.server.url(hashlib.sha256(str(place.path).encode()).hexdigest()[:16])
         return await open_url(url, clock=Clock(place.time.wall), now=place.time.now)
+
+
+@pytest.fixture
+def own_memcached(request):
+    """One for a test that does things to it; options by `parametrize(..., indirect=True)`."""
+    server = Memcached(*getattr(request, "param", ()))
+    yield server
+    server.go_on()
+    server.kill()
+
+
+@pytest.fixture
+async def store(own_memcached):
+    """A store that does not wait for long."""
+    store = await open_url(own_memcached.url(), patience=1)
+    yield store
+    await store.aclose()
+
+
+async def put(store, name, data, **options):
+    return await calls.put(store, name, Bytes(data), **options)
+
+
+async def test_what_it_promises(store):
+    assert store.capabilities == Capabilities(
+        durable=False, largest=1 << 30, digests=False, ordered=False, conflicts=True
+    )
+    assert (await store.condition()).remarks == ["memcached is not durable: a restart empties it"]
+
+
+async def test_several_servers_share_the_names_out(own_memcached, memcached):
+    url = f"memcached://127.0.0.1:{own_memcached.port},127.0.0.1:{memcached.port}/shared"
+    store = await open_store(url)
+    data = {f"n{number}": os.urandom(number * 40_000) for number in range(40)}
+    for name, body in data.items():
+        await put(store, name, body)
+    assert {name: await content(store, name) for name in data} == data
+    assert set(await names(store.list())) == set(data)
+    own_memcached.kill()
+    found = 0
+    for name, body in data.items():
+        with contextlib.suppress(Unavailable):
+            assert await content(store, name) == body
+            found += 1
+    assert 10 < found < 30
+    with pytest.raises(Unavailable, match=r"memcached at 127\.0\.0\.1"):
+        await names(store.list())
+    await store.aclose()
+
+
+@pytest.mark.parametrize("own_memcached", [("-m", "64")], indirect=True)
+async def test_what_it_drops_for_want_of_memory_is_not_there_and_never_half(store):
+    rng = random.Random(1)
+    sizes = [rng.choice((100, 20_000, 400_000, 1_500_000, 12_000_000)) for _ in range(80)]
+    data = {f"n{number}": rng.randbytes(size) for number, size in enumerate(sizes)}
+    for name, body in data.items():
+        await put(store, name, body)
+    identity = (await store.notes())["identity"]
+    there = 0
+    for name, body in data.items():
+        with contextlib.suppress(NotFound, Corrupt):
+            assert await content(store, name) == body
+            there += 1
+    assert 0 < there < len(data)
+    assert set(await names(store.list())) <= set(data)
+    assert "dropped" in (await store.condition()).remarks[1]
+    await put(store, "again", b"x" * 3_000_000)
+    assert await content(store, "again") == b"x" * 3_000_000
+    assert (await store.notes())["identity"] == identity
+
+
+@pytest.mark.parametrize("own_memcached", [("-m", "64", "-M")], indirect=True)
+async def test_one_that_may_not_drop_says_that_it_is_full(store):
+    kept = []
+
+    async def fill():
+        for number in range(200):
+            await put(store, f"n{number}", os.urandom(700_000))
+            kept.append(f"n{number}")
+
+    with pytest.raises(Full, match="no memory left"):
+        await fill()
+    assert len(kept) > 20
+    for name in kept:
+        assert len(await content(store, name)) == 700_000
+    with pytest.raises(NotFound):
+        await store.get(f"n{len(kept)}")
+
+
+async def test_a_server_that_ends_and_comes_back(store, own_memcached):
+    await put(store, "a", b"a")
+
+    async def pieces():
+        for number in range(6):
+            if number == 3:
+                own_memcached.kill()
+            yield bytes([number]) * (1 << 19)
+
+    with pytest.raises((Unavailable, OutcomeUnknown)):
+        await calls.put(store, "large", Stream(6 << 19, pieces))
+    for ask in (store.get("a"), put(store, "b", b"b"), store.condition()):
+        with pytest.raises(Unavailable, match=r"memcached at 127\.0\.0\.1:\d+ can't be asked"):
+            await ask
+    own_memcached.start()
+    for name in ("a", "large"):
+        with pytest.raises(NotFound):
+            await store.get(name)
+    await put(store, "b", b"b")
+    assert await content(store, "b") == b"b"
+
+
+async def test_one_that_does_not_answer_is_given_up(store, own_memcached):
+    await put(store, "a", b"a")
+    own_memcached.pause()
+    with pytest.raises(Unavailable, match="no answer within"):
+        await store.get("a")
+    with pytest.raises((Unavailable, OutcomeUnknown)):
+        await put(store, "b", b"b")
+    own_memcached.go_on()
+    assert await content(store, "a") == b"a"
+
+
+async def test_many_at_once_share_a_connection(store):
+    many = [f"n{number}" for number in range(500)]
+    await asyncio.gather(*(put(store, name, name.encode()) for name in many))
+    found = await asyncio.gather(*(content(store, name) for name in many))
+    assert found == [name.encode() for name in many]
+    lines = await store._driver._listers[0].lines(b"stats\r\n")
+    connections = next(line for line in lines if b" total_connections " in line)
+    assert int(connections.split()[2]) <= 5
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["memcached:", "memcached://", "memcached://a:b", "memcached://a:1,", "memcached://a/b/c"],
+)
+async def test_a_url_that_is_none_is_explained(url):
+    with pytest.raises(BadSetting, match="write memcached://HOST:PORT"):
+        await open_store(url)

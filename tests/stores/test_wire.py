@@ -84,15 +84,8 @@ async def test_entries_that_are_cut_off_never_pass_for_whole(items, cut):
 async def test_a_flipped_bit_in_an_entry_is_noticed(items, at, bit):
     data = bytearray(await encoded(items))
     data[at % len(data)] ^= 1 << bit
-    try:
-        found, _ = await decoded(bytes(data), [])
-    except Corrupt:
-        return
-    # The time of arrival alone has no checksum.
-    for item, wanted in zip(found, items, strict=True):
-        if isinstance(item, BlobInfo):
-            assert isinstance(wanted, BlobInfo)
-            assert (item.name, item.rank, item.size) == (wanted.name, wanted.rank, wanted.size)
+    with pytest.raises(Corrupt):
+        await decoded(bytes(data), [])
 
 
 ANSWERS = st.lists(

@@ -86,12 +86,8 @@ def serve_api(groups: list[Group], settings: Settings) -> int:
     from dolmen.servers.metrics import Board
     from dolmen.servers.repairing import Repairing
     from dolmen.servers.running import Application, Beside, run
-    from dolmen.servers.volumes import beside_volume
 
     beside: list[Beside] = [Repairing(settings)] if settings.repair else []
-    for group in groups:
-        for each in group.servers:
-            beside += beside_volume(each.url, settings)
     board = Board(settings.workers, len(beside))
     repair = partial(board.said, 0) if settings.repair else None
 
@@ -108,6 +104,12 @@ def serve_api(groups: list[Group], settings: Settings) -> int:
             flush=True,
         )
 
+    urls = [server.url for group in groups for server in group.servers]
+    if settings.workers > 1 and any(url.startswith("volume:") for url in urls):
+        raise BadSetting(
+            "a volume is opened by one process: serve it with dolmen blob-server, and give its "
+            "URL to an API server with several workers"
+        )
     addresses = [
         split_address(settings.listen or LISTEN),
         split_address(settings.download_listen or DOWNLOADS),

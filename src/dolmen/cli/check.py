@@ -52,7 +52,9 @@ async def _check(settings: Settings, *, data: bool, as_json: bool) -> int:
     from dolmen.replication.check import Findings
     from dolmen.replication.check import check as look
 
-    async with opened_groups(settings.all_groups(), volatile=True, existing=True) as groups:
+    async with opened_groups(
+        settings.all_groups(), volatile=True, existing=True, read_only=not data
+    ) as groups:
         with counting_bar("check") as bar:
 
             def show(found: Findings) -> None:

@@ -72,8 +72,8 @@ async def _pair(source: str, destination: str, *, watch: bool, rejoin: bool, as_
     while True:
         async with contextlib.AsyncExitStack() as stack:
             stores = []
-            for url, opened in ((source, open_existing), (destination, open_store)):
-                stores.append(await opened(url))
+            for opening in (open_existing(source, read_only=True), open_store(destination)):
+                stores.append(await opening)
                 stack.push_async_callback(stores[-1].aclose)
             status = 0
             while status != UNAVAILABLE:  # what a server said of itself may be different then

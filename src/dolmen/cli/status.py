@@ -52,7 +52,7 @@ async def _of_store(url: str) -> dict[str, object]:
     from dolmen.stores import open_existing
     from dolmen.stores.secrets import without_secrets
 
-    store = await open_existing(url)
+    store = await open_existing(url, read_only=True)
     url = without_secrets(url)
     try:
         condition = dataclasses.asdict(await store.condition())

@@ -38,7 +38,7 @@ class Download:
     def __init__(self, object_id: str, response: ClientResponse, *, verify: bool) -> None:
         self.id = object_id
         self.size = response.body.length
-        self.info = ObjectInfo(object_id, self.size or 0, decode_metadata(response.headers))
+        self.info = ObjectInfo(object_id, self.size or 0, decode_metadata(response.headers.items()))
         self._body = response.body
         self._verify = verify
 

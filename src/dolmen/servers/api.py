@@ -24,14 +24,19 @@ from dolmen.cluster.upload import Source, Uploaded
 from dolmen.config.opening import open_groups
 from dolmen.errors import BadSetting, InvalidName
 from dolmen.http.body import Body
-from dolmen.http.conditional import not_modified, range_applies, refuse_conditions
+from dolmen.http.conditional import (
+    byte_range,
+    not_modified,
+    range_applies,
+    refuse_conditions,
+    selects,
+)
 from dolmen.http.messages import Headers, Request, Response
 from dolmen.http.problems import HTTPError
-from dolmen.http.ranges import byte_range
 from dolmen.names import check_name, is_object_id
 from dolmen.servers.answers import JSON, answer
 from dolmen.servers.blob import ALIVE, Nothing, body_of
-from dolmen.servers.fields import ContentDigest, describe, metadata_of
+from dolmen.servers.fields import ContentDigest, describe, metadata_of, modified
 from dolmen.servers.metrics import Figure
 from dolmen.servers.records import PAGE, limit_of
 from dolmen.servers.routes import Routes
@@ -72,6 +77,7 @@ class ApiServer:
         everything.add("GET", "/cluster", self.cluster)
         self.handle = everything
         self.listeners = (everything, reading)
+        self.stores = tuple(member.store for member in objects.cluster.members)
 
     def figures(self) -> Iterable[Figure]:
         """Which servers are asked last, or not at all."""
@@ -149,10 +155,10 @@ class ApiServer:
         tag = b'"%b"' % object_id.encode()
         headers = request.headers
         part = None
-        if request.method == "HEAD" or b"range" in headers or b"if-none-match" in headers:
+        if request.method == "HEAD" or selects(headers):
             info = await self._objects.stat(object_id)
             described = describe(info, tag=tag, more=_SAFE, guess=guess)
-            if not_modified(headers, tag):
+            if not_modified(headers, tag, modified(info)):
                 return Response(304, described)
             if request.method == "HEAD":
                 return Response(200, described, Nothing(info.size))

@@ -10,18 +10,24 @@ from __future__ import annotations
 
 import time
 from base64 import b64encode
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from dataclasses import asdict
 
 import dolmen
 from dolmen.errors import DolmenError
-from dolmen.http.conditional import not_modified, range_applies, refuse_conditions
+from dolmen.http.conditional import (
+    byte_range,
+    not_modified,
+    range_applies,
+    refuse_conditions,
+    selects,
+)
 from dolmen.http.encoding import EncodedHeaders
 from dolmen.http.messages import Buffer, Request, Response, Streamed
 from dolmen.http.problems import HTTPError
-from dolmen.http.ranges import byte_range
 from dolmen.names import check_name
 from dolmen.payload import Bytes, Payload, Piece
+from dolmen.ready import Ready
 from dolmen.servers.answers import JSON, VOLATILE, VOLATILE_JSON, answer
 from dolmen.servers.fields import (
     Announced,
@@ -29,6 +35,7 @@ from dolmen.servers.fields import (
     announced_by,
     describe,
     entity_tag,
+    modified,
     parse_base64,
     stamp_of,
 )
@@ -68,6 +75,7 @@ class BlobServer:
         routes.add("GET", "/readyz", self.readyz)
         routes.add("GET", "/status", self.status)
         self.listeners = (routes,)
+        self.stores = (store,)
 
     def figures(self) -> Iterable[Figure]:
         """None: a store tells of itself under `/status`."""
@@ -114,31 +122,32 @@ class BlobServer:
             ),
         )
 
-    async def get(self, request: Request, name: str) -> Response:
+    def get(self, request: Request, name: str) -> Response | Awaitable[Response]:
         """Send a blob, or a range of it."""
+        if request.method == "HEAD" or selects(request.headers):
+            return self._get_selected(request, name)
+        blob: Awaitable[Blob] = self._store.get(name)
+        if isinstance(blob, Ready):
+            return _whole(blob.value)
+        return _whole_when_there(blob)
+
+    async def _get_selected(self, request: Request, name: str) -> Response:
         if request.method == "HEAD":
             info = await self._store.stat(name)
-            if not_modified(request.headers, entity_tag(info)):
+            if not_modified(request.headers, entity_tag(info), modified(info)):
                 return Response(304, describe(info))
             return Response(200, describe(info), Nothing(info.size))
         headers = request.headers
-        if b"range" not in headers and b"if-none-match" not in headers:
-            blob = await self._store.get(name)
-            return Response(200, describe(blob.info), body_of(blob))
-        return await self._get_part(request, name)
-
-    async def _get_part(self, request: Request, name: str) -> Response:
-        headers = request.headers
         info = await self._store.stat(name)
         tag = entity_tag(info)
-        if not_modified(headers, tag):
+        if not_modified(headers, tag, modified(info)):
             return Response(304, describe(info))
         part = None
         if range_applies(headers, tag):
             part = byte_range(headers.get(b"range"), info.size)
         blob = await self._store.get(name, byte_range=part)
         if entity_tag(blob.info) != tag:  # it was replaced meanwhile: none of this was about it
-            return await self._get_part(request, name)
+            return await self._get_selected(request, name)
         status = 200 if part is None else 206
         return Response(status, describe(blob.info, part=part), body_of(blob))
 
@@ -170,7 +179,7 @@ class BlobServer:
         await self._store.note(key, parse_base64(str(order.get("value", ""))))
         return Response(204)
 
-    async def alive(self, _request: Request, _: str) -> Response:
+    def alive(self, _request: Request, _: str) -> Response:
         """Say so."""
         return ALIVE
 
@@ -214,6 +223,14 @@ class BlobServer:
                 "compaction": asdict(compaction) if compaction else None,
             }
         )
+
+
+def _whole(blob: Blob) -> Response:
+    return Response(200, describe(blob.info), body_of(blob))
+
+
+async def _whole_when_there(blob: Awaitable[Blob]) -> Response:
+    return _whole(await blob)
 
 
 def body_of(blob: Blob) -> Buffer | Streamed:

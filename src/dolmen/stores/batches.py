@@ -36,22 +36,27 @@ class Batches(Generic[Q, A]):
         """The answer to come. A question whose asker is gone is worked off all the same."""
         if self._closed:
             raise Unavailable("the store was closed")
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[A] = loop.create_future()
+        answer: asyncio.Future[A] = asyncio.get_running_loop().create_future()
         self._waiting.append((question, answer))
+        self._start()
+        return answer
+
+    def _start(self) -> None:
         if not self._starting and self._running < self._at_once:
             self._starting = True  # it begins in the next turn of the loop, with all of this one
             self._running += 1
-            task = loop.create_task(self._run())
+            task = asyncio.get_running_loop().create_task(self._run())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        return answer
 
     async def _run(self) -> None:
         self._starting = False
         while self._waiting:
             count = min(len(self._waiting), self._most)
-            await self._answer([self._waiting.popleft() for _ in range(count)])
+            batch = [self._waiting.popleft() for _ in range(count)]
+            if self._waiting:
+                self._start()
+            await self._answer(batch)
         self._running -= 1  # at once: a task is not done yet when those it answered ask again
 
     async def _answer(self, batch: list[tuple[Q, asyncio.Future[A]]]) -> None:

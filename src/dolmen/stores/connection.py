@@ -97,10 +97,14 @@ class Connection:
             self._writer.transport.abort()
             self._writer = None
 
+    @property
+    def lost(self) -> bool:
+        """Whether there is no connection, as far as is known."""
+        ended = self.reader.at_eof() or self.reader.exception() is not None
+        return ended or self._writer is None
+
     async def _open(self) -> None:
-        """See that there is a connection; one that the server has closed is known by now."""
-        lost = self.reader.at_eof() or self.reader.exception() is not None
-        if self._writer is not None and not lost:
+        if not self.lost:
             return
         self.close()
         try:

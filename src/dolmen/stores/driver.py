@@ -38,8 +38,8 @@ class Change(NamedTuple):
 class Driver(Protocol):
     """An ordered key-value store.
 
-    Keys are up to 160 bytes; bytes 1 and 2 are a partition, and all keys of one call but
-    `scan` have the same partition. Values are 1 byte to `part_size` bytes.
+    Keys are text of up to 140 bytes: a letter, a partition in 4 hex digits, and more. All keys
+    of one call but `scan` have the same partition. Values are 1 byte to `part_size` bytes.
 
     Every method may raise `Unavailable`, those that write also `OutcomeUnknown` (where it
     may have happened), `Full` and `ReadOnly` (nothing happened).

@@ -1,51 +1,29 @@
 """The blob store above an ordered key-value store: the whole contract, once for every engine.
 
-A write reads the entry of its name and the digest of its partition, lets
-`dolmen.resolve` decide, and swaps both in one step if they still are what was read; else
-it decides again on what is there now. Writes of one partition in one process take turns, so
-only other processes ever interfere. A first attempt reads nothing: it takes the name to be
-free and the digest to be what it was after the last write, and a swap that fails brings what
-is there.
-
-Data of up to 64 KiB lies in the entry, that of larger blobs in parts (`keyed_parts`).
+A write is a change of one entry (`keyed_entries`), decided by `dolmen.resolve`. Data of up to
+64 KiB lies in the entry, that of larger blobs in parts (`keyed_parts`).
 
 Bytes are checked before they are handed out. A copy that fails is quarantined: it stays,
 answers as `Corrupt`, and leaves lists and digests until a write replaces it.
 
 Read first: `dolmen.store`, `dolmen.resolve`, `dolmen.stores.driver`,
-`dolmen.stores.keyed_layout`, `dolmen.stores.keyed_parts`.
+`dolmen.stores.keyed_layout`, `dolmen.stores.keyed_parts`, `dolmen.stores.keyed_entries`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import (
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Iterable,
-    Iterator,
-    Sequence,
-)
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from typing import ClassVar, TypeVar
-from weakref import WeakValueDictionary
+from typing import ClassVar
 
 from dolmen.closing import closing
 from dolmen.digests import Digests, Slot, entry_hash
-from dolmen.errors import (
-    BadSetting,
-    Corrupt,
-    DolmenError,
-    NotFound,
-    TooLarge,
-    Unavailable,
-)
+from dolmen.errors import BadSetting, Corrupt, DolmenError, NotFound, TooLarge, Unavailable
 from dolmen.names import check_name, checksum_of, partition_of
 from dolmen.payload import Bytes, Piece, Stream, read_whole
 from dolmen.record import NOBODY, Kind
@@ -67,28 +45,24 @@ from dolmen.store import (
 )
 from dolmen.stores.base import OneByOne
 from dolmen.stores.driver import Change, Driver, Refused
+from dolmen.stores.keyed_entries import Entries
 from dolmen.stores.keyed_layout import (
+    END,
     INLINE,
     NOTES,
     Entry,
-    decode,
     decode_note,
-    decode_slot,
     encode_note,
-    encode_slot,
     entry_key,
-    front_size,
-    mark_key,
+    name_in,
+    partition_in,
     partition_key,
 )
 from dolmen.stores.keyed_parts import Parts
 
-_ATTEMPTS = 100
-"""How often a change is decided again because another process was faster, each time."""
 _GAP = 8
 """Partitions nobody asked for that are scanned sooner than asked around."""
 _log = logging.getLogger("dolmen.keyed")
-T = TypeVar("T")
 
 
 class KeyedStore(OneByOne):
@@ -101,9 +75,8 @@ class KeyedStore(OneByOne):
 
     def __init__(self, driver: Driver, *, clock: Clock, now: Callable[[], float]) -> None:
         self._driver, self._clock, self._now = driver, clock, now
-        self._turns: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
-        self._slots: dict[int, bytes | None] = {}
         self._parts = Parts(driver, now)
+        self._entries = Entries(driver, self._parts)
         self._identity = secrets.token_hex(16).encode()
 
     @property
@@ -146,7 +119,7 @@ class KeyedStore(OneByOne):
             return (put, True), entry.sealed(put.stamp, int(self._now()), write.metadata)
 
         grows = write.kind != Kind.TOMBSTONE
-        return await self._change(write.name, decide, guess=True, grows=grows, mark=mark)
+        return await self._entries.change(write.name, decide, guess=True, grows=grows, mark=mark)
 
     async def _write_large(self, write: Write, info: BlobInfo) -> Put:
         upload, kept = self._parts.begin(write.name, info.size), False
@@ -179,7 +152,7 @@ class KeyedStore(OneByOne):
             return put, current.sealed(put.stamp, int(self._now()), write.metadata)
 
         try:
-            return await self._change(write.name, decide, whole=True, grows=False)
+            return await self._entries.change(write.name, decide, whole=True, grows=False)
         except Corrupt as error:
             if read:
                 await self._quarantine(read[0])
@@ -194,7 +167,7 @@ class KeyedStore(OneByOne):
             removed = may_remove(info, if_stamp=stamp, min_age=min_age, now=now)
             return removed, None if removed else current
 
-        return await self._change(check_name(remove.name), decide, grows=False)
+        return await self._entries.change(check_name(remove.name), decide, grows=False)
 
     async def _quarantine(self, damaged: Entry) -> None:
         """Take a damaged copy out of lists and digests, unless it was replaced meanwhile."""
@@ -202,68 +175,21 @@ class KeyedStore(OneByOne):
         async def decide(current: Entry | None) -> tuple[None, Entry | None]:
             if current is None or current.front != damaged.front or current.damaged:
                 return None, current
-            info = current.info
-            return None, replace(current, damaged=True).sealed(
-                info.stamp, info.arrived, info.metadata
-            )
+            if current.upload == NOBODY:
+                with suppress(Corrupt):
+                    current.check_data()
+                    return None, current  # only what was read was damaged
+            info, marked = current.info, replace(current, damaged=True)
+            return None, marked.sealed(info.stamp, info.arrived, info.metadata)
 
         with suppress(DolmenError):  # whoever reads it learns that it is damaged all the same
-            await self._change(damaged.info.name, decide, whole=True, grows=False)
-
-    async def _change(
-        self,
-        name: str,
-        decide: Callable[[Entry | None], Awaitable[tuple[T, Entry | None]]],
-        *,
-        guess: bool = False,
-        whole: bool = False,
-        grows: bool = True,
-        mark: bytes | None = None,
-    ) -> T:
-        """Replace the entry of a name by what `decide` makes of it; returns its answer.
-
-        What `decide` returns unchanged is kept. With `guess` it is first asked about a free
-        name, without reading; `whole` when it needs the body too. `mark` is that of the upload
-        the new entry refers to.
-        """
-        partition = partition_of(name)
-        key, slot_key = entry_key(partition, name), partition_key(b"d", partition)
-        keys = [key, slot_key] if self.capabilities.digests else [key]
-        async with self._turns.setdefault(partition, asyncio.Lock()):
-            if guess:
-                found: Sequence[bytes | None] = [None, self._slots.get(partition)]
-            else:
-                found = await self._driver.get(keys, head=not whole)
-            for _ in range(_ATTEMPTS):
-                current = await self._entry(key, found[0])
-                answer, new = await decide(current)
-                if new is current:
-                    return answer
-                old = current.front if current else None
-                changes = [Change(key, old, new.encode() if new else None)]
-                if self.capabilities.digests:
-                    slot = _recounted(found[1], current, new)
-                    changes.append(Change(slot_key, found[1], slot))
-                if mark is not None and new is not None:
-                    changes.append(Change(mark_key(partition, new.upload), mark, None))
-                if current and current.upload not in (NOBODY, new.upload if new else NOBODY):
-                    changes.append(self._parts.replaced(current))
-                there = await self._driver.swap(changes, grows=grows)
-                if there is None:
-                    if self.capabilities.digests:
-                        self._slots[partition] = slot
-                    return answer
-                if mark is not None and there[len(keys)] != mark:
-                    raise Unavailable(f"the upload of {name} took over a day; start again")
-                found = await self._driver.get(keys) if whole else there
-        raise Unavailable(f"{name} was changed by others {_ATTEMPTS} times meanwhile; try again")
+            await self._entries.change(damaged.info.name, decide, whole=True, grows=False)
 
     # Reading
 
     async def get(self, name: str, *, byte_range: Range | None = None) -> Blob:
         """See `BlobStore.get`."""
-        [value] = await self._driver.get([entry_key(partition_of(check_name(name)), name)])
-        entry = _live(name, decode(value) if value else None)
+        entry = _live(name, await self._entries.get(check_name(name), whole=True))
         info, (start, stop) = entry.info, byte_range or (0, entry.info.size)
         if entry.upload != NOBODY:
             stop = min(stop, info.size)
@@ -284,8 +210,7 @@ class KeyedStore(OneByOne):
                 async for piece in pieces:
                     yield piece
         except Corrupt as error:
-            key = entry_key(partition_of(name), name)
-            current = await self._entry(key, (await self._driver.get([key], head=True))[0])
+            current = await self._entries.get(name)
             if current is None or current.upload != entry.upload:
                 why = f"{name} was deleted or replaced while it was read"
                 raise Unavailable(why) from error
@@ -294,15 +219,7 @@ class KeyedStore(OneByOne):
 
     async def stat(self, name: str) -> BlobInfo:
         """See `BlobStore.stat`."""
-        key = entry_key(partition_of(check_name(name)), name)
-        [value] = await self._driver.get([key], head=True)
-        return _live(name, await self._entry(key, value)).info
-
-    async def _entry(self, key: bytes, value: bytes | None) -> Entry | None:
-        """The entry of a key whose value is this, or begins so."""
-        if value is not None and front_size(value) > len(value):
-            [value] = await self._driver.get([key])
-        return decode(value) if value is not None else None
+        return _live(name, await self._entries.get(check_name(name))).info
 
     async def list(self, listing: Listing = EVERYTHING) -> AsyncIterator[BlobInfo]:
         """See `BlobStore.list`."""
@@ -314,27 +231,30 @@ class KeyedStore(OneByOne):
             start = partition_key(b"e", first)
             if after is not None and first == begin:
                 start = entry_key(begin, after) + b"\0"
-            stop = partition_key(b"e", last) + b"\xff"  # behind every name
-            async with closing(self._driver.scan(start, stop, head=True)) as pages:
-                async for page in pages:
-                    for key, value in page:
-                        if not key.startswith(prefix, 3) or int.from_bytes(key[1:3]) not in wanted:
-                            continue
-                        entry = await self._entry(key, value)
-                        if entry is None or entry.damaged != listing.quarantined:
-                            continue
-                        if listing.tombstones or entry.info.kind != Kind.TOMBSTONE:
-                            yield entry.info
+            stop = partition_key(b"e", last) + END
+            async with closing(self._entries.scan(start, stop)) as entries:
+                async for key, entry in entries:
+                    if not key.startswith(prefix, 5) or partition_in(key) not in wanted:
+                        continue
+                    damaged = entry is None or entry.damaged
+                    info = (
+                        entry.info
+                        if entry
+                        else BlobInfo(name_in(key), 0, Kind.BLOB, 0, NO_CHECKSUM)
+                    )
+                    shown = listing.tombstones or info.kind != Kind.TOMBSTONE
+                    if damaged == listing.quarantined and shown:
+                        yield info
 
     async def digests(self) -> Digests:
         """See `BlobStore.digests`."""
         if not self.capabilities.digests:
             return await self._digests_by_listing()
         encoded: list[bytes] = []
-        async with closing(self._driver.scan(b"d\0\0", b"d\xff\xff\xff")) as pages:
+        async with closing(self._driver.scan(b"d0000", b"dffff" + END)) as pages:
             async for page in pages:
                 for key, value in page:
-                    encoded += (key[2:0:-1], value)  # the partition, little-endian
+                    encoded += (partition_in(key).to_bytes(2, "little"), value)
         return Digests.decode(b"".join(encoded))
 
     async def _digests_by_listing(self) -> Digests:
@@ -358,7 +278,7 @@ class KeyedStore(OneByOne):
     async def notes(self) -> dict[str, bytes]:
         """See `BlobStore.notes`. A new store gets its identity with the first call."""
         notes: dict[str, bytes] = {}
-        async with closing(self._driver.scan(NOTES, NOTES + b"\xff" * 17)) as pages:
+        async with closing(self._driver.scan(NOTES, NOTES + END)) as pages:
             async for page in pages:
                 notes.update(decode_note(value) for _, value in page)
         if IDENTITY not in notes:
@@ -376,16 +296,6 @@ class KeyedStore(OneByOne):
         """See `BlobStore.aclose`."""
         await self._parts.aclose()
         await self._driver.aclose()
-
-
-def _recounted(value: bytes | None, old: Entry | None, new: Entry | None) -> bytes | None:
-    """The digest of a partition after one entry took the place of another."""
-    slot = decode_slot(value)
-    if old is not None:
-        old.count(slot, out=True)
-    if new is not None:
-        new.count(slot)
-    return encode_slot(slot)
 
 
 def _live(name: str, entry: Entry | None) -> Entry:

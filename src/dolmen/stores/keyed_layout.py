@@ -1,18 +1,18 @@
 """How blobs lie under the keys of a driver. Read first: `dolmen.stores.driver`.
 
-Every key begins with a letter and a partition (2 bytes, big-endian), so that keys of one
-letter ascend in list order:
+Every key is text and begins with a letter and a partition (4 hex digits), so that keys of
+one letter ascend in list order:
 
     e PARTITION NAME           an entry
     d PARTITION                the digest of a partition: count, bytes, XOR (`dolmen.digests`)
-    p PARTITION UPLOAD NUMBER  a part of a large blob: UPLOAD 16 bytes, NUMBER 4, big-endian
+    p PARTITION UPLOAD NUMBER  a part of a large blob: UPLOAD 32 hex digits, NUMBER 8
     u PARTITION UPLOAD         parts that no entry refers to: when they are due, their number
     n 0000 HASH                a note: 2 bytes length of its key, the key, the value; HASH is
-                               the first 16 bytes of the key's BLAKE3
+                               32 hex digits of the key's BLAKE3
 
 An entry is its *front* and its body. The front: 2 bytes with its own length (these
 included, little-endian), 1 byte that is 1 in quarantine, and the head of a record
-(`dolmen.record`) whose sequence is the second of arrival and whose owner is the upload that
+(`dolmen.record`) with the second of arrival, whose owner is the upload that
 wrote the parts, or zero. The body is the data of a blob of up to 64 KiB, or the CRC-32C of
 every part. Two entries with equal fronts are the same write, so a swap compares fronts.
 Entries in quarantine are not counted in the digest.
@@ -35,7 +35,9 @@ from dolmen.store import NO_CHECKSUM, BlobInfo
 INLINE = 65_536
 """The most bytes of data that lie in the entry itself."""
 SUM_SIZE = 4
-NOTES = b"n\0\0"
+NOTES = b"n0000"
+END = b"\xff"
+"""Behind whatever begins alike."""
 _LEAD = struct.Struct("<HB")
 _SUM = struct.Struct("<I")
 _SLOT = struct.Struct("<IQ16s")
@@ -44,22 +46,22 @@ _MARK = struct.Struct(">QI")
 
 def partition_key(letter: bytes, partition: int) -> bytes:
     """What the keys of a letter and partition begin with."""
-    return letter + partition.to_bytes(2)
+    return b"%b%04x" % (letter, partition)
 
 
 def entry_key(partition: int, name: str) -> bytes:
     """The key of an entry."""
-    return b"e" + partition.to_bytes(2) + name.encode()
+    return b"e%04x%b" % (partition, name.encode())
 
 
 def part_key(partition: int, upload: bytes, number: int) -> bytes:
     """The key of a part."""
-    return b"p" + partition.to_bytes(2) + upload + number.to_bytes(4)
+    return b"p%04x%b%08x" % (partition, upload.hex().encode(), number)
 
 
 def mark_key(partition: int, upload: bytes) -> bytes:
     """The key that says that no entry refers to the parts of an upload."""
-    return b"u" + partition.to_bytes(2) + upload
+    return b"u%04x%b" % (partition, upload.hex().encode())
 
 
 def encode_mark(due: float, parts: int) -> bytes:
@@ -74,10 +76,13 @@ def decode_mark(value: bytes) -> tuple[int, int]:
 
 
 def encode_slot(slot: Slot) -> bytes | None:
-    """The digest of a partition; None for an empty one."""
-    return (
-        _SLOT.pack(slot.count, slot.size, slot.xor.to_bytes(16, "little")) if slot.count else None
-    )
+    """The digest of a partition; None for an empty one.
+
+    An engine that evicts may have dropped it meanwhile, so more may go than is counted.
+    """
+    if slot.count <= 0:
+        return None
+    return _SLOT.pack(slot.count, max(slot.size, 0), slot.xor.to_bytes(16, "little"))
 
 
 def decode_slot(value: bytes | None) -> Slot:
@@ -91,13 +96,23 @@ def decode_slot(value: bytes | None) -> Slot:
 def encode_note(key: str, value: bytes) -> tuple[bytes, bytes]:
     """The key and the value of a note."""
     name = key.encode()
-    return NOTES + blake3(name).digest(16), len(name).to_bytes(2) + name + value
+    return NOTES + blake3(name).hexdigest(16).encode(), len(name).to_bytes(2) + name + value
 
 
 def decode_note(value: bytes) -> tuple[str, bytes]:
     """The key and the value that were noted."""
     stop = 2 + int.from_bytes(value[:2])
     return value[2:stop].decode(), value[stop:]
+
+
+def partition_in(key: bytes) -> int:
+    """The partition in a key."""
+    return int(key[1:5], 16)
+
+
+def name_in(key: bytes) -> str:
+    """The name in the key of an entry."""
+    return key[5:].decode()
 
 
 def sum_of(part: bytes | memoryview) -> bytes:
@@ -107,7 +122,7 @@ def sum_of(part: bytes | memoryview) -> bytes:
 
 def front_size(value: bytes) -> int:
     """How many bytes of an entry are its front."""
-    return value[0] | value[1] << 8
+    return int.from_bytes(value[:2], "little")
 
 
 @dataclass(slots=True)
@@ -135,7 +150,7 @@ class Entry:
             info.size,
             stamp,
             info.checksum,
-            sequence=arrived,
+            arrived=arrived,
             owner=self.upload,
         )
         front = _LEAD.pack(_LEAD.size + len(head), self.damaged) + head
@@ -171,7 +186,7 @@ def decode(value: bytes) -> Entry:
         head.stamp,
         head.checksum,
         head.metadata,
-        head.sequence,
+        head.arrived,
     )
     size = front_size(value)
     return Entry(info, head.owner, bool(value[2]), memoryview(value)[size:], value[:size])

@@ -30,12 +30,14 @@ from dolmen.record import NOBODY
 from dolmen.stores.base import UnderWay
 from dolmen.stores.driver import Change, Driver
 from dolmen.stores.keyed_layout import (
+    END,
     SUM_SIZE,
     Entry,
     decode_mark,
     encode_mark,
     mark_key,
     part_key,
+    partition_in,
     sum_of,
 )
 
@@ -89,7 +91,10 @@ class Parts:
     async def send(self, upload: Upload, payload: Payload) -> None:
         """Keep the parts of a payload; raises what reading and keeping it raise."""
         hasher = blake3()
-        await self._driver.swap([Change(upload.key, None, upload.mark)])
+        try:
+            await self._driver.swap([Change(upload.key, None, upload.mark)])
+        except OutcomeUnknown as error:  # nobody sees a mark either
+            raise Unavailable(str(error)) from error
         async with closing(self._cut(payload)) as parts:
             async for part in parts:
                 hasher.update(part)
@@ -135,7 +140,7 @@ class Parts:
 
     async def sweep(self) -> None:
         """Delete what is due."""
-        async with closing(self._driver.scan(b"u\0\0", b"u\xff\xff\xff")) as pages:
+        async with closing(self._driver.scan(b"u0000", b"uffff" + END)) as pages:
             async for page in pages:
                 for key, mark in page:
                     if decode_mark(mark)[0] <= self._now():
@@ -185,7 +190,8 @@ class Parts:
 
     async def _drop(self, key: bytes, mark: bytes) -> None:
         """Delete the parts of this mark, unless an entry refers to them by now."""
-        partition, upload, (_, count) = int.from_bytes(key[1:3]), key[3:], decode_mark(mark)
+        partition, upload = partition_in(key), bytes.fromhex(key[5:].decode())
+        _, count = decode_mark(mark)
         claimed = encode_mark(0, count)
         if await self._driver.swap([Change(key, mark, claimed)], grows=False) is not None:
             return

@@ -110,25 +110,13 @@ class MemcachedDriver:
         self._prefix = prefix.encode() + b":"
 
     def _server(self, key: bytes) -> _Server:
-        return self._servers[int.from_bytes(key[1:3]) % len(self._servers)]
-
-    def _item(self, key: bytes) -> bytes:
-        """A key as memcached takes it, without bytes that are no text."""
-        letter, rest = key[:1], key[3:]
-        text = rest if letter == b"e" else rest.hex().encode()
-        return self._prefix + letter + key[1:3].hex().encode() + text
-
-    def _key(self, item: bytes) -> bytes:
-        letter, rest = item[:1], item[5:]
-        partition = bytes.fromhex(item[1:5].decode())
-        return letter + partition + (rest if letter == b"e" else bytes.fromhex(rest.decode()))
+        return self._servers[int(key[1:5], 16) % len(self._servers)]
 
     async def get(self, keys: Sequence[bytes], *, head: bool = False) -> list[bytes | None]:
         """See `Driver.get`."""
-        asked = [
-            self._server(key).asks.ask(Request(b"mg %b v\r\n" % self._item(key))) for key in keys
-        ]
-        answers: list[Answer] = await asyncio.gather(*asked)
+        requests = [Request(b"mg %b v\r\n" % (self._prefix + key)) for key in keys]
+        server = self._server(keys[0])
+        answers: list[Answer] = await asyncio.gather(*map(server.asks.ask, requests))
         size = HEAD if head else None
         return [value[:size] if words[0] == b"VA" else None for words, value in answers]
 
@@ -142,7 +130,7 @@ class MemcachedDriver:
         (key, old, new), *others = changes
         mode = b"ME"  # add
         if old is not None:
-            ask = Request(b"mg %b v c\r\n" % self._item(key))
+            ask = Request(b"mg %b v c\r\n" % (self._prefix + key))
             words, value = await self._server(key).asks.ask(ask)
             if words[0] != b"VA" or not value.startswith(old):
                 return await self.get([change.key for change in changes], head=True)
@@ -156,9 +144,14 @@ class MemcachedDriver:
     async def _write(self, key: bytes, value: bytes | memoryview | None, mode: bytes = b"") -> bool:
         """Store or forget a value; whether `mode` let it."""
         if value is None:
-            command = b"md %b %b\r\n" % (self._item(key), mode)
+            command = b"md %b %b\r\n" % (self._prefix + key, mode)
         else:
-            command = b"ms %b %d %b\r\n%b\r\n" % (self._item(key), len(value), mode, bytes(value))
+            command = b"ms %b %d %b\r\n%b\r\n" % (
+                self._prefix + key,
+                len(value),
+                mode,
+                bytes(value),
+            )
         words, _ = await self._server(key).asks.ask(Request(command, writes=True))
         return bool(words[0] == b"HD")
 
@@ -180,12 +173,13 @@ class MemcachedDriver:
             for line in await server.lines(b"lru_crawler metadump hash\r\n"):
                 item = unquote_to_bytes(line.partition(b" ")[0].removeprefix(b"key="))
                 if item.startswith(own):
-                    found.add(self._key(item.removeprefix(self._prefix)))
+                    found.add(item.removeprefix(self._prefix))
         keys = sorted(key for key in found if start <= key < stop)
         for at in range(0, len(keys), _PAGE):
             page = keys[at : at + _PAGE]
-            values = zip(page, await self.get(page, head=head), strict=True)
-            yield [(key, value) for key, value in values if value is not None]
+            values = await asyncio.gather(*(self.get([key], head=head) for key in page))
+            pairs = zip(page, values, strict=True)
+            yield [(key, value) for key, [value] in pairs if value is not None]
 
     async def condition(self) -> Condition:
         """See `Driver.condition`: memory, and whether some was needed for something else."""

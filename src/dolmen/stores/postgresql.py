@@ -80,7 +80,8 @@ MIGRATIONS = (
     DECLARE stale integer[];
     BEGIN
         PERFORM pg_advisory_xact_lock('dolmen_kept'::regclass::oid::integer, number)
-            FROM (SELECT DISTINCT get_byte(k, 1) * 256 + get_byte(k, 2) AS number
+            FROM (SELECT DISTINCT
+                ('x' || encode(substring(k FROM 2 FOR 4), 'escape'))::bit(16)::integer AS number
                 FROM unnest(keys) AS k ORDER BY number) AS partitions;
         SELECT array_agg(DISTINCT g) INTO stale FROM (
             SELECT g, k, o, row_number() OVER (PARTITION BY k ORDER BY g) AS nth

@@ -12,7 +12,7 @@ What it promises:
   policy that evicts loses blobs, and digests may go on counting them.
 * **Restart or failover**: what was on its way fails; nothing is repeated.
 
-Every key carries one of 256 hash tags, the high byte of its partition, so a cluster keeps
+Every key carries one of 256 hash tags, the first two digits of its partition, so a cluster keeps
 what belongs to a name on one server. For each tag there is a sorted set (all scores 0) of
 the keys that were swapped in, for `scan`:
 
@@ -88,7 +88,8 @@ class RedisDriver:
             durable=True, largest=5 << 30, digests=True, ordered=True, conflicts=True
         )
         self._servers = Servers(address, durable=self._durable, patience=patience)
-        self._spaces = [b"%b:{%02x}:" % (address.prefix.encode(), tag) for tag in range(256)]
+        prefix = address.prefix.encode()
+        self._spaces = [b"%b:{%02x}:" % (prefix, tag) for tag in range(256)]
         self._swap = self._servers.script(_SWAP)
 
     def _durable(self, durable: bool) -> None:
@@ -96,7 +97,7 @@ class RedisDriver:
 
     async def get(self, keys: Sequence[bytes], *, head: bool = False) -> list[bytes | None]:
         """See `Driver.get`."""
-        tag = keys[0][1]
+        tag = int(keys[0][1:3], 16)
         space = self._spaces[tag]
         if head:
             commands: list[Command] = [(b"GETRANGE", space + key, 0, HEAD - 1) for key in keys]
@@ -109,7 +110,7 @@ class RedisDriver:
         self, changes: Sequence[Change], *, grows: bool = True
     ) -> list[bytes | None] | None:
         """See `Driver.swap`."""
-        tag = changes[0].key[1]
+        tag = int(changes[0].key[1:3], 16)
         space = self._spaces[tag]
         command: list[bytes | int] = [b"EVALSHA", self._swap, 1 + len(changes), space]
         command += [space + change.key for change in changes]
@@ -122,19 +123,19 @@ class RedisDriver:
 
     async def set(self, key: bytes, value: bytes | memoryview) -> None:
         """See `Driver.set`."""
-        tag = key[1]
+        tag = int(key[1:3], 16)
         await self._servers.ask(tag, [(b"SET", self._spaces[tag] + key, value)], "bulk")
 
     async def delete(self, keys: Sequence[bytes]) -> None:
         """See `Driver.delete`."""
-        tag = keys[0][1]
+        tag = int(keys[0][1:3], 16)
         await self._servers.ask(tag, [(b"UNLINK", self._spaces[tag] + key) for key in keys], "bulk")
 
     async def scan(
         self, start: bytes, stop: bytes, *, head: bool = False
     ) -> AsyncIterator[Sequence[tuple[bytes, bytes]]]:
         """See `Driver.scan`."""
-        for tag in range(start[1], stop[1] + 1):
+        for tag in range(int(start[1:3], 16), int(stop[1:3], 16) + 1):
             space = self._spaces[tag]
             low, high = b"[" + space + start, b"(" + space + stop
             while True:

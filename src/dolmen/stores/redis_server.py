@@ -34,7 +34,7 @@ from dolmen.stores.redis_settings import CLUSTER, SETTINGS, Address, Place, Stat
 
 Command = tuple[bytes | memoryview | int, ...]
 
-_LANES = {"reads": (2, 128), "writes": (4, 128), "bulk": (2, 4)}
+_LANES = {"reads": (2, 128), "writes": (8, 8), "bulk": (2, 4)}
 """Connections of each kind, and how many questions share a round trip."""
 _CHANGES = frozenset((b"EVAL", b"EVALSHA", b"SET", b"UNLINK"))
 _PASSING = (
@@ -85,12 +85,12 @@ class Servers:
 
     async def _again(self, server: _Server, command: Command, refusal: Exception, lane: str) -> Any:
         """The reply to a command that was refused, from where it belongs."""
+        asking: list[Command] = []
         for hop in range(_HOPS):
             if isinstance(refusal, DolmenError):
                 self._stale = self._cluster
                 raise refusal
             code, *rest = str(refusal).split(" ")
-            asking: list[Command] = []
             if code == "NOSCRIPT":
                 command = (b"EVAL", self._scripts[command[1]], *command[2:])
             elif code in ("MOVED", "ASK") and self._cluster:

@@ -4,10 +4,10 @@ Both forms are binary and little-endian, written and read here for both sides; `
 says which request uses which.
 
 An **entry** says what is known of a blob without its bytes: the head of its record
-(`dolmen.record`, whose length is the blob's size, with nothing behind it) and 8 bytes, the second
-of its arrival. An entry of kind REFUSED is a name that failed; its metadata is the error
-(`errors.to_text`), its stamp that of the tombstone behind a `NotFound`. The last entry is of kind
-MARK: its name is where the next page begins, or empty at the end. A stream without it was cut.
+(`dolmen.record`), whose length is the blob's size, with nothing behind it. An entry of kind
+REFUSED is a name that failed; its metadata is the error (`errors.to_text`), its stamp that of the
+tombstone behind a `NotFound`. The last entry is of kind MARK: its name is where the next page
+begins, or empty at the end. A stream without it was cut.
 
 An **answer** to a write is 9 bytes: a byte for the outcome (0 created, 1 unchanged, 2 superseded)
 and the stamp that is now current; or, for a write that failed, a byte 255, the stamp as above, 4
@@ -27,7 +27,6 @@ from dolmen.payload import Piece
 from dolmen.record import HEADER_SIZE, Kind, decode_head, encode_head, head_size
 from dolmen.store import NO_CHECKSUM, BlobInfo, Failed, Outcome, Put
 
-_ARRIVED = struct.Struct("<Q")
 _ANSWER = struct.Struct("<BQ")
 _LENGTH = struct.Struct("<I")
 _OUTCOMES = [Outcome.CREATED, Outcome.UNCHANGED, Outcome.SUPERSEDED]
@@ -61,19 +60,19 @@ async def encode_entries(
 
 def _entry(item: BlobInfo | Failed) -> bytes:
     if isinstance(item, BlobInfo):
-        head = encode_head(
-            item.kind, item.name.encode(), item.metadata, item.size, item.stamp, item.checksum
-        )
-        return head + _ARRIVED.pack(item.arrived)
+        name = item.name.encode()
+        return encode_head(
+            item.kind, name, item.metadata, item.size, item.stamp, item.checksum,
+            arrived=item.arrived,
+        )  # fmt: skip
     name = item.name.encode("ascii", "replace")[:128]
     text = to_text(item.error).encode()[:METADATA_MAX]
     stamp = getattr(item.error, "stamp", 0)
-    return encode_head(Kind.REFUSED, name, text, 0, stamp, NO_CHECKSUM) + _ARRIVED.pack(0)
+    return encode_head(Kind.REFUSED, name, text, 0, stamp, NO_CHECKSUM)
 
 
 def _mark(following: str) -> bytes:
-    head = encode_head(Kind.MARK, following.encode(), b"", 0, 0, NO_CHECKSUM)
-    return head + _ARRIVED.pack(0)
+    return encode_head(Kind.MARK, following.encode(), b"", 0, 0, NO_CHECKSUM)
 
 
 class EntryReader:
@@ -105,13 +104,12 @@ class EntryReader:
         at = 0
         while len(buffer) - at >= HEADER_SIZE:
             stop = at + head_size(buffer, at)
-            if stop + _ARRIVED.size > len(buffer):
+            if stop > len(buffer):
                 return
             if self._ended:
                 raise Corrupt("something follows the end of the answer")
             head = decode_head(buffer, at)
-            (arrived,) = _ARRIVED.unpack_from(buffer, stop)
-            at = stop + _ARRIVED.size
+            at = stop
             name = head.name.decode("ascii", "replace")
             if head.kind == Kind.MARK:
                 self._ended, self.next_page = True, name or None
@@ -122,7 +120,7 @@ class EntryReader:
             elif head.kind in _LISTED:
                 info = BlobInfo(
                     _checked(name, head.metadata),
-                    head.length, head.kind, head.stamp, head.checksum, head.metadata, arrived,
+                    head.length, head.kind, head.stamp, head.checksum, head.metadata, head.arrived,
                 )  # fmt: skip
                 yield at, info
             else:

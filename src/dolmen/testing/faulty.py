@@ -1,6 +1,6 @@
 """A blob store that fails on demand, for testing whatever stands on top of one.
 
-`FaultyStore(store)` passes everything on to `store`, except where it is told to fail:
+`FaultyStore(store)` passes everything on to `store`, except where a test asks it to fail:
 
 - `faulty.script("put", Fault.UNHEARD, None, Full("no room"))`: the next puts meet
   these one after the other; None goes well, an error is raised in place of asking.

@@ -338,7 +338,7 @@ class Modelled(Suite):
             place = next(self._places(tmp_path))
             store = runner.run(self.make_store(place))
 
-            @examples(4 * self.model_examples)
+            @examples(2 * self.model_examples)
             @given(writes=st.lists(lasting, min_size=2, max_size=12), data=st.data())
             def converge(writes: list[Write], data: st.DataObject) -> None:
                 runner.run(arrive(store, data.draw(st.permutations(writes + writes[:3]))))

@@ -1,0 +1,378 @@
+"""Buckets that are not there, refuse, stall, die, come back, are full, or give back damage."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Self, cast
+
+import pytest
+
+from dolmen.errors import BadSetting, Corrupt, Full, NotFound, OutcomeUnknown, Unavailable
+from dolmen.metadata import encode
+from dolmen.names import checksum_of
+from dolmen.payload import Bytes, Piece, Stream
+from dolmen.store import IDENTITY, BlobStore, Outcome
+from dolmen.stores import open_store
+from dolmen.stores.bucket import BucketStore
+from dolmen.stores.bucket_client import Client
+from dolmen.stores.bucket_data import PART
+from dolmen.testing import calls
+from dolmen.testing.conformance.material import at, content, names, noise
+from engines.azurite import Azurite
+from engines.buckets import everything, opened
+from engines.google import Google
+from engines.moto import Moto
+from engines.programs import free_port
+from engines.rclone import KEY, SECRET, Rclone
+
+SHORT, LONG = encode([(b"a", b"b")]), encode([(b"a", bytes(200))])  # in the key, in the object
+
+
+@pytest.fixture
+def own_rclone(tmp_path: Path) -> Iterator[Rclone]:
+    """One for a test that does things to it."""
+    with Rclone(tmp_path / "rclone") as server:
+        yield server
+
+
+@pytest.fixture
+async def store(rclone: Rclone) -> AsyncIterator[BucketStore]:
+    """An empty store."""
+    store = opened(rclone.url(os.urandom(8).hex()))
+    yield store
+    await store.aclose()
+
+
+def every_call(store: BlobStore) -> dict[str, Callable[[], Awaitable[object]]]:
+    return {
+        "get": lambda: store.get("name"),
+        "stat": lambda: store.stat("name"),
+        "list": lambda: names(store.list()),
+        "digests": store.digests,
+        "notes": store.notes,
+        "condition": store.condition,
+        "put": lambda: calls.put(store, "name", Bytes(b"data")),
+        "put large": lambda: calls.put(store, "name", Bytes(bytes(100_000))),
+        "touch": lambda: calls.touch(store, "name", stamp=at(2), checksum=bytes(16)),
+        "delete": lambda: calls.delete(store, "name"),
+        "remove": lambda: calls.remove(store, "name", if_stamp=at(1)),
+        "note": lambda: store.note("key", b"value"),
+    }
+
+
+async def assert_refused(store: BlobStore, match: str) -> None:
+    """Every call gives the same reason."""
+    for call in every_call(store).values():
+        with pytest.raises(Unavailable, match=match):
+            await call()
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("s3://", "names no bucket"),
+        ("s3:///path", "names no bucket"),
+        ("s3://bucket?colour=blue", "'colour' is not valid"),
+        ("s3://bucket?timeout=long", "failed to parse"),
+        ("s3://user:hidden@bucket/path", "names no bucket"),
+        ("az://container", "Account must be specified"),
+        ("az://container?account_name=x&account_key=hidden", "Invalid Access Key"),
+        ("gs://bucket?service_account_key=hidden", "can't be used"),
+    ],
+)
+async def test_a_url_that_cannot_be_used_is_refused_in_a_line_without_secrets(
+    url: str, reason: str
+) -> None:
+    with pytest.raises(BadSetting) as caught:
+        await open_store(url)
+    assert reason in str(caught.value)
+    assert "hidden" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+async def test_a_wrong_bucket_or_key_is_refused_at_once_and_no_key_is_shown(
+    rclone: Rclone, moto: Moto, google: Google, azurite: Azurite
+) -> None:
+    absent = r"nowhere.* is not there .*: create it, or correct"
+    for url, reason in (
+        (rclone.url("x", bucket="nowhere"), absent),
+        (moto.absent("nowhere"), absent),
+        (google.absent("nowhere"), absent),
+        (azurite.url("x", container="nowhere"), absent),
+        (rclone.url("x", secret="d3Jvbmc="), "refuses access"),
+        (azurite.url("x", key="d3Jvbmc="), "refuses access"),
+    ):
+        with pytest.raises(BadSetting, match=reason) as caught:
+            await open_store(url)
+        assert "d3Jvbmc" not in str(caught.value)
+        await assert_refused(opened(url), reason)
+
+
+async def test_nobody_listening_is_unavailable_until_somebody_does(tmp_path: Path) -> None:
+    server = Rclone(tmp_path)
+    server.port = free_port()
+    store = await open_store(server.url("x"))
+    await assert_refused(store, "can't be reached")
+    with server:
+        assert (await calls.put(store, "name", Bytes(b"data"))).outcome is Outcome.CREATED
+        assert await content(store, "name") == b"data"
+    await assert_refused(store, "can't be reached")
+    await store.aclose()
+
+
+async def test_credentials_and_settings_come_from_the_environment_too(
+    rclone: Rclone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{rclone.port}")
+    store = await open_store("s3://bucket/environment")
+    await calls.put(store, "name", Bytes(b"data"))
+    assert await content(store, "name") == b"data"
+    await store.aclose()
+
+
+async def test_a_server_killed_during_a_put_shows_no_half_of_it(own_rclone: Rclone) -> None:
+    data = noise(3 * PART + 7)
+    store = opened(own_rclone.url("x"))
+    await calls.put(store, "before", Bytes(b"before"), stamp=at(1))
+
+    async def opened_() -> AsyncIterator[Piece]:
+        yield data[: PART + 1]
+        while len(await everything(store._client)) < 2:
+            await asyncio.sleep(0)  # a part is on its way
+        own_rclone.kill()
+        yield data[PART + 1 :]
+
+    with pytest.raises(Unavailable):
+        await calls.put(store, "name", Stream(len(data), opened_))
+    own_rclone.start()
+    assert await names(calls.listing(store, tombstones=True)) == ["before"]
+    assert (await calls.put(store, "name", Bytes(data))).outcome is Outcome.CREATED
+    assert await content(store, "name") == data
+    await store.aclose()
+
+
+async def test_a_server_that_stalls_is_given_up(own_rclone: Rclone) -> None:
+    store = opened(own_rclone.url("x") + "&timeout=500ms")
+    await calls.put(store, "name", Bytes(b"data"), stamp=at(1))
+    own_rclone.signal(signal.SIGSTOP)
+    for call in ("get", "put", "put large"):
+        with pytest.raises(Unavailable):
+            await every_call(store)[call]()
+    with pytest.raises(OutcomeUnknown):  # what makes a write current was sent
+        await store._client.put("heads/0000/x!/x", b"")
+    own_rclone.signal(signal.SIGCONT)
+    assert await content(store, "name") == b"data"
+    await store.aclose()
+
+
+async def test_closing_waits_for_what_is_being_written(rclone: Rclone) -> None:
+    store = opened(rclone.url("closing"))
+    put = asyncio.ensure_future(calls.put(store, "name", Bytes(noise(PART))))
+    await asyncio.sleep(0)
+    await store.aclose()
+    assert put.done()
+    assert (await put).outcome is Outcome.CREATED
+    await assert_refused(store, "closed")
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "empty", "grow", "lose"])
+@pytest.mark.parametrize("meta", [SHORT, LONG], ids=["short", "long"])
+@pytest.mark.parametrize("size", [10, 100_000, 5_000_000])
+async def test_damage_is_noticed_and_healed_by_a_put(
+    rclone: Rclone, store: BucketStore, size: int, meta: bytes, harm: str
+) -> None:
+    data = noise(size)
+    await calls.put(store, "name", Bytes(b"overruled"), stamp=at(4))
+    await calls.put(store, "name", Bytes(data), stamp=at(5), meta=meta)
+    await calls.put(store, "other", Bytes(b"other"), stamp=at(1))
+    kept = "heads" if size <= 65_536 else "data"
+    path = [path for path in await everything(store._client) if f"{kept}/" in path]
+    target = next(one for one in reversed(path) if "/name!/" in one)
+    whole = bytes(await store._client.get(target) or b"")
+    changed = {
+        "flip": whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:],
+        "cut": whole[:-1],
+        "empty": b"",
+        "grow": whole + b"x",
+    }
+    if harm != "lose":
+        await store._client.replace(target, changed[harm])
+    elif kept == "data":
+        await store._client.delete([target])
+    else:
+        return  # a head that is lost was never there
+    with pytest.raises(NotFound):
+        await calls.touch(store, "name", stamp=at(6), checksum=checksum_of(data))
+    for call in (store.get, store.stat):
+        with pytest.raises(Corrupt):
+            await call("name")
+    assert await names(store.list()) == ["other"]
+    assert [name async for name in calls.quarantined(store)] == ["name"]
+    assert (await store.digests()).count == 1
+    older = await calls.put(store, "name", Bytes(b"overruled"), stamp=at(4))
+    assert older == (Outcome.SUPERSEDED, at(5)), "older content does not take its place"
+    answer = await calls.put(store, "name", Bytes(data), stamp=at(3), meta=meta)
+    assert answer == (Outcome.CREATED, at(3)), "the same content does, whatever its stamp"
+    assert await content(store, "name") == data
+    assert sorted(await names(store.list())) == ["name", "other"]
+    assert [name async for name in calls.quarantined(store)] == []
+
+
+async def test_a_range_past_a_damaged_block_reads_well(store: BucketStore) -> None:
+    data = noise(3_000_000)
+    await calls.put(store, "name", Bytes(data))
+    (path,) = [path for path in await everything(store._client) if path.startswith("data")]
+    whole = bytes(await store._client.get(path) or b"")
+    await store._client.replace(path, b"x" + whole[1:])
+    blob = await store.get("name", byte_range=(1_000_000, 1_000_010))
+    assert blob.payload.whole == data[1_000_000:1_000_010]
+    with pytest.raises(Corrupt):
+        await store.get("name", byte_range=(0, 10))
+
+
+async def test_a_bucket_that_lists_in_no_order_is_refused(
+    store: BucketStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        await calls.put(store, f"n{number}", Bytes(b""))
+    pages = Client.pages
+
+    async def backwards(self: Client, folder: str, after: str | None = None) -> object:
+        async for page in pages(self, folder, after):
+            yield page[::-1]
+
+    monkeypatch.setattr(Client, "pages", backwards)
+    for call in (lambda: names(store.list()), store.digests):
+        with pytest.raises(Unavailable, match="does not list in the order"):
+            await call()
+
+
+async def test_stores_opened_at_once_agree_on_one_identity(moto: Moto, azurite: Azurite) -> None:
+    for url in (moto.url("identity"), azurite.url("identity")):
+        stores = [opened(url) for _ in range(8)]
+        noted = await asyncio.gather(*(store.notes() for store in stores))
+        assert len({notes[IDENTITY] for notes in noted}) == 1
+        assert not await stores[0]._client.create(IDENTITY, b"other")
+        assert (await stores[0].notes())[IDENTITY] == noted[0][IDENTITY]
+
+
+def test_a_process_ends_well_right_after_its_last_answer(rclone: Rclone) -> None:
+    """The driver alone makes some of these abort."""
+    code = f"""
+import asyncio
+from dolmen.payload import Bytes
+from dolmen.store import Write
+from dolmen.stores import open_store
+
+async def main():
+    store = await open_store({rclone.url("ends")!r})
+    await store.write(Write("name", Bytes(bytes(500_000))))
+    print([info.name async for info in store.list()])
+
+asyncio.run(main())
+"""
+    for _ in range(5):
+        ended = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+        assert ended.stdout == b"['name']\n"
+
+
+class Scripted(ThreadingHTTPServer):
+    """A bucket without objects that answers puts with these statuses, one after the other."""
+
+    def __init__(self, *statuses: int) -> None:
+        self.statuses, self.seen = list(statuses), list[str]()
+        super().__init__(("127.0.0.1", 0), Answer)
+
+    def __enter__(self) -> Self:
+        self._thread = Thread(target=self.serve_forever, args=(0.01,))
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self._thread.join()
+        self.server_close()
+
+    def store(self) -> BucketStore:
+        endpoint = f"http://127.0.0.1:{self.server_port}"
+        key = "access_key_id=a&secret_access_key=b"
+        return opened(f"s3://b?endpoint={endpoint}&region=x&{key}")
+
+
+class Answer(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self._answer(200, b"<ListBucketResult></ListBucketResult>")
+
+    def do_PUT(self) -> None:
+        server = cast("Scripted", self.server)
+        server.seen.append("PUT")
+        self.rfile.read(int(self.headers["Content-Length"]))
+        if status := server.statuses.pop(0):
+            self._answer(status, b"")
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("ETag", "x")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+HANGS_UP = 0
+
+
+async def test_a_server_that_failed_is_busy_or_hung_up_is_asked_again() -> None:
+    """As servers do in ordinary operation, the last where a connection was long idle."""
+    with Scripted(500, 503, HANGS_UP, 200) as server:
+        answer = await calls.put(server.store(), "name", Bytes(b"data"))
+        assert answer.outcome is Outcome.CREATED
+        assert server.seen == ["PUT"] * 4
+
+
+@pytest.mark.parametrize(
+    ("statuses", "error"),
+    [
+        ([500] * 4, OutcomeUnknown),
+        ([HANGS_UP] * 4, OutcomeUnknown),
+        ([HANGS_UP, 400], OutcomeUnknown),
+        ([503] * 4, OutcomeUnknown),
+        ([400], Unavailable),
+        ([507], Full),
+    ],
+)
+async def test_how_a_failed_put_is_reported(statuses: list[int], error: type[Exception]) -> None:
+    statuses = [*statuses, *[507] * 3] if statuses == [507] else statuses
+    with Scripted(*statuses) as server:
+        with pytest.raises(error):
+            await calls.put(server.store(), "name", Bytes(b"data"))
+        assert server.statuses == []
+
+
+async def test_a_note_is_not_sent_twice() -> None:
+    """A late copy of it could come after another."""
+    with Scripted(500, 200) as server:
+        with pytest.raises(OutcomeUnknown):
+            await server.store().note("key", b"value")
+        assert server.statuses == [200]
+
+
+async def test_a_bucket_that_takes_no_writes_says_so() -> None:
+    for status, reason in ((507, "no room"), (403, "refuses access")):
+        with Scripted(status) as server:
+            condition = await server.store().condition()
+            assert not condition.writable
+            assert reason in condition.reasons[0]

@@ -1,0 +1,386 @@
+"""What nobody needs goes after a day, what somebody needs stays; ages; numbers of requests."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dolmen.errors import NotFound, OutcomeUnknown, Unavailable
+from dolmen.metadata import encode
+from dolmen.names import checksum_of, partition_of
+from dolmen.payload import Bytes, Piece, Stream
+from dolmen.record import Kind
+from dolmen.store import BlobInfo, Outcome
+from dolmen.stores import bucket_client, bucket_head, bucket_sweep
+from dolmen.stores.bucket import BucketStore
+from dolmen.stores.bucket_client import Client, Found
+from dolmen.stores.bucket_data import GRACE, PART
+from dolmen.stores.bucket_head import head_of, heads_of, new_id
+from dolmen.testing import calls
+from dolmen.testing.conformance.material import at, content, names, noise
+from engines.buckets import Later, everything, opened
+from engines.moto import Moto
+from engines.rclone import Rclone
+
+SMALL, LARGE = noise(1000), noise(100_000)
+DAY = GRACE + 60
+"""A day, and what the server's clock may go on while the test runs."""
+
+
+@pytest.fixture
+def later() -> Later:
+    return Later()
+
+
+@pytest.fixture(params=["rclone", "moto", "azurite", "google"])
+def url(request: pytest.FixtureRequest) -> str:
+    found: str = request.getfixturevalue(request.param).url(f"sweep{os.urandom(8).hex()}")
+    return found
+
+
+@pytest.fixture
+async def store(rclone: Rclone, later: Later) -> AsyncIterator[BucketStore]:
+    """On one server: what holds there does not depend on it."""
+    store = opened(rclone.url(os.urandom(8).hex()), later)
+    yield store
+    await store.aclose()
+
+
+async def test_what_was_outranked_goes_a_day_later(url: str, later: Later) -> None:
+    store = opened(url, later)
+    await calls.put(store, "kept", Bytes(LARGE), stamp=at(1))
+    await calls.put(store, "touched", Bytes(LARGE), stamp=at(1))
+    await calls.touch(store, "touched", stamp=at(2), checksum=checksum_of(LARGE))
+    await calls.put(store, "replaced", Bytes(LARGE), stamp=at(1))
+    await calls.put(store, "replaced", Bytes(noise(100_000, 1)), stamp=at(2))
+    await calls.put(store, "deleted", Bytes(LARGE), stamp=at(1))
+    await calls.delete(store, "deleted", stamp=at(2))
+    everywhere = await everything(store._client)
+    assert len(everywhere) == 7 + 6  # heads and parts
+
+    await store.sweeper.sweep_if_due()
+    assert await everything(store._client) == everywhere
+
+    later.by = DAY
+    before = [info async for info in calls.listing(store, tombstones=True)]
+    await store.sweeper.sweep_if_due()
+    assert len(await everything(store._client)) == 4 + 3
+    assert [info async for info in calls.listing(store, tombstones=True)] == before
+    assert await content(store, "kept") == await content(store, "touched") == LARGE
+    assert await content(store, "replaced") == noise(100_000, 1)
+    with pytest.raises(NotFound) as caught:
+        await store.get("deleted")
+    assert caught.value.stamp == at(2)
+    await store.aclose()
+
+
+async def test_an_upload_that_was_given_up_goes_a_day_later(
+    store: BucketStore, later: Later
+) -> None:
+    async def stops() -> AsyncIterator[Piece]:
+        yield noise(PART + 5)
+        await asyncio.Event().wait()  # for ever
+
+    put = asyncio.ensure_future(calls.put(store, "name", Stream(2 * PART, stops)))
+    while not (left := await everything(store._client)):
+        await asyncio.sleep(0)
+    put.cancel()
+    await asyncio.gather(put, return_exceptions=True)
+    await store.sweeper.sweep_if_due()
+    assert await everything(store._client) == left
+    later.by = DAY
+    await store.sweeper.sweep_if_due()
+    assert await everything(store._client) == []
+
+
+async def test_uploads_refused_leave_nothing_at_once(store: BucketStore) -> None:
+    await calls.delete(store, "name", stamp=at(2))
+    assert (await calls.put(store, "name", Bytes(LARGE), stamp=at(1))).stamp == at(2)
+    assert [path for path in await everything(store._client) if path.startswith("data")] == []
+
+
+@pytest.mark.parametrize("moment", ["between parts", "before the head", "during the head"])
+async def test_a_write_that_took_so_long_that_the_sweep_may_be_near_is_not_acknowledged(
+    store: BucketStore, later: Later, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def slow() -> AsyncIterator[Piece]:
+        yield noise(PART)
+        if moment == "between parts":
+            while not await everything(store._client):
+                await asyncio.sleep(0)
+            later.by = GRACE / 2
+        yield b"rest"
+
+    put = Client.put
+
+    async def late(self: Client, path: str, data: bytes) -> None:
+        await put(self, path, data)
+        if path.startswith("heads") and moment == "during the head":
+            later.by = GRACE / 2
+
+    look = store._look
+
+    async def looks(name: str) -> object:
+        if moment == "before the head":
+            later.by = GRACE / 2
+        return await look(name)
+
+    monkeypatch.setattr(Client, "put", late)
+    monkeypatch.setattr(store, "_look", looks)
+    error = OutcomeUnknown if moment == "during the head" else Unavailable
+    with pytest.raises(error):
+        await calls.put(store, "name", Stream(PART + 4, slow))
+    monkeypatch.undo()
+    if moment != "during the head":
+        assert await everything(store._client) == []
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_writers_sweepers_and_time_together_lose_nothing_acknowledged(
+    rclone: Rclone, later: Later, seed: int
+) -> None:
+    """Several stores on one bucket write, touch, break off and sweep; uploads take days."""
+    rng = random.Random(seed)
+    url = rclone.url(os.urandom(8).hex())
+    stores = [opened(url, later) for _ in range(3)]
+    blobs = {f"n{number}": noise(PART + number, number) for number in range(1, 5)}
+    acknowledged: Counter[str] = Counter()
+
+    async def slow(data: bytes) -> AsyncIterator[Piece]:
+        yield data[:PART]
+        for _ in range(rng.randrange(3)):
+            await asyncio.sleep(0.05)  # some part may be there by now, or not
+            later.by += rng.random() * GRACE / 2
+            await rng.choice(stores).sweeper.sweep_if_due()
+        yield data[PART:]
+
+    async def one(number: int) -> None:
+        store, name = rng.choice(stores), rng.choice(list(blobs))
+        data, stamp = blobs[name], at(number)
+        write = rng.randrange(4)
+        with suppress(NotFound, Unavailable, OutcomeUnknown):
+            if write == 0:
+                answer = await calls.touch(store, name, stamp=stamp, checksum=checksum_of(data))
+            elif write == 1:
+                await store.sweeper.sweep_if_due()
+                return
+            else:
+                payload = Stream(len(data), lambda: slow(data))
+                answer = await calls.put(store, name, payload, stamp=stamp)
+            acknowledged[name] = max(acknowledged[name], answer.stamp)
+
+    async def broken_off(number: int) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(one(number), rng.random() if number % 5 == 0 else 60)
+
+    for first in range(0, 60, 6):
+        await asyncio.gather(*(broken_off(number) for number in range(first, first + 6)))
+        later.by += rng.random() * GRACE
+    for _ in range(2):
+        for name, stamp in acknowledged.items():
+            assert (await stores[0].stat(name)).stamp >= stamp
+            assert await content(stores[1], name) == blobs[name]
+        later.by += DAY
+        await stores[2].sweeper.sweep_if_due()
+    assert acknowledged
+    left = await everything(stores[0]._client)
+    there = await names(stores[0].list())
+    assert len(left) == 3 * len(there), "a head and two parts each, and nothing else"
+
+
+async def test_a_removal_that_is_cut_off_brings_nothing_back(
+    store: BucketStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await calls.put(store, "name", Bytes(b"old"), stamp=at(1))
+    await calls.put(store, "name", Bytes(b"new"), stamp=at(2))
+    await calls.delete(store, "name", stamp=at(3))
+    delete, deleted = store._client.delete, list[int]()
+
+    async def dies(paths: list[str]) -> None:
+        deleted.append(len(paths))
+        if len(deleted) == 2:
+            raise Unavailable("the machine went down")
+        await delete(paths)
+
+    monkeypatch.setattr(store._client, "delete", dies)
+    with pytest.raises(Unavailable):
+        await calls.remove(store, "name", if_stamp=at(3))
+    monkeypatch.undo()
+    assert deleted == [2, 1]
+    with pytest.raises(NotFound) as caught:
+        await store.get("name")
+    assert caught.value.stamp == at(3)
+
+
+async def test_ages_are_those_of_the_bucket(store: BucketStore, later: Later) -> None:
+    for name in ("name", "touched"):
+        await calls.put(store, name, Bytes(b"one"), stamp=at(1))
+    assert not await calls.remove(store, "name", if_stamp=at(1), min_age=60)
+    later.by = 3600
+    assert not await calls.remove(store, "name", if_stamp=at(1), min_age=3660)
+    assert await calls.remove(store, "name", if_stamp=at(1), min_age=3600 - 5)
+    now = await store._client.now(fresh=True) - later.by
+    assert 0 <= now - (await store.stat("touched")).arrived < 60
+
+
+async def test_only_one_of_several_processes_sweeps(
+    rclone: Rclone, store: BucketStore, later: Later
+) -> None:
+    await store.sweeper.sweep_if_due()
+    await calls.put(store, "name", Bytes(b"one"), stamp=at(1))
+    await calls.put(store, "name", Bytes(b"two"), stamp=at(2))
+    later.by = DAY
+    await asyncio.gather(*(store.sweeper.sweep_if_due() for _ in range(3)))
+    assert len(await everything(store._client)) == 1
+
+
+async def test_an_open_store_sweeps_by_itself_and_reports_when_it_cannot(
+    store: BucketStore, later: Later, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bucket_sweep, "_FIRST", 0)
+    monkeypatch.setattr(bucket_sweep, "_NEXT", 0.001)
+    await calls.put(store, "name", Bytes(b"one"), stamp=at(1))
+    await calls.put(store, "name", Bytes(b"two"), stamp=at(2))
+    later.by = DAY
+    store.sweeper.start()
+    while len(await everything(store._client)) > 1:
+        await asyncio.sleep(0)
+
+    async def fails(*, fresh: bool = False) -> float:
+        raise Unavailable(f"no time: {fresh}")
+
+    now, store._client.now = store._client.now, fails  # type: ignore[method-assign]
+    while not store.sweeper.trouble:
+        await asyncio.sleep(0)
+    store._client.now = now  # type: ignore[method-assign]
+    store.sweeper.trouble = "outdated data could not be deleted: for the test"
+    await store.sweeper.aclose()
+    assert "could not be deleted" in (await store.condition()).reasons[0]
+
+
+# Heads: what a key says, and its order.
+
+infos = st.builds(
+    BlobInfo,
+    name=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", fullmatch=True),
+    size=st.integers(0, 1 << 40),
+    kind=st.sampled_from([Kind.BLOB, Kind.MANIFEST, Kind.TOMBSTONE]),
+    stamp=st.integers(0, (1 << 64) - 2),
+    checksum=st.binary(min_size=16, max_size=16),
+    metadata=st.binary(max_size=200).map(lambda value: encode([(b"x", value)])) | st.just(b""),
+)
+
+
+@given(one=infos, other=infos)
+def test_a_key_says_what_it_was_made_of_and_sorts_as_names_do(
+    one: BlobInfo, other: BlobInfo
+) -> None:
+    head = head_of(one, new_id())
+    assert len(head.mark) <= 400
+    assert all(len(word) <= 255 for word in head.mark.split("/"))
+    assert heads_of([Found(head.path, 0)]) == [head]
+    assert head.rank == one.rank
+    within, against = (head_of(info, "0" * 32).path.split("/", 2)[2] for info in (one, other))
+    if one.name != other.name:
+        assert (within < against) == (one.name < other.name)
+    elif one.stamp != other.stamp:
+        assert (within < against) == (one.stamp < other.stamp)
+
+
+def test_the_highest_rank_is_current_and_of_one_write_twice_the_sound_one() -> None:
+    def head(stamp: int, kind: Kind = Kind.BLOB, meta: bytes = b"") -> str:
+        return head_of(BlobInfo("name", 4, kind, stamp, bytes(16), meta), new_id()).path
+
+    rising = [
+        head(1),
+        head(1, meta=encode([(b"a", b"b")])),
+        head(1, Kind.MANIFEST),
+        head(1, Kind.TOMBSTONE),
+        head(2),
+        head(2),
+    ]
+    foreign = ["heads/0000/readme.txt", "heads/x", rising[0][:-1] + "?", rising[0] + "/more", "!"]
+    objects = [Found(path, 0) for path in [*reversed(rising), rising[-1] + "!", *foreign]]
+    found = heads_of(objects)
+    assert [one.path for one in found[:4]] == rising[:4]
+    assert [one.damaged for one in found[4:]] == [True, False]
+
+
+# How many requests each call takes: users wait for them, and pay for them.
+
+
+async def test_how_many_requests_a_call_takes(moto: Moto, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = opened(moto.url("requests"))
+    requests: Counter[str] = Counter()
+    ask = Client._ask
+
+    async def counting(self: Client, request: Callable[[], Awaitable[object]], **_: bool) -> object:
+        requests[getattr(getattr(request, "func", None), "__name__", "read")] += 1
+        return await ask(self, request, **_)
+
+    monkeypatch.setattr(Client, "_ask", counting)
+
+    async def count(call: Awaitable[object]) -> int:
+        requests.clear()
+        await call
+        return requests.total()
+
+    # The driver is asked once more behind the last page of a listing, and sends nothing.
+    first, listed = 1, 2
+    assert await count(calls.put(store, "small", Bytes(SMALL), stamp=at(1))) == first + 1
+    assert await count(calls.put(store, "small", Bytes(SMALL), stamp=at(2))) == listed + 1
+    assert await count(calls.put(store, "large", Bytes(LARGE), stamp=at(1))) == first + 2
+    assert await count(calls.put(store, "parts", Bytes(bytes(PART + 1)))) == first + 3
+    assert await count(store.get("small")) == listed + 1
+    assert await count(store.get("large", byte_range=(5, 6))) == listed + 1
+    assert await count(store.stat("small")) == listed
+    touch = calls.touch(store, "large", stamp=at(2), checksum=checksum_of(LARGE))
+    assert await count(touch) == listed + 3
+    assert await count(calls.delete(store, "small")) == listed + 1
+    assert await count(calls.remove(store, "small", if_stamp=at(1))) == listed
+
+
+async def test_a_listing_takes_a_request_a_page_and_leaps_over_what_is_not_wanted(
+    moto: Moto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (bucket_client, bucket_head):
+        monkeypatch.setattr(module, "PAGE", 100)
+    store = opened(moto.url("listings"))
+    chosen = sorted((f"n{number}" for number in range(250)), key=lambda n: (partition_of(n), n))
+    for first in range(0, 250, 50):
+        some = chosen[first : first + 50]
+        await asyncio.gather(*(calls.delete(store, name, stamp=at(1)) for name in some))
+    pages, asked = Client.pages, list[str]()
+
+    async def counting(
+        self: Client, folder: str, after: str | None = None
+    ) -> AsyncIterator[object]:
+        async for page in pages(self, folder, after):
+            asked.append(folder)
+            yield page
+
+    monkeypatch.setattr(Client, "pages", counting)
+
+    async def assert_listed(wanted: list[str], requests: int, **narrowed: object) -> None:
+        asked.clear()
+        assert await names(calls.listing(store, tombstones=True, **narrowed)) == wanted  # type: ignore[arg-type]
+        assert len(asked) == requests
+
+    await assert_listed(chosen, 3)
+    await assert_listed(chosen[161:], 1, after=chosen[160])
+    held = partition_of(chosen[220])
+    ends = [0, 1, held]
+    wanted = [name for name in chosen if partition_of(name) in ends]
+    await assert_listed(wanted, 2, partitions=ends)
+    asked.clear()
+    assert (await store.digests()).count == 250
+    assert len(asked) == 3
+    assert (await calls.put(store, chosen[0], Bytes(b"x"))).outcome is Outcome.CREATED
