@@ -20,18 +20,18 @@ from dolmen.stores import open_store
 
 
 class Setting:
-    """Three blob servers and an API server, over real sockets; on volumes in `folder`, if any."""
+    """Three blob servers on volumes and an API server, over real sockets."""
 
-    async def start(self, folder=None):
+    async def start(self, folder):
         self.volumes, self.servers, members = [], [], []
         for number in range(3):
-            volume = await open_store(f"volume:{folder / str(number)}" if folder else "memory:")
+            volume = await open_store(f"volume:{folder / str(number)}")
             server = await start_server(BlobServer(volume, describes="test").handle)
             store = await open_store(f"http://127.0.0.1:{server.addresses[0][1]}")
             self.volumes.append(volume)
             self.servers.append(server)
             members.append(Member(f"server{number}", store))
-        self.objects = Objects(Cluster([make_group("group", members, volatile=True)]))
+        self.objects = Objects(Cluster([make_group("group", members)]))
         self.folder = folder
         self.api = ApiServer(self.objects)
         self.fronts = [await start_server(routes) for routes in self.api.listeners]
@@ -65,15 +65,7 @@ class Setting:
 
 
 @pytest.fixture
-async def api():
-    setting = Setting()
-    await setting.start()
-    yield setting
-    await setting.end()
-
-
-@pytest.fixture
-async def api_on_disk(tmp_path):
+async def api(tmp_path):
     setting = Setting()
     await setting.start(tmp_path)
     yield setting
@@ -252,16 +244,16 @@ async def test_the_reading_side_only_reads(api):
     assert (await api.ask("GET", "/alive", reading=True))[2] == b"alive"
 
 
-async def test_a_copy_that_rots_on_disk_is_passed_over(api_on_disk):
+async def test_a_copy_that_rots_on_disk_is_passed_over(api):
     data = random.Random(5).randbytes(100_000)
-    object_id = (await api_on_disk.upload(data))["id"]
-    first, _, _ = api_on_disk.in_order(object_id)
-    [number] = [n for n, volume in enumerate(api_on_disk.volumes) if volume is first]
-    [segment] = (api_on_disk.folder / str(number)).rglob("*.seg")
+    object_id = (await api.upload(data))["id"]
+    first, _, _ = api.in_order(object_id)
+    [number] = [n for n, volume in enumerate(api.volumes) if volume is first]
+    [segment] = (api.folder / str(number)).rglob("*.seg")
     rotten = segment.read_bytes().replace(data[5000:5016], bytes(16))
     with open(segment, "r+b") as file:
         file.write(rotten)
-    assert (await api_on_disk.ask("GET", f"/fetch/{object_id}"))[2] == data
+    assert (await api.ask("GET", f"/fetch/{object_id}"))[2] == data
 
 
 async def test_a_new_object_is_uploaded_under_its_id_and_listed_with_a_server_away(api):
