@@ -15,7 +15,7 @@ from dolmen.cluster.cluster import Cluster
 from dolmen.cluster.groups import Group, Member, make_group
 from dolmen.cluster.manifest import CHUNK, Manifest
 from dolmen.cluster.objects import Objects
-from dolmen.cluster.upload import GRACE
+from dolmen.replication.manifests import GRACE
 from dolmen.errors import Corrupt, Outdated, Unavailable
 from dolmen.names import chunk_name, partition_of
 from dolmen.payload import Bytes, read_whole

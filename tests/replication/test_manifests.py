@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from dolmen.cluster.manifest import CHUNK, Manifest
-from dolmen.cluster.upload import GRACE
+from dolmen.replication.manifests import GRACE
 from dolmen.errors import Corrupt
 from dolmen.names import chunk_name, partition_of
 from dolmen.payload import Bytes, read_whole

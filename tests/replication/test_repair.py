@@ -19,7 +19,7 @@ from dolmen.names import partition_of
 from dolmen.payload import Bytes, read_whole
 from dolmen.record import Kind
 from dolmen.replication.repair import COMPARED, SETTLE, Repair, Terms
-from dolmen.replication.watch import LONGEST, PAUSE, watch
+from dolmen.replication.repair import LONGEST, PAUSE, watch
 from dolmen.store import Rank
 from dolmen.stores.epoch import Seen, seen_in
 from dolmen.stores.memory import MemoryStore

@@ -16,7 +16,7 @@ from dolmen.payload import Bytes, Payload, Piece, Stream
 from dolmen.record import Kind
 from dolmen.replication import Report, replicate
 from dolmen.replication.compare import Difference
-from dolmen.replication.patience import TRIES
+from dolmen.stores.retrying import TRIES
 from dolmen.replication.replicate import batches
 from dolmen.store import Blob, BlobInfo, Failed
 from dolmen.stores.memory import MemoryStore

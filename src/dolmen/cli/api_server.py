@@ -43,7 +43,10 @@ def api_server(
     workers: Workers = None,
     repair: Annotated[
         bool | None,
-        typer.Option("--repair", help="Also keep every server at what it should hold."),
+        typer.Option(
+            "--repair/--no-repair",
+            help="Repair missing and misplaced copies continuously; on by default.",
+        ),
     ] = None,
     open: Open = None,  # noqa: A002 - the option's name
     config: Config = None,
@@ -52,7 +55,7 @@ def api_server(
 
     [green]dolmen api-server -b http://10.0.0.1:3001 -b http://10.0.0.2:3001[/green]
 
-    [green]dolmen api-server --config cluster.toml --repair[/green]
+    [green]dolmen api-server --config cluster.toml[/green]
     """
     from dolmen.config import load, split_list
     from dolmen.errors import BadSetting
@@ -86,12 +89,13 @@ def serve_api(groups: list[Group], settings: Settings) -> int:
     from dolmen.servers.running import Application, Beside, run
     from dolmen.servers.volumes import beside_volume
 
-    beside: list[Beside] = [Repairing(settings)] if settings.repair else []
+    repairs = settings.repair and sum(len(group.servers) for group in groups) > 1
+    beside: list[Beside] = [Repairing(settings)] if repairs else []
     for group in groups:
         for each in group.servers:
             beside += beside_volume(each.url, settings)
     board = Board(settings.workers, len(beside))
-    repair = partial(board.said, 0) if settings.repair else None
+    repair = partial(board.said, 0) if repairs else None
 
     async def opened() -> Application:
         return await open_api(groups, settings, repair=repair)

@@ -26,7 +26,7 @@ def cluster_lines(said: dict[str, Any], now: float) -> Sequence[str]:
     if "repair" in said:
         lines.append(f"repair: {_repair(said['repair'], now)}")
     else:
-        lines.append("repair: not by this API server (--repair, or dolmen replicate --watch)")
+        lines.append("repair: not by this API server (repair = true, or dolmen replicate --watch)")
     return lines
 
 

@@ -9,7 +9,7 @@ from dolmen.errors import BadSetting
 from dolmen.store import BlobStore
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Member:
     """A server of a group. `name` and `weight` decide placement; the store may move."""
 
@@ -17,6 +17,9 @@ class Member:
     store: BlobStore
     weight: float = 1.0
     zone: str | None = None
+    stale: str | None = None
+    """Why this server can't be trusted: it missed a purge of tombstones. Replication sets it.
+    Nothing is read from a stale server or written to it, and its "no" counts for nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ the copy later. Only names wait: the blob is read again, and checked again, when
 
 What is made is the blob as it is: kind, stamp and metadata. So it loses to whatever newer is
 written meanwhile, deletes included. Nothing is made where one of the two servers may have
-forgotten that it was deleted (`dolmen.stores.horizon`): that is for repair to settle.
+forgotten that it was deleted (`dolmen.stores.watermark`): that is for repair to settle.
 
 A copy that is wrong though its server never said so is first verified by that server, where it
 lies. If it is wrong there, it is removed and made anew under the higher of the two stamps:
@@ -29,7 +29,7 @@ from dolmen.cluster.verify import verified
 from dolmen.errors import Corrupt, DolmenError, NotFound
 from dolmen.store import Blob, BlobInfo, Failed, Outcome, Remove, Write
 from dolmen.stores.base import write_any
-from dolmen.stores.horizon import Horizons, horizon_in
+from dolmen.stores.watermark import watermark_in
 
 WAITING = 1_000
 AT_ONCE = 2
@@ -124,10 +124,9 @@ async def _made(name: str, source: Member, lack: Lack) -> bool:
     blob = await verified(await source.store.get(name), None)
     if blob is None:
         raise Corrupt(f"the copy of {name} to mend others from has gone wrong")
-    if isinstance(had, NotFound) and not had.stamp and store.capabilities.stamps:
-        horizons = Horizons(await _horizon(source), await _horizon(lack.member))
-        if horizons.disputed(blob.info):
-            raise NotFound(f"{name} may have been deleted before one of the two forgot of it")
+    unknown = isinstance(had, NotFound) and not had.stamp and store.capabilities.stamps
+    if unknown and await _watermark(source) != await _watermark(lack.member):
+        raise NotFound(f"{name} may have been deleted before one of the two forgot of it")
     if isinstance(had, BlobInfo):
         async for answer in store.verify_many([name]):
             if not isinstance(answer, Failed):
@@ -144,5 +143,5 @@ async def _made(name: str, source: Member, lack: Lack) -> bool:
     return put.outcome is Outcome.CREATED
 
 
-async def _horizon(member: Member) -> int:
-    return horizon_in(await member.store.notes()) if member.store.capabilities.stamps else 0
+async def _watermark(member: Member) -> int:
+    return watermark_in(await member.store.notes()) if member.store.capabilities.stamps else 0
