@@ -127,7 +127,7 @@ async def purge(
     when the last purge was less than a fair part of that age ago. `ready` is awaited before
     each removal and may raise.
     """
-    work = _Purge(stores, max(0, now_ms - age_ms) << COUNTER_BITS, epoch, ready)
+    work = _Purge(stores, age_ms=age_ms, now_ms=now_ms, epoch=epoch, ready=ready)
     if not await work.agree((age_ms // OFTEN) << COUNTER_BITS):
         return 0
     await pause(SETTLE)
@@ -138,11 +138,14 @@ class _Purge:
     def __init__(
         self,
         stores: Mapping[str, BlobStore],
-        until: int,
+        *,
+        age_ms: int,
+        now_ms: int,
         epoch: int | None,
         ready: Callable[[], Awaitable[None]] | None,
     ) -> None:
-        self._stores, self._until = stores, until
+        self._stores, self._until = stores, max(0, now_ms - age_ms) << COUNTER_BITS
+        self._young = now_ms / 1_000 - MIN_AGE
         self._epoch, self._ready = epoch, ready
         self._stamp, self._since, self._begun = 0, 0.0, False
 
@@ -176,7 +179,8 @@ class _Purge:
                 rank = infos[0].rank
                 if rank.kind != Kind.TOMBSTONE or rank.stamp > self._until:
                     continue
-                if all(info.rank == rank for info in infos):
+                # Its age is looked at again where it goes, by that server's clock.
+                if all(info.rank == rank and info.arrived <= self._young for info in infos):
                     batch.append(Remove(infos[0].name, rank.stamp))
                 if len(batch) == _BATCH:
                     gone += await self._remove(batch)

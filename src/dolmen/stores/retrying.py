@@ -60,6 +60,8 @@ SKIPPED = 3
 
 PASSING = (Unavailable, OutcomeUnknown)
 """Errors that may pass."""
+_CUT = (*PASSING, BadContent)
+"""Those, and a body that was cut short on its way here."""
 HOPELESS = (ReadOnly, Unauthorized)
 """Errors of one call that every other one would meet as well."""
 
@@ -181,7 +183,7 @@ class Retrying(Delegating):
             try:
                 async with closing(ask(names[at:])) as answers:
                     async for answer in answers:
-                        if isinstance(answer, Failed) and isinstance(answer.error, PASSING):
+                        if isinstance(answer, Failed) and isinstance(answer.error, _CUT):
                             failed, trouble = answer, answer.error
                             break
                         at, skipped = at + 1, 0
@@ -252,7 +254,7 @@ class Resumed:
                             at += len(piece)
                             backoff.renew()
                             yield piece
-                except (*PASSING, BadContent) as error:
+                except _CUT as error:
                     if not await backoff.again():
                         raise Unavailable(f"{self._source.server}: {error}") from error
                 else:
