@@ -113,7 +113,7 @@ class _Batch:
     async def _writes(self, failed: list[ServerFailed]) -> AsyncIterator[Write]:
         """Touches, then what waits as the source has it now."""
         names = []
-        for name, (info, touch) in self.waiting.items():
+        for name, (info, touch) in [*self.waiting.items()]:
             if touch:
                 self.sent.append(_Sent(info, None))
                 yield Write.touch(

@@ -106,7 +106,8 @@ class Retrying(Delegating):
         super().__init__(store.store if isinstance(store, Retrying) else store)
         self.server, self.pause = server, pause
 
-    async def _ask(self, question: Callable[[], Awaitable[T]]) -> T:
+    async def _ask(self, question: Callable[[], Awaitable[T]], *, of_blob: bool = False) -> T:
+        """The answer; an error is the server's, or that of the one blob asked about."""
         backoff = Backoff(self.pause, LONGEST)
         while True:
             try:
@@ -117,6 +118,10 @@ class Retrying(Delegating):
                 raise ServerFailed(self.server, error) from error
             except PASSING as error:
                 await self._wait(backoff, error)
+            except DolmenError as error:
+                if of_blob:
+                    raise
+                raise ServerFailed(self.server, error) from error
 
     async def _wait(self, backoff: Backoff, error: DolmenError) -> None:
         if not await backoff.again():
@@ -126,16 +131,16 @@ class Retrying(Delegating):
         """See `BlobStore.write`. Without a stamp, or with a payload read once, it is tried once."""
         if write.stamp is None or not write.payload.rereadable:
             return await self.store.write(write)
-        return await self._ask(lambda: self.store.write(write))
+        return await self._ask(lambda: self.store.write(write), of_blob=True)
 
     async def get(self, name: str, *, byte_range: Range | None = None) -> Blob:
         """See `BlobStore.get`. A range is not gone on with when its body breaks off."""
-        blob = await self._ask(lambda: self.store.get(name, byte_range=byte_range))
+        blob = await self._ask(lambda: self.store.get(name, byte_range=byte_range), of_blob=True)
         return blob if byte_range else self._resumed(blob)
 
     async def stat(self, name: str) -> BlobInfo:
         """See `BlobStore.stat`."""
-        return await self._ask(lambda: self.store.stat(name))
+        return await self._ask(lambda: self.store.stat(name), of_blob=True)
 
     async def list(self, listing: Listing = EVERYTHING) -> AsyncIterator[BlobInfo]:
         """See `BlobStore.list`. It goes on where it broke off."""
@@ -151,10 +156,10 @@ class Retrying(Delegating):
                         last = info.name
                         yield info
                         backoff.renew()
-            except HOPELESS as error:
-                raise ServerFailed(self.server, error) from error
             except PASSING as error:
                 await self._wait(backoff, error)
+            except DolmenError as error:
+                raise ServerFailed(self.server, error) from error
             else:
                 return
 
@@ -189,10 +194,10 @@ class Retrying(Delegating):
                         at, skipped = at + 1, 0
                         backoff.renew()
                         yield answer
-            except HOPELESS as error:
-                raise ServerFailed(self.server, error) from error
             except PASSING as error:
                 trouble = error
+            except DolmenError as error:
+                raise ServerFailed(self.server, error) from error
             if at == len(names) or await backoff.again():
                 continue
             skipped += 1
