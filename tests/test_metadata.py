@@ -12,9 +12,6 @@ fields = st.lists(st.tuples(field_names, values), max_size=12)
 
 def test_the_encoding_is_as_written_down():
     assert encode([(b"X-B", b"2"), (b"a", b"")]) == b"\x01\0\0a" + b"\x03\x01\0x-b2"
-
-
-def test_no_pairs_encode_to_no_bytes():
     assert encode([]) == b""
     assert list(decode(b"")) == []
     assert hash_of(b"") == bytes(16)

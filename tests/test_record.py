@@ -46,7 +46,7 @@ GOLDEN_RECORDS = [
         META,
         b"content",
         3,
-        {"sequence": 0x0102030405060708, "owner": OWNER, "flushed": 0x0A0B0C0D},
+        {"arrived": 0x0102030405060708, "owner": OWNER, "flushed": 0x0A0B0C0D},
     ),
 ]
 
@@ -57,7 +57,7 @@ heads = st.builds(
     metadata=st.binary(max_size=300),
     length=st.integers(0, (1 << 64) - 1),
     stamp=st.integers(0, (1 << 64) - 1),
-    sequence=st.integers(0, (1 << 64) - 1),
+    arrived=st.integers(0, (1 << 64) - 1),
     checksum=st.binary(min_size=16, max_size=16),
     owner=st.binary(min_size=16, max_size=16),
     flushed=st.integers(0, (1 << 32) - 1),
@@ -72,7 +72,7 @@ def encoded(head: Head) -> bytes:
         head.length,
         head.stamp,
         head.checksum,
-        sequence=head.sequence,
+        arrived=head.arrived,
         owner=head.owner,
         flushed=head.flushed,
     )
@@ -88,7 +88,7 @@ def test_a_golden_record_reads_and_is_written_as_ever(golden):
     stored = (GOLDEN / f"{file}.record").read_bytes()
     head = decode_head(stored)
     checksum = sum_of(kind, data)
-    disk = {"sequence": 0, "owner": bytes(16), "flushed": 0} | on_disk
+    disk = {"arrived": 0, "owner": bytes(16), "flushed": 0} | on_disk
     assert head == Head(kind, name, meta, len(data), stamp, checksum=checksum, **disk)
     end = head.data_offset + head.length
     assert stored[head.data_offset : end] == data
@@ -109,7 +109,7 @@ def test_the_layout_is_the_one_written_down(head):
     raw = encoded(head)
     fields = struct.pack("<4sBBB", b"dlmn", 1, head.kind, len(head.name)) + b"\0"
     fields += struct.pack("<H", len(head.metadata)) + b"\0\0"
-    fields += struct.pack("<QQQ", head.length, head.stamp, head.sequence)
+    fields += struct.pack("<QQQ", head.length, head.stamp, head.arrived)
     fields += head.checksum + head.owner + struct.pack("<I", head.flushed)
     crc = struct.pack("<I", crc32c(fields + head.name + head.metadata))
     assert raw == fields + crc + head.name + head.metadata
@@ -158,7 +158,7 @@ def test_any_bytes_are_a_head_or_corrupt(raw):
 def test_any_flipped_bit_of_a_head_is_found():
     name, meta = b"name", META
     raw = encode_head(
-        Kind.BLOB, name, meta, 7, 5, checksum_of(b"content"), owner=OWNER, flushed=9, sequence=4
+        Kind.BLOB, name, meta, 7, 5, checksum_of(b"content"), owner=OWNER, flushed=9, arrived=4
     )
     for behind in (b"", b"content" + block_sums(b"content"), bytes(HEAD_MAX)):
         for bit in range(8 * len(raw)):
@@ -191,7 +191,6 @@ def test_kinds_have_the_numbers_on_disk():
         ("TOMBSTONE", 3),
         ("TOUCH", 4),
         ("REMOVAL", 5),
-        ("EXTENT", 6),
         ("REFUSED", 7),
         ("MARK", 8),
     ]

@@ -1,10 +1,10 @@
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dolmen.errors import InvalidName, Unavailable
 from dolmen.stamps import (
-    HORIZON_MS,
+    AHEAD_MS,
     MAX_STAMP,
     Clock,
     format_stamp,
@@ -14,6 +14,8 @@ from dolmen.stamps import (
 )
 
 NOW = 1_700_000_000_000
+EDGE = ((NOW + AHEAD_MS) << 16) - 1
+"""The highest stamp that a clock at `NOW` follows."""
 stamps = st.integers(0, MAX_STAMP)
 
 
@@ -25,56 +27,60 @@ class Wall:
         return self.ms
 
 
-@given(stamps)
-def test_a_stamp_is_written_and_read_again(stamp):
-    text = format_stamp(stamp)
-    assert len(text) == 16
-    assert parse_stamp(text) == stamp
-
-
 @given(stamps, stamps)
-def test_written_stamps_sort_as_stamps_do(one, other):
-    assert (format_stamp(one) < format_stamp(other)) is (one < other)
+@example(0, MAX_STAMP)
+def test_a_stamp_is_written_as_text_that_reads_and_sorts_as_it_does(one, other):
+    texts = format_stamp(one), format_stamp(other)
+    assert [len(text) for text in texts] == [16, 16]
+    assert [parse_stamp(text) for text in texts] == [one, other]
+    assert (texts[0] < texts[1]) is (one < other)
 
 
 @given(st.text(max_size=20) | st.text("0123456789abcdefABCDEFx_+- ", min_size=16, max_size=16))
-def test_only_16_lower_case_hex_digits_are_a_stamp(text):
-    if len(text) == 16 and set(text) <= set("0123456789abcdef"):
+@example("f" * 16)
+@example("fffffffffffffffe")
+def test_only_16_lower_case_hex_digits_up_to_the_highest_are_a_stamp(text):
+    if len(text) == 16 and set(text) <= set("0123456789abcdef") and int(text, 16) <= MAX_STAMP:
         assert format_stamp(parse_stamp(text)) == text
     else:
         with pytest.raises(InvalidName):
             parse_stamp(text)
 
 
+moments = st.integers(NOW - 10_000, NOW + 3 * AHEAD_MS)
+
+
 @given(
     st.lists(
         st.tuples(
-            st.integers(-5000, 5000),
-            st.none() | st.integers(NOW - 10_000, NOW + HORIZON_MS // 2),
-            st.none() | st.integers(NOW - 10_000, NOW + 2 * HORIZON_MS),
+            st.integers(-5000, 5000) | st.sampled_from([-2 * AHEAD_MS, 3 * AHEAD_MS]),
+            st.none() | moments,
+            st.none() | moments,
         )
     )
 )
-def test_stamps_rise_whatever_the_wall_clock_does(events):
+def test_stamps_rise_above_all_that_was_seen_and_only_one_name_follows_a_wrong_clock(events):
     wall = Wall()
     clock = Clock(wall)
-    given_ = [0]
+    last = 0
     for step, above, seen in events:
         wall.ms = max(NOW - 10_000, wall.ms + step)
+        ahead = wall.ms + AHEAD_MS
         if seen is not None:
             clock.observe(seen << 16)
+            if seen < ahead:
+                last = max(last, seen << 16)
         floor = (above or 0) << 16
-        try:
-            stamp = clock.next(floor)
-        except Unavailable:
-            assert max(clock.last, floor) >> 16 >= wall.ms + HORIZON_MS
-            continue
-        assert stamp > given_[-1]
+        stamp = clock.next(floor)
         assert stamp > floor
-        assert milliseconds(stamp) <= wall.ms + HORIZON_MS
-        if seen is not None and seen <= wall.ms + HORIZON_MS:
-            assert stamp > seen << 16
-        given_.append(stamp)
+        assert stamp >= wall.ms << 16
+        if milliseconds(last) <= ahead:  # the wall clock was not set back by more
+            assert stamp > last
+        if milliseconds(stamp) > ahead:
+            assert stamp == floor + 1, "above the current one, and no further"
+            assert milliseconds(clock.last) <= ahead, "other names do not follow"
+        else:
+            last = stamp
 
 
 def test_a_stamp_holds_the_wall_time_as_long_as_it_moves():
@@ -92,35 +98,41 @@ def test_more_stamps_than_a_millisecond_holds_go_on_into_the_next():
     assert stamps == list(range(NOW << 16, (NOW << 16) + 70_000))
 
 
-def test_no_stamp_is_more_than_an_hour_ahead():
-    clock = Clock(Wall())
-    edge = (NOW + HORIZON_MS) << 16
-    with pytest.raises(Unavailable, match=r"hours ahead.*NTP"):
-        clock.next(edge + 0xFFFF)
-    with pytest.raises(Unavailable):
-        clock.next(MAX_STAMP)
-    # A refusal changes nothing.
-    assert clock.next() == NOW << 16
-    assert clock.next(edge) == edge + 1
+def test_a_clock_follows_stamps_of_an_hour_ahead_and_no_others():
+    for follow in (Clock.observe, Clock.next):
+        clock = Clock(Wall())
+        follow(clock, EDGE + 1)
+        assert clock.next() <= (NOW << 16) + 1
+        follow(clock, EDGE - 1)
+        follow(clock, 5)
+        given_ = [clock.next() for _ in range(3)]
+        assert given_ == sorted(given_)
+        assert given_[0] > EDGE - 1
 
 
-def test_a_clock_that_has_gone_back_is_said_to_be_this_machines():
+def test_a_clock_set_back_by_more_than_an_hour_gives_stamps_of_now():
     wall = Wall()
     clock = Clock(wall)
-    clock.next()
-    wall.ms -= HORIZON_MS + 2
-    with pytest.raises(Unavailable, match=r"this machine's clock has gone back by 1\.0 hours"):
-        clock.next()
+    before = clock.next()
+    wall.ms -= AHEAD_MS + 1
+    after = [clock.next() for _ in range(3)]
+    assert [milliseconds(stamp) for stamp in after] == [wall.ms] * 3
+    assert sorted(set(after)) == after
+    assert clock.next(above=before) == before + 1
 
 
-def test_what_is_seen_far_ahead_does_not_move_the_clock():
-    clock = Clock(Wall())
-    clock.observe((NOW + HORIZON_MS + 1) << 16)
-    assert clock.last == 0
-    clock.observe((NOW + HORIZON_MS) << 16)
-    assert clock.next() == ((NOW + HORIZON_MS) << 16) + 1
-    clock.observe(5)
-    assert clock.last == ((NOW + HORIZON_MS) << 16) + 1
+@pytest.mark.parametrize("ms", [NOW, 1 << 48, 1 << 60])
+def test_no_stamp_is_given_above_the_highest(ms):
+    wall = Wall(ms)
+    clock = Clock(wall)
+    with pytest.raises(Unavailable, match="no stamp above"):
+        clock.next(MAX_STAMP)
+    if ms > NOW:
+        with pytest.raises(Unavailable, match="this machine's clock"):
+            clock.next()
+    wall.ms = NOW
+    assert clock.next(MAX_STAMP - 1) == MAX_STAMP
+    assert clock.next() == (NOW << 16) + 1, "a refusal changes nothing"
 
 
 def test_the_wall_clock_counts_milliseconds_since_1970():

@@ -21,7 +21,7 @@ class InvalidName(DolmenError):  # noqa: N818 - the contract's word
 
 
 class NotFound(DolmenError):  # noqa: N818
-    """Nothing live stands under this name on this store.
+    """Nothing live is stored under this name.
 
     `stamp` is the stamp of the tombstone that says so, or 0 where the name was
     never heard of: a reader that asks several stores needs it, because a newer
@@ -58,6 +58,10 @@ class ReadOnly(DolmenError):  # noqa: N818
 
 class Unavailable(DolmenError):  # noqa: N818
     """The store could not be asked. Nothing happened, so a retry is safe."""
+
+
+class Incomplete(Unavailable):
+    """A listing has given what it could, and may lack names of servers it could not ask."""
 
 
 class Busy(Unavailable):
@@ -101,3 +105,22 @@ class BadSetting(DolmenError):  # noqa: N818
 
 class BadVolume(DolmenError):  # noqa: N818
     """A data folder that can't be opened: foreign, newer, in use or unreadable."""
+
+
+def to_text(error: DolmenError) -> str:
+    """An error as servers send it to each other: its class, a line feed, its message."""
+    return f"{type(error).__name__}\n{error}"
+
+
+def from_text(text: str, stamp: int = 0) -> DolmenError:
+    """The error that `to_text` wrote; a class that is not known here becomes `Unavailable`.
+
+    `stamp` is the tombstone's for a `NotFound`.
+    """
+    word, _, message = text.partition("\n")
+    kind = globals().get(word)
+    if kind is NotFound:
+        return NotFound(message, stamp=stamp)
+    if isinstance(kind, type) and issubclass(kind, DolmenError):
+        return kind(message)
+    return Unavailable(message or word)

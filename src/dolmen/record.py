@@ -14,7 +14,7 @@ range is checked without reading the rest:
         10    2  zero
         12    8  length of the data
         20    8  stamp
-        28    8  sequence: the order of a volume's writes; zero on the wire
+        28    8  arrived: the second since 1970 in which the store took it; zero on the wire
         36   16  checksum: the first half of BLAKE3 over the data
         52   16  owner: the segment the record was written to; zero on the wire
         68    4  flushed: how much of the segment was known to be on disk when this
@@ -64,11 +64,10 @@ class Kind(enum.IntEnum):
     MANIFEST = 2
     TOMBSTONE = 3
     TOUCH = 4
-    """A new stamp and metadata for the blob of this name and checksum, without its data."""
+    """A new stamp and metadata for the blob of this name and checksum, without its data. On
+    disk, its data says where the blob's data lies."""
     REMOVAL = 5
-    """Only on disk: nothing stands under this name here any more, and nothing was deleted."""
-    EXTENT = 6
-    """Only on disk: room for one record that is being streamed into it."""
+    """Only on disk: this store dropped its copy, and nothing was deleted."""
     REFUSED = 7
     """Only on the wire and in archives: this blob can't be given; the data says why."""
     MARK = 8
@@ -84,7 +83,7 @@ class Head:
     metadata: bytes
     length: int
     stamp: int
-    sequence: int
+    arrived: int
     checksum: bytes
     owner: bytes
     flushed: int
@@ -126,7 +125,7 @@ def encode_head(
     stamp: int,
     checksum: bytes,
     *,
-    sequence: int = 0,
+    arrived: int = 0,
     owner: bytes = NOBODY,
     flushed: int = 0,
 ) -> bytes:
@@ -139,7 +138,7 @@ def encode_head(
         len(metadata),
         length,
         stamp,
-        sequence,
+        arrived,
         checksum,
         owner,
         flushed,
@@ -168,9 +167,9 @@ def decode_head(buffer: bytes | memoryview, offset: int = 0) -> Head:
     (crc,) = _CRC.unpack_from(buffer, offset + HEADER_SIZE - 4)
     if crc32c(rest, crc32c(buffer[offset : offset + HEADER_SIZE - 4])) != crc:
         raise Corrupt("a record's header fails its checksum")
-    length, stamp, sequence, checksum, owner, flushed = fixed
+    length, stamp, arrived, checksum, owner, flushed = fixed
     name, metadata = rest[:name_length], rest[name_length:]
-    return Head(kind, name, metadata, length, stamp, sequence, checksum, owner, flushed)
+    return Head(kind, name, metadata, length, stamp, arrived, checksum, owner, flushed)
 
 
 def block_sums(data: bytes | bytearray | memoryview) -> bytes:

@@ -98,9 +98,10 @@ def resolve(
 
     `checksum` is that of the write's data (`NO_CHECKSUM` for a tombstone, the write's own
     for a touch), `damaged` says that the current copy is quarantined. A damaged copy is
-    replaced by the same content, whatever its stamp and kind, and by what ranks at least as
-    high; other content of a lower rank still loses to it, or a stale copy would be served
-    in place of what was acknowledged.
+    replaced by the same content, whatever its stamp, and by what ranks at least as high;
+    other content of a lower rank still loses to it, or a stale copy would be served in place
+    of what was acknowledged. Of another kind is other content: the bytes of a manifest,
+    stored as a blob, would be served as the object.
 
     Raises `Conflict` for a put without a stamp onto other live content, `NotFound` for a
     touch of what is not there, `Unavailable` where no higher stamp can be given.
@@ -111,7 +112,7 @@ def resolve(
     if current is None:
         return _write(clock.next() if stamp is None else stamp)
     tombstone = kind == Kind.TOMBSTONE
-    same = current.checksum == checksum and (damaged or current.kind == kind)
+    same = current.checksum == checksum and current.kind == kind
     if stamp is None:
         if not (tombstone or same or current.kind == Kind.TOMBSTONE):
             raise Conflict(
@@ -132,7 +133,10 @@ def resolve(
 
 def may_remove(current: BlobInfo | None, *, if_stamp: int, min_age: float, now: float) -> bool:
     """Whether a store's own copy may be dropped. `now` is in seconds since 1970."""
-    return current is not None and current.stamp == if_stamp and now - current.arrived >= min_age
+    if current is None or current.stamp != if_stamp:
+        return False
+    # Of any age means any: the clock may have been set back since it arrived.
+    return min_age <= 0 or now - current.arrived >= min_age
 
 
 def _touch(write: Write, current: BlobInfo | None, *, damaged: bool) -> Decision:

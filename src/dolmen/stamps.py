@@ -62,20 +62,23 @@ class Clock:
         self.last = 0
 
     def next(self, above: int = 0) -> int:
-        """A stamp higher than `above`; raises `Unavailable` above the highest stamp."""
+        """A stamp higher than `above`; raises `Unavailable` where that is no valid stamp."""
         wall = self._wall()
         last = self.last
         if milliseconds(last) > wall + AHEAD_MS:  # the wall clock was set back since
             last = 0
-        self.last = max(wall << COUNTER_BITS, last + 1)
-        if above < self.last:
-            return self.last
-        if above >= MAX_STAMP:
-            raise Unavailable("the current version carries the highest stamp there is")
-        self.observe(above + 1)
-        return above + 1
+        last = max(wall << COUNTER_BITS, last + 1)
+        stamp = max(last, above + 1)
+        if stamp > MAX_STAMP:
+            raise Unavailable(
+                f"no stamp above {format_stamp(stamp - 1)} is left: set this machine's clock "
+                "right, or remove every copy of this name, which a wrong clock wrote"
+            )
+        self.last = last
+        self.observe(stamp)
+        return stamp
 
     def observe(self, stamp: int) -> None:
-        """Move up to a stamp seen elsewhere, unless it is over an hour ahead."""
-        if stamp > self.last and milliseconds(stamp) <= self._wall() + AHEAD_MS:
+        """Move up to a stamp seen elsewhere, unless it is an hour ahead."""
+        if stamp > self.last and milliseconds(stamp) < self._wall() + AHEAD_MS:
             self.last = stamp

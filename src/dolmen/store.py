@@ -108,9 +108,10 @@ class Write:
 
     @classmethod
     def copy(cls, blob: Blob) -> Write:
-        """A blob, manifest or tombstone exactly as another store has it."""
+        """A blob, manifest or tombstone exactly as another store has it; or a touch."""
         info = blob.info
-        checksum = None if info.checksum == NO_CHECKSUM else info.checksum
+        unknown = info.checksum == NO_CHECKSUM and info.kind != Kind.TOUCH
+        checksum = None if unknown else info.checksum
         return cls(info.name, blob.payload, info.kind, info.metadata, info.stamp, checksum)
 
 
@@ -118,7 +119,7 @@ class Outcome(enum.StrEnum):
     """What became of a write."""
 
     CREATED = "created"
-    """It is current, and what was there before (if anything) was something else."""
+    """It is current; what was there before, if anything, was something else or damaged."""
     UNCHANGED = "unchanged"
     """The same content was there already, and is sound; stamp and metadata are this write's."""
     SUPERSEDED = "superseded"
@@ -280,7 +281,7 @@ class BlobStore(Protocol):
         """Drop this store's own copies, without tombstones: whether each was, in the order asked.
 
         One goes only if its stamp still is `if_stamp` and it, or its last touch, arrived at
-        least `min_age` seconds ago. Tombstones can be removed this way as well. `epoch` is
+        least `min_age` seconds ago. Tombstones and damaged copies go as well. `epoch` is
         that of the configuration by which they are to go: `Outdated` when the store was
         given a higher one (`dolmen.stores.epoch`). A call that raises may have removed
         some; the rest can be asked for again.

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from acceptance.processes import BLOCK, Generated, Process, ask, free_ports, until_alive
-from dolmen.testing.conformance.strategies import LONG
+from dolmen.testing.conformance.setting import LONG
 from engines.postgresql import PostgresServer
 from engines.rclone import Rclone
 

@@ -66,9 +66,9 @@ def test_a_row_a_server():
 @pytest.mark.parametrize(
     ("server", "state"),
     [
-        ({"reachable": False, "detail": "no route"}, "AWAY"),
+        ({"reachable": False, "detail": "no route"}, "UNREACHABLE"),
         ({"writable": False, "reasons": ["the disk failed"]}, "READ-ONLY"),
-        ({"reasons": ["the index falls behind"]}, "AMISS"),
+        ({"reasons": ["the index falls behind"]}, "DEGRADED"),
         ({"weight": 0.0}, "draining"),
     ],
 )
@@ -82,10 +82,10 @@ def test_what_is_not_well_stands_out_with_its_reason(server, state):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({}, "all in its place 2 min ago; 12 copied (2.0 KiB), 4 removed since it began"),
-        ({"complete": False, "failing": {"attic": "gone"}}, "not all in its place"),
+        ({}, "fully replicated 2 min ago; 12 copied (2.0 KiB), 4 removed since it began"),
+        ({"complete": False, "failing": {"attic": "gone"}}, "not fully replicated"),
         ({"failing": {"attic": "gone"}}, "since it began; attic: gone"),
-        ({"trouble": "epoch 2"}, "can't be done: epoch 2"),
+        ({"trouble": "epoch 2"}, "failed: epoch 2"),
         ({"copying": "a to b: 3 of 9"}, "copying from a to b: 3 of 9; 12 copied"),
         ({"rounds": 0}, "has just begun"),
     ],
@@ -95,7 +95,7 @@ def test_how_repair_is(change, says):
 
 
 def test_who_does_not_repair_says_so():
-    assert "--repair" in told({}).splitlines()[-1]
+    assert "repair: disabled" in told({}).splitlines()[-1]
     assert told({}, repair=None).splitlines()[-1] == "repair: has just begun"
 
 

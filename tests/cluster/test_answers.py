@@ -6,6 +6,7 @@ delete answer is compared with what follows from the contract for just that mix.
 
 import asyncio
 import enum
+import hashlib
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ from dolmen.cluster.breaker import FAILURES, REST, Trouble
 from dolmen.cluster.cluster import Cluster
 from dolmen.cluster.groups import Member, make_group
 from dolmen.errors import Corrupt, Full, NoCopies, NotFound, Unavailable
-from dolmen.names import chunk_name, partition_of
+from dolmen.names import partition_of
 from dolmen.payload import Bytes, read_whole
 from dolmen.record import Kind
 from dolmen.stores.memory import MemoryStore
@@ -23,7 +24,7 @@ from dolmen.testing import calls
 from dolmen.testing.faulty import Fault, FaultyStore
 
 DATA = b"what was put"
-NAME = chunk_name(DATA)
+NAME = hashlib.sha256(DATA).hexdigest()
 
 
 class State(enum.Enum):
@@ -38,9 +39,9 @@ class State(enum.Enum):
 class Drawn:
     """One member: what it holds with which stamp, how it is, and what the breaker thinks of it."""
 
-    def __init__(self, state, stamp, full, slow, failures, rested):
+    def __init__(self, state, stamp, full, slow, failures, rested, behind, stale):
         self.state, self.stamp, self.full, self.slow = state, stamp, full, slow
-        self.failures, self.rested = failures, rested
+        self.failures, self.rested, self.behind, self.stale = failures, rested, behind, stale
 
     def __repr__(self):
         return repr(vars(self))
@@ -59,6 +60,8 @@ MEMBERS = st.lists(
         st.integers(0, 3),
         st.sampled_from((0, 1, FAILURES)),
         st.booleans(),
+        st.booleans(),
+        st.sampled_from([False, False, False, True]),
     ),
     min_size=1,
     max_size=4,
@@ -93,9 +96,12 @@ async def made(drawn, write_copies, min_copies):
             store.script("put", *[Full("no room")] * 9)
         store.down = how.state is State.DOWN
         store.pause = slowly(how.slow)
-        if how.failures:
+        if how.failures or how.behind:
             rests_until = 1000.0 + (0 if how.rested else REST)
-            cluster.breaker.troubles[member.name] = Trouble(how.failures, rests_until, hangs=True)
+            cluster.breaker.troubles[member.name] = Trouble(
+                how.failures, rests_until, hangs=True, behind=0 if how.behind else None
+            )
+        member.stale = "it missed a purge" if how.stale else None
         store.calls.clear()
     return cluster, order
 
@@ -111,12 +117,15 @@ def slowly(steps):
 def answer(drawn, *, stat):
     """What a read must say: a stamp, "no" with the tombstone's stamp, or "unknown"."""
     deleted, failed = 0, False
+    drawn = sorted(drawn, key=lambda how: how.behind)
     awake = [how for how in drawn if not how.resting]
     resting = [how for how in drawn if how.resting]
     for how in [*awake, None, *resting]:
         if how is None:
             if awake and resting and not failed:
                 return "unknown", 0
+        elif how.stale:
+            failed = True
         elif how.state is State.DELETED:
             deleted = max(deleted, how.stamp)
         elif how.state in (State.DOWN, State.QUARANTINED):
@@ -157,7 +166,7 @@ def test_reads(drawn, byte_range):
         if got[0] == "no":  # never said of what could not be asked
             assert not {how.state for how in drawn} & {State.DOWN, State.QUARANTINED}
             assert len({how.resting for how in drawn}) == 1
-        await cluster.mending.aclose()
+            assert not any(how.stale for how in drawn)
         again, _ = await made(drawn, 1, 1)
         cluster = again
         assert await asked(stat()) == answer(drawn, stat=True)
@@ -171,25 +180,25 @@ def test_puts(drawn, write_copies, min_copies):
     async def put():
         cluster, order = await made(drawn, write_copies, min_copies)
         group = cluster.groups[0]
-        taking = [how for how in drawn if not how.full and how.state is not State.DOWN]
+        taking = [how for how in drawn if not (how.full or how.stale or how.state is State.DOWN)]
         awake = [how for how in taking if not how.resting]
         if len(taking) < group.min_copies:
             with pytest.raises(NoCopies) as raised:
-                await cluster.keep(NAME, Bytes(DATA))
+                await cluster.writer.put(NAME, Bytes(DATA))
             assert len(raised.value.failures) == len(drawn) - len(taking)
             return
-        written = await cluster.keep(NAME, Bytes(DATA))
+        written = await cluster.writer.put(NAME, Bytes(DATA))
         # As many as are wanted where so many are to be had without asking who rests.
         least = min(group.write_copies, max(len(awake), group.min_copies))
         assert written.copies == least
-        standing = 0
+        copies = 0
         for member in order:
             try:
                 info = await member.store.store.stat(NAME)
             except (NotFound, Corrupt):
                 continue
-            standing += info.stamp == written.stamp
-        assert standing == written.copies
+            copies += info.stamp == written.stamp and member.stale is None
+        assert copies == written.copies
 
     asyncio.run(put())
 
@@ -199,14 +208,14 @@ def test_puts(drawn, write_copies, min_copies):
 def test_deletes(drawn, min_copies):
     async def delete():
         cluster, order = await made(drawn, 3, min_copies)
-        reached = [how for how in drawn if how.state is not State.DOWN]
+        reached = [how for how in drawn if how.state is not State.DOWN and not how.stale]
         if len(reached) < cluster.groups[0].min_copies:
             with pytest.raises(Unavailable):
                 await calls.delete(cluster, NAME)
             return
         await calls.delete(cluster, NAME)
         for member, how in zip(order, drawn, strict=True):
-            if how.state is not State.DOWN:
+            if how in reached:
                 info = await calls.current(member.store.store, NAME)
                 assert info.kind == Kind.TOMBSTONE
 

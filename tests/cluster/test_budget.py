@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from functools import partial
 
 import pytest
 
@@ -23,22 +24,25 @@ async def test_who_asks_for_more_waits_and_is_served_in_order() -> None:
     budget.give(5)
     await asyncio.sleep(0)
     assert served == []
-    assert not budget.try_take(1)
+    assert not budget.lend("", 1, list)
     budget.give(5)
     await asyncio.gather(*waiting)
     assert served == ["large", "small"]
     assert budget.free == 1
 
 
-async def test_half_of_it_is_never_held_for_long() -> None:
-    budget = Budget(10)
-    assert budget.try_keep(5)
-    assert not budget.scarce
-    assert not budget.try_keep(1)
-    assert budget.try_take(1)
-    assert budget.scarce
-    budget.give(2)
-    assert budget.try_keep(1)
+async def test_what_is_lent_is_dropped_as_soon_as_somebody_waits_for_it() -> None:
+    budget, recalled = Budget(10), list[str]()
+    for key in ("first", "second", "settled", "third"):
+        assert budget.lend(key, 2, partial(recalled.append, key))
+    assert not budget.lend("too much", 3, list)
+    budget.settle("settled")
+    await budget.take(7)
+    assert recalled == ["first", "second"]
+    for key in ("first", "third"):
+        budget.settle(key)
+    budget.give(7)
+    assert budget.free == 10
 
 
 async def test_bytes_given_back_pass_over_one_cancelled_in_the_same_turn() -> None:
@@ -75,19 +79,27 @@ async def test_nothing_is_lost_or_made_however_takers_are_cancelled(seed: int) -
         await budget.take(size)
         held.append(size)
 
-    takers = []
-    for _ in range(200):
-        act = chance.randrange(4)
+    takers, lent = [], dict[int, int]()
+    for number in range(200):
+        act = chance.randrange(6)
         if act == 0:
             takers.append(asyncio.create_task(take(chance.randrange(1, 21))))
         elif act == 1 and takers:
             chance.choice(takers).cancel()
         elif act == 2 and held:
             budget.give(held.pop(chance.randrange(len(held))))
+        elif act == 3:
+            size = chance.randrange(1, 21)
+            if budget.lend(number, size, partial(lent.pop, number)):
+                lent[number] = size
+        elif act == 4 and lent:
+            key = chance.choice([*lent])
+            del lent[key]
+            budget.settle(key)
         else:
             await asyncio.sleep(0)
         assert 0 <= budget.free <= budget.size
     for taker in takers:
         taker.cancel()
     await asyncio.gather(*takers, return_exceptions=True)
-    assert budget.free + sum(held) == budget.size
+    assert budget.free + sum(held) + sum(lent.values()) == budget.size

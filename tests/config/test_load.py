@@ -162,8 +162,11 @@ def test_an_sos_conf_counts_only_where_nothing_else_names_servers(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("wokers = 2", "wokers is no setting; did you mean workers?"),
-        ("[limits]\nconections = 2", "limits.conections is no setting; did you mean connections?"),
+        ("wokers = 2", "unknown setting wokers; did you mean workers?"),
+        (
+            "[limits]\nconections = 2",
+            "unknown setting limits.conections; did you mean connections?",
+        ),
         ('workers = "2"', "workers is '2', but should be a valid integer"),
         ("workers = 0", "workers is 0, but should be greater than or equal to 1"),
         ("open = 1", "open is 1, but should be a valid boolean"),
@@ -177,8 +180,8 @@ def test_an_sos_conf_counts_only_where_nothing_else_names_servers(
         ('hosts = ["a.b:80"]', "should be a host's name without scheme or port"),
         ('blob_servers = "http://127.0.0.1:1"', "blob_servers is 'http://127.0.0.1:1', but"),
         ("limits = 3", "limits is 3, but should be"),
-        ("workers = ", "is no valid TOML"),
-        (GROUPS.replace("weight", "wieght"), "groups.0.servers.0.wieght is no setting; did you"),
+        ("workers = ", "invalid TOML"),
+        (GROUPS.replace("weight", "wieght"), "unknown setting groups.0.servers.0.wieght; did you"),
         (GROUPS.replace("2.5", "-1"), "weight is -1, but should be greater than or equal to 0"),
         (GROUPS.replace("2.5", "0"), "copies = 2, which should be at most the number of its ser"),
         (GROUPS.replace("2.5", "inf"), "weight is inf, but should be a finite number"),
@@ -201,7 +204,7 @@ def test_a_bad_file_is_explained_in_a_line(write: Write, text: str, said: str) -
 @pytest.mark.parametrize(
     ("variable", "value", "said"),
     [
-        ("DOLMEN_WROKERS", "2", "is no setting of dolmen; did you mean DOLMEN_WORKERS?"),
+        ("DOLMEN_WROKERS", "2", "unknown setting; did you mean DOLMEN_WORKERS?"),
         ("DOLMEN_WORKERS", "two", "is 'two', but should be a valid integer"),
         ("DOLMEN_WORKERS", "999", "workers is 999, but should be less than or equal to 256"),
         ("DOLMEN_OPEN", "perhaps", "is 'perhaps', but should be a valid boolean"),
@@ -265,3 +268,41 @@ def test_a_url_of_several_servers_is_one_part_of_a_list(text: str, parts: list[s
 def test_any_path_gives_a_name_that_is_one(path):
     (group,) = read({"blob_servers": [f"volume:{path}"]}).settings.all_groups()
     assert len(group.servers) == 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "DOLMEN_SERVICE_HOST",
+        "DOLMEN_SERVICE_PORT_HTTP",
+        "DOLMEN_PORT",
+        "DOLMEN_PORT_9991_TCP_ADDR",
+        "DOLMEN_API_PORT_9991_TCP",
+    ],
+)
+def test_variables_of_a_container_platform_are_no_settings(name):
+    environ = {name: "tcp://10.0.0.1:9991"}
+    assert load(environ=environ, files=(), sos_files=()).origins == {}
+
+
+def test_a_file_that_was_not_asked_for_and_can_not_be_read_is_passed_over(tmp_path, caplog):
+    folder = tmp_path / "dolmen.toml"
+    folder.mkdir()  # reading it fails, for root too
+    loaded = load(environ={}, files=(str(folder),), sos_files=())
+    assert loaded.origins == {}
+    assert "is passed over" in caplog.text
+    with pytest.raises(BadSetting):
+        load(config=str(folder), environ={})
+
+
+def test_a_server_has_one_name_however_it_is_given(tmp_path):
+    conf = tmp_path / "sos.conf"
+    conf.write_text("http://127.0.0.1:3001\nhttp://files.example\n")
+    urls = ["http://127.0.0.1:3001", "http://files.example"]
+    given = load({"blob_servers": urls}, environ={}, files=(), sos_files=())
+    read = load(config=str(conf), environ={})
+    names = [
+        [server.name for group in loaded.settings.all_groups() for server in group.servers]
+        for loaded in (given, read)
+    ]
+    assert names[0] == names[1]

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import uvloop
 
-from dolmen.http import Client, Limits, Request, Response, Server, SitePolicy
-from dolmen.http.calls import ClientConnection
-from dolmen.http.protocol import ServerConnection
+from dolmen.http import Client, Limits, Request, Response, Server, SitePolicy, Timeouts
+from dolmen.http.client_connection import ClientConnection
+from dolmen.http.coalescer import WriteCoalescer
+from dolmen.http.exchange import Shared
+from dolmen.http.server_connection import ServerConnection
 
 
 def pytest_asyncio_loop_factories(config: Any, item: Any) -> dict[str, Any]:
@@ -27,15 +29,27 @@ class FakeTransport(asyncio.Transport):
     def __init__(self, protocol: Any) -> None:
         super().__init__()
         self.protocol = protocol
-        self.written = b""
+        self.sent = b""
+        self.shared: Shared | None = None
         self.closing = self.aborted = self.eof = self.paused = False
         self.buffered = 0
         self.hangs = False
         protocol.connection_made(self)
 
+    @property
+    def written(self) -> bytes:
+        """What was sent until now, with what waits for the end of the turn."""
+        if self.shared is not None:
+            self.shared.coalescer.flush()
+        return self.sent
+
+    @written.setter
+    def written(self, data: bytes) -> None:
+        self.sent = data
+
     def write(self, data: Any) -> None:
         if not self.closing:
-            self.written += bytes(data)
+            self.sent += bytes(data)
 
     def writelines(self, pieces: Any) -> None:
         self.write(b"".join(pieces))
@@ -138,17 +152,19 @@ def make_connection(
     observe: Any = None,
 ) -> FakeTransport:
     """A server connection on a fake transport; the server is `transport.server`."""
-    server = Server(handler, limits or Limits(), policy, observe, clock or Clock())
-    transport = FakeTransport(ServerConnection(server, loopback=loopback))
+    shared = Shared(handler, limits or Limits(), policy, observe)
+    server = Server(shared, clock or Clock())
+    transport = FakeTransport(ServerConnection(shared, {}, loopback=loopback))
     transport.server = server  # type: ignore[attr-defined]
+    transport.shared = shared
     return transport
 
 
 def make_call_connection() -> tuple[FakeTransport, Any]:
     """A client connection on a fake transport, and the pool it reports to."""
     pool = SimpleNamespace(
-        loop=asyncio.get_running_loop(), name="far", timeouts=None,
-        released=[], forgotten=[], clock=Clock(),
+        loop=asyncio.get_running_loop(), name="far", timeouts=Timeouts(), lines={},
+        released=[], forgotten=[], coalescer=WriteCoalescer(asyncio.get_running_loop(), most=8),
     )  # fmt: skip
     pool.release = pool.released.append
     pool.forget = pool.forgotten.append
@@ -234,7 +250,7 @@ async def echo(request: Request) -> Response:
     told = {
         "method": request.method,
         "target": request.target.decode("latin-1"),
-        "headers": [[n.decode(), v.decode("latin-1")] for n, v in request.headers],
+        "headers": [[n.decode(), v.decode("latin-1")] for n, v in request.headers.items()],
         "body": body.decode("latin-1"),
     }
     return Response(200, [(b"Content-Type", b"application/json")], json.dumps(told).encode())

@@ -66,6 +66,7 @@ async def test_a_small_answer_goes_out_in_one_write(kit) -> None:
     writes = []
     transport.write = writes.append
     transport.feed(GET)
+    await kit.settle()
     [data] = writes
     [answer] = kit.parse_answers(data)
     assert answer.body == b"hello"
@@ -398,7 +399,7 @@ async def test_a_large_unread_body_ends_the_connection_softly(kit, ask) -> None:
     assert not transport.closing
     transport.feed(b"x" * 500_000)  # thrown away
     assert not transport.paused
-    transport.protocol.server.sweep()
+    transport.server.sweep()
 
 
 async def test_an_unread_chunked_body_ends_the_connection(kit, ask) -> None:
@@ -485,7 +486,7 @@ async def test_timeout_and_current_task_work_after_the_first_wait(kit) -> None:
     transport.feed(GET)
     server = transport.server
     async with asyncio.timeout(10):
-        while server.running:
+        while server.shared.waiting:
             await asyncio.sleep(0)
     [answer] = kit.parse_answers(transport.written)
     assert answer.body == b"done"
@@ -527,8 +528,8 @@ async def test_a_client_that_goes_away_cancels_the_handler(kit, first) -> None:
     transport.close()
     await kit.settle()
     assert cleaned == [True]
-    assert not transport.server.running
-    assert not transport.server.connections
+    assert not transport.server.shared.waiting
+    assert not transport.server.shared.connections
 
 
 async def test_a_handler_is_cancelled_even_where_it_has_just_moved_on(kit) -> None:
@@ -553,7 +554,7 @@ async def test_a_handler_is_cancelled_even_where_it_has_just_moved_on(kit) -> No
     transport.close()
     await kit.settle()
     assert seen == ["moved on", "cancelled"]
-    assert not transport.server.running
+    assert not transport.server.shared.waiting
 
 
 @pytest.mark.parametrize("size", [1_000_000, None])
@@ -680,7 +681,7 @@ async def test_an_answer_to_who_is_gone_is_dropped(kit) -> None:
         transport.close()
         await kit.settle()
         assert not transport.written
-        assert not transport.server.running
+        assert not transport.server.shared.waiting
     assert stream.closed == 1
 
 

@@ -184,16 +184,20 @@ async def test_a_read_that_got_some_bytes_is_not_sent_again() -> None:
         assert far.connections == 1
 
 
-async def test_a_write_looks_before_it_uses_a_kept_connection(kit) -> None:
+@pytest.mark.parametrize("how", ["end", "reset"])
+async def test_a_write_that_never_left_is_sent_on_another_connection(kit, how) -> None:
     async with Far([OK], [OK]) as far, Client(*far.address) as client:
         await client.request("POST", "/", body=b"1")
-        [connection] = client.pool._connections
-        connection.transport.pause_reading()  # so that only a look at the socket can tell
-        far.writers[0].close()
-        await far.writers[0].wait_closed()
-        answer = await client.request("POST", "/", body=b"2")
-        assert answer.status == 200
-        assert far.connections == 2
+        [connection] = client.connections
+        asking = asyncio.create_task(client.request("POST", "/", body=b"2"))
+        await asyncio.sleep(0)
+        assert connection.busy  # the request waits for the end of the turn, and the loop for more
+        if how == "end":
+            connection.eof_received()
+        else:
+            connection.transport.abort()
+        assert (await asking).status == 200
+        assert far.connections == len(far.requests) == 2
 
 
 async def test_an_answer_nobody_asked_for_is_not_taken_for_that_of_the_next_request() -> None:
@@ -335,8 +339,8 @@ async def test_an_answer_left_unread_closes_its_connection(kit) -> None:
         assert len(await answer.body.read(1 << 20)) == 1_000_000
         answer.close()  # changes nothing: it was read
         await kit.settle()
-        assert len(client.pool._connections) == 1
-        assert len(client.pool._idle) == 1
+        assert len(client.connections) == 1
+        assert len(client._idle) == 1
 
 
 async def test_a_cancelled_request_closes_its_connection(kit) -> None:
@@ -382,7 +386,7 @@ async def test_a_read_into_a_buffer_that_is_cancelled_closes_its_connection(kit)
         await asyncio.wait([asking])
         for _ in range(100):
             await asyncio.sleep(0)
-        assert not client.pool._connections
+        assert not client.connections
 
 
 # Uploads.
@@ -508,7 +512,7 @@ async def test_who_finds_no_connection_waits_in_line(kit) -> None:
     ):
         await asyncio.gather(*(client.request("GET", "/") for _ in range(50)))
         assert most == 3
-        assert len(client.pool._connections) == 3
+        assert len(client.connections) == 3
 
 
 async def test_waiting_in_line_has_an_end(kit) -> None:
@@ -574,8 +578,8 @@ async def test_a_request_cancelled_as_its_connection_is_made_leaves_none_behind(
         assert asking.cancelled()
         await client.close()
         await kit.settle(1000)
-        assert not server.connections
-        assert client.pool._opening == 0
+        assert not server.shared.connections
+        assert client._opening == 0
 
 
 async def test_closing_twice_at_once_ends_both(kit) -> None:
@@ -584,7 +588,7 @@ async def test_closing_twice_at_once_ends_both(kit) -> None:
         await client.request("GET", "/")
         await asyncio.wait_for(asyncio.gather(client.close(), client.close()), 20)
         _, writer = await asyncio.open_connection(*server.addresses[0])
-        while not server.connections:
+        while not server.shared.connections:
             await asyncio.sleep(0)
         await asyncio.wait_for(asyncio.gather(server.close(), server.close()), 20)
         writer.close()
@@ -621,14 +625,14 @@ async def slow(clock, kit):
 
         async def later(seconds: float) -> None:
             clock.time += seconds
-            client.pool.sweep()
+            client.sweep()
             await kit.settle(5)
 
         async def asked() -> None:
             while not far.requests:
                 await asyncio.sleep(0)
             await kit.settle(20)
-            client.pool.sweep()
+            client.sweep()
 
         return client, later, asked
 
@@ -658,14 +662,14 @@ async def test_an_answer_that_stops(slow, size) -> None:
 
     asking = asyncio.create_task(ask())
     await asked()
-    [connection] = client.pool._connections
-    while not connection.arrived and connection._pending is None:
+    [connection] = client.connections
+    while not connection.arrived and not connection.collecting:
         await asyncio.sleep(0)
     await later(2)
     assert not asking.done()
     await later(2)
     await later(2)
-    with pytest.raises(Unavailable, match="sent nothing of its answer for 3 s"):
+    with pytest.raises(Unavailable, match="sent nothing of its response for 3 s"):
         await asking
 
 
@@ -686,21 +690,22 @@ async def test_an_answer_before_the_end_of_the_upload_that_stops(slow, kit) -> N
     assert not reading.done()
     await later(2)
     assert reading.done()
-    with pytest.raises(OutcomeUnknown, match="sent nothing of its answer for 3 s"):
+    with pytest.raises(OutcomeUnknown, match="sent nothing of its response for 3 s"):
         await reading
 
 
 async def test_idle_connections_are_closed_before_the_server_does(kit, clock) -> None:
     async with await start_server(kit.echo) as server, kit.client_of(server, clock=clock) as client:
         await client.request("GET", "/")
+        client.sweep()
         clock.time += 29
-        client.pool.sweep()
-        [connection] = client.pool._connections
+        client.sweep()
+        [connection] = client.connections
         assert not connection.transport.is_closing()
         clock.time += 2
-        client.pool.sweep()
+        client.sweep()
         await kit.settle()
-        assert not client.pool._connections
+        assert not client.connections
 
 
 async def test_a_streamed_upload_and_download_at_once(kit) -> None:
@@ -731,17 +736,17 @@ async def test_a_server_that_takes_nothing_of_the_request(clock, kit) -> None:
         left = -1
         while True:
             await kit.settle(1000)
-            connections = list(client.pool._connections)
-            if connections and connections[0].stalled:
+            connections = list(client.connections)
+            if connections and connections[0].write_paused:
                 if connections[0].transport.get_write_buffer_size() == left:
                     break
                 left = connections[0].transport.get_write_buffer_size()
-        client.pool.sweep()
+        client.sweep()
         clock.time += 2
-        client.pool.sweep()
+        client.sweep()
         assert not asking.done()
         clock.time += 2
-        client.pool.sweep()
+        client.sweep()
         with pytest.raises(OutcomeUnknown, match="took nothing of the request for 3 s"):
             await asking
     server.close()
@@ -780,7 +785,7 @@ async def test_connecting_can_be_cancelled_and_makes_room(full) -> None:
         await asyncio.wait([first])
         for _ in range(10):
             await asyncio.sleep(0)
-        assert client.pool._opening == 1
+        assert client._opening == 1
         second.cancel()
         await asyncio.wait([second])
-        assert client.pool._opening == 0
+        assert client._opening == 0

@@ -28,7 +28,7 @@ async def pieces(request):
 async def test_an_answer_waits_for_the_end_of_the_turn_and_no_longer(kit) -> None:
     transport = kit.make_connection(echo)
     transport.feed(GET % 0)
-    assert transport.written == b""
+    assert transport.sent == b""
     await asyncio.sleep(0)
     [answer] = kit.parse_answers(transport.written)
     assert answer.body == b"/0"
@@ -38,7 +38,7 @@ async def test_many_answers_do_not_wait_for_each_other_without_bound(kit) -> Non
     first = kit.make_connection(echo)
     first.feed(GET % 0)
     for _ in range(100):
-        first.server.outbox.send(first, b"")
+        first.shared.coalescer.send(first, b"")
     assert first.written
 
 
@@ -72,7 +72,7 @@ async def test_a_server_that_drains_sends_what_waits(kit) -> None:
 
 async def test_a_connection_that_is_lost_meanwhile_costs_the_others_nothing(kit) -> None:
     lost, other = kit.make_connection(echo), kit.make_connection(echo)
-    outbox = lost.server.outbox
+    outbox = lost.shared.coalescer
     outbox.send(lost, b"never")
     outbox.send(other, b"sent")
     lost.abort()

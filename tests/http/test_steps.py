@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from dolmen.http.steps import Steps
+from dolmen.http.eager import EagerRun as Steps
 
 
 def run(coro):

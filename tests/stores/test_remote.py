@@ -1,8 +1,10 @@
-"""The remote store keeps the contract, over a blob server on a volume: the wire loses nothing."""
+"""The remote store keeps the contract, over a blob server: the wire loses nothing."""
 
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -21,13 +23,15 @@ from dolmen.testing.conformance import Conformance, Place
 
 
 class TestRemote(Conformance):
+    kept: ClassVar[dict[Path, MemoryStore]] = {}
+    """What the servers are fronts of, by the place of each test."""
+
     async def make_store(self, place: Place) -> BlobStore:
         await place.exits.aclose()  # the server before this one, when it is made again
-        volume = await open_volume(
-            str(place.path), clock=Clock(place.time.wall), now=place.time.now
+        memory = self.kept.setdefault(
+            place.path, MemoryStore(clock=Clock(place.time.wall), now=place.time.now)
         )
-        place.exits.push_async_callback(volume.aclose)
-        server = await start_server(BlobServer(volume, describes="volume:test").handle)
+        server = await start_server(BlobServer(memory, describes="memory:").handle)
         place.exits.push_async_callback(server.close)
         return await open_store(f"http://127.0.0.1:{server.addresses[0][1]}")
 

@@ -12,7 +12,7 @@ from dolmen.stores.memory import MemoryStore
 from dolmen.testing import calls
 from dolmen.testing.conformance import Conformance, Place
 from dolmen.testing.conformance.material import content, info_of, names, noise, streamed
-from dolmen.testing.faulty import CUT_AFTER, FITTING, Fault, FaultyStore
+from dolmen.testing.faulty import CUT_AFTER, FITTING, Fault, FaultyStore, damage
 
 DATA = noise(1000)
 
@@ -22,6 +22,9 @@ class TestFaultyButNothingScripted(Conformance):
 
     async def make_store(self, place: Place) -> BlobStore:
         return FaultyStore(MemoryStore(clock=Clock(place.time.wall), now=place.time.now))
+
+    async def damage(self, store, place, name):
+        damage(store.store, name)
 
 
 class Streaming(MemoryStore):

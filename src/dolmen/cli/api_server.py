@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dolmen.cli.options import Config, Open, Workers
+from dolmen.cli.options import SERVER, Config, Open, Workers
 
 if TYPE_CHECKING:
     from dolmen.config import Group, Settings
@@ -16,14 +16,16 @@ LISTEN = "127.0.0.1:9991"
 DOWNLOADS = "127.0.0.1:9992"
 Listen = Annotated[
     str | None,
-    typer.Option("--listen", metavar="HOST:PORT", help=f"For everything. Default: {LISTEN}."),
+    typer.Option(
+        "--listen", metavar="HOST:PORT", help=f"Address for all requests. Default: {LISTEN}."
+    ),
 ]
 DownloadListen = Annotated[
     str | None,
     typer.Option(
         "--download-listen",
         metavar="HOST:PORT",
-        help=f"For downloads alone. Default: {DOWNLOADS}.",
+        help=f"Address for downloads only. Default: {DOWNLOADS}.",
     ),
 ]
 
@@ -73,27 +75,23 @@ def api_server(
     groups = settings.all_groups()
     if not groups:
         raise BadSetting(
-            "no blob server is named: say --blob-server http://HOST:PORT, or --config with groups; "
-            "to try dolmen on one machine there is dolmen serve"
+            "no blob server is named: use --blob-server http://HOST:PORT, or --config with groups; "
+            "to try dolmen on one machine, use dolmen serve"
         )
     raise typer.Exit(serve_api(groups, settings))
 
 
 def serve_api(groups: list[Group], settings: Settings) -> int:
     """Run an API server over these groups; returns the exit status."""
-    from dolmen.config import split_address
+    from dolmen.config import join_address, split_address
     from dolmen.errors import BadSetting
     from dolmen.servers.api import open_api
     from dolmen.servers.metrics import Board
     from dolmen.servers.repairing import Repairing
     from dolmen.servers.running import Application, Beside, run
-    from dolmen.servers.volumes import beside_volume
 
     repairs = settings.repair and sum(len(group.servers) for group in groups) > 1
     beside: list[Beside] = [Repairing(settings)] if repairs else []
-    for group in groups:
-        for each in group.servers:
-            beside += beside_volume(each.url, settings)
     board = Board(settings.workers, len(beside))
     repair = partial(board.said, 0) if repairs else None
 
@@ -101,14 +99,21 @@ def serve_api(groups: list[Group], settings: Settings) -> int:
         return await open_api(groups, settings, repair=repair)
 
     def ready(addresses: list[tuple[str, int]]) -> None:
-        (host, port), (_, downloads) = addresses
+        both, downloads = (f"http://{join_address(*address)}" for address in addresses)
+        server = "" if both == SERVER else f" --server {both}"
         print(
-            f"uploads and everything else on http://{host}:{port}, downloads on port {downloads}\n"
-            f"  store:  curl -T FILE http://{host}:{port}/upload     or  dolmen put FILE\n"
-            f"  fetch:  curl http://{host}:{downloads}/fetch/ID      or  dolmen get ID",
+            f"uploads and everything else on {both}, downloads on {downloads}\n"
+            f"  store:  curl -T FILE {both}/upload     or  dolmen put FILE{server}\n"
+            f"  fetch:  curl {downloads}/fetch/ID      or  dolmen get ID{server}",
             flush=True,
         )
 
+    urls = [server.url for group in groups for server in group.servers]
+    if settings.workers > 1 and any(url.startswith("volume:") for url in urls):
+        raise BadSetting(
+            "a volume is opened by one process: serve it with dolmen blob-server, and give its "
+            "URL to an API server with several workers"
+        )
     addresses = [
         split_address(settings.listen or LISTEN),
         split_address(settings.download_listen or DOWNLOADS),

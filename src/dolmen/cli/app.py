@@ -73,11 +73,11 @@ def _dolmen(
     pass
 
 
-_SERVE, _OBJECTS, _CARE = "Servers", "Objects", "Care"
+_SERVE, _OBJECTS, _MAINTENANCE = "Servers", "Objects", "Maintenance"
 for panel, commands in {
     _SERVE: (serve.serve, blob_server.blob_server, api_server.api_server),
     _OBJECTS: (put.put, get.get, ls.ls, stat.stat, rm.rm),
-    _CARE: (
+    _MAINTENANCE: (
         replicate.replicate,
         drain.drain,
         rejoin.rejoin,
@@ -94,4 +94,4 @@ for panel, commands in {
     for command in commands:
         name = command.__name__.strip("_").replace("_", "-")
         app.command(name, help=_filled(command.__doc__), rich_help_panel=panel)(command)
-app.add_typer(config.app, name="config", rich_help_panel=_CARE)
+app.add_typer(config.app, name="config", rich_help_panel=_MAINTENANCE)

@@ -1,4 +1,4 @@
-"""`dolmen check`: what is there that should not be, and what is not that should."""
+"""`dolmen check`: find missing, outdated, misplaced, damaged and broken copies."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 _MEANING = {
     "lacking": "copies are missing (dolmen replicate makes them)",
-    "outdated": "copies are of an older write (dolmen replicate renews them)",
-    "misplaced": "copies stand where they should not (dolmen replicate moves them)",
+    "outdated": "copies are outdated (dolmen replicate updates them)",
+    "misplaced": "copies are misplaced (dolmen replicate moves them)",
     "quarantined": "copies are known to be damaged (dolmen replicate replaces them)",
-    "damaged": "copies turned out to be damaged (they are quarantined now; replicate, check again)",
+    "damaged": "copies were found damaged and are now quarantined (replicate, then check again)",
     "unreadable": "manifests have no copy that can be read (restore them from a backup)",
     "broken": "objects lack a chunk on every server (upload them again, or restore them)",
 }
@@ -28,15 +28,13 @@ _MEANING = {
 def check(
     stores: Stores = None,
     config: Config = None,
-    data: Annotated[
-        bool, typer.Option("--data", help="Also read every copy to its end, where it lies.")
-    ] = False,
+    data: Annotated[bool, typer.Option("--data", help="Also read and verify every copy.")] = False,
     json: Json = False,
 ) -> None:
     """Look for what is missing, outdated, misplaced, damaged or broken.
 
     Changes nothing, but --data quarantines the copies it finds damaged, as scrub does. Exit
-    status 0 when all is well, 1 when something was found.
+    status 0 when no problem was found, else 1.
 
     [green]dolmen check --config cluster.toml[/green]
 
@@ -54,13 +52,15 @@ async def _check(settings: Settings, *, data: bool, as_json: bool) -> int:
     from dolmen.replication.check import Findings
     from dolmen.replication.check import check as look
 
-    async with opened_groups(settings.all_groups(), volatile=True, existing=True) as groups:
+    async with opened_groups(
+        settings.all_groups(), volatile=True, existing=True, read_only=not data
+    ) as groups:
         with counting_bar("check") as bar:
 
             def show(found: Findings) -> None:
                 if bar:
                     wrong = sum(each.count for each in found.wrong.values())
-                    bar(found.names, None, f"{found.read:,} read, {wrong:,} amiss")
+                    bar(found.names, None, f"{found.read:,} read, {wrong:,} problems")
 
             found = await look(groups, data=data, progress=show)
     if as_json:
@@ -91,8 +91,8 @@ async def _check(settings: Settings, *, data: bool, as_json: bool) -> int:
     if found.unnamed:
         print(
             f"{found.unnamed:,} copies of chunks ({readable(found.unnamed_bytes)}) belong to no "
-            "object: dolmen gc removes them in time"
+            "object: dolmen gc removes them after the grace period"
         )
     if found.well:
-        print("all is well")
+        print("no problems found")
     return 0 if found.well else FAILED

@@ -1,4 +1,4 @@
-"""A cluster as a table that is read at a glance."""
+"""A cluster as a table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _HEAD = ("server", "state", "free", "blobs", "data", "missing", "misplaced", "co
 
 
 def cluster_lines(said: dict[str, Any], now: float) -> Sequence[str]:
-    """The lines for what an API server tells of its cluster. `now` is in seconds since 1970."""
+    """The lines for what an API server says of its cluster. `now` is in seconds since 1970."""
     lines = []
     for group in said["groups"]:
         servers = group["servers"]
@@ -26,7 +26,7 @@ def cluster_lines(said: dict[str, Any], now: float) -> Sequence[str]:
     if "repair" in said:
         lines.append(f"repair: {_repair(said['repair'], now)}")
     else:
-        lines.append("repair: not by this API server (repair = true, or dolmen replicate --watch)")
+        lines.append("repair: disabled in this API server (or run dolmen replicate --watch)")
     return lines
 
 
@@ -47,11 +47,11 @@ def _row(server: dict[str, Any], now: float) -> Sequence[str]:
 
 def _state(server: dict[str, Any]) -> str:
     if not server["reachable"]:
-        return "AWAY"
+        return "UNREACHABLE"
     if not server["writable"]:
         return "READ-ONLY"
     if server["reasons"]:
-        return "AMISS"
+        return "DEGRADED"
     return "ok" if server["weight"] else "draining"
 
 
@@ -74,13 +74,13 @@ def _repair(told: dict[str, Any] | None, now: float) -> str:
     if told is None:
         return "has just begun"
     if told["trouble"]:
-        return f"can't be done: {told['trouble']}"
+        return f"failed: {told['trouble']}"
     done = f"{told['copied']:,} copied ({readable(told['bytes'])}), {told['removed']:,} removed"
     if told["copying"]:
         return f"copying from {told['copying']}; {done} before"
     if not told["rounds"]:
         return "has just begun"
-    state = "all in its place" if told["complete"] else "not all in its place"
+    state = "fully replicated" if told["complete"] else "not fully replicated"
     failing = "".join(f"; {name}: {why}" for name, why in told["failing"].items())
     return f"{state} {ago(told['ended'], now)}; {done} since it began{failing}"
 

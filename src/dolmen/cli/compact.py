@@ -1,14 +1,14 @@
-"""`dolmen compact`: give back the room of what was deleted or replaced."""
+"""`dolmen compact`: reclaim the space of deleted and replaced blobs."""
 
 from __future__ import annotations
 
-import signal
 from typing import Annotated
 
 import typer
 
+from dolmen.cli.ending import run
 from dolmen.cli.options import Bandwidth, Json
-from dolmen.cli.output import emit, readable, transfer_bar
+from dolmen.cli.output import emit, readable
 
 
 def compact(
@@ -18,45 +18,34 @@ def compact(
     bandwidth: Bandwidth = None,
     json: Json = False,
 ) -> None:
-    """Give back the room of what was deleted or replaced in a volume.
+    """Reclaim the space of deleted and replaced blobs in a volume.
 
-    Servers do so by themselves, little by little; this does it at once, beside them (they leave it
-    to this command meanwhile) or without them. May be interrupted and run again.
+    A server compacts the volume it has open continuously; this is for one that no server has
+    open. May be interrupted and run again.
 
     [green]dolmen compact volume:/srv/dolmen[/green]
 
     [green]dolmen compact volume:/srv/dolmen --bandwidth 50000000[/green]
     """
-    from dolmen.pace import Pace, give_way
-    from dolmen.stores.volume import path_of
-    from dolmen.stores.volume.compaction import Compacted, Compacting
+    raise typer.Exit(run(_compact(volume, bandwidth, as_json=json)))
 
-    give_way()
-    before, interrupted, pace = Compacted(), False, Pace(bandwidth)
-    # Ctrl-C is looked for between two steps, so that it never comes in the midst of one.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+async def _compact(url: str, bandwidth: int | None, *, as_json: bool) -> int:
+    from dolmen.pace import Pace
+    from dolmen.stores.volume import check_there, open_volume, path_of
+    from dolmen.stores.volume.compaction import Compactor
+
+    check_there(url)
+    volume = await open_volume(path_of(url))
     try:
-        with transfer_bar("compact") as bar:
-
-            def go_on(done: Compacted) -> bool:
-                nonlocal before, interrupted
-                if bar:
-                    bar(done.moved, None)
-                wait = pace.delay(done.moved - before.moved)
-                before = done
-                interrupted = signal.sigtimedwait({signal.SIGINT}, wait) is not None
-                return not interrupted
-
-            with Compacting(path_of(volume)) as opened:
-                done = opened.compact(go_on, at_once=True)
+        done = await Compactor(volume, pace=Pace(bandwidth)).compact()
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    if json:
+        await volume.aclose()
+    if as_json:
         emit(done._asdict())
     else:
         print(
-            f"{done.segments:,} segments compacted, {readable(done.won)} won "
-            f"({readable(done.carried)} written again)"
+            f"{done.segments:,} segments compacted, reclaimed {readable(done.reclaimed)} "
+            f"({readable(done.carried)} rewritten)"
         )
-    if interrupted:
-        raise KeyboardInterrupt
+    return 0

@@ -28,8 +28,9 @@ def show(config: Config = None, json: Json = False) -> None:
 
     loaded = load(config=config, needs_servers=True)
     values = _without_secrets(loaded.settings.model_dump())
-    limits = values.pop("limits")
-    values |= {f"limits.{key}": value for key, value in limits.items()}
+    tables = {key: values.pop(key) for key in [*values] if isinstance(values[key], dict)}
+    for table, inner in tables.items():
+        values |= {f"{table}.{key}": value for key, value in inner.items()}
     for key, value in values.items():
         if json:
             emit({"key": key, "value": value, "origin": loaded.origin(key)})

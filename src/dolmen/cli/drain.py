@@ -1,4 +1,4 @@
-"""`dolmen drain`: empty one server, so that it can be taken away."""
+"""`dolmen drain`: empty one server, so that it can be removed."""
 
 from __future__ import annotations
 
@@ -57,5 +57,5 @@ async def _drain(server: str, config: str | None, *, as_json: bool) -> int:
             dropped = done.dropped.get(server)
             if dropped is None or not dropped.removed:
                 if not as_json:
-                    print(f"{server} still holds {left:,}, which others can't take")
+                    print(f"{server} still holds {left:,}, which no other server can accept")
                 return status or FAILED

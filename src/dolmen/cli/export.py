@@ -42,7 +42,7 @@ def export(
     bandwidth: Bandwidth = None,
     json: Json = False,
 ) -> None:
-    """Write all that a store or a cluster holds to FILE, deletes included.
+    """Write everything a store or a cluster holds to FILE, deletes included.
 
     May be interrupted: run again with the same FILE, it goes on where it was. Nothing needs to
     be stopped meanwhile. Exit status 1 when something could not be read on any server;
@@ -65,7 +65,7 @@ async def _export(path: str, settings: Settings, bandwidth: int | None, *, as_js
     groups = settings.all_groups()
     source = ", ".join(without_secrets(server.url) for group in groups for server in group.servers)
     try:
-        async with opened_store(groups, existing=True) as store:
+        async with opened_store(groups, read_only=True) as store:
             with _opened(path) as file, report_bar("export") as bar:
                 kept = path != "-" and stat.S_ISREG(os.fstat(file.fileno()).st_mode)
                 begun = (await _begun(file, path, source) if kept else None) or Progress()

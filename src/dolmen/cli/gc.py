@@ -1,4 +1,4 @@
-"""`dolmen gc`: remove chunks that no object needs any more."""
+"""`dolmen gc`: remove unreferenced chunks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def gc(
     stores: Stores = None,
     config: Config = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be removed.")
+        bool, typer.Option("--dry-run", help="Only print what would be removed.")
     ] = False,
     grace: Annotated[
         float,
@@ -30,7 +30,7 @@ def gc(
             "--grace",
             metavar="SECONDS",
             min=0,
-            help="Leave alone what was stored or used in this time; uploads rely on the default.",
+            help="Keep chunks stored or used within this time; uploads rely on the default.",
         ),
     ] = GRACE,
     json: Json = False,

@@ -1,4 +1,4 @@
-"""`dolmen import`: what an export holds, put back."""
+"""`dolmen import`: restore an export."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ def import_(
         bool,
         typer.Option(
             "--rejoin",
-            help="Also put back what may have been deleted since, for longer than deletes are "
+            help="Also restore what may have been deleted since, longer ago than deletes are "
             "remembered.",
         ),
     ] = False,
     json: Json = False,
 ) -> None:
-    """Put back what an export holds: on every STORE, or in its place in a cluster.
+    """Restore an export to a STORE, or to a cluster.
 
-    The newer of two versions stands, as everywhere; nothing is removed. May be interrupted and
-    run again: what stands is not written twice. What is damaged in FILE is named and
-    left out. Exit status 5 when anything of it could not be read.
+    The newer of two versions wins; nothing is removed. May be interrupted and run again:
+    what is there is not written twice. Damaged parts of FILE are listed and left out. Exit
+    status 5 when anything of it could not be read.
 
     [green]dolmen import backup.dolmen volume:/srv/data[/green]
 

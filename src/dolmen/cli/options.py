@@ -18,7 +18,7 @@ ServerOption = Annotated[
 ]
 SERVER = "http://127.0.0.1:9991"
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON object a line, for programs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON lines.")]
 
 Config = Annotated[
     str | None,
@@ -31,16 +31,18 @@ Config = Annotated[
 ]
 Bandwidth = Annotated[
     int | None,
-    typer.Option("--bandwidth", metavar="BYTES", min=1, help="Move so many a second at most."),
+    typer.Option(
+        "--bandwidth", metavar="BYTES", min=1, help="Limit throughput (bytes per second)."
+    ),
 ]
 Workers = Annotated[
-    int | None, typer.Option("--workers", metavar="N", help="Processes that serve.")
+    int | None, typer.Option("--workers", metavar="N", help="Number of worker processes.")
 ]
 Open = Annotated[
     bool | None,
     typer.Option(
         "--open",
-        help="Also listen on addresses that other machines reach, to anybody who asks.",
+        help="Allow unauthenticated access from other machines.",
         show_default=False,
     ),
 ]

@@ -19,12 +19,12 @@ def reindex(
 ) -> None:
     """Rebuild a volume's index from its segments, which hold everything.
 
-    No server may have the volume open. Interrupted, it changes nothing.
+    No server may have the volume open. Interrupted, it goes on when the volume is opened next.
 
     [green]dolmen reindex ./dolmen-data[/green]
     """
     from dolmen.stores.volume import check_there, path_of
-    from dolmen.stores.volume.reindex import reindex as rebuild
+    from dolmen.stores.volume.recovery import reindex as rebuild
 
     check_there(volume)
     with counting_bar("reindex") as bar:

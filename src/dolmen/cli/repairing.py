@@ -64,7 +64,7 @@ def tell_round(done: Round, servers: int, *, as_json: bool) -> int:
                 f"({readable(dropped.bytes)}){kept}"
             )
         if done.purged:
-            print(f"{done.purged:,} old deletes forgotten")
+            print(f"{done.purged:,} old tombstones purged")
         if done.complete and not done.runs and not done.dropped:
             print(f"{servers} servers, in sync", flush=True)
     for name, error in done.failing.items():

@@ -32,9 +32,8 @@ def replicate(
 ) -> None:
     """Copy to DESTINATION what it lacks of SOURCE, deletes included; nothing is removed.
 
-    Without stores, the servers of every group in the settings are brought to what they
-    should hold: what is missing is copied from whoever has it, and what stands on a server that
-    should not hold it is removed there once those that should were verified. A run may be
+    Without stores, the servers of every group in the settings are repaired: missing copies
+    are made, and misplaced ones are removed once the rightful copies were verified. A run may be
     interrupted at any time and started again. Exit status 0 only when everything is where it
     should be.
 
@@ -64,8 +63,8 @@ async def _pair(source: str, destination: str, *, watch: bool, as_json: bool) ->
     while True:
         async with contextlib.AsyncExitStack() as stack:
             stores = []
-            for url, opened in ((source, open_existing), (destination, open_store)):
-                stores.append(await opened(url))
+            for opening in (open_existing(source, read_only=True), open_store(destination)):
+                stores.append(await opening)
                 stack.push_async_callback(stores[-1].aclose)
             status = 0
             while status != UNAVAILABLE:  # what a server said of itself may be different then

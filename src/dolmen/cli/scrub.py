@@ -15,12 +15,10 @@ from dolmen.cli.output import counting_bar, emit, readable
 def scrub(
     store: Annotated[str, typer.Argument(metavar="STORE", help="Its URL.")],
     bandwidth: Bandwidth = None,
-    again: Annotated[
-        bool, typer.Option("--again", help="Begin anew where the last one was broken off.")
-    ] = False,
+    again: Annotated[bool, typer.Option("--again", help="Start over instead of resuming.")] = False,
     json: Json = False,
 ) -> None:
-    r"""Read every blob of STORE to its end, where it lies. What is damaged is quarantined.
+    r"""Read and verify every blob of STORE. Damaged copies are quarantined.
 
     Replication then replaces it from another copy. May be interrupted; the next one goes on
     where it was. Servers with a volume do it by themselves (\[scrub] in the settings). Exit status
@@ -67,5 +65,5 @@ async def _scrub(url: str, bandwidth: int | None, *, again: bool, as_json: bool)
     else:
         print(f"{done.checked:,} read ({readable(done.bytes)}), {done.failed:,} damaged")
         if quarantined:
-            print(f"{len(quarantined):,} are in quarantine until dolmen replicate replaces them")
+            print(f"{len(quarantined):,} are quarantined until dolmen replicate replaces them")
     return DAMAGED if found or quarantined else 0

@@ -7,17 +7,16 @@ from typing import Annotated
 import typer
 
 from dolmen.cli.api_server import DownloadListen, Listen, serve_api
-from dolmen.cli.options import Config, Open, Workers
+from dolmen.cli.options import Config, Open
 
 
 def serve(
     data: Annotated[
         str | None,
-        typer.Option("--data", metavar="DIR", help="Its folder. Default: ./dolmen-data."),
+        typer.Option("--data", metavar="DIR", help="Data directory. Default: ./dolmen-data."),
     ] = None,
     listen: Listen = None,
     download_listen: DownloadListen = None,
-    workers: Workers = None,
     open: Open = None,  # noqa: A002 - the option's name
     config: Config = None,
 ) -> None:
@@ -33,10 +32,11 @@ def serve(
         "data": data,
         "listen": listen,
         "download_listen": download_listen,
-        "workers": workers,
         "open": open,
     }
-    settings = load(flags, config=config).settings.model_copy(update={"repair": False})
+    settings = load(flags, config=config).settings.model_copy(
+        update={"repair": False, "workers": 1}
+    )
     local = Server(name="local", url=f"volume:{settings.data}")
     group = Group(name="local", servers=[local], copies=1, write_copies=1, min_copies=1)
     raise typer.Exit(serve_api([group], settings))

@@ -1,4 +1,4 @@
-"""`dolmen status`: how a cluster or a store is."""
+"""`dolmen status`: the state of a cluster or a store."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def status(
     server: ServerOption = SERVER,
     json: Json = False,
 ) -> None:
-    """Show how the servers of a cluster are, or one store. Exit status 1 when something is amiss.
+    """Show the state of a cluster, or of one store. Exit status 1 when there are problems.
 
     [green]dolmen status[/green]
 
@@ -36,7 +36,7 @@ def status(
     else:
         for line in _lines(said) if store else cluster_lines(said, time.time()):
             print(line)
-    raise typer.Exit(FAILED if _amiss(said) else 0)
+    raise typer.Exit(FAILED if _has_problems(said) else 0)
 
 
 async def _of_cluster(server: str) -> dict[str, object]:
@@ -52,7 +52,7 @@ async def _of_store(url: str) -> dict[str, object]:
     from dolmen.stores import open_existing
     from dolmen.stores.secrets import without_secrets
 
-    store = await open_existing(url)
+    store = await open_existing(url, read_only=True)
     url = without_secrets(url)
     try:
         condition = dataclasses.asdict(await store.condition())
@@ -69,15 +69,15 @@ async def _of_store(url: str) -> dict[str, object]:
     return {"store": url, **held, **condition}
 
 
-def _amiss(value: object) -> bool:
-    """Whether a store somewhere in this is not as it should be."""
+def _has_problems(value: object) -> bool:
+    """Whether a store somewhere in this reports a problem."""
     if isinstance(value, dict):
         if value.get("reachable") is False or value.get("writable") is False:
             return True
         if value.get("missing") or value.get("trouble") or value.get("quarantined"):
             return True
-        return bool(value.get("reasons")) or any(map(_amiss, value.values()))
-    return isinstance(value, list) and any(map(_amiss, value))
+        return bool(value.get("reasons")) or any(map(_has_problems, value.values()))
+    return isinstance(value, list) and any(map(_has_problems, value))
 
 
 def _lines(value: object, indent: str = "") -> list[str]:

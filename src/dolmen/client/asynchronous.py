@@ -16,11 +16,11 @@ from dolmen.client.objects import (
     decode_metadata,
     metadata_headers,
 )
-from dolmen.errors import BadContent, BadSetting, Corrupt, InvalidName
+from dolmen.errors import BadContent, BadSetting, Corrupt, InvalidName, OutcomeUnknown, Unavailable
 from dolmen.http import Client as Connections
 from dolmen.http import ClientResponse, Streamed, Timeouts
 from dolmen.names import is_object_id
-from dolmen.stores.wire import error_of, object_of
+from dolmen.stores.responses import error_of, object_of
 
 DEFAULT_SERVER = "http://127.0.0.1:9991"
 _NO_METADATA: Mapping[str, str] = MappingProxyType({})
@@ -38,7 +38,7 @@ class Download:
     def __init__(self, object_id: str, response: ClientResponse, *, verify: bool) -> None:
         self.id = object_id
         self.size = response.body.length
-        self.info = ObjectInfo(object_id, self.size or 0, decode_metadata(response.headers))
+        self.info = ObjectInfo(object_id, self.size or 0, decode_metadata(response.headers.items()))
         self._body = response.body
         self._verify = verify
 
@@ -96,7 +96,7 @@ class AsyncClient:
         else:
             body = Streamed(_hashing(data, hasher), size)
             response = await self._ask(method, target, headers, body)
-        said = await object_of(response, reads=False)
+        said = await object_of(self.server, response, OutcomeUnknown)
         stored = Uploaded(said["id"], said["size"], said.get("copies", 1))
         if expected_id is None and len(stored.id) == 64 and stored.id != hasher.hexdigest():
             raise BadContent(
@@ -122,7 +122,9 @@ class AsyncClient:
 
     async def stat(self, object_id: str) -> ObjectInfo:
         """What is known of an object, and where its copies are; raises `NotFound`."""
-        said = await object_of(await self._ask("GET", f"/objects/{_checked(object_id)}"))
+        said = await object_of(
+            self.server, await self._ask("GET", f"/objects/{_checked(object_id)}"), Unavailable
+        )
         return ObjectInfo(
             object_id,
             said["size"],
@@ -136,7 +138,7 @@ class AsyncClient:
         """The id of every object, once each, in pages behind the scenes."""
         target = "/objects"
         while True:
-            said = await object_of(await self._ask("GET", target))
+            said = await object_of(self.server, await self._ask("GET", target), Unavailable)
             for object_id in said["ids"]:
                 yield object_id
             if said["next"] is None:
@@ -149,7 +151,7 @@ class AsyncClient:
 
     async def cluster(self) -> dict[str, object]:
         """How the servers behind the API server are."""
-        return await object_of(await self._ask("GET", "/cluster"))
+        return await object_of(self.server, await self._ask("GET", "/cluster"), Unavailable)
 
     async def _ask(
         self,

@@ -1,4 +1,4 @@
-"""Whom to ask last: members that failed many times in a row, and for writes those that are full.
+"""Which members to ask last: those that failed, those that are full, those that missed writes.
 
 A member that failed `FAILURES` times in a row (it could not be asked, or did not say how
 a write went) rests for `REST` seconds; then one request asks it in its turn again, and its
@@ -9,6 +9,10 @@ answer decides. Meanwhile others ask it only when nothing better is left:
 - a read that some other member failed, and, unless it fails slowly, one to which all others
   said "no". Nobody waits for one that hangs to say "no": the answer is then that not every member
   could be asked.
+
+Such a member, and one that a delete was acknowledged without, is *behind*: it may hold what
+was deleted meanwhile. Reads ask it after all others, so that any tombstone they have overrules
+its copy, until two rounds of repair have ended well since: the second began after it was back.
 
 A member that is full, or takes no writes, answers at once, and serves reads and deletes: for
 `FULL_REST` seconds writes go to it after all others.
@@ -22,7 +26,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from dolmen.cluster.asking import Failures
+from dolmen.cluster.failures import Failures
 from dolmen.cluster.groups import Member
 from dolmen.errors import DolmenError, Full, OutcomeUnknown, ReadOnly, Unavailable
 from dolmen.store import Condition
@@ -32,6 +36,8 @@ REST = 10.0
 FULL_REST = 10.0
 HANGS = 1.0
 """Seconds from which a failure is a slow one."""
+ROUNDS = 2
+"""Rounds of repair after which a member is no longer behind."""
 
 
 @dataclass(slots=True)
@@ -44,6 +50,8 @@ class Trouble:
     full_until: float = 0.0
     hangs: bool = False
     """Its last failure was a slow one."""
+    behind: int | None = None
+    """The rounds of repair that had ended when it was last away; None when it is not behind."""
 
 
 class Breaker:
@@ -52,7 +60,9 @@ class Breaker:
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self.now = now
         self.troubles: dict[str, Trouble] = {}
-        """By the member's name; whoever answers and takes writes is not in it."""
+        """By the member's name; a member without problems is not in it."""
+        self.rounds: Callable[[], int] = lambda: 0
+        """How many rounds of repair have left every server in sync, since any start."""
 
     def failed(self, member: Member, error: DolmenError, began: float | None = None) -> None:
         """Note that a member failed to do what it was asked, at `began` where that is known."""
@@ -63,39 +73,64 @@ class Breaker:
                 trouble.hangs = self.now() - began >= HANGS
             if trouble.failures >= FAILURES:
                 trouble.rests_until = self.now() + REST
+            if trouble.failures >= FAILURES or trouble.behind is not None:
+                trouble.behind = self.rounds()
             return
-        if refuses_writes(member, error):
-            self._full(member)
-        self.answered(member)
+        if isinstance(error, (Full, ReadOnly)) and member.store.capabilities.stamps:
+            self._full(member)  # one without stamps refuses single writes for good
+        if self.troubles:
+            self.answered(member)
+
+    def missed(self, member: str) -> None:
+        """Note that a delete was acknowledged without this member."""
+        self.troubles.setdefault(member, Trouble()).behind = self.rounds()
 
     def answered(self, member: Member, *, wrote: bool = False) -> None:
         """Note that a member answered, with what it has or with a "no"."""
         trouble = self.troubles.get(member.name)
         if trouble is not None:
             trouble.failures, trouble.rests_until = 0, 0.0
-            if wrote or trouble.full_until <= self.now():
-                del self.troubles[member.name]
+            if wrote:
+                trouble.full_until = 0.0
+            self._forget(member, trouble)
 
-    def told(self, member: Member, condition: Condition) -> None:
+    def says(self, member: Member, condition: Condition) -> None:
         """Note what a member says of itself. That it can be asked this is no sign of the rest."""
-        trouble = self.troubles.get(member.name)
         if not condition.writable:
             self._full(member)
-        elif trouble is not None:
+        elif trouble := self.troubles.get(member.name):
             trouble.full_until = 0.0
-            if not trouble.failures:
-                del self.troubles[member.name]
+            self._forget(member, trouble)
 
     def _full(self, member: Member) -> None:
         self.troubles.setdefault(member.name, Trouble()).full_until = self.now() + FULL_REST
 
+    def _forget(self, member: Member, trouble: Trouble) -> None:
+        if not (trouble.failures or self._is_behind(trouble) or trouble.full_until > self.now()):
+            del self.troubles[member.name]
+
+    def _is_behind(self, trouble: Trouble) -> bool:
+        if trouble.behind is not None:
+            rounds = self.rounds()
+            if rounds >= trouble.behind + ROUNDS:
+                trouble.behind = None
+            else:
+                trouble.behind = min(trouble.behind, rounds)  # repair may have begun to count anew
+        return trouble.behind is not None
+
     def state(self, member: Member) -> str:
-        """`ok`; `full`: written to last; `failing`: asked last, for anything but a delete."""
+        """`ok`; `stale`: not used; `failing`: asked last, for anything but a delete; `behind`:
+        read last; `full`: written to last.
+        """
         trouble = self.troubles.get(member.name)
+        if member.stale is not None:
+            return "stale"
         if trouble is None:
             return "ok"
         if trouble.failures >= FAILURES:
             return "failing"
+        if self._is_behind(trouble):
+            return "behind"
         return "full" if trouble.full_until > self.now() else "ok"
 
     def hangs(self, member: Member) -> bool:
@@ -117,13 +152,18 @@ class Breaker:
     def reading(self, order: Sequence[Member], failures: Failures) -> Iterator[Member]:
         """Whom to ask, in turn. Who is not to be waited for is added to the failures met."""
         resting: list[Member] = []
-        yield from self._awake(order, resting)
+        behind: list[Member] = []
+        ahead: list[Member] = []
+        for member in order:
+            trouble = self.troubles.get(member.name)
+            (behind if trouble and self._is_behind(trouble) else ahead).append(member)
+        yield from self._awake((*ahead, *behind), resting)
         all_matter = failures or len(resting) == len(order)
         for member in resting:
             if all_matter or not self.hangs(member):
                 yield member
             else:
-                left = Unavailable("it failed many times and is left alone for a while")
+                left = Unavailable("skipped for a while after repeated failures")
                 failures.append((member.name, left))
 
     def _awake(self, order: Sequence[Member], resting: list[Member]) -> Iterator[Member]:
@@ -135,11 +175,3 @@ class Breaker:
                     continue
                 trouble.rests_until = self.now() + REST  # this request tries it, no other
             yield member
-
-
-def refuses_writes(member: Member, error: DolmenError) -> bool:
-    """Whether an error says that a member takes no writes now.
-
-    A store without stamps is no such case: it refuses single writes for good.
-    """
-    return isinstance(error, (Full, ReadOnly)) and member.store.capabilities.stamps

@@ -1,48 +1,35 @@
-"""One bound on the bytes a process holds for all transfers together."""
+"""One bound on the bytes that a process holds of bodies, in either direction.
+
+Who asks for bytes waits in turn; so whoever holds some and asks for more could wait for
+ever: nobody does, but by `lend`, which never waits.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
-DEFAULT = 160 << 20
+DEFAULT = 192 << 20
 
 
 class Budget:
-    """So many bytes may be held at once; who asks for more waits, first come first served.
-
-    What is held for as long as a client pleases takes half of it at most (`try_keep`,
-    `scarce`): the other half goes round among those who give it back by themselves, so
-    nobody waits for a slow client.
-    """
+    """So many bytes may be held at once, and lent to who can do without at any time."""
 
     def __init__(self, size: int = DEFAULT) -> None:
         self.size = size
         self.free = size
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
-
-    def try_take(self, size: int) -> bool:
-        """Take bytes if they are free and nobody waits for any."""
-        if self._waiting or size > self.free:
-            return False
-        self.free -= size
-        return True
-
-    def try_keep(self, size: int) -> bool:
-        """The same for bytes that a slow client may hold for long."""
-        return self.free - size >= self.size // 2 and self.try_take(size)
-
-    @property
-    def scarce(self) -> bool:
-        """Whether bytes that were taken must not be held for as long as a client pleases."""
-        return bool(self._waiting) or self.free < self.size // 2
+        self._loans: dict[object, tuple[int, Callable[[], object]]] = {}
 
     async def take(self, size: int) -> None:
         """Take bytes, waiting for them if need be. `size` is at most the whole budget."""
-        if self.try_take(size):
+        if not self._waiting and size <= self.free:
+            self.free -= size
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((size, turn))
+        self._serve()
         try:
             await turn
         except asyncio.CancelledError:
@@ -51,15 +38,42 @@ class Budget:
             else:
                 if (size, turn) in self._waiting:
                     self._waiting.remove((size, turn))
-                self.give(0)
+                self._serve()
             raise
 
     def give(self, size: int) -> None:
         """Give bytes back."""
         self.free += size
-        while self._waiting and self._waiting[0][0] <= self.free:
-            wanted, turn = self._waiting.popleft()
-            if turn.cancelled():
-                continue  # whoever waited was cancelled, and has not run since
-            self.free -= wanted
-            turn.set_result(None)
+        if self._waiting:
+            self._serve()
+
+    def lend(self, key: object, size: int, recall: Callable[[], object]) -> bool:
+        """Take bytes for what `recall` drops at once as soon as somebody waits for them.
+
+        Returns whether there were any.
+        """
+        if self._waiting or size > self.free:
+            return False
+        self.free -= size
+        self._loans[key] = size, recall
+        return True
+
+    def settle(self, key: object) -> None:
+        """Give a loan back, unless it was recalled."""
+        size, _ = self._loans.pop(key, (0, None))
+        self.give(size)
+
+    def _serve(self) -> None:
+        """Let those who wait have what is free, and what was lent."""
+        while self._waiting:
+            wanted, turn = self._waiting[0]
+            if not turn.done():
+                while wanted > self.free and self._loans:
+                    size, recall = self._loans.pop(next(iter(self._loans)))
+                    self.free += size
+                    recall()
+                if wanted > self.free:
+                    return
+                self.free -= wanted
+                turn.set_result(None)
+            self._waiting.popleft()  # one that was cancelled has not run since

@@ -1,35 +1,63 @@
 """A set of stores that is a store.
 
-- `dolmen.cluster.writing`: writes go to several members, until enough have taken them.
-- `dolmen.cluster.reading`: reads ask the members in turn; what is handed out is checked, and
+- `dolmen.cluster.write`: writes go to several members, until enough have taken them.
+- `dolmen.cluster.read`: reads ask the members in turn; what is handed out is checked, and
   what could not be asked is never taken for "not there".
-- `dolmen.cluster.breaker`: whom to ask last.
-- `dolmen.cluster.hedging`: when a second member is asked for a read.
-- `dolmen.cluster.mending`: copies that a read missed are made behind the answer.
+
+Both use `dolmen.cluster.breaker` (whom to ask last).
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-from dolmen.cluster.asking import each, fail
+from dolmen.closing import closing
+from dolmen.cluster.breaker import Breaker
+from dolmen.cluster.budget import Budget
+from dolmen.cluster.failures import Failures, fail
+from dolmen.cluster.fan_out import each
 from dolmen.cluster.groups import Group, Member
+from dolmen.cluster.hedging import Hedging
 from dolmen.cluster.manifest import MANIFEST_MAX
-from dolmen.cluster.reading import Reading
-from dolmen.cluster.writing import Writing
-from dolmen.errors import DolmenError, NotFound
-from dolmen.names import partition_of
+from dolmen.cluster.placement import Placement
+from dolmen.cluster.read import Reader
+from dolmen.cluster.write import Writer
+from dolmen.digests import Digests, Slot, entry_hash
+from dolmen.errors import DolmenError, NotFound, Unavailable
+from dolmen.names import check_name, partition_of
 from dolmen.record import Kind
 from dolmen.resolve import check_key
 from dolmen.stamps import Clock
-from dolmen.store import NO_CHECKSUM, BlobInfo, Capabilities, Condition
+from dolmen.store import (
+    EVERYTHING,
+    IDENTITY,
+    NO_CHECKSUM,
+    Blob,
+    BlobInfo,
+    Capabilities,
+    Condition,
+    Listing,
+    Put,
+    Range,
+    Remove,
+    Write,
+)
 from dolmen.stores.base import OneByOne
+from dolmen.stores.epoch import check_epoch, seen_in
+
+_CHECKED = 1.0
+"""Seconds for which it is believed that no server has seen a higher epoch."""
 
 
-class Cluster(Writing, Reading, OneByOne):
-    """Groups of stores as one store for blobs of up to 16 MiB."""
+class Cluster(OneByOne):
+    """Groups of stores as one store for blobs of up to 16 MiB.
+
+    `epoch` is that of the configuration, where it has one: as soon as a server has seen a
+    higher one, nothing is deleted and nothing called absent any more. `now` gives seconds
+    from any start. `budget` bounds the bodies in flight.
+    """
 
     def __init__(
         self,
@@ -37,8 +65,23 @@ class Cluster(Writing, Reading, OneByOne):
         *,
         clock: Clock | None = None,
         now: Callable[[], float] = time.monotonic,
+        budget: Budget | None = None,
+        epoch: int | None = None,
     ) -> None:
-        super().__init__(groups, clock=clock, now=now)
+        self.groups = tuple(groups)
+        self.members = tuple(member for group in groups for member in group.members)
+        self.placement = Placement(groups)
+        self.breaker = Breaker(now)
+        self.hedging = Hedging(now)
+        self.budget = budget or Budget()
+        self.clock = clock or Clock()
+        self.writer = Writer(self.members, self.placement, self.breaker, self.clock)
+        self.reader = Reader(
+            self.placement, self.breaker, self.hedging, self.budget, self.check_current
+        )
+        self._epoch, self._epoch_checked = epoch, -_CHECKED
+        self.outdated: str | None = None
+        """Why this configuration is not to be acted on: a server has seen a newer one."""
         self.capabilities = Capabilities(
             durable=all(member.store.capabilities.durable for member in self.members),
             largest=MANIFEST_MAX,
@@ -47,18 +90,110 @@ class Cluster(Writing, Reading, OneByOne):
             conflicts=False,
         )
 
+    async def get(self, name: str, *, byte_range: Range | None = None) -> Blob:
+        """See `BlobStore.get`."""
+        check_name(name)
+        if byte_range is None:
+            return await self.reader.get(name)
+        return await self.reader.part_of(await self.reader.stat(name), byte_range)
+
+    def stat(self, name: str) -> Awaitable[BlobInfo]:
+        """See `BlobStore.stat`."""
+        return self.reader.stat(check_name(name))
+
+    async def write(self, write: Write) -> Put:
+        """See `BlobStore.write`. Of two plain puts the newer stamp wins; none is a conflict."""
+        if write.kind == Kind.TOMBSTONE:
+            await self.check_current()
+        return await self.writer.write(write, largest=MANIFEST_MAX)
+
+    async def remove_many(
+        self, removes: Sequence[Remove], *, min_age: float = 0, epoch: int | None = None
+    ) -> Sequence[bool]:
+        """See `BlobStore.remove_many`: from every member."""
+        for name, _ in removes:
+            check_name(name)
+        if epoch is not None:
+            await check_epoch(self, epoch)
+        answers, failures = await each(
+            self.members,
+            lambda member: member.store.remove_many(removes, min_age=min_age, epoch=epoch),
+        )
+        if failures:
+            fail("not every server could be asked to remove copies", failures)
+        return [any(removed) for removed in zip(*(said for _, said in answers), strict=True)]
+
+    async def list(self, listing: Listing = EVERYTHING) -> AsyncIterator[BlobInfo]:
+        """See `BlobStore.list`: merged over all members, of each name what ranks highest.
+
+        Goes on without members that can't be asked. When those could be the only ones
+        that have some object, it raises `Incomplete` after all that there is.
+        """
+        failures: Failures = []
+        async with closing(self.reader.list(listing, failures)) as infos:
+            async for info in infos:
+                yield info
+        self.reader.check_complete(failures)
+
+    async def digests(self) -> Digests:
+        """See `BlobStore.digests`: worked out from a listing of everything."""
+        slots: dict[int, Slot] = {}
+        async for info in self.list(Listing(tombstones=True)):
+            entry = entry_hash(
+                info.name.encode(), info.stamp, info.kind, info.checksum, info.metadata
+            )
+            slots.setdefault(partition_of(info.name), Slot()).add(info.size, entry)
+        return Digests(slots)
+
     async def copies_of(self, name: str) -> Sequence[tuple[Member, BlobInfo | DolmenError]]:
         """What each member says of a name, in placement order."""
-        found: deque[tuple[Member, BlobInfo | DolmenError]] = deque()
-        for member in self.placement.of(partition_of(name)).order:
+
+        async def ask(member: Member) -> tuple[Member, BlobInfo | DolmenError]:
             try:
-                found.append((member, await member.store.stat(name)))
+                return member, await member.store.stat(name)
             except NotFound as absent:
                 deleted = BlobInfo(name, 0, Kind.TOMBSTONE, absent.stamp, NO_CHECKSUM)
-                found.append((member, deleted if absent.stamp else absent))
+                return member, deleted if absent.stamp else absent
             except DolmenError as error:
-                found.append((member, error))
-        return found
+                return member, error
+
+        return await asyncio.gather(*map(ask, self.placement.of(partition_of(name)).order))
+
+    # The servers themselves
+
+    async def check_current(self) -> None:
+        """Raise `Unavailable` when a server has seen a configuration newer than this one."""
+        if self._epoch is None:
+            return
+        if self.breaker.now() - self._epoch_checked >= _CHECKED and self.outdated is None:
+            self._epoch_checked = self.breaker.now()
+            await self._look_at_epochs()
+        if self.outdated is not None:
+            raise Unavailable(self.outdated)
+
+    async def _look_at_epochs(self) -> None:
+        answers, _ = await each(self._with_notes(), lambda member: member.store.notes())
+        for member, notes in answers:
+            seen = seen_in(notes).epoch
+            if self._epoch is not None and seen > self._epoch:
+                self.outdated = (
+                    f"{member.name} has seen epoch {seen} of the configuration, this is epoch "
+                    f"{self._epoch}: give this server the newer configuration and restart it"
+                )
+
+    def _with_notes(self) -> Sequence[Member]:
+        return [member for member in self.members if member.store.capabilities.stamps]
+
+    async def twins(self) -> Sequence[tuple[str, str]]:
+        """Pairs of members that are one store under two addresses, of those that answer."""
+        answers, _ = await each(self._with_notes(), lambda member: member.store.notes())
+        first: dict[bytes, str] = {}
+        pairs = [
+            (first.setdefault(identity, member.name), member.name)
+            for member, notes in answers
+            if (identity := notes.get(IDENTITY))
+        ]
+        return [pair for pair in pairs if pair[0] != pair[1]]
 
     async def note(self, key: str, value: bytes) -> None:
         """See `BlobStore.note`: on every member."""
@@ -72,28 +207,29 @@ class Cluster(Writing, Reading, OneByOne):
         answers, failures = await each(self.members, lambda member: member.store.notes())
         if failures:
             fail("the notes could not be read everywhere", failures)
-        return {key: value for notes in answers for key, value in notes.items()}
+        return {key: value for _, notes in answers for key, value in notes.items()}
 
     async def condition(self) -> Condition:
         """See `BlobStore.condition`: of all members together."""
-
-        async def ask(member: Member) -> Condition:
-            condition = await member.store.condition()
-            self.breaker.told(member, condition)
-            return condition
-
-        answers, failures = await each(self.members, ask)
+        answers, failures = await each(self.members, lambda member: member.store.condition())
+        for member, condition in answers:
+            self.breaker.says(member, condition)
+        if self._epoch is not None:
+            await self._look_at_epochs()
+        reasons = [f"{name}: {error}" for name, error in failures]
+        reasons += [f"{each.name} is stale: {each.stale}" for each in self.members if each.stale]
+        reasons += [self.outdated] if self.outdated is not None else []
+        said = [condition for _, condition in answers]
         return Condition(
-            sum(answer.free or 0 for answer in answers) or None,
-            sum(answer.total or 0 for answer in answers) or None,
-            writable=any(answer.writable for answer in answers),
-            reasons=[f"{name}: {error}" for name, error in failures]
-            + [reason for answer in answers for reason in answer.reasons],
-            remarks=[remark for answer in answers for remark in answer.remarks],
+            sum(each.free or 0 for each in said) or None,
+            sum(each.total or 0 for each in said) or None,
+            writable=self.outdated is None
+            and any(said.writable for member, said in answers if member.stale is None),
+            reasons=reasons + [reason for each in said for reason in each.reasons],
+            remarks=[remark for each in said for remark in each.remarks],
         )
 
     async def aclose(self) -> None:
-        """See `BlobStore.aclose`. Copies that were still to be made are left to repair."""
-        await self.mending.aclose()
+        """See `BlobStore.aclose`."""
         for member in self.members:
             await member.store.aclose()

@@ -1,116 +1,120 @@
 """Downloading a large object: its chunks in order, each checked before a byte goes out.
 
-A chunk is held in memory while it is sent, unless half of the budget is held already:
-then it goes to an unlinked temporary file and is sent from there, so that readers who
-are slow, however many, hold up nobody else.
+A download holds one chunk, and its manifest, in memory while they are sent. Those fetched
+ahead are on loan from the budget: they are dropped as soon as somebody else waits for
+memory, and fetched again later. So slow readers, however many, hold one chunk each.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 
-from dolmen.buffers import Buffers
 from dolmen.cluster.budget import Budget
-from dolmen.cluster.cluster import Cluster
-from dolmen.cluster.manifest import CHUNK, Manifest
+from dolmen.cluster.manifest import CHUNK, Manifest, decode
+from dolmen.cluster.read import Reader, halves
+from dolmen.cluster.verify import digest_checked
 from dolmen.errors import Corrupt, NotFound, Unavailable
-from dolmen.payload import Payload, Piece, Stream, read_whole
-from dolmen.record import BLOCK, block_sums
-from dolmen.spool import Spool
-from dolmen.store import Range
+from dolmen.payload import Payload, Piece, Stream
+from dolmen.store import BlobInfo, Range
 
 AHEAD = 2
-"""Chunks fetched before the one being sent has gone, while less than half the budget is held."""
-_STEP = 262_144
-_steps = Buffers(_STEP, spare=16)
-_TAIL = 131_072
-"""More than a socket holds back before it asks its writer to wait."""
+"""Chunks fetched before the one being sent has gone."""
 
 
-def chunks_payload(
-    cluster: Cluster, budget: Budget, manifest: Manifest, byte_range: Range | None
+def object_payload(
+    reader: Reader,
+    budget: Budget,
+    info: BlobInfo,
+    size: int,
+    byte_range: Range | None,
+    manifest: Manifest | None,
 ) -> Payload:
-    """The bytes of an object, or of a range of it, fetched as they are read.
+    """The bytes of an object of `size` bytes, or of a range of it, fetched as they are read.
 
-    Only the chunks that are touched are fetched. Reading raises `Corrupt` or
-    `Unavailable` when a chunk can't be had; a short object is never taken for whole.
+    `info` is that of its manifest, which is read again where it is not given. Only the
+    chunks that are touched are fetched. Reading raises `Corrupt` or `Unavailable` when a
+    chunk can't be had, or all of them together are not the object; a short object is
+    never taken for whole.
     """
-    start, stop = byte_range or (0, manifest.size)
-    stop = min(stop, manifest.size)
+    start, stop = byte_range or (0, size)
+    stop = min(stop, size)
     start = min(start, stop)
-    return Stream(stop - start, lambda: _pieces(cluster, budget, manifest, start, stop))
+    download = _Download(reader, budget)
+
+    def opened() -> AsyncIterator[Piece]:
+        pieces = download.pieces(info, size, start, stop, manifest)
+        return digest_checked(info.name, pieces) if (start, stop) == (0, size) else pieces
+
+    return Stream(stop - start, opened)
 
 
-async def _pieces(
-    cluster: Cluster, budget: Budget, manifest: Manifest, start: int, stop: int
-) -> AsyncIterator[Piece]:
-    if start == stop:
-        return
-    loop = asyncio.get_running_loop()
-    first, last = start // CHUNK, (stop - 1) // CHUNK
-    fetching: deque[asyncio.Task[Piece]] = deque()
-    following = first
-    try:
-        for number in range(first, last + 1):
-            if not fetching:
-                await budget.take(CHUNK)
-                fetching.append(_fetch(cluster, manifest, following))
-                following += 1
-            while following <= last and len(fetching) <= AHEAD and budget.try_keep(CHUNK):
-                fetching.append(_fetch(cluster, manifest, following))
-                following += 1
-            data = memoryview(await fetching[0])
-            data = data[max(start - number * CHUNK, 0) : stop - number * CHUNK]
-            if not budget.scarce:
-                tail = max(len(data) - _TAIL, 0)
-                if tail:
-                    yield data[:tail]
-                # The socket may hold this for long, but by then no view of the chunk any more.
-                yield bytes(data[tail:])
-                del data
-                fetching.popleft()
-                budget.give(CHUNK)
-                continue
-            spool, sums = await loop.run_in_executor(None, _put_aside, data)
-            del data
-            fetching.popleft()
-            budget.give(CHUNK)
-            for at in range(0, spool.size, _STEP):
-                piece = await loop.run_in_executor(None, spool.read, at, _steps.take())
-                if not sums.startswith(block_sums(piece), at // BLOCK * 4):
-                    raise Corrupt("a temporary file gave other bytes than were written to it")
-                yield piece
-    finally:
-        for task in fetching:
-            task.cancel()
+class _Download:
+    def __init__(self, reader: Reader, budget: Budget) -> None:
+        self._reader, self._budget = reader, budget
+
+    async def pieces(
+        self, info: BlobInfo, size: int, start: int, stop: int, manifest: Manifest | None
+    ) -> AsyncIterator[Piece]:
+        if start == stop:
+            return
+        budget = self._budget
+        held = min(CHUNK + info.size, budget.size)
+        await budget.take(held)  # all at once: nobody holds some of it and waits for more
+        ahead: dict[int, asyncio.Task[Piece]] = {}
         try:
-            await asyncio.gather(*fetching, return_exceptions=True)
-        finally:  # a client that goes away cancels what is already ending
-            budget.give(CHUNK * len(fetching))
+            if manifest is None:
+                manifest = decode(await self._reader.whole(info.name))
+            if manifest.size != size:
+                raise Unavailable(f"{info.name} was written anew while it was read; try again")
+            first, last = start // CHUNK, (stop - 1) // CHUNK
+            for number in range(first, last + 1):
+                task = ahead.pop(number, None) or self._fetch(manifest, number)
+                budget.settle(task)  # what is sent now has its place in what is held
+                for following in range(number + 1, min(number + AHEAD, last) + 1):
+                    if following not in ahead:
+                        self._lend(ahead, following, manifest)
+                try:
+                    data = memoryview(await task)
+                finally:
+                    task.cancel()
+                for piece in halves(data[max(start - number * CHUNK, 0) : stop - number * CHUNK]):
+                    yield piece
+                del data, task
+        finally:
+            for task in ahead.values():
+                task.cancel()
+                budget.settle(task)
+            budget.give(held)
+
+    def _lend(self, ahead: dict[int, asyncio.Task[Piece]], number: int, manifest: Manifest) -> None:
+        if self._budget.free < CHUNK:
+            return
+        task = self._fetch(manifest, number)
+        if self._budget.lend(task, CHUNK, lambda: ahead.pop(number).cancel()):
+            ahead[number] = task
+        else:
+            task.cancel()
+
+    def _fetch(self, manifest: Manifest, number: int) -> asyncio.Task[Piece]:
+        task = asyncio.create_task(self._chunk(manifest, number))
+        task.add_done_callback(_heard)
+        return task
+
+    async def _chunk(self, manifest: Manifest, number: int) -> Piece:
+        name = manifest.chunks[number]
+        try:
+            data = await self._reader.whole(name)
+        except NotFound as error:
+            raise Unavailable(
+                f"{name}, a chunk of this object, is on none of the servers; "
+                "run `dolmen replicate`, or upload the object again"
+            ) from error
+        if len(data) != min(CHUNK, manifest.size - number * CHUNK):
+            raise Corrupt(f"{name} is not as long as the manifest says")
+        return data
 
 
-def _put_aside(data: memoryview) -> tuple[Spool, bytes]:
-    spool = Spool()
-    spool.append(data)
-    return spool, block_sums(data)
-
-
-def _fetch(cluster: Cluster, manifest: Manifest, number: int) -> asyncio.Task[Piece]:
-    return asyncio.create_task(_chunk(cluster, manifest.chunks, number, manifest.size))
-
-
-async def _chunk(cluster: Cluster, chunks: Sequence[str], number: int, size: int) -> Piece:
-    name = chunks[number]
-    try:
-        blob = await cluster.get(name)
-    except NotFound as error:
-        raise Unavailable(
-            f"{name}, a chunk of this object, is on none of the servers; run `dolmen replicate`, "
-            "or upload the object again"
-        ) from error
-    data = await read_whole(blob.payload)
-    if len(data) != min(CHUNK, size - number * CHUNK):
-        raise Corrupt(f"{name} is not as long as the manifest says")
-    return data
+def _heard(task: asyncio.Task[Piece]) -> None:
+    if not task.cancelled():
+        task.exception()  # one fetched ahead may be dropped before anybody asks how it went

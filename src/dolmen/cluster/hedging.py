@@ -7,9 +7,7 @@ than three times that (and `LEAST`) `LATE` times in one window is gray for `GRAY
 that it has not answered within three times that percentile is asked of the next one too, and
 the first good answer counts, as if the other could not be asked. At most `SHARE` of all
 reads are asked twice; at the percentile itself so many would be that none is left for those
-that matter.
-
-Chunks are not hedged: they are fetched ahead, and take long by their size.
+that matter. Chunks are not hedged: they are fetched ahead, and take long by their size.
 """
 
 from __future__ import annotations
@@ -17,11 +15,11 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from dolmen.cluster.groups import Member
-from dolmen.cluster.verify import verified
-from dolmen.errors import Corrupt, NotFound
+from dolmen.errors import NotFound
+from dolmen.names import is_chunk_name
 from dolmen.store import Blob
 
 WINDOW = 512
@@ -29,7 +27,7 @@ LATE = 3
 LEAST = 0.02
 GRAY = 30.0
 SHARE = 0.05
-SMALL = 65_536
+TIMED = 65_536
 """Bytes up to which the time of an answer says something of its member."""
 
 
@@ -64,22 +62,27 @@ class Hedging:
         self._times.clear()
         self._late.clear()
 
-    async def race(self, first: Member, second: Member, name: str) -> Blob | None:
-        """Ask a gray member for a blob, and when that takes too long another one as well.
+    async def race(self, order: Sequence[Member], name: str) -> tuple[Member, Blob] | None:
+        """Where the first member is gray, ask it, and when that takes too long the second as well.
 
-        None when none of those asked had a good copy: nothing is known then.
+        None when it is not, or none of those asked had the blob: nothing is known then.
         """
+        if len(order) < 2 or order[0].name not in self.gray or is_chunk_name(name):
+            return None
+        first, second = order[:2]
+        if first.stale or second.stale:
+            return None
         loop = asyncio.get_running_loop()
-        good: asyncio.Future[Blob | None] = loop.create_future()
-        asked: dict[asyncio.Task[Blob], Member] = {}
+        good: asyncio.Future[tuple[Member, Blob] | None] = loop.create_future()
+        asked: dict[asyncio.Future[Blob], Member] = {}
         began = self.now()
 
         def ask(member: Member) -> None:
-            task = loop.create_task(_ask(member, name))
+            task = asyncio.ensure_future(member.store.get(name))
             asked[task] = member
             task.add_done_callback(ended)
 
-        def ended(task: asyncio.Task[Blob]) -> None:
+        def ended(task: asyncio.Future[Blob]) -> None:
             member = asked.pop(task)
             if task.cancelled():  # the reader has gone, or has its answer
                 return
@@ -88,7 +91,7 @@ class Hedging:
                 return
             if failed and asked and not isinstance(task.exception(), NotFound):
                 return  # a "no" may overrule what the other one has
-            good.set_result(None if failed else task.result())
+            good.set_result(None if failed else (member, task.result()))
             if not failed:
                 # If the second was faster the first is late, however late it will have been.
                 seconds = self.now() - began if member is first else math.inf
@@ -108,10 +111,3 @@ class Hedging:
             timer.cancel()
             for task in asked:
                 task.cancel()
-
-
-async def _ask(member: Member, name: str) -> Blob:
-    blob = await verified(await member.store.get(name), None)
-    if blob is None:
-        raise Corrupt(f"the copy of {name} on {member.name} has other content than its name says")
-    return blob

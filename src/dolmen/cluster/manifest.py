@@ -16,8 +16,9 @@ is itself one blob of at most 16 MiB, which bounds an object at 2 TiB.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 from dolmen.errors import Corrupt
 from dolmen.names import CHUNK_PREFIX
@@ -32,6 +33,40 @@ OBJECT_MAX = (MANIFEST_MAX - _HEAD.size) // _DIGEST * CHUNK
 """The largest object, in bytes."""
 
 
+class ChunkNames(Sequence[str]):
+    """The names of chunks, read where their digests lie: 32 bytes each, one after the other."""
+
+    __slots__ = ("digests",)
+
+    def __init__(self, digests: bytes | bytearray | memoryview = b"") -> None:
+        self.digests = digests
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> ChunkNames:
+        """Names that are at hand."""
+        return cls(b"".join(bytes.fromhex(name.removeprefix(CHUNK_PREFIX)) for name in names))
+
+    def __len__(self) -> int:
+        return len(self.digests) // _DIGEST
+
+    @overload
+    def __getitem__(self, at: int) -> str: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[str]: ...
+    def __getitem__(self, at: int | slice) -> str | Sequence[str]:
+        places = range(len(self))[at]
+        if isinstance(places, range):
+            return [self[place] for place in places]
+        return CHUNK_PREFIX + self.digests[places * _DIGEST : (places + 1) * _DIGEST].hex()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence):
+            return NotImplemented
+        return len(self) == len(other) and all(map(str.__eq__, self, other))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """The size of an object in bytes, and the names of its chunks in order."""
@@ -41,12 +76,14 @@ class Manifest:
 
     def encode(self) -> bytes:
         """The manifest's bytes."""
-        digests = (bytes.fromhex(name.removeprefix(CHUNK_PREFIX)) for name in self.chunks)
-        return _HEAD.pack(_MAGIC, _VERSION, CHUNK, self.size) + b"".join(digests)
+        names = self.chunks
+        if not isinstance(names, ChunkNames):
+            names = ChunkNames.of(names)
+        return b"".join((_HEAD.pack(_MAGIC, _VERSION, CHUNK, self.size), names.digests))
 
 
-def decode(data: bytes | memoryview) -> Manifest:
-    """The manifest in these bytes; raises `Corrupt` when they are none."""
+def decode(data: bytes | bytearray | memoryview) -> Manifest:
+    """The manifest in these bytes, which it goes on using; raises `Corrupt` when they are none."""
     if len(data) < _HEAD.size:
         raise Corrupt("a manifest is cut short")
     magic, version, chunk, size = _HEAD.unpack_from(data)
@@ -55,5 +92,4 @@ def decode(data: bytes | memoryview) -> Manifest:
     count = (size + CHUNK - 1) // CHUNK
     if len(data) != _HEAD.size + count * _DIGEST:
         raise Corrupt(f"a manifest of {size} bytes should name {count} chunks")
-    places = range(_HEAD.size, len(data), _DIGEST)
-    return Manifest(size, [CHUNK_PREFIX + bytes(data[at : at + _DIGEST]).hex() for at in places])
+    return Manifest(size, ChunkNames(memoryview(data)[_HEAD.size :]))

@@ -1,18 +1,23 @@
-"""Objects: what clients upload, over a cluster of blob stores."""
+"""Objects: what clients upload, over a cluster of blob stores.
+
+An object's id is the digest of its content. It is one blob, or a manifest and the chunks
+it names. Read first: `dolmen.cluster.upload`, `dolmen.cluster.download`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from dolmen import metadata
-from dolmen.cluster.budget import Budget
+from dolmen.closing import closing
 from dolmen.cluster.cluster import Cluster
-from dolmen.cluster.download import chunks_payload
-from dolmen.cluster.incoming import Source
-from dolmen.cluster.manifest import CHUNK, Manifest, decode
-from dolmen.cluster.upload import Digest, Uploaded, upload, upload_small
-from dolmen.errors import NotFound
+from dolmen.cluster.download import object_payload
+from dolmen.cluster.failures import Failures
+from dolmen.cluster.manifest import Manifest, decode
+from dolmen.cluster.upload import Digest, Source, Uploaded, make_young, upload, upload_small
+from dolmen.errors import Incomplete, NoCopies, NotFound, Unavailable
 from dolmen.names import is_object_id, partition_of
 from dolmen.payload import read_whole
 from dolmen.record import Kind
@@ -20,15 +25,20 @@ from dolmen.stamps import format_stamp
 from dolmen.store import Blob, BlobInfo, Listing, Outcome, Range, Write
 
 
-class Objects:
-    """Uploads, downloads and deletes of objects. Their ids are digests of their content."""
+class Page(NamedTuple):
+    """Some ids in list order, and where to go on; `incomplete` says why some may lack."""
 
-    def __init__(
-        self, cluster: Cluster, *, digest: Digest = "sha256", budget: Budget | None = None
-    ) -> None:
+    ids: Sequence[str]
+    following: str | None
+    incomplete: str | None
+
+
+class Objects:
+    """Uploads, downloads and deletes of objects."""
+
+    def __init__(self, cluster: Cluster, *, digest: Digest = "sha256") -> None:
         self.cluster = cluster
-        self._digest = digest
-        self._budget = budget or Budget()
+        self._digest: Digest = digest
 
     async def upload(
         self,
@@ -42,55 +52,58 @@ class Objects:
 
         Raises `BadContent`, `NoCopies`, `TooLarge`, and what receiving raises.
         """
+        cluster, digest = self.cluster, self._digest
         if whole is not None:
             return await upload_small(
-                self.cluster, whole, meta=meta, expected_id=expected_id, digest=self._digest
+                cluster.writer, whole, meta=meta, expected_id=expected_id, digest=digest
             )
         return await upload(
-            self.cluster,
+            cluster.writer,
             source,
-            self._budget,
+            cluster.budget,
             meta=meta,
             expected_id=expected_id,
-            digest=self._digest,
+            digest=digest,
         )
 
-    async def renew(self, object_id: str, meta: bytes) -> Uploaded:
-        """Upload an object again that is stored, without its bytes; `NotFound` when it is not.
+    async def renew(self, object_id: str, meta: bytes) -> Uploaded | None:
+        """Upload an object again that is stored, without its bytes; None when they are needed.
 
         Chunks and all are touched on as many servers as an upload would write.
         """
-        info = await self.cluster.stat(object_id)
-        if info.kind == Kind.MANIFEST:
-            manifest = await self._manifest(object_id)
-            for number, name in enumerate(manifest.chunks):
-                length = min(CHUNK, manifest.size - number * CHUNK)
-                if not await self.cluster.renew(name, length):
-                    raise NotFound(f"{name}, a chunk of {object_id}, is missing")
-            size = manifest.size
-        else:
+        writer = self.cluster.writer
+        try:
+            info = await self.cluster.stat(object_id)
             size = info.size
-        copies = await self.cluster.renew(object_id, info.size, meta=meta)
-        if not copies:
-            raise NotFound(f"{object_id} is not on enough servers")
-        return Uploaded(object_id, size, copies, Outcome.UNCHANGED)
+            copies = 255
+            if info.kind == Kind.MANIFEST:
+                manifest = await self._manifest(object_id)
+                size = manifest.size
+                every = range(len(manifest.chunks))
+                copies = await make_young(writer, manifest.chunks, size, every)
+            written = await writer.renew(object_id, info.size, meta)
+        except (NotFound, Unavailable, NoCopies):
+            return None
+        return Uploaded(object_id, size, min(copies, written.copies), Outcome.UNCHANGED)
 
     async def download(self, object_id: str, *, byte_range: Range | None = None) -> Blob:
         """An object, or a range of it; `info.size` is the object's. Raises `NotFound`,
         `Unavailable`.
         """
-        if byte_range is None:
-            blob = await self.cluster.get(object_id)
-            if blob.info.kind != Kind.MANIFEST:
-                return blob
-        else:
-            info = await self.cluster.stat(object_id)
+        cluster, reader = self.cluster, self.cluster.reader
+        if byte_range is not None:
+            info = await reader.stat(object_id)
             if info.kind != Kind.MANIFEST:
-                return await self.cluster.get(object_id, byte_range=byte_range)
-            blob = await self.cluster.get(object_id)
+                return await reader.part_of(info, byte_range)
+        blob = await reader.get(object_id)
+        info = blob.info
+        if info.kind != Kind.MANIFEST:
+            return blob if byte_range is None else await reader.part_of(info, byte_range)
         manifest = decode(await read_whole(blob.payload))
-        blob.info.size = manifest.size
-        return Blob(blob.info, chunks_payload(self.cluster, self._budget, manifest, byte_range))
+        size = manifest.size
+        kept = manifest if blob.payload.whole is not None else None
+        payload = object_payload(reader, cluster.budget, info, size, byte_range, kept)
+        return Blob(replace(info, size=size), payload)
 
     async def stat(self, object_id: str) -> BlobInfo:
         """What is known of an object; `size` is the object's. Raises `NotFound`, `Unavailable`."""
@@ -108,28 +121,49 @@ class Objects:
 
     async def list(self, *, after: str | None = None) -> AsyncIterator[BlobInfo]:
         """Every object in list order; `size` is that of its blob or manifest."""
-        async for info in self.cluster.list(Listing(after=after)):
-            if is_object_id(info.name):
-                yield info
+        async with closing(self.cluster.list(Listing(after=after))) as infos:
+            async for info in infos:
+                if is_object_id(info.name):
+                    yield info
+
+    async def page(self, *, after: str | None, limit: int) -> Page:
+        """At most `limit` ids in list order, of the servers that answer."""
+        ids: list[str] = []
+        failures: Failures = []
+        following = incomplete = None
+        reader = self.cluster.reader
+        async with closing(reader.list(Listing(after=after), failures)) as infos:
+            async for info in infos:
+                if not is_object_id(info.name):
+                    continue
+                if len(ids) == limit:
+                    following = ids[-1]
+                    break
+                ids.append(info.name)
+        try:
+            reader.check_complete(failures)
+        except Incomplete as error:
+            incomplete = str(error)
+        return Page(ids, following, incomplete)
 
     async def locate(self, object_id: str) -> dict[str, object]:
-        """Where the copies of an object are, as the API server tells it."""
+        """Where the copies of an object are, as the API server says it."""
         info = await self.stat(object_id)
         place = self.cluster.placement.of(partition_of(object_id))
         copies, servers = 0, []
         for member, found in await self.cluster.copies_of(object_id):
-            told: dict[str, object] = {
+            said: dict[str, object] = {
                 "server": member.name,
                 "rightful": member in place.rightful,
             }
             if isinstance(found, BlobInfo):
-                told["state"] = Kind(found.kind).name.lower()
-                told["stamp"] = format_stamp(found.stamp)
-                copies += found.kind != Kind.TOMBSTONE
+                said["state"] = Kind(found.kind).name.lower()
+                said["stamp"] = format_stamp(found.stamp)
+                copies += found.kind != Kind.TOMBSTONE and member.stale is None
             else:
-                told["state"] = "absent" if isinstance(found, NotFound) else "unknown"
-                told["detail"] = str(found)
-            servers.append(told)
+                said["state"] = "absent" if isinstance(found, NotFound) else "unknown"
+                said["detail"] = str(found)
+            servers.append(said)
         return {
             "id": object_id,
             "size": info.size,

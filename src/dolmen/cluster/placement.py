@@ -11,6 +11,7 @@ Nothing is stored, nobody is asked.
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Sequence
 
 from blake3 import blake3
@@ -48,6 +49,11 @@ class Placement:
         if place is None:
             place = self._places[partition] = self._work_out(partition)
         return place
+
+    def place_of(self, name: str) -> Place:
+        """The place of a blob: that of `names.partition_of(name)`, for names of any form."""
+        partition = zlib.crc32(name.encode("utf-8", "surrogatepass")) >> 16
+        return self._places.get(partition) or self.of(partition)
 
     def _work_out(self, partition: int) -> Place:
         groups: Sequence[Group] = self.groups

@@ -2,7 +2,9 @@
 
 An object exists when its blob, or its manifest, does; the manifest is written last, when
 every chunk has been acknowledged with its copies. Hashing goes on in threads while the next
-chunk is received and the one before is being sent.
+chunk is received and the ones before are being sent. Chunks in memory draw on the budget:
+whoever waits for it holds none but chunks on their way to servers.
+Read first: `dolmen.cluster.write`.
 """
 
 from __future__ import annotations
@@ -10,17 +12,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+from array import array
 from collections import deque
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, Protocol
 
 from dolmen.cluster.budget import Budget
-from dolmen.cluster.cluster import Cluster
-from dolmen.cluster.incoming import Chunk, Source
-from dolmen.cluster.manifest import CHUNK, OBJECT_MAX, Manifest
+from dolmen.cluster.manifest import CHUNK, OBJECT_MAX, ChunkNames, Manifest
+from dolmen.cluster.verify import INLINE
+from dolmen.cluster.write import Writer
 from dolmen.errors import BadContent, TooLarge
-from dolmen.names import chunk_name
-from dolmen.payload import Bytes
+from dolmen.names import CHUNK_PREFIX, chunk_name
+from dolmen.payload import CHUNKS, Bytes
 from dolmen.record import Kind
 from dolmen.store import Outcome
 
@@ -29,8 +32,18 @@ IN_FLIGHT = 3
 """Chunks of one upload that are being sent at once."""
 GRACE = 24 * 3600
 """Seconds for which garbage collection leaves a chunk alone that no manifest names."""
-_INLINE = 65_536
-"""Up to this size hashing takes less time than handing it to a thread."""
+YOUNG = 120.0
+"""Seconds for which a chunk that was sent is taken to be there still, by the uploader's clock."""
+
+
+class Source(Protocol):
+    """A body: `length` is in bytes, None when it is not known beforehand."""
+
+    length: int | None
+
+    async def receive_into(self, buffer: memoryview) -> int:
+        """Fill the buffer as far as the body goes; less only at its end, 0 after it."""
+        ...
 
 
 class Uploaded(NamedTuple):
@@ -43,7 +56,7 @@ class Uploaded(NamedTuple):
 
 
 async def upload(
-    cluster: Cluster,
+    writer: Writer,
     source: Source,
     budget: Budget,
     *,
@@ -57,26 +70,56 @@ async def upload(
     Raises `BadContent` when it has not the id expected, and nothing is stored then but
     chunks nobody names; `NoCopies`, `TooLarge`, and what receiving raises.
     """
-    if source.length is not None and source.length > OBJECT_MAX:
-        raise TooLarge(f"{source.length} bytes are more than an object can have ({OBJECT_MAX})")
-    first, second = Chunk(budget), Chunk(budget)
+    left = source.length
+    if left is not None and left > OBJECT_MAX:
+        raise TooLarge(f"{left} bytes are more than an object can have ({OBJECT_MAX})")
+    data, following = await _receive(source, budget, b"", left)
+    if not following and (left is None or left <= CHUNK):
+        try:
+            return await upload_small(
+                writer, data, meta=meta, expected_id=expected_id, digest=digest
+            )
+        finally:
+            budget.give(len(data))
+    large = _Large(writer, budget, digest, now)
     try:
-        await first.fill(source)
-        if first.size == CHUNK and source.length is None:
-            await second.fill(source)  # is there more?
-        if second.size or (source.length or 0) > CHUNK:
-            large = _Large(cluster, budget, digest, now)
-            return await large.run(first, second, source, meta, expected_id)
-        return await upload_small(
-            cluster, first.data, meta=meta, expected_id=expected_id, digest=digest
-        )
+        while True:
+            await large.add(data)
+            left = None if left is None else left - len(data)
+            if not (following if left is None else left):
+                break
+            data, following = await _receive(source, budget, following, left)
+        return await large.finish(meta, expected_id)
     finally:
-        first.release()
-        second.release()
+        large.stop()
+
+
+async def _receive(
+    source: Source, budget: Budget, begun: bytes, left: int | None
+) -> tuple[memoryview, bytes]:
+    """The next chunk, which begins with bytes received before, and where the length of the
+    body is not known the byte after it. The caller gives the budget of the chunk back.
+    """
+    size = CHUNK if left is None else min(CHUNK, left)
+    await budget.take(size)
+    try:
+        data = (CHUNKS.take() if size > INLINE else memoryview(bytearray(size)))[:size]
+        data[: len(begun)] = begun
+        got = len(begun) + await source.receive_into(data[len(begun) :])
+        following = bytearray(left is None and got == CHUNK)
+        if following:
+            following = following[: await source.receive_into(memoryview(following))]
+        if left is not None and got < size:
+            raise BadContent(f"the body ended {left - got} bytes early")  # noqa: TRY301
+    except BaseException:
+        budget.give(size)
+        raise
+    budget.give(size - got)
+    return data[:got], bytes(following)
 
 
 async def upload_small(
-    cluster: Cluster,
+    writer: Writer,
     data: bytes | memoryview,
     *,
     meta: bytes = b"",
@@ -84,120 +127,99 @@ async def upload_small(
     digest: Digest = "sha256",
 ) -> Uploaded:
     """Store an object that is in memory, of up to a chunk's size."""
-    hasher = hashlib.new(digest, usedforsecurity=False)
-    if len(data) <= _INLINE:
+    hasher = hashlib.sha256() if digest == "sha256" else hashlib.sha1(usedforsecurity=False)
+    if len(data) <= INLINE:
         hasher.update(data)
     else:
         await asyncio.get_running_loop().run_in_executor(None, hasher.update, data)
     found = hasher.hexdigest()
-    _expect(found, expected_id)
-    written = await cluster.keep(found, Bytes(data), meta=meta)
+    if expected_id is not None:
+        _expect(found, expected_id)
+    written = await writer.put(found, Bytes(data), meta)
     return Uploaded(found, len(data), written.copies, written.outcome)
+
+
+async def make_young(writer: Writer, chunks: Sequence[str], size: int, which: Sequence[int]) -> int:
+    """Make sure that these chunks of an object of `size` bytes are there, and young.
+
+    Returns the copies of the one that has fewest. Raises `NoCopies` for one that is gone.
+    """
+    return await writer.renew_chunks(
+        chunks, which, lambda number: min(CHUNK, size - number * CHUNK)
+    )
 
 
 class _Large:
     """An object of several chunks on its way in."""
 
     def __init__(
-        self, cluster: Cluster, budget: Budget, digest: Digest, now: Callable[[], float]
+        self, writer: Writer, budget: Budget, digest: Digest, now: Callable[[], float]
     ) -> None:
-        self._cluster, self._budget, self._now = cluster, budget, now
+        self._writer, self._budget, self._now = writer, budget, now
         self._hasher = hashlib.new(digest, usedforsecurity=False)
         self._loop = asyncio.get_running_loop()
-        self._sending: deque[asyncio.Task[tuple[str, int]]] = deque()
-        self._chunks: deque[Chunk] = deque()
         self._hashed: asyncio.Future[None] | None = None
-        self._names: list[str] = []
-        self._copies: list[int] = []
+        self._sending: deque[asyncio.Task[tuple[str, int]]] = deque()
+        self._size = 0
+        self._digests = bytearray()
+        self._begun: array[float] = array("d")
+        self._copies = 255
 
-    async def run(
-        self, first: Chunk, chunk: Chunk, source: Source, meta: bytes, expected: str | None
-    ) -> Uploaded:
-        """Send every chunk, then the manifest. `first` is full, `chunk` may be."""
-        started, size = self._now(), CHUNK
-        try:
-            await self._take(first)
-            if not chunk.size:
-                await chunk.fill(source)
-            while chunk.size:
-                size += chunk.size
-                if size > OBJECT_MAX:
-                    raise TooLarge(f"an object has at most {OBJECT_MAX} bytes")
-                full = chunk.size == CHUNK
-                taken, chunk = chunk, Chunk(self._budget)
-                await self._take(taken)
-                if not full:
-                    break
-                await chunk.fill(source)
-            while self._sending:
-                await self._oldest()
-        finally:
-            await self._stop()
-            chunk.release()
-        object_id = self._hasher.hexdigest()
-        _expect(object_id, expected)
-        if self._now() - started > GRACE / 2:
-            await self._renew(size)
-        manifest = Bytes(Manifest(size, self._names).encode())
-        written = await self._cluster.keep(object_id, manifest, meta=meta, kind=Kind.MANIFEST)
-        copies = min(written.copies, *self._copies)
-        return Uploaded(object_id, size, copies, written.outcome)
-
-    async def _take(self, chunk: Chunk) -> None:
-        """Hash a chunk into the whole, in order, and begin to send it. It is ours from now on."""
-        self._chunks.append(chunk)
+    async def add(self, chunk: memoryview) -> None:
+        """Hash a chunk into the whole, in order, and begin to send it. Its budget is ours now."""
+        task = self._loop.create_task(self._send(chunk))
+        self._sending.append(task)
+        task.add_done_callback(self._sent(len(chunk)))
+        self._size += len(chunk)
+        self._begun.append(self._now())
+        if self._size > OBJECT_MAX:
+            raise TooLarge(f"an object has at most {OBJECT_MAX} bytes")
         if self._hashed is not None:
-            await asyncio.shield(self._hashed)
-        self._hashed = self._loop.run_in_executor(None, self._hasher.update, chunk.data)
-        self._sending.append(asyncio.create_task(self._send(chunk)))
+            await self._hashed
+        self._hashed = self._loop.run_in_executor(None, self._hasher.update, chunk)
         if len(self._sending) >= IN_FLIGHT:
             await self._oldest()
 
-    async def _send(self, chunk: Chunk) -> tuple[str, int]:
-        data = chunk.data
-        try:
-            name = await self._loop.run_in_executor(None, chunk_name, data)
-            checksum = bytes.fromhex(name[-64:])[:16]
-            written = await self._cluster.keep(name, Bytes(data), checksum=checksum, known=True)
-            return name, written.copies
-        finally:
-            chunk.release()
+    def _sent(self, size: int) -> Callable[[asyncio.Task[tuple[str, int]]], None]:
+        def ended(task: asyncio.Task[tuple[str, int]]) -> None:
+            self._budget.give(size)
+            if not task.cancelled():
+                task.exception()  # whoever waits for it hears of it; nobody may wait any more
+
+        return ended
+
+    async def _send(self, data: memoryview) -> tuple[str, int]:
+        name = await self._loop.run_in_executor(None, chunk_name, data)
+        checksum = bytes.fromhex(name[-64:-32])
+        written = await self._writer.put(name, Bytes(data), checksum=checksum, known=True)
+        return name, written.copies
 
     async def _oldest(self) -> None:
         name, copies = await self._sending[0]
         self._sending.popleft()
-        self._chunks.popleft()
-        self._names.append(name)
-        self._copies.append(copies)
+        self._digests += bytes.fromhex(name.removeprefix(CHUNK_PREFIX))
+        self._copies = min(self._copies, copies)
 
-    async def _stop(self) -> None:
+    async def finish(self, meta: bytes, expected: str | None) -> Uploaded:
+        """Write the manifest once every chunk is there."""
+        while self._sending:
+            await self._oldest()
+        if self._hashed is not None:
+            await self._hashed
+        object_id = self._hasher.hexdigest()
+        _expect(object_id, expected)
+        chunks = ChunkNames(self._digests)
+        too_old = self._now() - YOUNG
+        old = array("Q", (number for number, at in enumerate(self._begun) if at < too_old))
+        copies = min(self._copies, await make_young(self._writer, chunks, self._size, old))
+        manifest = Bytes(Manifest(self._size, chunks).encode())
+        written = await self._writer.put(object_id, manifest, meta, kind=Kind.MANIFEST)
+        return Uploaded(object_id, self._size, min(written.copies, copies), written.outcome)
+
+    def stop(self) -> None:
         """Let nothing go on behind an upload that failed."""
         for task in self._sending:
             task.cancel()
-        await _ended(*self._sending)
-        if self._hashed is not None:
-            await _ended(self._hashed)
-        for chunk in self._chunks:  # also of those that were stopped before they began
-            chunk.release()
-
-    async def _renew(self, size: int) -> None:
-        """Raise the stamps of all chunks: the first are old enough to be near being swept."""
-        for number, name in enumerate(self._names):
-            length = min(CHUNK, size - number * CHUNK)
-            if not await self._cluster.renew(name, length):
-                raise BadContent(
-                    f"a chunk of this upload ({name}) was lost while it went on; upload it again"
-                )
-
-
-async def _ended(*futures: asyncio.Future[Any]) -> None:
-    """Wait for work that can't be stopped, or was just told to stop, even while being cancelled."""
-    waiting = asyncio.gather(*futures, return_exceptions=True)
-    while not waiting.done():
-        try:
-            await asyncio.shield(waiting)
-        except asyncio.CancelledError:
-            continue
 
 
 def _expect(found: str, expected: str | None) -> None:

@@ -1,73 +1,90 @@
-"""Checking a blob against the name it was stored under, before it is handed out."""
+"""Checking blobs and objects against the names they are stored under, before they are handed out.
+
+A chunk's name holds the BLAKE3 of its data, whatever its kind. An object's id is the
+digest of the object's bytes; a manifest under an id is no such content: the object it
+names is checked as a whole while it streams. Every other name takes any content.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import deque
 from collections.abc import AsyncIterator
 
+from dolmen.closing import closing
 from dolmen.cluster.manifest import CHUNK
 from dolmen.errors import Corrupt
-from dolmen.names import is_object_id, matches_name
-from dolmen.payload import Bytes, Payload, Piece, Stream, read_whole
+from dolmen.names import Buffer, is_chunk_name, is_object_id, matches_name
+from dolmen.payload import Bytes, Piece, Stream, read_whole
 from dolmen.record import Kind
-from dolmen.store import Blob, Range
+from dolmen.store import Blob, BlobInfo
 
-_INLINE = 65_536
+INLINE = 65_536
 """Up to this size hashing takes less time than handing it to a thread."""
 _HELD_BACK = 65_536
 
 
-async def verified(blob: Blob, byte_range: Range | None) -> Blob | None:
+async def is_right(info: BlobInfo, data: Buffer) -> bool:
+    """Whether these bytes may be handed out under this name."""
+    if info.kind != Kind.BLOB and not is_chunk_name(info.name):
+        return True
+    if len(data) > INLINE:
+        in_thread = asyncio.get_running_loop().run_in_executor
+        return await in_thread(None, matches_name, info.name, data)
+    return matches_name(info.name, data)
+
+
+async def verified(blob: Blob) -> Blob | None:
     """The blob with a payload that is known to be right; None when it is not.
 
-    A blob of up to a chunk's size is read whole (the caller asked for all of it) and a
-    range cut out. A larger one under an object id, put there by other software,
-    is hashed while it streams: its last 64 KiB come only when the digest is right.
-    What has no digest in its name was checked by its store. Raises what reading raises.
+    A blob of up to a chunk's size is read whole. A larger one under an object id, put
+    there by other software, is checked while it streams (`digest_checked`). What has no
+    digest in its name was checked by its store. Raises what reading raises.
     """
-    info = blob.info
+    info, payload = blob.info, blob.payload
     if info.size > CHUNK:
-        if byte_range is None and info.kind == Kind.BLOB and is_object_id(info.name):
-            return Blob(
-                info,
-                Stream(
-                    info.size,
-                    lambda: _hashed(info.name, blob.payload),
-                    rereadable=blob.payload.rereadable,
-                ),
-            )
-        return blob
-    data = blob.payload.whole
-    if data is None:
-        data = await read_whole(blob.payload)
-        blob = Blob(info, Bytes(data))
-    if info.kind == Kind.BLOB:
-        if len(data) <= _INLINE:
-            matches = matches_name(info.name, data)
-        else:
-            loop = asyncio.get_running_loop()
-            matches = await loop.run_in_executor(None, matches_name, info.name, data)
-        if not matches:
-            return None
-    return blob if byte_range is None else Blob(info, Bytes(memoryview(data)[slice(*byte_range)]))
+        if info.kind != Kind.BLOB or not is_object_id(info.name):
+            return blob
+        pieces = Stream(
+            info.size,
+            lambda: digest_checked(info.name, aiter(payload)),
+            rereadable=payload.rereadable,
+        )
+        return Blob(info, pieces)
+    data = await read_whole(payload)
+    return Blob(info, Bytes(data)) if await is_right(info, data) else None
 
 
-async def _hashed(name: str, payload: Payload) -> AsyncIterator[Piece]:
-    hasher = hashlib.sha256() if len(name) == 64 else hashlib.sha1(usedforsecurity=False)
-    loop = asyncio.get_running_loop()
-    held: deque[bytes] = deque()
-    size = 0
-    async for piece in payload:
-        data = bytes(piece)
-        await loop.run_in_executor(None, hasher.update, data)
-        held.append(data)
-        size += len(data)
-        while size - len(held[0]) >= _HELD_BACK:
-            size -= len(held[0])
-            yield held.popleft()
-    if hasher.hexdigest() != name:
-        raise Corrupt(f"{name} has other content than its id says; it was broken off")
-    for data in held:
-        yield data
+async def digest_checked(object_id: str, pieces: AsyncIterator[Piece]) -> AsyncIterator[Piece]:
+    """The pieces of an object; the last 64 KiB come only when its whole digest is right.
+
+    Hashing goes on in a thread beside the sending. Raises `Corrupt` otherwise.
+    """
+    hasher = hashlib.sha256() if len(object_id) == 64 else hashlib.sha1(usedforsecurity=False)
+    in_thread = asyncio.get_running_loop().run_in_executor
+    hashing: asyncio.Future[None] | None = None
+    tail: Piece = b""
+    async with closing(pieces):
+        async for piece in pieces:
+            if hashing is not None:
+                await hashing
+                hashing = None
+            if len(piece) > INLINE:
+                hashing = in_thread(None, hasher.update, piece)
+            else:
+                hasher.update(piece)
+            if len(piece) < _HELD_BACK:
+                piece, tail = bytes(tail) + bytes(piece), b""
+            if tail:
+                yield tail
+            cut = max(len(piece) - _HELD_BACK, 0)
+            if cut:
+                yield memoryview(piece)[:cut]
+            tail = bytes(piece[cut:])
+            del piece
+    if hashing is not None:
+        await hashing
+    if hasher.hexdigest() != object_id:
+        raise Corrupt(f"the content of {object_id} does not have this digest; it was broken off")
+    if tail:
+        yield tail

@@ -14,6 +14,7 @@ from dolmen.config.settings import (
     Scrub,
     Server,
     Settings,
+    join_address,
     split_address,
 )
 
@@ -26,6 +27,7 @@ __all__ = [
     "Scrub",
     "Server",
     "Settings",
+    "join_address",
     "load",
     "split_address",
     "split_list",

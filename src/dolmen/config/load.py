@@ -1,9 +1,11 @@
-"""Gathers the settings from where they may stand, and remembers which came from where."""
+"""Loads the settings, and remembers where each came from."""
 
 from __future__ import annotations
 
 import difflib
+import logging
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,8 +43,15 @@ class Loaded:
         return self.origins.get(key, "default")
 
 
+_PLATFORM = re.compile(
+    r"DOLMEN_(.*_)?(SERVICE_(HOST|PORT.*)|PORT(_[0-9]+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)?)"
+)
+"""Variables that a container platform sets for a service named dolmen, or dolmen-something."""
+log = logging.getLogger("dolmen.config")
+
+
 Layer = tuple[dict[str, Any], dict[str, Origin]]
-"""Values by key (those of `limits` as `limits.x`), and the origin of each."""
+"""Values by key (those of tables as `limits.x`), and the origin of each."""
 
 
 def load(
@@ -98,7 +107,7 @@ def _merge(layers: list[Layer]) -> Layer:
 
 def _from_file(config: str | None, files: tuple[str, ...]) -> Layer:
     if config and config.endswith(".conf"):
-        groups, path = _from_sos((config,))
+        groups, path = _from_sos((config,), given=True)
         if not groups:
             raise BadSetting(f"{config}: there is no such file, or it names no server")
         return {"groups": groups}, {"groups": path}
@@ -112,20 +121,25 @@ def _from_file(config: str | None, files: tuple[str, ...]) -> Layer:
                 raise BadSetting(f"{path}: there is no such file; see --config") from None
             continue
         except OSError as error:
+            if not config:
+                log.warning("%s is passed over: %s", path, error.strerror)
+                continue
             raise BadSetting(f"{path}: can't be read: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise BadSetting(f"{path}: is no valid TOML: {error}") from error
+            raise BadSetting(f"{path}: invalid TOML: {error}") from error
         flat = _flat(found)
         return flat, dict.fromkeys(flat, path)
     return {}, {}
 
 
 def _flat(found: dict[str, Any]) -> dict[str, Any]:
-    limits = found.get("limits")
-    if not isinstance(limits, dict):
-        return found
-    rest = {key: value for key, value in found.items() if key != "limits"}
-    return rest | {f"limits.{key}": value for key, value in limits.items()}
+    flat: dict[str, Any] = {}
+    for key, value in found.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{inner}": each for inner, each in value.items()}
+        else:
+            flat[key] = value
+    return flat
 
 
 def _from_environment(environ: Mapping[str, str]) -> Layer:
@@ -134,13 +148,13 @@ def _from_environment(environ: Mapping[str, str]) -> Layer:
     values: dict[str, Any] = {}
     origins: dict[str, Origin] = {}
     for variable, text in environ.items():
-        if not variable.startswith(PREFIX) or variable in _APART:
+        if not variable.startswith(PREFIX) or variable in _APART or _PLATFORM.fullmatch(variable):
             continue
         origin = f"environment {variable}"
         key = keys.get(variable)
         if key is None:
             hint = _nearest(variable, keys)
-            raise BadSetting(f"{origin}: is no setting of dolmen{hint}; see `dolmen config show`")
+            raise BadSetting(f"{origin}: unknown setting{hint}; see `dolmen config show`")
         values[key], origins[key] = _parsed(key, text, origin), origin
     return values, origins
 
@@ -191,13 +205,19 @@ def _parts(kind: Any) -> tuple[Any, ...]:
     return sum((_parts(part) for part in get_args(kind)), (kind,))
 
 
-def _from_sos(files: tuple[str, ...]) -> tuple[list[dict[str, object]], Origin]:
+def _from_sos(
+    files: tuple[str, ...], *, given: bool = False
+) -> tuple[list[dict[str, object]], Origin]:
     for path in map(os.path.expanduser, files):
         try:
             with open(path, encoding="utf-8") as file:
                 return read_groups(file.read(), path), path
         except FileNotFoundError:
             continue
+        except PermissionError as error:
+            if given:
+                raise BadSetting(f"{path}: can't be read: {error.strerror}") from error
+            log.warning("%s is passed over: %s", path, error.strerror)
         except (OSError, UnicodeDecodeError) as error:
             raise BadSetting(f"{path}: can't be read: {error}") from error
     return [], ""
@@ -226,7 +246,7 @@ def _explained(error: ValidationError, origins: Mapping[str, Origin]) -> str:
     if origin is None:  # a rule between several keys
         origin = next((origins[key] for key in _SERVERS if key in origins), "settings")
     if first["type"] == "extra_forbidden":
-        return f"{origin}: {path} is no setting{_nearest(str(first['loc'][-1]), _siblings(path))}"
+        return f"{origin}: unknown setting {path}{_nearest(str(first['loc'][-1]), _siblings(path))}"
     if first["type"] == "missing":
         return f"{origin}: {path} is not set, but has no default"
     if not path:

@@ -13,12 +13,17 @@ from dolmen.stores import open_existing, open_store
 
 
 async def open_groups(
-    groups: Sequence[settings.Group], *, volatile: bool = False, existing: bool = False
+    groups: Sequence[settings.Group],
+    *,
+    volatile: bool = False,
+    existing: bool = False,
+    read_only: bool = False,
 ) -> Sequence[Group]:
     """Open every store of these groups; whoever gets them closes them.
 
     `volatile` lets a group pass that has no durable server: what may be written to is for
-    whoever writes there to decide. With `existing` no new volume is made. Raises `BadSetting` for
+    whoever writes there to decide. With `existing` no new volume is
+    made, with `read_only` nothing is written at opening either. Raises `BadSetting` for
     numbers of copies that can't be kept, and what opening raises; nothing is left open then.
     """
     async with AsyncExitStack() as stack:
@@ -26,7 +31,12 @@ async def open_groups(
         for group in groups:
             members = []
             for server in group.servers:
-                store = await (open_existing if existing else open_store)(server.url)
+                url = server.url
+                store = (
+                    await open_existing(url, read_only=read_only)
+                    if existing or read_only
+                    else await open_store(url)
+                )
                 stack.push_async_callback(store.aclose)
                 members.append(Member(server.name, store, server.weight, server.zone))
             ready.append(
@@ -45,10 +55,14 @@ async def open_groups(
 
 @asynccontextmanager
 async def opened_groups(
-    groups: Sequence[settings.Group], *, volatile: bool = False, existing: bool = False
+    groups: Sequence[settings.Group],
+    *,
+    volatile: bool = False,
+    existing: bool = False,
+    read_only: bool = False,
 ) -> AsyncIterator[Sequence[Group]]:
     """These groups, open for as long as the context lasts."""
-    ready = await open_groups(groups, volatile=volatile, existing=existing)
+    ready = await open_groups(groups, volatile=volatile, existing=existing, read_only=read_only)
     try:
         yield ready
     finally:
@@ -59,9 +73,9 @@ async def opened_groups(
 
 @asynccontextmanager
 async def opened_store(
-    groups: Sequence[settings.Group], *, existing: bool = False
+    groups: Sequence[settings.Group], *, read_only: bool = False
 ) -> AsyncIterator[BlobStore]:
     """The one store that these groups are: the cluster, or the only server."""
-    async with opened_groups(groups, volatile=True, existing=existing) as ready:
+    async with opened_groups(groups, volatile=True, read_only=read_only) as ready:
         members = [member for group in ready for member in group.members]
         yield members[0].store if len(members) == 1 else Cluster(ready)

@@ -27,6 +27,11 @@ def split_address(address: str) -> tuple[str, int]:
     return bare, int(port)
 
 
+def join_address(host: str, port: int) -> str:
+    """`HOST:PORT`, an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def is_loopback(address: str) -> bool:
     """Whether only this machine can reach what listens there."""
     host, _ = split_address(address)
@@ -107,7 +112,7 @@ class Limits(_Strict):
     """At once in a process; one more is answered 503."""
     body_size: Annotated[int, Field(ge=1)] = 1 << 50
     """The largest upload; 413 beyond."""
-    upload_memory: Annotated[int, Field(ge=16 << 20)] = 160 << 20
+    upload_memory: Annotated[int, Field(ge=32 << 20)] = 192 << 20
     """Bodies in flight, in a process; readers wait when it is spent."""
     header_deadline: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
     body_idle: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 30.0
@@ -198,7 +203,7 @@ class Settings(_Strict):
         """
         groups = self.groups
         if self.blob_servers:
-            servers = [Server(name=_name_of(url), url=url) for url in self.blob_servers]
+            servers = [Server(name=server_name(url), url=url) for url in self.blob_servers]
             groups = [Group(name="all", servers=servers)]
         return [self._complete(group) for group in groups]
 
@@ -237,10 +242,11 @@ class Settings(_Strict):
         )
 
 
-def _name_of(url: str) -> str:
+def server_name(url: str) -> str:
+    """What placement calls a server of which only the URL is given, wherever that is."""
     parts = urlsplit(url)
     if parts.scheme in ("http", "https"):
-        plain = f"{parts.hostname}-{parts.port or 80}"
+        plain = f"{parts.hostname}-{parts.port or (443 if parts.scheme == 'https' else 80)}"
     else:
         plain = parts.netloc.rpartition("@")[2] + parts.path
     words = "".join(each if each.isascii() and each.isalnum() else "-" for each in plain)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from dolmen.config.settings import server_name
 from dolmen.errors import BadSetting
 
 _SECTION = re.compile(r"\[\s*([^\[\]]+?)\s*\]")
@@ -33,11 +34,7 @@ def read_groups(text: str, path: str) -> list[dict[str, object]]:
     return [
         {
             "name": name,
-            "servers": [{"name": _plain(url), "url": url} for url in urls],
+            "servers": [{"name": server_name(url), "url": url} for url in urls],
         }
         for name, urls in found.items()
     ]
-
-
-def _plain(url: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]", "-", url.partition("://")[2]).strip("-")

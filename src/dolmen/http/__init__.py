@@ -1,21 +1,22 @@
-"""HTTP/1.1 on uvloop and llhttp, server and client; it knows nothing of blobs."""
+"""HTTP/1.1 on uvloop, server and client; it knows nothing of blobs.
+
+Read `messages` (what a handler sees), `head` (the strict reader), `body`, then `connection`, on
+which both roles stand: `exchange`, `server_connection`, `server`; `client_connection`, `client`.
+"""
 
 from __future__ import annotations
 
 from dolmen.http.body import NO_BODY, Body
-from dolmen.http.calls import ClientResponse
 from dolmen.http.client import Client
-from dolmen.http.conditional import not_modified, range_applies
+from dolmen.http.client_connection import ClientResponse
+from dolmen.http.conditional import byte_range, content_range, not_modified, range_applies
 from dolmen.http.encoding import EncodedHeaders
 from dolmen.http.exchange import Handler, Observer
-from dolmen.http.limits import Limits
-from dolmen.http.listening import bind
-from dolmen.http.messages import Headers, Request, Response, Stream, Streamed
+from dolmen.http.limits import Limits, Timeouts
+from dolmen.http.messages import Headers, Request, Response, Stream, Streamed, problem
 from dolmen.http.origins import SitePolicy
-from dolmen.http.pool import Timeouts
-from dolmen.http.problems import BodyTooLarge, HTTPError, problem
-from dolmen.http.ranges import byte_range, content_range
-from dolmen.http.server import Server, start_server
+from dolmen.http.problems import BodyTooLarge, HTTPError
+from dolmen.http.server import Server, bind, start_server
 from dolmen.http.workers import run_workers
 
 __all__ = [

@@ -1,70 +1,93 @@
-"""The chunked transfer coding (RFC 9112, 7.1), taken apart by llhttp."""
+"""Reading the chunked transfer coding (RFC 9112, 7.1), strictly; trailers are read and dropped."""
 
 from __future__ import annotations
 
-from httptools import HttpParserError, HttpRequestParser
+import re
 
-_HEAD = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+from dolmen.http.problems import HTTPError
+
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
+_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;%b(?:=(?:%b|%b))?)*" % (_TOKEN, _TOKEN, _QUOTED))
+_TRAILER = re.compile(rb"(%b):[\t -~\x80-\xff]*" % _TOKEN)
+_FRAMING = (b"content-length", b"transfer-encoding")
+_LINE_MAX = 4 * 1024
 _SLACK = 16 * 1024
 LAST_CHUNK = b"0\r\n\r\n"
 
 
-class BadChunk(Exception):  # noqa: N818 - says what it is
-    """The bytes are not a chunked body; the message says where they went wrong."""
-
-
 class ChunkDecoder:
-    """Turns the bytes of one chunked body into its content; trailers are read and dropped.
+    """Turns the bytes of one chunked body into its content."""
 
-    The parser is llhttp, fed a head of our own. It does not tell where in the
-    bytes a body ends, so they are fed up to each CRLF CRLF (which ends every
-    chunked body) and what lies after the end is never shown to it.
-    """
-
-    __slots__ = ("_chunks", "_content", "_fed", "_parser", "_pieces", "ended")
+    __slots__ = ("_held", "_left", "_overhead", "_trailers", "ended")
 
     def __init__(self) -> None:
         self.ended = False
-        self._pieces: list[bytes] = []
-        self._fed = self._content = self._chunks = 0
-        self._parser = HttpRequestParser(self)
-        self._parser.feed_data(_HEAD)
-
-    def on_body(self, data: bytes) -> None:
-        """Called by the parser."""
-        self._content += len(data)
-        self._pieces.append(data)
-
-    def on_chunk_header(self) -> None:
-        """Called by the parser."""
-        self._chunks += 1
-
-    def on_message_complete(self) -> None:
-        """Called by the parser."""
-        self.ended = True
+        self._held = b""  # the beginning of a line
+        self._left = 0  # bytes of the chunk to come, with the CRLF behind it
+        self._overhead = 0
+        self._trailers = False
 
     def feed(self, data: bytes) -> tuple[list[bytes], bytes]:
         """Decode `data`: pieces of content, and the bytes beyond the body's end (b"" before it).
 
-        Raises BadChunk for bad sizes and line ends, and when extensions and
-        trailers outgrow 16 KiB plus 16 bytes a chunk.
+        Raises HTTPError 400 for bad sizes, extensions, line ends and trailers, and where those
+        outgrow 16 KiB plus 16 bytes a chunk.
         """
-        view = memoryview(data)
+        pieces: list[bytes] = []
         at = 0
-        try:
-            while not self.ended and at < len(data):
-                if at < 4 and data[at] in b"\r\n":  # the end may have begun in the last arrival
-                    to = at + 1
-                else:
-                    to = data.find(b"\r\n\r\n", at) + 4
-                    if to == 3:
-                        to = len(data)
-                self._parser.feed_data(view[at:to])
-                self._fed += to - at
-                at = to
-        except HttpParserError as error:
-            raise BadChunk(f"The chunked body is malformed: {error}.") from None
-        if self._fed - self._content > _SLACK + 16 * self._chunks:
-            raise BadChunk("The chunked body has too many extensions or trailers.")
-        pieces, self._pieces = self._pieces, []
-        return pieces, data[at:]
+        if self._held:
+            data, self._held = self._held + data, b""
+        while not self.ended:
+            left = self._left
+            if left > 2:
+                piece = data[at : at + left - 2]
+                if piece:
+                    pieces.append(piece)
+                    self._left = left = left - len(piece)
+                    at += len(piece)
+            if left:
+                if left > 2 or len(data) < at + 2:
+                    if left == 2 and data[at : at + 1] not in (b"", b"\r"):
+                        raise HTTPError(400, "A chunk is longer than its size says.")
+                    break
+                if data[at : at + 2] != b"\r\n":
+                    raise HTTPError(400, "A chunk is longer than its size says.")
+                at += 2
+                self._left = 0
+            end = data.find(b"\n", at)
+            if end < 0:
+                if len(data) - at > _LINE_MAX:
+                    raise HTTPError(400, "A line of the chunked body is too long.")
+                break
+            self._line(data[at:end])
+            at = end + 1
+        if self.ended:
+            return pieces, data[at:]
+        self._held = data[at:]
+        return pieces, b""
+
+    def _line(self, line: bytes) -> None:
+        """Take a line, still with its CR: the size of a chunk, or a trailer."""
+        self._overhead += len(line) + 1 - 16
+        if self._overhead > _SLACK:
+            raise HTTPError(400, "The chunked body has too many extensions or trailers.")
+        if not line.endswith(b"\r"):
+            raise HTTPError(400, "A line of the chunked body does not end in CRLF.")
+        line = line[:-1]
+        if self._trailers:
+            self._overhead += 16
+            trailer = _TRAILER.fullmatch(line)
+            if not line:
+                self.ended = True
+            elif trailer is None or trailer[1].lower() in _FRAMING:
+                raise HTTPError(400, "A trailer of the chunked body is malformed.")
+            return
+        size = _SIZE.fullmatch(line)
+        if size is None:
+            raise HTTPError(400, "A chunk's size is malformed.")
+        length = int(size[1], 16)
+        if length:
+            self._left = length + 2
+        else:
+            self._trailers = True

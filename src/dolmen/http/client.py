@@ -1,35 +1,48 @@
-"""Requests to one server."""
+"""Requests to one server, over connections that are kept alive between them.
+
+A request is sent again, once, only where that is safe: it never left, or it reads and the kept
+connection it was written to turned out to be closed. Everything else is the caller's to decide.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import re
 import ssl
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from dolmen.errors import Unavailable
-from dolmen.http.calls import Call, ClientResponse, Stale
-from dolmen.http.encoding import EncodedHeaders, encode_headers
-from dolmen.http.messages import Buffer, Stream
-from dolmen.http.pool import Pool, Timeouts
+from dolmen.http.client_connection import ClientConnection, ClientResponse, NotSent
+from dolmen.http.coalescer import WriteCoalescer
+from dolmen.http.connection import BytesStream
+from dolmen.http.encoding import EXPECT, EncodedHeaders, encode_headers, join_request, length_line
+from dolmen.http.head import Lines
+from dolmen.http.limits import Timeouts
+from dolmen.http.messages import Buffer, Stream, close_stream
 
+TICK = 0.25
+_TOGETHER = 8  # requests that may wait for each other; with more, the server is idle meanwhile
 _TARGET = re.compile(rb"/[!-~]*\Z")
 _METHOD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
 _READS = frozenset(("GET", "HEAD", "OPTIONS"))
-_COMMON = _READS | {"POST", "PUT", "DELETE"}
-_CHUNKED = b"Transfer-Encoding: chunked\r\n"
 _COPY_UP_TO = 64 * 1024
 _CONTINUE_PATIENCE = 2.0
 _DEFAULT_TIMEOUTS = Timeouts()
+_Opening = asyncio.Task[tuple[asyncio.Transport, ClientConnection]]
 
 
 class Client:
     """A far server and the connections to it. Used within one event loop; close it at the end.
 
-    `connections` is the most that are open at once, `tls` an ssl context for https.
-    `clock` (seconds, as time.monotonic gives) is for tests of deadlines.
+    `connections` is the most that are open at once; of those that are free the last used is
+    taken. `tls` is an ssl context for https. `clock` (seconds, as time.monotonic gives) is for
+    tests of deadlines.
     """
+
+    loop: asyncio.AbstractEventLoop
+    coalescer: WriteCoalescer
 
     def __init__(
         self,
@@ -39,21 +52,24 @@ class Client:
         tls: ssl.SSLContext | None = None,
         connections: int = 64,
         timeouts: Timeouts = _DEFAULT_TIMEOUTS,
-        clock: Callable[[], float] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._pool: Pool | None = None
-        self._make_pool = partial(Pool, host, port, tls, connections, timeouts, clock)
-        name = f"[{host}]" if ":" in host else host
-        default = port == (443 if tls else 80)
-        self._host = (name if default else f"{name}:{port}").encode("ascii")
-
-    @property
-    def pool(self) -> Pool:
-        """The connections; made at the first request."""
-        pool = self._pool
-        if pool is None:
-            self._pool = pool = self._make_pool()
-        return pool
+        bracketed = f"[{host}]" if ":" in host else host
+        self.name = f"{bracketed}:{port}"
+        self.timeouts = timeouts
+        self.lines: Lines = {}
+        self.connections: set[ClientConnection] = set()
+        self._address = host, port
+        self._host = (bracketed if port == (443 if tls else 80) else self.name).encode("ascii")
+        self._tls = tls
+        self._clock = clock
+        self._limit = connections
+        self._opening = 0
+        self._idle: list[ClientConnection] = []
+        self._waiters: deque[asyncio.Future[ClientConnection | None]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._started = self._closed = False
+        self._emptied = asyncio.Event()
 
     async def request(
         self,
@@ -70,108 +86,219 @@ class Client:
         `target` is a path with query, percent-encoded. A `Stream` body is sent
         chunked when its length is not known, is stopped when the server answers
         before its end, and is closed in any case. `reads` says that asking twice does
-        no harm (the default for GET, HEAD and OPTIONS): such a request is sent
-        again, once, if the kept-alive connection it was first sent on turns
-        out to be closed, unless its body was a stream.
+        no harm (the default for GET, HEAD and OPTIONS).
 
         Raises Unavailable when the server could not be asked, which for
         requests that read is every failure; OutcomeUnknown when a request that
-        may have changed something got no answer; ValueError for what can't be
+        may have changed something got no response; ValueError for what can't be
         sent. What the body's stream raises comes out as it is.
         """
+        raw = target.encode("ascii") if isinstance(target, str) else target
+        if not _TARGET.match(raw) or not _METHOD.match(method):
+            raise ValueError(f"{method} {target!r} can't be the start of a request")
         if reads is None:
             reads = method in _READS
-        raw = target.encode("ascii") if isinstance(target, str) else target
-        if not _TARGET.match(raw) or (method not in _COMMON and not _METHOD.match(method)):
-            raise ValueError(f"{method} {target!r} can't be the start of a request")
-        lines = encode_headers(headers)
-        extra = b""
         stream: Stream | None = None
-        if body is None:
-            if method in ("POST", "PUT", "PATCH"):
-                extra = b"Content-Length: 0\r\n"
-        elif isinstance(body, (bytes, bytearray, memoryview)):
-            extra = b"Content-Length: %d\r\n" % len(body)
-        else:
+        lines = encode_headers(headers)
+        if isinstance(body, (bytes, bytearray, memoryview)):
+            lines += length_line(len(body))
+        elif body is not None:
             stream = body
-            length = stream.length
-            extra = b"Content-Length: %d\r\n" % length if length is not None else _CHUNKED
+            lines += length_line(stream.length)
+        elif method in ("POST", "PUT", "PATCH"):
+            lines += length_line(0)
         if expect_continue and body is not None:
-            extra += b"Expect: 100-continue\r\n"
-        else:
-            expect_continue = False
-        head = b"%b %b HTTP/1.1\r\nHost: %b\r\n%b%b\r\n" % (
-            method.encode(), raw, self._host, lines, extra,
-        )  # fmt: skip
+            lines += EXPECT
+        head = join_request(method, raw, self._host, lines)
         try:
             try:
-                return await self._send(method, head, body, reads, expect_continue, fresh=False)
-            except Unavailable as error:
-                if stream is not None or not isinstance(error.__cause__, Stale):
+                return await self._send(method, head, body, reads=reads)
+            except NotSent:
+                if stream is not None:
                     raise
-            return await self._send(method, head, body, reads, expect_continue, fresh=True)
+            self._cut_idle()  # kept as long as the closed one, or longer
+            return await self._send(method, head, body, reads=reads)
         finally:
             if stream is not None:
-                close = getattr(stream, "aclose", None)
-                if close is not None:
-                    await close()
+                await close_stream(stream)
 
     async def _send(
-        self,
-        method: str,
-        head: bytes,
-        body: Buffer | Stream | None,
-        reads: bool,
-        expect: bool,
-        *,
-        fresh: bool,
+        self, method: str, head: bytes, body: Buffer | Stream | None, *, reads: bool
     ) -> ClientResponse:
-        pool = self.pool
-        connection = None if fresh else pool.take()
-        if connection is None:
-            connection = await pool.acquire(fresh=fresh)
-        call, answer = connection.begin(head_only=method == "HEAD", reads=reads)
+        connection = self._take_idle() or await self._acquire()
+        response = connection.begin(head_only=method == "HEAD", reads=reads)
+        number = connection.number
         try:
             if body is None:
-                pool.outbox.send(connection.transport, head)
+                self.coalescer.send(connection.transport, head)
+            elif EXPECT in head or not isinstance(body, bytes) or len(body) > _COPY_UP_TO:
+                await self._send_slowly(connection, head, body)
             else:
-                await self._send_body(call, head, body, expect=expect)
-            call.sent = not connection.stop_sending()
-            return await answer
+                self.coalescer.send(connection.transport, head + body)
+            connection.sent = not connection.stop_sending()
+            return await response
         except BaseException:
-            call.give_up()
+            connection.give_up(number)
             raise
-        finally:
-            answer.cancel()
-            call.answer = None  # it holds the response, which the caller may forget unread
 
-    async def _send_body(
-        self, call: Call, head: bytes, body: Buffer | Stream, *, expect: bool
+    async def _send_slowly(
+        self, connection: ClientConnection, head: bytes, body: Buffer | Stream
     ) -> None:
-        connection = call.connection
-        transport = connection.transport
-        if expect:
-            call.continued = connection.loop.create_future()
-            transport.write(head)
-            head = b""
-            await asyncio.wait([call.continued], timeout=_CONTINUE_PATIENCE)
-            if connection.stop_sending():
-                return
-        if not isinstance(body, (bytes, bytearray, memoryview)):
-            transport.write(head)
-            await connection.send_stream(body, chunk=body.length is None)
-        elif len(body) <= _COPY_UP_TO:
-            connection.pool.outbox.send(transport, head + body)
-        else:
-            transport.writelines((head, body))
+        self.coalescer.flush()
+        connection.transport.write(head)
+        if EXPECT in head:
+            await asyncio.wait([connection.expect_continue()], timeout=_CONTINUE_PATIENCE)
+        if not connection.stop_sending():
+            stream = BytesStream(body) if isinstance(body, (bytes, bytearray, memoryview)) else body
+            await connection.send_stream(stream, chunked=True)
 
     async def close(self) -> None:
-        """Cut every connection; requests under way fail."""
-        if self._pool is not None:
-            await self._pool.close()
+        """Cut every connection, and wait until they are gone; requests under way fail."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        while self._waiters:
+            self._pass_on(None)
+        for connection in list(self.connections):
+            connection.transport.abort()
+        while self.connections:
+            self._emptied.clear()
+            await self._emptied.wait()
 
     async def __aenter__(self) -> Client:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    # The connections.
+
+    def _take_idle(self) -> ClientConnection | None:
+        """The connection used last, unless it is closing."""
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.transport.is_closing():
+                return connection
+        return None
+
+    async def _acquire(self) -> ClientConnection:
+        """A connection: an idle one, a new one, or the next that becomes free."""
+        if not self._started:
+            self._started = True
+            self.loop = asyncio.get_running_loop()
+            self.coalescer = WriteCoalescer(self.loop, most=_TOGETHER)
+        while not self._closed:
+            connection = self._take_idle()
+            if connection is not None:
+                return connection
+            if len(self.connections) + self._opening < self._limit:
+                return await self._connect()
+            connection = await self._wait_in_line()
+            if connection is not None and not connection.transport.is_closing():
+                return connection
+        raise Unavailable(f"the client for {self.name} is closed")
+
+    async def _wait_in_line(self) -> ClientConnection | None:
+        """A connection, or None for the right to look again."""
+        waiter: asyncio.Future[ClientConnection | None] = self.loop.create_future()
+        self._waiters.append(waiter)
+        try:
+            await asyncio.wait([waiter], timeout=self.timeouts.pool)
+        except asyncio.CancelledError:
+            if waiter.done():
+                self._pass_on(waiter.result())
+            raise
+        finally:
+            waiter.cancel()
+        if waiter.cancelled():
+            raise Unavailable(f"all {self._limit} connections to {self.name} stayed in use")
+        return waiter.result()
+
+    async def _connect(self) -> ClientConnection:
+        self._opening += 1
+        task: _Opening = self.loop.create_task(
+            self.loop.create_connection(
+                lambda: ClientConnection(self), *self._address, ssl=self._tls
+            )
+        )
+        try:
+            await asyncio.wait([task], timeout=self.timeouts.connect)
+            connection = self._opened(task)
+        except BaseException:
+            task.cancel()
+            task.add_done_callback(_close_unwanted)
+            self._pass_on(None)
+            raise
+        finally:
+            self._opening -= 1
+        self.connections.add(connection)
+        if self._timer is None:
+            self._timer = self.loop.call_later(TICK, self._tick)
+        return connection
+
+    def _opened(self, task: _Opening) -> ClientConnection:
+        """The connection that was made; raises Unavailable with the reason when it was not."""
+        if not task.done():
+            patience = self.timeouts.connect
+            raise Unavailable(f"{self.name} did not accept a connection within {patience:g} s")
+        try:
+            connection = task.result()[1]
+        except OSError as error:
+            raise Unavailable(f"can't connect to {self.name}: {error}") from error
+        if self._closed:
+            raise Unavailable(f"the client for {self.name} is closed")
+        if connection.lost:
+            raise Unavailable(f"{self.name} closed a new connection at once")
+        return connection
+
+    def _cut_idle(self) -> None:
+        for connection in self._idle[:]:
+            self.forget(connection)
+            connection.transport.abort()
+
+    def release(self, connection: ClientConnection) -> None:
+        """Take back a connection that can carry another request."""
+        if self._closed:
+            connection.transport.abort()
+        elif self._waiters:
+            self._pass_on(connection)
+        else:
+            self._idle.append(connection)
+
+    def _pass_on(self, connection: ClientConnection | None) -> None:
+        """Give a connection, or the right to open one, to who waits longest."""
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(connection)
+                return
+        if connection is not None:
+            self._idle.append(connection)
+
+    def forget(self, connection: ClientConnection) -> None:
+        """A connection ends: nobody gets it any more."""
+        if connection in self.connections:
+            self.connections.discard(connection)
+            if connection in self._idle:
+                self._idle.remove(connection)
+            self._pass_on(None)
+            if not self.connections:
+                self._emptied.set()
+
+    def _tick(self) -> None:
+        self._timer = None
+        self.sweep()
+        if self.connections and not self._closed:
+            self._timer = self.loop.call_later(TICK, self._tick)
+
+    def sweep(self) -> None:
+        """Close the connections whose deadlines are over; called by the timer."""
+        now = self._clock()
+        for connection in list(self.connections):
+            connection.check(now)
+
+
+def _close_unwanted(task: _Opening) -> None:
+    """Close a connection that came after everybody had stopped waiting for it."""
+    if not task.cancelled() and task.exception() is None:
+        task.result()[0].abort()

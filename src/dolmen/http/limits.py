@@ -1,4 +1,8 @@
-"""The numbers that bound what one peer may cost a server."""
+"""The numbers that bound what a peer may cost: `Limits` for clients, `Timeouts` for servers.
+
+Sizes in bytes, times in seconds. A timer looks at all connections of a server once a second
+(of a client four times a second); each deadline may be overrun by two of its ticks.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much a client may send, and how long it may take. Sizes in bytes, times in seconds.
-
-    Deadlines are looked at once a second for all connections together, so each
-    may be overrun by up to a second.
-    """
+    """How much a client may send to a server, and how long it may take."""
 
     request_line: int = 8 * 1024
     """Method, target and version with their two spaces; beyond it 414."""
@@ -28,10 +28,26 @@ class Limits:
     """A body announced as no larger than this is collected before the handler runs."""
     body_idle: float = 30.0
     """Longest silence while a handler waits for the body (408), or the client takes nothing
-    of an answer (the connection is cut)."""
+    of a response (the connection is cut)."""
     body_rate: int = 1024
     """Least bytes a second, over each minute of waiting for a body; less is 408."""
     connections: int = 10_000
     """Connections at once; one more is answered 503 and closed, after `linger` where few are."""
     linger: float = 2.0
-    """How long what a refused client still sends is thrown away, so that it sees the answer."""
+    """How long what a refused client still sends is thrown away, so that it sees the response."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long a client waits for a server."""
+
+    connect: float = 5.0
+    """For the connection, TLS included."""
+    pool: float = 30.0
+    """For one of the pool's connections, when all are in use."""
+    first_byte: float = 60.0
+    """From the request's last byte to the response's head."""
+    idle: float = 30.0
+    """For the next bytes of a body, either way."""
+    keep_alive: float = 30.0
+    """How long an unused connection is kept; shorter than the server keeps it."""

@@ -2,81 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol, overload
+import json
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
 from urllib.parse import parse_qsl
 
-if TYPE_CHECKING:
-    from dolmen.http.body import Body
-    from dolmen.http.encoding import EncodedHeaders
+from dolmen.http.body import Body
+from dolmen.http.encoding import EncodedHeaders, reason
 
 Address = tuple[str, int] | None
 Buffer = bytes | bytearray | memoryview
 
 
-class Headers:
-    """Received header fields, read-only; names are lower case, in order of arrival.
+class Headers(dict[bytes, bytes]):
+    """Received header fields by lower-case name, in order of arrival, never changed.
 
-    Made from the raw header lines (each ended by CRLF), which are only taken
-    apart when somebody looks. Values have no surrounding white space. `meaning` is
-    for what a handler makes of them: a connection that brings the same lines again
-    has the same Headers again.
+    Values have no surrounding white space; those of a repeated name are joined by a comma
+    and a space (RFC 9110, 5.3). `meaning` is for what a handler makes of them: requests that
+    bring the same lines again have the same Headers again.
     """
 
-    __slots__ = ("_first", "_lines", "_pairs", "meaning")
-
-    def __init__(self, lines: bytes = b"") -> None:
-        self._lines = lines
-        self._pairs: list[tuple[bytes, bytes]] | None = None
-        self._first: dict[bytes, bytes] | None = None
-        self.meaning: object = None
-
-    def _split(self) -> list[tuple[bytes, bytes]]:
-        pairs = []
-        for line in self._lines.split(b"\r\n"):
-            if line:
-                name, _, value = line.partition(b":")
-                pairs.append((name.lower(), value.strip(b" \t")))
-        self._pairs = pairs
-        return pairs
-
-    def _joined(self) -> dict[bytes, bytes]:
-        joined: dict[bytes, bytes] = {}
-        for line in self._lines.split(b"\r\n"):
-            if line:
-                raw, _, value = line.partition(b":")
-                name, value = raw.lower(), value.strip(b" \t")
-                joined[name] = joined[name] + b", " + value if name in joined else value
-        self._first = joined
-        return joined
-
-    @overload
-    def get(self, name: bytes) -> bytes | None: ...
-    @overload
-    def get(self, name: bytes, default: bytes) -> bytes: ...
-    def get(self, name: bytes, default: bytes | None = None) -> bytes | None:
-        """The value under this lower-case name; several are joined by a comma and a space."""
-        joined = self._first
-        return (self._joined() if joined is None else joined).get(name, default)
-
-    def get_all(self, name: bytes) -> list[bytes]:
-        """Every value under this lower-case name, in order of arrival."""
-        return [value for known, value in self if known == name]
-
-    def __contains__(self, name: bytes) -> bool:
-        joined = self._first
-        return name in (self._joined() if joined is None else joined)
-
-    def __iter__(self) -> Iterator[tuple[bytes, bytes]]:
-        pairs = self._pairs
-        return iter(self._split() if pairs is None else pairs)
-
-    def __len__(self) -> int:
-        pairs = self._pairs
-        return len(self._split() if pairs is None else pairs)
-
-    def __repr__(self) -> str:
-        return f"Headers({list(self)!r})"
+    meaning: object = None
 
 
 class Request:
@@ -103,9 +49,7 @@ class Request:
     @property
     def raw_path(self) -> bytes:
         """The path before any "?", percent-encoding as sent; begins with "/" (or is "*")."""
-        target = self.target
-        mark = target.find(b"?")
-        return target if mark < 0 else target[:mark]
+        return self.target.partition(b"?")[0]
 
     @property
     def query(self) -> dict[str, str]:
@@ -152,16 +96,21 @@ class Streamed:
 
     async def aclose(self) -> None:
         """Close the iterator when it is an async generator."""
-        close = getattr(self._pieces, "aclose", None)
-        if close is not None:
-            await close()
+        await close_stream(self._pieces)
+
+
+async def close_stream(stream: object) -> None:
+    """Await the `aclose()` of a stream, if it has one."""
+    close = getattr(stream, "aclose", None)
+    if close is not None:
+        await close()
 
 
 class Response:
-    """An answer: a status code, headers and a body (bytes-like, or a `Stream`).
+    """A response: a status code, headers and a body (bytes-like, or a `Stream`).
 
     `headers` is a sequence of (name, value) byte pairs, or an `EncodedHeaders`
-    made once for many answers. Content-Length, Transfer-Encoding, Connection,
+    made once for many responses. Content-Length, Transfer-Encoding, Connection,
     Date and Server are the server's to write and must not be given.
     To HEAD give what GET would get: only its length is sent.
     """
@@ -180,3 +129,14 @@ class Response:
 
     def __repr__(self) -> str:
         return f"<Response {self.status}>"
+
+
+def problem(
+    status: int, detail: str, *, headers: Sequence[tuple[bytes, bytes]] = (), **members: object
+) -> Response:
+    """A problem (RFC 9457): type "about:blank", title, status, detail, and any extra members."""
+    title = reason(status)
+    value = {"type": "about:blank", "title": title, "status": status, "detail": detail, **members}
+    lines = [(b"Content-Type", b"application/problem+json"), *headers]
+    text = json.dumps(value, ensure_ascii=False) + "\n"  # as a person reads it in a terminal
+    return Response(status, lines, text.encode("utf-8", "replace"))

@@ -10,7 +10,6 @@ from functools import lru_cache
 from dolmen.http.messages import Headers
 
 SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
-_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]+)(?::[0-9]{0,5})?\Z")
 _PORT = re.compile(r":[0-9]*\Z")
 
 
@@ -30,15 +29,18 @@ class SitePolicy:
         if origin is not None:
             name = origin.decode("latin-1")
             page = name.lower().partition("://")[2]
-            own = (headers.get(b"host") or b"").decode("latin-1").lower()
+            own = headers.get(b"host", b"").decode("latin-1").lower()
             if page != own and _PORT.sub("", page) not in self.hosts:
                 return f"A page of {name} may not change anything on this server."
         elif headers.get(b"sec-fetch-site") == b"cross-site":
             return "A page of another site may not change anything on this server."
         return None
 
-    def misdirected(self, host: bytes) -> str | None:
+    def misdirected(self, headers: Headers) -> str | None:
         """Why a loopback listener must not answer for this Host, or None when it may."""
+        host = headers.get(b"host")
+        if host is None:
+            return None
         name = _PORT.sub("", host.decode("latin-1")).lower()
         if name in self.hosts or is_loopback(name):
             return None
@@ -48,12 +50,7 @@ class SitePolicy:
         )
 
 
-def is_host(host: bytes) -> bool:
-    """Whether these bytes can be a Host value: a name or address, and perhaps a port."""
-    return _HOST.match(host) is not None
-
-
-@lru_cache(maxsize=256)  # asked with every request whose headers are new
+@lru_cache(maxsize=256)
 def is_loopback(name: str) -> bool:
     """Whether a host name or address (IPv6 with or without brackets) is this very machine."""
     if name == "localhost" or name.endswith(".localhost"):

@@ -1,15 +1,10 @@
-"""Refusals as `application/problem+json` (RFC 9457)."""
+"""Refusing a request: the errors that become a response of their status."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from http import HTTPStatus
 
 from dolmen.errors import DolmenError, TooLarge
-from dolmen.http.messages import Response
-
-Pairs = Sequence[tuple[bytes, bytes]]
 
 
 class HTTPError(DolmenError):
@@ -18,7 +13,9 @@ class HTTPError(DolmenError):
     `detail` is a sentence the client's user can act on; it is sent to the client.
     """
 
-    def __init__(self, status: int, detail: str, headers: Pairs = ()) -> None:
+    def __init__(
+        self, status: int, detail: str, headers: Sequence[tuple[bytes, bytes]] = ()
+    ) -> None:
         super().__init__(detail)
         self.status = status
         self.detail = detail
@@ -30,25 +27,3 @@ class BodyTooLarge(HTTPError, TooLarge):  # noqa: N818 - as in dolmen.errors
 
     def __init__(self, limit: int) -> None:
         super().__init__(413, f"The body is larger than the {limit} bytes allowed here.")
-
-
-def reason(status: int) -> str:
-    """The standard phrase of a status code, or "Unknown"."""
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return "Unknown"
-
-
-def problem(status: int, detail: str, *, headers: Pairs = (), **members: object) -> Response:
-    """A problem answer: type "about:blank", title, status, detail, and any extra JSON members."""
-    told = {
-        "type": "about:blank",
-        "title": reason(status),
-        "status": status,
-        "detail": detail,
-        **members,
-    }
-    lines = [(b"Content-Type", b"application/problem+json"), *headers]
-    text = json.dumps(told, ensure_ascii=False) + "\n"  # as a person reads it in a terminal
-    return Response(status, lines, text.encode("utf-8", "replace"))

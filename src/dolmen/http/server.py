@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 import ssl
 import time
 from collections.abc import Callable, Sequence
 
-from dolmen.http.encoding import Heads
-from dolmen.http.exchange import Exchange, Handler, Observer
+from dolmen.errors import BadSetting
+from dolmen.http.exchange import Exchange, Handler, Observer, Shared
+from dolmen.http.head import Blocks
 from dolmen.http.limits import Limits
-from dolmen.http.listening import bind
 from dolmen.http.messages import Address
 from dolmen.http.origins import SitePolicy, is_loopback
-from dolmen.http.outbox import Outbox
-from dolmen.http.protocol import ServerConnection
+from dolmen.http.server_connection import ServerConnection
 
 TICK = 1.0
-_TOGETHER = 64
-"""Answers that may wait for each other; about a millisecond's work."""
 _DEFAULT_LIMITS = Limits()
 _DEFAULT_POLICY = SitePolicy()
 
@@ -32,105 +30,76 @@ class Server:
     themselves after moving an injected `clock`.
     """
 
-    def __init__(
-        self,
-        handler: Handler,
-        limits: Limits,
-        policy: SitePolicy | None,
-        observe: Observer | None,
-        clock: Callable[[], float],
-    ) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.handler = handler
-        self.limits = limits
-        self.policy = policy
-        self.observe = observe
-        self.heads = Heads()
-        self.outbox = Outbox(self.loop, most=_TOGETHER)
-        self.connections: set[ServerConnection] = set()
-        self.running: set[Exchange] = set()  # those whose handler or answer waits for something
-        self.draining = False
+    def __init__(self, shared: Shared, clock: Callable[[], float]) -> None:
+        self.shared = shared
         self.addresses: list[Address] = []
-        self.now = 0.0
         self._clock = clock
         self._listeners: list[asyncio.AbstractServer] = []
         self._timer: asyncio.TimerHandle | None = None
-        self._emptied = asyncio.Event()
         self.sweep()
 
     async def listen(self, sock: socket.socket, tls: ssl.SSLContext | None) -> None:
         """Serve connections to a bound socket; it is closed with the server."""
         address = sock.getsockname()
         loopback = isinstance(address, tuple) and is_loopback(address[0])
-        listener = await self.loop.create_server(
-            lambda: ServerConnection(self, loopback=loopback), sock=sock, ssl=tls, backlog=2048
-        )
+        blocks: Blocks = {}  # what they mean differs between listeners
+        listener = await self.shared.loop.create_server(
+            lambda: ServerConnection(self.shared, blocks, loopback=loopback),
+            sock=sock, ssl=tls, backlog=2048,
+        )  # fmt: skip
         self._listeners.append(listener)
         self.addresses.append(address[:2] if isinstance(address, tuple) else None)
 
     def tick(self) -> None:
         """Sweep now and once a second from now on, until closed."""
-        self._timer = self.loop.call_later(TICK, self.tick)
+        self._timer = self.shared.loop.call_later(TICK, self.tick)
         self.sweep()
 
     def sweep(self) -> None:
         """Take the time, and close the connections whose deadlines are over."""
-        self.now = now = self._clock()
-        self.heads.set_time(time.time())
-        for connection in list(self.connections):
+        now = self._clock()
+        self.shared.starts.set_time(time.time())
+        for connection in list(self.shared.connections):
             connection.check(now)
-
-    def forget(self, connection: ServerConnection) -> None:
-        """Called by a connection that is lost."""
-        self.connections.discard(connection)
-        if not self.connections:
-            self._emptied.set()
-
-    def ended(self, exchange: Exchange) -> None:
-        """Called by an exchange that waits for nothing any more."""
-        self.running.discard(exchange)
-        if not self.running:
-            self._emptied.set()
-
-    async def _until_empty(self, ones: set[ServerConnection] | set[Exchange]) -> None:
-        while ones:
-            self._emptied.clear()
-            await self._emptied.wait()
 
     async def drain(self, timeout: float = 30.0) -> bool:
         """Stop accepting, let running requests end, then close; True when all of them did.
 
-        Idle connections are closed at once, others after the answer they are on.
+        Idle connections are closed at once, others after the response they are on.
         What still runs after `timeout` seconds is cut off.
         """
-        self.draining = True
-        self.outbox.flush()
-        for listener in self._listeners:
-            listener.close()
-        for connection in list(self.connections):
+        self._stop_accepting()
+        for connection in list(self.shared.connections):
             connection.hang_up_if_idle()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._until_empty(self.connections), timeout)
-        ended = not self.connections
+            await asyncio.wait_for(self._until_empty(self.shared.connections), timeout)
+        ended = not self.shared.connections
         await self.close()
         return ended
 
     async def close(self) -> None:
         """Stop at once: cut every connection, and wait until the handlers have cleaned up."""
-        self.draining = True
+        self._stop_accepting()
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
-        for listener in self._listeners:
-            listener.close()
-        for connection in list(self.connections):
+        for connection in list(self.shared.connections):
             connection.transport.abort()
-        await self._until_empty(self.connections)
-        await self._until_empty(self.running)
+        await self._until_empty(self.shared.connections)
+        await self._until_empty(self.shared.waiting)
         for listener in self._listeners:
             with contextlib.suppress(RuntimeError):
                 await listener.wait_closed()
         self._listeners.clear()
+
+    def _stop_accepting(self) -> None:
+        self.shared.draining = True
+        for listener in self._listeners:
+            listener.close()
+
+    async def _until_empty(self, connections: set[Exchange]) -> None:
+        while connections:
+            self.shared.emptied.clear()
+            await self.shared.emptied.wait()
 
     async def __aenter__(self) -> Server:
         return self
@@ -154,9 +123,9 @@ async def start_server(
     """Serve `handler` on host and port, or on already bound `sockets` instead.
 
     `policy` keeps foreign web pages out (None: everybody may come), `observe` is
-    called after each answer. Raises BadSetting when the address can't be had.
+    called after each response. Raises BadSetting when the address can't be had.
     """
-    server = Server(handler, limits, policy, observe, clock)
+    server = Server(Shared(handler, limits, policy, observe), clock)
     try:
         for sock in sockets or [bind(host, port)]:
             await server.listen(sock, tls)
@@ -165,3 +134,33 @@ async def start_server(
         raise
     server.tick()
     return server
+
+
+def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
+    """Bind a TCP socket, not listening yet; port 0 lets the system choose one.
+
+    A name that stands for several addresses is bound to the first, IPv4 before
+    IPv6. Raises BadSetting when the address is in use, unknown, or not allowed.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror as error:
+        raise BadSetting(f"can't listen on {host}: {error.strerror}") from None
+    family, kind, proto, _, address = min(found, key=lambda info: info[0])
+    sock = socket.socket(family, kind, proto)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.setblocking(False)
+        sock.bind(address)
+    except OSError as error:
+        sock.close()
+        what = f"can't listen on port {port} of {host}: {error.strerror}"
+        if error.errno == errno.EADDRINUSE:
+            what = f"port {port} on {host} is in use by another program; "
+            what += "stop it or choose another with --listen"
+        raise BadSetting(what) from None
+    return sock

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from dolmen import errors
-from dolmen.http.encoding import EncodedHeaders
-from dolmen.http.messages import Response
-from dolmen.http.problems import problem
+from dolmen.http import EncodedHeaders, Response, problem
 from dolmen.stamps import format_stamp
 
 _STATUS: list[tuple[type[errors.DolmenError], int]] = [
@@ -25,10 +24,11 @@ _STATUS: list[tuple[type[errors.DolmenError], int]] = [
     (errors.OutcomeUnknown, 500),
     (errors.NoCopies, 500),
 ]
-JSON = EncodedHeaders.of([(b"Content-Type", b"application/json")])
+_TYPE = (b"Content-Type", b"application/json")
+JSON = EncodedHeaders.of([_TYPE])
 VOLATILE = (b"X-Dolmen-Durable", b"no")
-"""Told with a write to a store where it would not survive a power cut."""
-VOLATILE_JSON = EncodedHeaders.of([(b"Content-Type", b"application/json"), VOLATILE])
+"""Sent with the answer to a write to a store where it would not survive a power cut."""
+VOLATILE_JSON = EncodedHeaders.of([_TYPE, VOLATILE])
 
 
 def status_of(error: errors.DolmenError) -> int:
@@ -55,6 +55,9 @@ def refusal(error: errors.DolmenError) -> Response:
     return problem(status, str(error), headers=headers, error=name)
 
 
-def answer(value: object, status: int = 200) -> Response:
+def answer(
+    value: object, status: int = 200, *, headers: Sequence[tuple[bytes, bytes]] = ()
+) -> Response:
     """A JSON answer, ended by a line feed so that it reads well in a terminal."""
-    return Response(status, JSON, json.dumps(value).encode() + b"\n")
+    body = json.dumps(value).encode() + b"\n"
+    return Response(status, [_TYPE, *headers] if headers else JSON, body)

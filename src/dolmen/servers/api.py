@@ -10,31 +10,35 @@ from __future__ import annotations
 import json
 import mimetypes
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import dolmen
 from dolmen import config
 from dolmen.cluster.budget import Budget
 from dolmen.cluster.cluster import Cluster
-from dolmen.cluster.incoming import Source
 from dolmen.cluster.objects import Objects
-from dolmen.cluster.overview import overview
-from dolmen.cluster.upload import Uploaded
+from dolmen.cluster.status import cluster_status
+from dolmen.cluster.upload import Source, Uploaded
 from dolmen.config.opening import open_groups
-from dolmen.errors import InvalidName, NotFound
+from dolmen.errors import BadSetting, InvalidName
 from dolmen.http.body import Body
-from dolmen.http.conditional import not_modified, range_applies, refuse_conditions
+from dolmen.http.conditional import (
+    byte_range,
+    not_modified,
+    range_applies,
+    refuse_conditions,
+    selects,
+)
 from dolmen.http.messages import Headers, Request, Response
 from dolmen.http.problems import HTTPError
-from dolmen.http.ranges import byte_range
 from dolmen.names import check_name, is_object_id
 from dolmen.servers.answers import JSON, answer
 from dolmen.servers.blob import ALIVE, Nothing, body_of
-from dolmen.servers.fields import ContentDigest, describe, metadata_of
+from dolmen.servers.fields import ContentDigest, describe, metadata_of, modified
 from dolmen.servers.metrics import Figure
-from dolmen.servers.orders import PAGE, limit_of
+from dolmen.servers.records import PAGE, limit_of
 from dolmen.servers.routes import Routes
 
 _FORM = b"multipart/form-data"
@@ -55,6 +59,8 @@ class ApiServer:
         """`repair` gives what the companion that repairs said last, where there is one."""
         self._objects = objects
         self._repair = repair
+        if repair is not None:
+            objects.cluster.breaker.rounds = lambda: _complete_rounds(repair())
         self._started = time.time()
         everything, reading = Routes(), Routes()
         for routes in (everything, reading):
@@ -70,22 +76,13 @@ class ApiServer:
         everything.add("GET", "/cluster", self.cluster)
         self.handle = everything
         self.listeners = (everything, reading)
+        self.stores = tuple(member.store for member in objects.cluster.members)
 
     def figures(self) -> Iterable[Figure]:
-        """Copies made behind reads, and which servers are asked last."""
-        mending = self._objects.cluster.mending
-        for outcome in ("repaired", "failed", "dropped"):
-            yield Figure(
-                "counter",
-                "dolmen_read_repair",
-                "Missing or damaged copies that reads came upon, by what became of them.",
-                "outcome",
-                outcome,
-                getattr(mending, outcome),
-            )
+        """Which servers are asked last, or not at all."""
         breaker = self._objects.cluster.breaker
         for member in self._objects.cluster.members:
-            for state in ("failing", "full"):
+            for state in ("failing", "behind", "full", "stale"):
                 yield Figure(
                     "gauge",
                     f"dolmen_server_{state}",
@@ -106,11 +103,8 @@ class ApiServer:
     async def upload_known(self, request: Request, name: str) -> Response:
         """Store the body if it has this id; nothing is read when it is stored already."""
         _check_id(name)
-        try:
-            stored = await self._objects.renew(name, metadata_of(request.headers))
-        except NotFound:
-            return await self._store(request, name)
-        return _stored(stored)
+        stored = await self._objects.renew(name, metadata_of(request.headers))
+        return await self._store(request, name) if stored is None else _stored(stored)
 
     async def _store(self, request: Request, expected: str | None) -> Response:
         headers, body = request.headers, request.body
@@ -137,10 +131,10 @@ class ApiServer:
         tag = b'"%b"' % object_id.encode()
         headers = request.headers
         part = None
-        if request.method == "HEAD" or b"range" in headers or b"if-none-match" in headers:
+        if request.method == "HEAD" or selects(headers):
             info = await self._objects.stat(object_id)
             described = describe(info, tag=tag, more=_SAFE, guess=guess)
-            if not_modified(headers, tag):
+            if not_modified(headers, tag, modified(info)):
                 return Response(304, described)
             if request.method == "HEAD":
                 return Response(200, described, Nothing(info.size))
@@ -157,17 +151,18 @@ class ApiServer:
         return Response(204)
 
     async def list(self, request: Request, _: str) -> Response:
-        """List ids in pages: `{"ids": […], "next": cursor or null}`."""
+        """List ids in pages: `{"ids": […], "next": cursor or null}`.
+
+        `"incomplete"` says why some ids may lack, where they may.
+        """
         cursor = request.query.get("cursor")
         limit = limit_of(request.query.get("limit", PAGE))
-        ids: deque[str] = deque()
-        following = None
-        async for info in self._objects.list(after=check_name(cursor) if cursor else None):
-            if len(ids) == limit:
-                following = ids[-1]
-                break
-            ids.append(info.name)
-        return answer({"ids": [*ids], "next": following})
+        after = check_name(cursor) if cursor else None
+        page = await self._objects.page(after=after, limit=limit)
+        said: dict[str, object] = {"ids": page.ids, "next": page.following}
+        if page.incomplete is not None:
+            said["incomplete"] = page.incomplete
+        return answer(said)
 
     async def locate(self, _request: Request, name: str) -> Response:
         """Tell where the copies of an object are."""
@@ -179,7 +174,7 @@ class ApiServer:
         told: dict[str, object] = {
             "version": dolmen.__version__,
             "uptime_seconds": round(time.time() - self._started),
-            "groups": await overview(self._objects.cluster),
+            "groups": await cluster_status(self._objects.cluster),
         }
         if self._repair is not None:
             told["repair"] = json.loads(self._repair() or "null")
@@ -198,6 +193,12 @@ class ApiServer:
         condition = await self._objects.cluster.condition()
         ready = condition.writable
         return answer({"ready": ready, "reasons": condition.reasons}, 200 if ready else 503)
+
+
+@lru_cache(maxsize=1)
+def _complete_rounds(said: str) -> int:
+    """How many rounds of repair have left every server in sync, as the companion says."""
+    return int(json.loads(said).get("complete_rounds", 0)) if said else 0
 
 
 class _Told(NamedTuple):
@@ -256,8 +257,12 @@ async def open_api(
     """
     ready = await open_groups(groups)
     budget = Budget(settings.limits.upload_memory)
-    objects = Objects(Cluster(ready), digest=settings.digest, budget=budget)
-    return ApiServer(objects, repair=repair)
+    cluster = Cluster(ready, budget=budget, epoch=settings.epoch)
+    if twins := await cluster.twins():
+        await cluster.aclose()
+        pairs = ", ".join(f"{one} and {other}" for one, other in twins)
+        raise BadSetting(f"one store is configured as two servers ({pairs}); remove one of them")
+    return ApiServer(Objects(cluster, digest=settings.digest), repair=repair)
 
 
 def _check_id(name: str) -> None:

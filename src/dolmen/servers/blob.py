@@ -15,27 +15,32 @@ from dataclasses import asdict
 
 import dolmen
 from dolmen.errors import DolmenError
-from dolmen.http.conditional import not_modified, range_applies, refuse_conditions
+from dolmen.http.conditional import (
+    byte_range,
+    not_modified,
+    range_applies,
+    refuse_conditions,
+    selects,
+)
 from dolmen.http.encoding import EncodedHeaders
 from dolmen.http.messages import Buffer, Request, Response, Streamed
 from dolmen.http.problems import HTTPError
-from dolmen.http.ranges import byte_range
 from dolmen.names import check_name
 from dolmen.payload import Bytes, Payload, Piece
 from dolmen.servers.answers import JSON, VOLATILE, VOLATILE_JSON, answer
-from dolmen.servers.bulk import Bulk
 from dolmen.servers.fields import (
     Announced,
     ContentDigest,
     announced_by,
     describe,
     entity_tag,
+    modified,
     parse_base64,
     stamp_of,
 )
 from dolmen.servers.incoming import payload_of
 from dolmen.servers.metrics import Figure
-from dolmen.servers.orders import order_of
+from dolmen.servers.records import Records, order_of
 from dolmen.servers.routes import Routes
 from dolmen.stamps import format_stamp
 from dolmen.store import Blob, BlobStore, Outcome, Write
@@ -61,7 +66,7 @@ class BlobServer:
         routes.add("POST PUT", "/blob/{name}", self.put)
         routes.add("GET", "/blob/{name}", self.get)
         routes.add("DELETE", "/blob/{name}", self.delete)
-        Bulk(store, routes)
+        Records(store, routes)
         routes.add("GET", "/notes", self.notes)
         routes.add("POST", "/notes", self.note)
         routes.add("GET", "/alive", self.alive)
@@ -69,6 +74,7 @@ class BlobServer:
         routes.add("GET", "/readyz", self.readyz)
         routes.add("GET", "/status", self.status)
         self.listeners = (routes,)
+        self.stores = (store,)
 
     def figures(self) -> Iterable[Figure]:
         """None: a store tells of itself under `/status`."""
@@ -119,11 +125,11 @@ class BlobServer:
         """Send a blob, or a range of it."""
         if request.method == "HEAD":
             info = await self._store.stat(name)
-            if not_modified(request.headers, entity_tag(info)):
+            if not_modified(request.headers, entity_tag(info), modified(info)):
                 return Response(304, describe(info))
             return Response(200, describe(info), Nothing(info.size))
         headers = request.headers
-        if b"range" not in headers and b"if-none-match" not in headers:
+        if not selects(headers):
             blob = await self._store.get(name)
             return Response(200, describe(blob.info), body_of(blob))
         return await self._get_part(request, name)
@@ -132,7 +138,7 @@ class BlobServer:
         headers = request.headers
         info = await self._store.stat(name)
         tag = entity_tag(info)
-        if not_modified(headers, tag):
+        if not_modified(headers, tag, modified(info)):
             return Response(304, describe(info))
         part = None
         if range_applies(headers, tag):
@@ -147,11 +153,12 @@ class BlobServer:
         """Leave a tombstone."""
         refuse_conditions(request.headers)
         put = await self._store.write(Write.tombstone(name, stamp=stamp_of(request.headers)))
-        if put.outcome is Outcome.SUPERSEDED:
-            return answer({"id": name, "status": "superseded", "stamp": format_stamp(put.stamp)})
         stamp = (b"X-Dolmen-Stamp", format_stamp(put.stamp).encode())
         status = (b"X-Dolmen-Status", put.outcome.value.encode())
         volatile = () if self._store.capabilities.durable else (VOLATILE,)
+        if put.outcome is Outcome.SUPERSEDED:
+            said = {"id": name, "status": "superseded", "stamp": format_stamp(put.stamp)}
+            return answer(said, headers=[stamp, status, *volatile])
         return Response(204, [stamp, status, *volatile])
 
     # The server itself

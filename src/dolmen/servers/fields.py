@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import time
 from binascii import hexlify
 from email.utils import formatdate
 from functools import lru_cache
@@ -19,10 +20,9 @@ from crc32c import crc32c
 
 from dolmen import metadata
 from dolmen.errors import BadContent, InvalidName
-from dolmen.http.conditional import refuse_conditions
+from dolmen.http.conditional import content_range, refuse_conditions
 from dolmen.http.encoding import EncodedHeaders, encode_headers
 from dolmen.http.messages import Headers
-from dolmen.http.ranges import content_range
 from dolmen.names import CHECKSUM_SIZE
 from dolmen.record import Kind
 from dolmen.stamps import milliseconds, parse_stamp
@@ -70,7 +70,7 @@ def metadata_of(headers: Headers) -> bytes:
     """
     pairs: list[tuple[bytes, bytes]] = []
     content_type = b""
-    for name, value in headers:
+    for name, value in headers.items():
         if name == b"content-type":
             content_type = value
         elif name.startswith(b"x-"):
@@ -130,7 +130,7 @@ def describe(
         % (
             own,
             tag or entity_tag(info),
-            _date(milliseconds(stamp) // 1000 or info.arrived),
+            _date(modified(info)),
             stamp,
             _KIND_NAMES[info.kind],
             info.arrived,
@@ -158,6 +158,11 @@ def _is_obeyed(name: bytes) -> bool:
 def entity_tag(info: BlobInfo) -> bytes:
     """The ETag of a blob: its checksum in quotes."""
     return b'"%b"' % hexlify(info.checksum)
+
+
+def modified(info: BlobInfo) -> int:
+    """When a blob was written, in seconds since the epoch; never ahead of this clock."""
+    return min(milliseconds(info.stamp) // 1000 or info.arrived, int(time.time()))
 
 
 @lru_cache(maxsize=4096)

@@ -55,6 +55,8 @@ class Told:
     """Servers it could not use, and why."""
     stale: dict[str, str] = field(default_factory=dict)
     """Those among them that missed a purge: nothing may be read from them."""
+    complete_rounds: int = 0
+    """Rounds that left all in its place."""
     complete: bool = False
     """Whether all was in its place when it ended."""
     ended: float = 0.0
@@ -79,6 +81,7 @@ class Told:
         self.failing = {name: without_secrets(why) for name, why in done.failing.items()}
         self.stale = done.stale
         self.complete, self.ended, self.copying = done.complete, round(time.time(), 3), None
+        self.complete_rounds += done.complete
         self.trouble = None
 
 

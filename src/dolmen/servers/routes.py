@@ -12,11 +12,11 @@ from collections.abc import Awaitable, Callable
 from urllib.parse import unquote_to_bytes
 
 from dolmen.errors import DolmenError
-from dolmen.http.messages import Request, Response
-from dolmen.http.problems import HTTPError, problem
+from dolmen.http.messages import Request, Response, problem
+from dolmen.http.problems import HTTPError
 from dolmen.servers.answers import refusal
 
-Handler = Callable[[Request, str], Awaitable[Response]]
+Handler = Callable[[Request, str], Response | Awaitable[Response]]
 
 
 class Routes:
@@ -44,7 +44,7 @@ class Routes:
         """Every path, as it is told to those who ask for another."""
         return sorted(path for path, _ in (*self._exact.values(), *self._named.values()))
 
-    async def __call__(self, request: Request) -> Response:
+    def __call__(self, request: Request) -> Response | Awaitable[Response]:
         """Answer a request."""
         path = request.raw_path
         if b"%" in path:
@@ -67,11 +67,21 @@ class Routes:
                 headers=[(b"Allow", allowed.encode())],
             )
         try:
-            return await handler(request, name.decode("utf-8", "replace"))
+            response = handler(request, name.decode("utf-8", "replace"))
         except HTTPError:
             raise
         except DolmenError as error:
             return refusal(error)
+        return response if isinstance(response, Response) else _awaited(response)
+
+
+async def _awaited(response: Awaitable[Response]) -> Response:
+    try:
+        return await response
+    except HTTPError:
+        raise
+    except DolmenError as error:
+        return refusal(error)
 
 
 def _shown(path: bytes) -> str:

@@ -24,8 +24,11 @@ from dolmen.http.messages import Request, Response
 from dolmen.http.origins import SitePolicy
 from dolmen.http.server import Server, start_server
 from dolmen.http.workers import run_workers
+from dolmen.servers.maintenance import Maintenance
 from dolmen.servers.metrics import Board, Figure, Tally
 from dolmen.servers.routes import Routes
+from dolmen.store import BlobStore
+from dolmen.stores.volume import Volume
 
 Address = tuple[str, int]
 log = logging.getLogger("dolmen.servers")
@@ -52,6 +55,11 @@ class Application(Protocol):
     """What a process serves: one table of routes for each address, and an end."""
 
     name: str
+
+    @property
+    def stores(self) -> Sequence[BlobStore]:
+        """The stores it has open; the volumes among them are maintained."""
+        ...
 
     @property
     def listeners(self) -> Sequence[Routes]:
@@ -96,7 +104,20 @@ def run(
     async def start(sockets: Sequence[socket.socket]) -> Sequence[Server]:
         application = await opened()
         ending.push_async_callback(application.aclose)
-        tally = Tally(application.name, board, application.figures, told)
+        maintained = [
+            Maintenance(store, settings)
+            for store in application.stores
+            if isinstance(store, Volume) and not store.read_only
+        ]
+        for each in maintained:
+            ending.push_async_callback(each.aclose)
+
+        def figures() -> Iterator[Figure]:
+            yield from application.figures()
+            for each in maintained:
+                yield from each.figures()
+
+        tally = Tally(application.name, board, figures, told)
         if board.first:
             for number, work in enumerate(beside):
                 companion = Companion(work.module, work.order, heard=partial(board.tell, number))

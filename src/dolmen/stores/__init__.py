@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from importlib import import_module
-from typing import cast
 from urllib.parse import urlsplit
 
 from dolmen.errors import BadSetting
 from dolmen.store import BlobStore
-from dolmen.stores.old_adapted import Adapted
 from dolmen.stores.secrets import without_secrets
 
 SCHEMES = {
@@ -26,10 +24,9 @@ SCHEMES = {
     "rediss": "dolmen.stores.redis",
     "redis+cluster": "dolmen.stores.redis",
     "postgresql": "dolmen.stores.postgresql",
-    "s3": "dolmen.stores.objects",
-    "gs": "dolmen.stores.objects",
-    "az": "dolmen.stores.objects",
-    "file": "dolmen.stores.objects",
+    "s3": "dolmen.stores.bucket",
+    "gs": "dolmen.stores.bucket",
+    "az": "dolmen.stores.bucket",
 }
 
 Opener = Callable[[str], Awaitable[BlobStore]]
@@ -53,14 +50,17 @@ async def open_store(url: str) -> BlobStore:
             f" {known} (for example volume:/var/lib/dolmen or http://127.0.0.1:3001)"
         )
     opener: Opener = import_module(module).open_url
-    store = await opener(url)
-    return cast("BlobStore", Adapted(store)) if hasattr(store, "put") else store
+    return await opener(url)
 
 
-async def open_existing(url: str) -> BlobStore:
-    """The same for who only reads: no new volume is made where there is none (`BadVolume`)."""
+async def open_existing(url: str, *, read_only: bool = False) -> BlobStore:
+    """The same for a store that should be there: no new volume is made (`BadVolume`).
+
+    `read_only` is for commands that only read: a volume is opened without writing anything.
+    """
     if url.startswith("volume:"):
-        from dolmen.stores.volume import check_there
+        from dolmen.stores.volume import check_there, open_volume, path_of
 
         check_there(url)
+        return await open_volume(path_of(url), read_only=read_only)
     return await open_store(url)

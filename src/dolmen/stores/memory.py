@@ -1,7 +1,8 @@
 """`memory:` a store in a dictionary, for tests and as the model of the contract.
 
-Not durable. Listings sort the names of one partition at a time. Read first: `dolmen.store`,
-`dolmen.resolve`.
+Not durable. Listings sort the names of one partition at a time. Data is checked before it
+is handed out or built upon, as in every engine, so that a test can damage a copy and see
+what becomes of it. Read first: `dolmen.store`, `dolmen.resolve`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 
 from dolmen.digests import Digests, Slot, entry_hash
-from dolmen.errors import NotFound
+from dolmen.errors import Corrupt, NotFound
 from dolmen.names import check_name, checksum_of, partition_of
 from dolmen.payload import Bytes, read_whole
 from dolmen.record import Kind
@@ -52,6 +53,7 @@ class MemoryStore(OneByOne):
         self._clock = clock or Clock()
         self._now = now
         self._partitions: dict[int, dict[str, tuple[BlobInfo, bytes]]] = {}
+        self._quarantine: set[str] = set()
         self._notes: dict[str, bytes] = {IDENTITY: secrets.token_hex(16).encode()}
 
     def _current(self, name: str) -> tuple[BlobInfo, bytes] | tuple[None, bytes]:
@@ -69,7 +71,8 @@ class MemoryStore(OneByOne):
             checksum = checksum_of(data)
             check_content(write, checksum)
         current, held = self._current(write.name)
-        action, put = resolve(write, current, checksum=checksum, clock=self._clock)
+        damaged = not self._is_sound(write.name)
+        action, put = resolve(write, current, checksum=checksum, damaged=damaged, clock=self._clock)
         if action is Action.KEEP:
             return put
         kind = write.kind
@@ -79,10 +82,18 @@ class MemoryStore(OneByOne):
         now = int(self._now())
         info = BlobInfo(write.name, len(data), kind, put.stamp, checksum, write.metadata, now)
         self._partitions.setdefault(partition_of(write.name), {})[write.name] = info, data
+        self._quarantine.discard(write.name)
         return put
+
+    def _is_sound(self, name: str) -> bool:
+        info, data = self._current(name)
+        if info is not None and info.kind != Kind.TOMBSTONE and checksum_of(data) != info.checksum:
+            self._quarantine.add(name)
+        return name not in self._quarantine
 
     async def get(self, name: str, *, byte_range: Range | None = None) -> Blob:
         """See `BlobStore.get`."""
+        self._is_sound(check_name(name))
         info = await self.stat(name)
         data = self._current(name)[1]
         start, stop = byte_range or (0, info.size)
@@ -95,6 +106,8 @@ class MemoryStore(OneByOne):
             raise NotFound(f"{name} is not here")
         if info.kind == Kind.TOMBSTONE:
             raise NotFound(f"{name} was deleted", stamp=info.stamp)
+        if name in self._quarantine:
+            raise Corrupt(f"this copy of {name} is damaged: its data has another checksum")
         return info
 
     async def remove(self, remove: Remove, *, min_age: float) -> bool:
@@ -104,18 +117,21 @@ class MemoryStore(OneByOne):
         removed = may_remove(current, if_stamp=if_stamp, min_age=min_age, now=self._now())
         if removed:
             del self._partitions[partition_of(name)][name]
+            self._quarantine.discard(name)
         return removed
 
     async def list(self, listing: Listing = EVERYTHING) -> AsyncIterator[BlobInfo]:
         """See `BlobStore.list`."""
         after = listing.after
         start = (partition_of(after), after) if after is not None else (-1, "")
-        for partition in () if listing.quarantined else listing.partitions:
+        for partition in listing.partitions:
             names = self._partitions.get(partition)
             if not names or partition < start[0]:
                 continue
             for name in sorted(names):
-                if (partition, name) > start and name.startswith(listing.prefix) and name in names:
+                if (partition, name) <= start or not name.startswith(listing.prefix):
+                    continue
+                if (name in self._quarantine) is listing.quarantined and name in names:
                     info = names[name][0]
                     if listing.tombstones or info.kind != Kind.TOMBSTONE:
                         yield info
@@ -125,9 +141,11 @@ class MemoryStore(OneByOne):
         slots: dict[int, Slot] = {}
         for partition, names in self._partitions.items():
             slot = slots[partition] = Slot()
-            for info, _ in names.values():
+            for name, (info, _) in names.items():
+                if name in self._quarantine:
+                    continue
                 entry = entry_hash(
-                    info.name.encode(), info.stamp, info.kind, info.checksum, info.metadata
+                    name.encode(), info.stamp, info.kind, info.checksum, info.metadata
                 )
                 slot.add(info.size, entry)
         return Digests(slots)

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from dolmen import errors, metadata
-from dolmen.errors import BadContent, Corrupt, DolmenError, InvalidName
+from dolmen.errors import BadContent, Corrupt, InvalidName
 from dolmen.names import check_name, checksum_of
 from dolmen.payload import Bytes, Piece, Stream
 from dolmen.record import (
@@ -44,7 +44,7 @@ from dolmen.store import Blob, BlobInfo, Failed
 WHOLE = 4 << 20
 """Blobs up to this size are decoded whole; larger ones as a stream."""
 _GATHER = 262_144
-_TRAVELS = frozenset((Kind.BLOB, Kind.MANIFEST, Kind.TOMBSTONE))
+_TRAVELS = frozenset((Kind.BLOB, Kind.MANIFEST, Kind.TOMBSTONE, Kind.TOUCH))
 
 
 class Mark(NamedTuple):
@@ -98,7 +98,7 @@ def _head_of(info: BlobInfo, size: int, owner: bytes) -> bytes:
 def refusal(failed: Failed) -> Blob:
     """What can't be given, as the record that says so."""
     error = failed.error
-    data = f"{type(error).__name__}\n{error}".encode()
+    data = errors.to_text(error).encode()
     return _special(failed.name, Kind.REFUSED, data, stamp=getattr(error, "stamp", 0))
 
 
@@ -383,15 +383,7 @@ def _info_of(head: Head) -> BlobInfo:
 
 
 def _refused(head: Head, data: bytes) -> Failed:
-    """What a record of kind REFUSED says; an error not known here becomes `Unavailable`."""
-    word, _, message = data.decode("utf-8", "replace").partition("\n")
-    known = getattr(errors, word, None)
-    if known is errors.NotFound:
-        error: DolmenError = errors.NotFound(message, stamp=head.stamp)
-    elif isinstance(known, type) and issubclass(known, DolmenError):
-        error = known(message)
-    else:
-        error = errors.Unavailable(message)
+    error = errors.from_text(data.decode("utf-8", "replace"), head.stamp)
     return Failed(head.name.decode("ascii", "replace"), error)
 
 

@@ -1,46 +1,43 @@
-"""`http://host:port` a dolmen blob server as a store; also a plain sos blob server.
+"""`http://host:port` a dolmen blob server as a store; what an sos blob server is, see `sos`.
 
-What the far store promises holds here too: `capabilities` are those it told of
-when it was first asked, and each write's answer says anew whether it is durable.
-Every answer is a request of its own; lists, reads and writes in bulk go in
-batches. A server that knows no digests (an sos blob server) is used by plain
-list, HEAD, GET and POST: it has no stamps (they count as 0), no tombstones and no
-touch, and a delete or a remove there is refused with `ReadOnly`.
+What the far store promises holds here too: `capabilities` are those it gave when it was first
+asked, and each write's answer says anew whether it is durable. One blob at a time goes by GET and
+PUT; listings, deletes, touches and everything in bulk by streams of records and entries
+(`dolmen.stores.records`, `dolmen.stores.wire`).
 
-A request that may have been acted on is never repeated: the caller gets
-`OutcomeUnknown` and decides.
+A request that may have been acted on is never repeated: the caller gets `OutcomeUnknown` and
+decides. What comes is only believed as far as it answers what was asked: names in order, one
+answer each; anything else is `Unavailable`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from base64 import b64encode
-from collections.abc import AsyncIterator, Sequence
+from base64 import b64decode, b64encode
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from dolmen import metadata
 from dolmen.digests import Digests
 from dolmen.errors import (
     BadSetting,
     Corrupt,
     DolmenError,
     OutcomeUnknown,
-    ReadOnly,
     Unavailable,
 )
-from dolmen.http.calls import ClientResponse
-from dolmen.http.client import Client
-from dolmen.http.messages import Streamed
+from dolmen.http import Client, ClientResponse, Headers, Streamed
 from dolmen.names import check_name, checksum_of, is_chunk_name, is_object_id, partition_of
 from dolmen.payload import Bytes, Payload, Piece, Stream
 from dolmen.record import Kind
 from dolmen.resolve import check, check_key
-from dolmen.stamps import format_stamp
+from dolmen.stamps import format_stamp, parse_stamp
 from dolmen.store import (
+    ALL_PARTITIONS,
     EVERYTHING,
     NO_CHECKSUM,
     Blob,
@@ -55,78 +52,168 @@ from dolmen.store import (
     Remove,
     Write,
 )
-from dolmen.stores.base import OneByOne
-from dolmen.stores.remote_bulk import list_all, read_many, verify_all, write_many
-from dolmen.stores.wire import (
+from dolmen.stores import records
+from dolmen.stores.base import Delegating, OneByOne, write_any
+from dolmen.stores.responses import (
     ANSWER_MAX,
+    NONSENSE,
     Unsatisfiable,
-    deleted,
     error_of,
-    info_of,
-    lines_of,
-    names_of,
-    notes_of,
     object_of,
-    put_of,
-    stored,
-    told,
+    senseless,
 )
+from dolmen.stores.sos import SosStore
+from dolmen.stores.wire import EntryReader, decode_answers
 
+_PAGE = 10_000
+_NAMES = 2048
+"""How many blobs are asked for, or partitions listed, in one request."""
+_BATCH = 8 << 20
+"""How many bytes of small blobs go in one request."""
+_LARGE = 1 << 20
+"""From this size on a blob is put by itself: its bytes are copied less often than in a record."""
+_UNDER_WAY = 2
+"""How many batches, or blobs by themselves, are written at once."""
 _OPENING = 10.0
-"""Seconds for which a server is waited for to say what it is, before it is taken for the usual."""
+"""Seconds a server may take at start to say what it is, before it is taken for the usual."""
 _EXPECTED = Capabilities(durable=True, largest=1 << 44, digests=True, ordered=True, conflicts=True)
 """Taken for true of a server that could not be asked yet; it is before anything else is."""
-_PLAIN = Capabilities(
-    durable=True, largest=1 << 31, digests=False, ordered=False, conflicts=False, stamps=False
-)
+_KINDS = {b"blob": Kind.BLOB, b"manifest": Kind.MANIFEST, b"tombstone": Kind.TOMBSTONE}
 
 
-class RemoteStore(OneByOne):
-    """A blob server at an address. Connections are made when they are needed."""
+class DolmenServer(OneByOne):
+    """A dolmen blob server at an address. Connections are made when they are needed."""
 
-    def __init__(self, address: str, client: Client) -> None:
-        self._address = address
+    def __init__(self, address: str, client: Client, is_other: Callable[[], None]) -> None:
+        self.address = address
         self._client = client
+        self._is_other = is_other  # called when it turns out to be no dolmen blob server
         self.capabilities = _EXPECTED
         self._known = False
         self._digests: tuple[bytes, Digests] | None = None
 
+    # Writing
+
     async def write(self, write: Write) -> Put:
         """See `BlobStore.write`."""
         check(write)
+        if write.kind == Kind.TOUCH or (write.kind == Kind.TOMBSTONE and write.stamp is not None):
+            answer = (await self._send([write]))[0]
+            if isinstance(answer, Failed):
+                raise answer.error
+            return answer
         if write.kind == Kind.TOMBSTONE:
-            return await self._delete(write)
-        if write.kind == Kind.TOUCH:
-            return await self._touch(write)
-        return await self._put(write)
-
-    async def _put(self, write: Write) -> Put:
-        name, payload, kind, meta = write.name, write.payload, write.kind, write.metadata
-        stamp, checksum = write.stamp, write.checksum
-        headers: list[tuple[bytes, bytes]] = []
-        if self.capabilities.stamps:
-            if stamp is not None:
-                headers.append((b"X-Dolmen-Stamp", format_stamp(stamp).encode()))
-            if kind == Kind.MANIFEST:
-                headers.append((b"X-Dolmen-Kind", b"manifest"))
-            if checksum is not None:
-                headers.append((b"X-Dolmen-Checksum", checksum.hex().encode()))
-            if meta:
-                headers.append((b"X-Dolmen-Metadata", b64encode(meta)))
+            response = await self._ask("DELETE", f"/blob/{write.name}")
+            said = {
+                key: response.headers.get(b"x-dolmen-" + key.encode(), b"").decode("latin-1")
+                for key in ("status", "stamp")
+            }
         else:
-            if kind == Kind.MANIFEST:  # it would be taken for the object's own content
-                self._needs_stamps("given manifests, so it keeps no large objects")
-            headers.extend(metadata.decode(meta))
+            response = await self._put(write)
+            said = await object_of(self.address, response, OutcomeUnknown)
+        durable = response.headers.get(b"x-dolmen-durable") != b"no"
+        if durable is not self.capabilities.durable:
+            self.capabilities = replace(self.capabilities, durable=durable)
+        try:
+            if said["status"] == "OK":
+                outcome = Outcome.CREATED if response.status == 201 else Outcome.UNCHANGED
+            else:
+                outcome = Outcome(said["status"])
+            return Put(outcome, parse_stamp(said["stamp"]))
+        except NONSENSE as error:
+            raise senseless(self.address, error, OutcomeUnknown) from error
+
+    async def _put(self, write: Write) -> ClientResponse:
+        headers: list[tuple[bytes, bytes]] = []
+        if write.stamp is not None:
+            headers.append((b"X-Dolmen-Stamp", format_stamp(write.stamp).encode()))
+        if write.kind == Kind.MANIFEST:
+            headers.append((b"X-Dolmen-Kind", b"manifest"))
+        if write.checksum is not None:
+            headers.append((b"X-Dolmen-Checksum", write.checksum.hex().encode()))
+        if write.metadata:
+            headers.append((b"X-Dolmen-Metadata", b64encode(write.metadata)))
+        payload = write.payload
         whole = payload.whole
         body = whole if whole is not None else Streamed(_to_the_end(payload), payload.size)
-        response = await self._ask(
-            "POST", f"/blob/{name}", headers, body, expect_continue=whole is None
+        return await self._ask(
+            "POST", f"/blob/{write.name}", headers, body, expect_continue=whole is None
         )
-        if not self.capabilities.stamps:
-            await response.body.read(ANSWER_MAX)
-            return Put(Outcome.CREATED if response.status == 201 else Outcome.UNCHANGED, 0)
-        self._note_durable(response)
-        return stored(response.status, await object_of(response, reads=False))
+
+    async def write_many(self, writes: AsyncIterator[Write]) -> AsyncIterator[Put | Failed]:
+        """See `BlobStore.write_many`. Two batches are under way at once.
+
+        What is streamed is written by itself, while nothing else is: its payload must be read
+        before the next write is asked for.
+        """
+        under_way: deque[asyncio.Task[Sequence[Put | Failed]]] = deque()
+        try:
+            async for batch in _batches(writes):
+                streamed = batch[0].payload.whole is None
+                if not streamed:
+                    under_way.append(asyncio.create_task(self._written(batch)))
+                while under_way and (streamed or len(under_way) == _UNDER_WAY):
+                    for answer in await under_way[0]:
+                        yield answer
+                    under_way.popleft()
+                if streamed:
+                    yield await write_any(self, batch[0])
+            while under_way:
+                for answer in await under_way[0]:
+                    yield answer
+                under_way.popleft()
+        finally:
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
+
+    async def _written(self, batch: Sequence[Write]) -> Sequence[Put | Failed]:
+        if _goes_alone(batch[0]):
+            return [await write_any(self, batch[0])]
+        return await self._send(batch)
+
+    async def _send(self, batch: Sequence[Write]) -> Sequence[Put | Failed]:
+        """The answers to stamped writes in memory, sent as records in one request."""
+        answers: list[Put | Failed | None] = []
+        framed: list[Piece] = []
+        for write in batch:
+            try:  # here, for a single one that is not allowed would fail the whole stream there
+                framed += records.frame(_as_blob(check(write)))
+            except DolmenError as error:
+                answers.append(Failed(write.name, error))
+            else:
+                answers.append(None)
+        failure: DolmenError = OutcomeUnknown(f"{self.address} did not answer for every write")
+        came: list[Put | DolmenError] = []
+        try:
+            response = await self._ask("POST", "/records", (), b"".join(framed))
+            came.extend(decode_answers(await response.body.read(ANSWER_MAX)))
+        except Corrupt as error:
+            failure = senseless(self.address, error, OutcomeUnknown)
+        except DolmenError as error:
+            failure = error
+        left = iter(came)
+        done: list[Put | Failed] = []
+        for write, known in zip(batch, answers, strict=True):
+            answer = known or next(left, failure)
+            done.append(answer if isinstance(answer, Put | Failed) else Failed(write.name, answer))
+        return done
+
+    async def remove_many(
+        self, removes: Sequence[Remove], *, min_age: float = 0, epoch: int | None = None
+    ) -> Sequence[bool]:
+        """See `BlobStore.remove_many`."""
+        items = [[check_name(name), format_stamp(stamp)] for name, stamp in removes]
+        order: dict[str, object] = {"removes": items, "min_age": min_age, "epoch": epoch}
+        body = json.dumps(order).encode()
+        response = await self._ask("POST", "/records/remove", (), body, reads=False)
+        said = await object_of(self.address, response, OutcomeUnknown)
+        removed = said.get("removed")
+        if not isinstance(removed, list) or len(removed) != len(removes):
+            raise OutcomeUnknown(f"{self.address} did not answer for every name to remove")
+        return [each is True for each in removed]
+
+    # Reading
 
     async def get(self, name: str, *, byte_range: Range | None = None) -> Blob:
         """See `BlobStore.get`."""
@@ -141,117 +228,127 @@ class RemoteStore(OneByOne):
             response = await self._ask("GET", f"/blob/{name}", headers)
         except Unsatisfiable:
             return Blob(await self.stat(name), Bytes(b""))
-        info = info_of(name, response)
-        if byte_range is not None and response.status == 200:  # it knows no ranges
-            return Blob(info, Bytes((await response.body.read(ANSWER_MAX))[start:stop]))
+        info = self._info(name, response.headers)
         data = response.body.whole
         if data is None:
-            size = response.body.length
+            size, body = response.body.length, response.body
             if size is None:
-                raise Unavailable(f"{self._address} does not say how long {name} is")
-            body = response.body
+                raise Unavailable(f"{self.address} does not say how long {name} is")
             pieces = Stream(size, lambda: aiter(body), rereadable=False, fill=body.receive_into)
             return Blob(info, pieces)
-        self._check(info, data, part=response.status == 206)
-        return Blob(info, Bytes(data))
-
-    def _check(self, info: BlobInfo, data: bytes, *, part: bool) -> None:
         # An object or chunk is checked against its name by whoever reads it; the rest here.
-        if (
-            part
-            or info.checksum == NO_CHECKSUM
-            or (info.kind == Kind.BLOB and (is_object_id(info.name) or is_chunk_name(info.name)))
-        ):
-            return
-        if checksum_of(data) != info.checksum:
-            raise Corrupt(f"{self._address} sent {info.name} with another checksum than it has")
+        named = info.kind == Kind.BLOB and (is_object_id(name) or is_chunk_name(name))
+        if response.status != 206 and not named and checksum_of(data) != info.checksum:
+            raise Corrupt(f"{self.address} sent {name} with another checksum than it has")
+        return Blob(info, Bytes(data))
 
     async def stat(self, name: str) -> BlobInfo:
         """See `BlobStore.stat`."""
         check_name(name)
-        return info_of(name, await self._ask("HEAD", f"/blob/{name}"))
+        return self._info(name, (await self._ask("HEAD", f"/blob/{name}")).headers)
 
-    async def _touch(self, write: Write) -> Put:
-        self._needs_stamps("touched")
-        item = {
-            "name": write.name,
-            "stamp": format_stamp(write.stamp or 0),
-            "checksum": (write.checksum or b"").hex(),
-            "metadata": b64encode(write.metadata).decode(),
-        }
-        put = put_of(write.name, await self._line("/blobs/touch", {"touches": [item]}))
-        if isinstance(put, Failed):
-            raise put.error
-        return put
+    def _info(self, name: str, headers: Headers) -> BlobInfo:
+        """What an answer's header fields say of a blob."""
+        try:
+            part = headers.get(b"content-range")
+            return BlobInfo(
+                name,
+                int(part.rpartition(b"/")[2] if part else headers[b"content-length"]),
+                _KINDS[headers.get(b"x-dolmen-kind", b"")],
+                parse_stamp(headers[b"x-dolmen-stamp"].decode()),
+                bytes.fromhex(headers[b"etag"].strip(b'"').decode()),
+                b64decode(headers.get(b"x-dolmen-metadata", b""), validate=True),
+                int(headers[b"x-dolmen-arrived"]),
+            )
+        except NONSENSE as error:
+            raise senseless(self.address, error, Unavailable) from error
 
-    async def _delete(self, write: Write) -> Put:
-        self._needs_stamps("deleted")
-        headers = []
-        if write.stamp is not None:
-            headers.append((b"X-Dolmen-Stamp", format_stamp(write.stamp).encode()))
-        response = await self._ask("DELETE", f"/blob/{write.name}", headers)
-        self._note_durable(response)
-        return deleted(response.headers, await object_of(response, reads=False))
-
-    async def remove_many(
-        self, removes: Sequence[Remove], *, min_age: float = 0, epoch: int | None = None
-    ) -> Sequence[bool]:
-        """See `BlobStore.remove_many`."""
-        self._needs_stamps("removed")
-        for name, _ in removes:
-            check_name(name)
-        items = [{"name": name, "stamp": format_stamp(stamp)} for name, stamp in removes]
-        order: dict[str, object] = {"removes": items, "min_age": min_age}
-        if epoch is not None:
-            order["epoch"] = epoch
-        body = json.dumps(order).encode()
-        response = await self._ask("POST", "/blobs/remove", (), body, reads=False)
-        lines = [line async for line in lines_of(response, reads=False)]
-        refused = [told(line) for line in lines if line.get("status") == "refused"]
-        if refused:
-            raise refused[0]
-        if [line.get("name") for line in lines] != [name for name, _ in removes]:
-            raise OutcomeUnknown(f"{self._address} did not answer for every name to remove")
-        return [line.get("removed") is True for line in lines]
-
-    def list(self, listing: Listing = EVERYTHING) -> AsyncIterator[BlobInfo]:
+    async def list(self, listing: Listing = EVERYTHING) -> AsyncIterator[BlobInfo]:
         """See `BlobStore.list`."""
-        if listing.quarantined:
-            return self._quarantined(listing)
-        partitions, after, prefix = listing.partitions, listing.after, listing.prefix
-        if self.capabilities.stamps:
-            return list_all(self._ask, partitions, after, prefix, tombstones=listing.tombstones)
-        return self._list_plainly(set(partitions), after, prefix)
+        wanted, after = listing.partitions, listing.after
+        everything = len(wanted) == len(ALL_PARTITIONS)
+        last = (partition_of(after), after) if after is not None else (-1, "")
+        for first in range(0, 1 if everything else len(wanted), _NAMES):
+            order: dict[str, object] = {
+                "prefix": listing.prefix,
+                "tombstones": listing.tombstones,
+                "quarantined": listing.quarantined,
+                "limit": _PAGE,
+            }
+            if not everything:
+                order["partitions"] = list(wanted[first : first + _NAMES])
+            cursor = after
+            while True:
+                order["after"] = cursor
+                before = last
+                async with await self._order("/records/list", order) as response:
+                    entries = EntryReader(aiter(response.body))
+                    async for info in self._sound(entries):
+                        if isinstance(info, Failed):
+                            raise info.error
+                        place = (partition_of(info.name), info.name)
+                        if place <= last:
+                            raise Unavailable(
+                                f"{self.address} lists out of order: {last[1]}, then {info.name}"
+                            )
+                        last = place
+                        yield info
+                cursor = entries.next_page
+                if cursor is None:
+                    break
+                if last == before:
+                    raise Unavailable(f"{self.address} lists nothing from {cursor!r} on")
 
-    async def _list_plainly(
-        self, partitions: set[int], after: str | None, prefix: str
-    ) -> AsyncIterator[BlobInfo]:
-        """List a server that gives names only, in any order, all at once."""
-        response = await self._ask("GET", "/blobs")
-        names = names_of(await response.body.read(1 << 31))
-        start = (partition_of(after), after) if after is not None else (-1, "")
-        for partition, name in sorted((partition_of(name), name) for name in names):
-            if (partition, name) <= start or not name.startswith(prefix):
-                continue
-            if partition in partitions:
-                yield BlobInfo(name, -1, Kind.BLOB, 0, NO_CHECKSUM)
+    async def verify_many(self, names: Sequence[str]) -> AsyncIterator[BlobInfo | Failed]:
+        """See `BlobStore.verify_many`: no data is sent."""
+        for first in range(0, len(names), _NAMES):
+            some = names[first : first + _NAMES]
+            left = iter(some)
+            async with await self._order("/records/verify", {"names": [*some]}) as response:
+                async for item in self._sound(EntryReader(aiter(response.body))):
+                    if next(left, None) != item.name:
+                        raise Unavailable(f"{self.address} verified {item.name}, not what is next")
+                    yield item
+            if (name := next(left, None)) is not None:
+                raise Unavailable(f"{self.address} did not say how {name} is")
 
-    async def _quarantined(self, listing: Listing) -> AsyncIterator[BlobInfo]:
-        if not self.capabilities.stamps:
-            return
-        wanted = set(listing.partitions)
-        after = listing.after
-        start = (partition_of(after), after) if after is not None else (-1, "")
-        async with await self._ask("GET", "/quarantined") as response:
-            async for line in lines_of(response, reads=True):
-                name = check_name(str(line.get("name")))
-                place = (partition_of(name), name)
-                if place > start and place[0] in wanted and name.startswith(listing.prefix):
-                    yield BlobInfo(name, 0, Kind.BLOB, 0, NO_CHECKSUM)
+    async def _sound(self, entries: EntryReader) -> AsyncIterator[BlobInfo | Failed]:
+        try:
+            async for item in entries:
+                yield item
+        except Corrupt as error:
+            raise senseless(self.address, error, Unavailable) from error
+
+    async def get_many(self, names: Sequence[str]) -> AsyncIterator[Blob | Failed]:
+        """See `BlobStore.get_many`."""
+        done = 0
+        barren = False
+        while done < len(names):
+            begin, stop = done, min(done + _NAMES, len(names))
+            failure: DolmenError = Unavailable(f"{self.address} did not answer for {names[done]}")
+            astray = False
+            order = {"names": [*names[begin:stop]]}
+            async with await self._order("/records/read", order) as response:
+                try:
+                    async for answer in records.decode(aiter(response.body)):
+                        name = answer.name if isinstance(answer, Failed) else answer.info.name
+                        if done == stop or name != names[done]:
+                            failure = Unavailable(f"{self.address} sent {name}, not what is next")
+                            astray = True
+                            break
+                        done += 1
+                        yield answer
+                except DolmenError as error:
+                    failure = error
+            if astray or (barren and done == begin):
+                raise failure
+            barren = done == begin
+            if barren:  # it may be this one that can't be read to its end
+                yield Failed(names[done], failure)
+                done += 1
 
     async def digests(self) -> Digests:
         """See `BlobStore.digests`."""
-        self._needs_stamps("compared by digests")
         known = self._digests
         condition = [(b"If-None-Match", known[0])] if known is not None else []
         response = await self._ask("GET", "/digests", condition)
@@ -261,42 +358,24 @@ class RemoteStore(OneByOne):
         self._digests = response.headers.get(b"etag", b""), digests
         return digests
 
-    def get_many(self, names: Sequence[str]) -> AsyncIterator[Blob | Failed]:
-        """See `BlobStore.get_many`."""
-        if self.capabilities.stamps:
-            return read_many(self._ask, self._address, names)
-        return super().get_many(names)
-
-    def verify_many(self, names: Sequence[str]) -> AsyncIterator[BlobInfo | Failed]:
-        """See `BlobStore.verify_many`: no data is sent."""
-        if self.capabilities.stamps:
-            return verify_all(self._ask, self._address, names)
-        return super().verify_many(names)
-
-    def write_many(self, writes: AsyncIterator[Write]) -> AsyncIterator[Put | Failed]:
-        """See `BlobStore.write_many`. Two batches are under way at once."""
-        if self.capabilities.stamps:
-            return write_many(self, self._ask, writes)
-        return super().write_many(writes)
+    # The store itself
 
     async def note(self, key: str, value: bytes) -> None:
         """See `BlobStore.note`."""
-        check_key(key)
-        self._needs_stamps("given notes")
-        order = {"key": key, "value": b64encode(value).decode()}
+        order = {"key": check_key(key), "value": b64encode(value).decode()}
         await self._ask("POST", "/notes", (), json.dumps(order).encode())
 
     async def notes(self) -> dict[str, bytes]:
         """See `BlobStore.notes`."""
-        self._needs_stamps("asked for notes")
-        return notes_of(await object_of(await self._ask("GET", "/notes")))
+        said = await object_of(self.address, await self._ask("GET", "/notes"), Unavailable)
+        try:
+            return {key: b64decode(value) for key, value in said.items()}
+        except NONSENSE as error:
+            raise senseless(self.address, error, Unavailable) from error
 
     async def condition(self) -> Condition:
         """See `BlobStore.condition`."""
-        if not self.capabilities.stamps:
-            await self._ask("GET", "/alive")
-            return Condition()
-        said = await object_of(await self._ask("GET", "/status"))
+        said = await object_of(self.address, await self._ask("GET", "/status"), Unavailable)
         return Condition(
             said.get("free_bytes"),
             said.get("total_bytes"),
@@ -309,20 +388,30 @@ class RemoteStore(OneByOne):
         """See `BlobStore.aclose`."""
         await self._client.close()
 
-    # What it is, and how it asks
+    # How it asks
 
-    async def learn(self) -> None:
-        """Ask what the server is; raises `Unavailable` where it can't be asked."""
-        self.capabilities, self._known = await _capabilities(self._address, self._client), True
+    async def learn(self) -> bool:
+        """Ask what the server is; False for one that is no dolmen blob server.
 
-    def _note_durable(self, response: ClientResponse) -> None:
-        durable = response.headers.get(b"x-dolmen-durable") != b"no"
-        if durable is not self.capabilities.durable:
-            self.capabilities = replace(self.capabilities, durable=durable)
+        Raises `Unavailable` where it can't be asked.
+        """
+        response = await self._client.request("GET", "/status")
+        if response.status in (404, 405):
+            await response.body.read(ANSWER_MAX)
+            self._is_other()
+            return False
+        if response.status >= 400:
+            raise await error_of(self.address, response)
+        try:
+            said = await object_of(self.address, response, Unavailable)
+            self.capabilities, self._known = Capabilities(**said["capabilities"]), True
+        except (KeyError, TypeError) as error:
+            raise Unavailable(f"{self.address} does not say what it keeps: {error}") from error
+        return True
 
-    def _needs_stamps(self, what: str) -> None:
-        if not self.capabilities.stamps:
-            raise ReadOnly(f"{self._address} is a plain sos blob server; it can't be {what}")
+    async def _order(self, target: str, order: dict[str, Any]) -> ClientResponse:
+        """Ask for something that reads, described in JSON."""
+        return await self._ask("POST", target, (), json.dumps(order).encode(), reads=True)
 
     async def _ask(
         self,
@@ -334,24 +423,65 @@ class RemoteStore(OneByOne):
         expect_continue: bool = False,
         reads: bool | None = None,
     ) -> ClientResponse:
-        if not self._known:
-            await self.learn()
-            if not self.capabilities.stamps:  # nothing of the kind was thought of above
-                raise Unavailable(f"{self._address} is a plain sos blob server, as it now says")
+        if not self._known and not await self.learn():
+            raise Unavailable(f"{self.address} is a plain sos blob server, as it now says")
         response = await self._client.request(
             method, target, headers, body, expect_continue=expect_continue, reads=reads
         )
         if response.status >= 400:
-            raise await error_of(self._address, response)
+            raise await error_of(self.address, response)
         return response
 
-    async def _line(self, target: str, order: dict[str, object]) -> dict[str, Any]:
-        response = await self._ask("POST", target, (), json.dumps(order).encode(), reads=False)
-        async for line in lines_of(response, reads=False):
-            if line.get("status") == "refused":
-                raise told(line)
-            return line
-        raise OutcomeUnknown(f"{self._address} gave no answer to {target}")
+
+class RemoteStore(Delegating):
+    """The server at an address, whatever it turns out to be.
+
+    One that can't be asked at first counts as a dolmen blob server: it may come up later, and
+    is asked then, before anything else.
+    """
+
+    def __init__(self, address: str, client: Client) -> None:
+        self._address, self._client = address, client
+        self.server = DolmenServer(address, client, self._is_sos)
+        super().__init__(self.server)
+
+    def _is_sos(self) -> None:
+        self.store = SosStore(self._address, self._client)
+
+
+def _as_blob(write: Write) -> Blob:
+    """The blob that a stamped write in memory carries."""
+    data, checksum = write.payload.whole or b"", write.checksum
+    if checksum is None:
+        checksum = NO_CHECKSUM if write.kind == Kind.TOMBSTONE else checksum_of(data)
+    info = BlobInfo(write.name, len(data), write.kind, write.stamp or 0, checksum, write.metadata)
+    return Blob(info, write.payload)
+
+
+def _goes_alone(write: Write) -> bool:
+    """Whether a write takes a request of its own: only what carries a stamp is a record."""
+    payload = write.payload
+    return payload.whole is None or payload.size >= _LARGE or write.stamp is None
+
+
+async def _batches(writes: AsyncIterator[Write]) -> AsyncIterator[list[Write]]:
+    """Small writes in lists of bounded size, large ones alone, in order."""
+    batch: list[Write] = []
+    size = 0
+    async for write in writes:
+        if _goes_alone(write):
+            if batch:
+                yield batch
+                batch, size = [], 0
+            yield [write]
+            continue
+        batch.append(write)
+        size += write.payload.size
+        if len(batch) >= _NAMES or size >= _BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 async def _to_the_end(payload: Payload) -> AsyncIterator[Piece]:
@@ -371,8 +501,7 @@ async def _to_the_end(payload: Payload) -> AsyncIterator[Piece]:
 async def open_url(url: str) -> RemoteStore:
     """The blob server at `http://host:port`; asks it what it is.
 
-    A server that can't be asked now counts as a dolmen blob server: it may come up
-    later, and is asked then, before anything else. Raises `BadSetting` for an address that is none.
+    Raises `BadSetting` for what is not such an address.
     """
     parts = urlsplit(url)
     try:
@@ -380,23 +509,13 @@ async def open_url(url: str) -> RemoteStore:
     except ValueError as error:
         raise BadSetting(f"{url!r} has no valid port: {error}") from error
     if not parts.hostname or parts.path not in ("", "/") or parts.query or parts.username:
-        raise BadSetting(f"{url!r} is no blob server's address: write http://host:port")
-    client = Client(parts.hostname, port or (443 if parts.scheme == "https" else 80))
-    store = RemoteStore(f"{parts.hostname}:{port}" if port else parts.hostname, client)
+        raise BadSetting(f"{url!r} is not a blob server's address: write http://host:port")
+    if parts.scheme == "https":
+        raise BadSetting(f"{url!r}: dolmen does not speak TLS yet; write http://host:port")
+    client = Client(parts.hostname, port or 80)
+    address = f"{parts.hostname}:{port}" if port else parts.hostname
+    store = RemoteStore(address, client)
     with suppress(DolmenError, TimeoutError):
         async with asyncio.timeout(_OPENING):
-            await store.learn()
+            await store.server.learn()
     return store
-
-
-async def _capabilities(address: str, client: Client) -> Capabilities:
-    response = await client.request("GET", "/status")
-    if response.status in (404, 405):
-        await response.body.read(ANSWER_MAX)
-        return _PLAIN
-    if response.status >= 400:
-        raise await error_of(address, response)
-    try:
-        return Capabilities(**(await object_of(response))["capabilities"])
-    except (KeyError, TypeError) as error:
-        raise Unavailable(f"{address} does not say what it keeps: {error}") from error

@@ -23,6 +23,8 @@ async def verify(blob: Blob) -> BlobInfo | Failed:
     A store without stamps knows no checksums; there the name alone is held against them.
     """
     info = blob.info
+    if info.kind == Kind.TOMBSTONE:
+        return info
     checksum = blake3()
     digest = None
     if info.kind == Kind.BLOB and is_object_id(info.name):
@@ -50,7 +52,8 @@ async def verify(blob: Blob) -> BlobInfo | Failed:
         named = CHUNK_PREFIX + checksum.hexdigest()
     if named != info.name:
         return Failed(info.name, Corrupt(f"the content under {info.name} has another digest"))
-    known = any(info.checksum) and info.kind != Kind.TOMBSTONE
-    if known and (checksum.digest(CHECKSUM_SIZE) != info.checksum or size != info.size):
+    if any(info.checksum) and (
+        checksum.digest(CHECKSUM_SIZE) != info.checksum or size != info.size
+    ):
         return Failed(info.name, Corrupt(f"the content of {info.name} has another checksum"))
     return info

@@ -1,6 +1,6 @@
 """A blob store that fails on demand, for testing whatever stands on top of one.
 
-`FaultyStore(store)` passes everything on to `store`, except where it is told to fail:
+`FaultyStore(store)` passes everything on to `store`, except where a test asks it to fail:
 
 - `faulty.script("put", Fault.UNHEARD, None, Full("no room"))`: the next puts meet
   these one after the other; None goes well, an error is raised in place of asking.
@@ -12,6 +12,8 @@
 `faulty.calls` lists the operations that were asked for, as (method, name). Bulk
 operations go blob by blob through `get` and `write` of the faulty
 store, so that single blobs of them can fail as well.
+
+`damage(store, name)` changes what a `MemoryStore` keeps, as a disk does.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from typing import TypeVar
 
 from dolmen.digests import Digests
 from dolmen.errors import Corrupt, DolmenError, OutcomeUnknown, Unavailable
+from dolmen.names import partition_of
 from dolmen.payload import Bytes, Payload, Piece, Stream
 from dolmen.record import Kind
 from dolmen.store import (
@@ -40,6 +43,7 @@ from dolmen.store import (
     Write,
 )
 from dolmen.stores.base import OneByOne
+from dolmen.stores.memory import MemoryStore
 
 T = TypeVar("T")
 Calls = list[tuple[str, str]]
@@ -89,7 +93,7 @@ FITTING: dict[str, tuple[Fault, ...]] = {
 """The faults each method can meet."""
 
 
-_METHODS = {
+_METHODS: dict[int, str] = {
     Kind.BLOB: "put",
     Kind.MANIFEST: "put",
     Kind.TOMBSTONE: "delete",
@@ -169,7 +173,7 @@ class FaultyStore(OneByOne):
 
     async def write(self, write: Write) -> Put:
         """See `BlobStore.write`."""
-        fault = await self._meet(_METHODS[Kind(write.kind)], write.name)
+        fault = await self._meet(_METHODS.get(write.kind, "put"), write.name)
         if fault is Fault.LOST:
             async for _ in write.payload:
                 pass
@@ -282,3 +286,10 @@ class FaultyStore(OneByOne):
 
 def _flipped(data: Piece) -> bytes:
     return bytes((data[0] ^ 1,)) + bytes(data[1:])
+
+
+def damage(store: MemoryStore, name: str) -> None:
+    """Flip a bit of what a store in memory keeps under a name."""
+    kept = store._partitions[partition_of(name)]  # noqa: SLF001 - behind its back
+    info, data = kept[name]
+    kept[name] = info, _flipped(data)

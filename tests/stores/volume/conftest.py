@@ -1,46 +1,55 @@
-import errno
+"""A volume in a folder, opened again as often as a test wants."""
+
+from __future__ import annotations
+
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from dolmen.stores.volume.disk import Disk
+from dolmen.stores.volume import Volume, open_volume
+from dolmen.stores.volume.folder import BLOB, SEGMENT
 
-UNFAILING = ("arm", "close", "unlock", "write_behind", "forget")
-
-
-class FailingDisk(Disk):
-    """Fails at the call of a given number, counted from `arm`, and from then on if it `stays`.
-
-    A write that fails has written a part.
-    """
-
-    def __init__(self) -> None:
-        self.left, self.error, self.stays = 0, 0, False
-
-    def arm(self, number: int, error: int = errno.EIO, *, stays: bool = False) -> None:
-        """Let the call of this number fail; 0 for none."""
-        self.left, self.error, self.stays = number, error, stays
-
-    def __getattribute__(self, name: str) -> Callable:
-        found = super().__getattribute__(name)
-        if name in UNFAILING or not callable(found):
-            return found
-
-        def call(*arguments, **options):
-            if self.left == 1:
-                self.left = 1 if self.stays else 0
-                if name == "write":
-                    fd, buffers, offset = arguments
-                    data = b"".join(buffers)
-                    found(fd, [data[: len(data) // 2]], offset)
-                raise OSError(self.error, os.strerror(self.error))
-            self.left = max(self.left - 1, 0)
-            return found(*arguments, **options)
-
-        return call
+Opener = Callable[..., Awaitable[Volume]]
 
 
 @pytest.fixture
-def failing() -> type[FailingDisk]:
-    return FailingDisk
+async def opened(tmp_path: Path) -> AsyncIterator[Opener]:
+    """Opens the volume in `tmp_path / "v"`; what is open at the end is closed."""
+    volumes: list[Volume] = []
+
+    async def open_it(path: Path | None = None, **options: Any) -> Volume:
+        volumes.append(await open_volume(str(path or tmp_path / "v"), **options))
+        return volumes[-1]
+
+    yield open_it
+    for volume in volumes:
+        await volume.aclose()
+
+
+def place_of(volume: Volume, name: str) -> tuple[str, int]:
+    """The path of the file with a blob's data, and where the data begins in it."""
+    entry = volume._live(name)
+    path = volume.folder.file(entry.data[0], BLOB if entry.alone else SEGMENT)
+    return path, entry.data_at(name.encode())
+
+
+def flip(path: str, offset: int, mask: int = 1) -> None:
+    """Change a byte of a file."""
+    fd = os.open(path, os.O_RDWR)
+    try:
+        byte = os.pread(fd, 1, offset)[0]
+        os.pwrite(fd, bytes([byte ^ mask]), offset)
+    finally:
+        os.close(fd)
+
+
+def tree(path: Path) -> dict[str, tuple[int, int]]:
+    """Every file below a folder with its size and time of change."""
+    return {
+        str(file.relative_to(path)): (file.stat().st_size, file.stat().st_mtime_ns)
+        for file in path.rglob("*")
+        if file.is_file()
+    }

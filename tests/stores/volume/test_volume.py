@@ -2,7 +2,7 @@
 
 from dolmen.stamps import Clock
 from dolmen.store import BlobStore, Capabilities
-from dolmen.stores.volume import VolumeStore, open_volume
+from dolmen.stores.volume import Volume, open_volume
 from dolmen.testing.conformance import Conformance, Place
 
 
@@ -17,8 +17,19 @@ class TestVolume(Conformance):
             segment_size=1 << 20,
         )
 
+    async def damage(self, store: BlobStore, place: Place, name: str) -> None:
+        assert isinstance(store, Volume)
+        entry = store._live(name)
+        suffix = ".blob" if entry.alone else ".seg"
+        path = store.folder.file(entry.data[0], suffix)
+        with open(path, "r+b") as file:
+            file.seek(entry.data_at(name.encode()) + entry.length // 2)
+            byte = file.read(1)
+            file.seek(-1, 1)
+            file.write(bytes([byte[0] ^ 1]))
+
 
 def test_what_it_promises() -> None:
-    assert VolumeStore.capabilities == Capabilities(
+    assert Volume.capabilities == Capabilities(
         durable=True, largest=1 << 44, digests=True, ordered=True, conflicts=True
     )

@@ -5,21 +5,20 @@ from __future__ import annotations
 import os
 
 from dolmen.errors import BadSetting, BadVolume
-from dolmen.stores.volume.layout import Layout
-from dolmen.stores.volume.volume import VolumeStore, open_volume
+from dolmen.stores.volume.volume import Volume, open_volume
 
-__all__ = ["VolumeStore", "check_there", "open_url", "open_volume", "path_of"]
+__all__ = ["Volume", "check_there", "open_url", "open_volume", "path_of"]
 
 
-async def open_url(url: str) -> VolumeStore:
+async def open_url(url: str) -> Volume:
     """Open `volume:/path` (or `volume:relative/path`)."""
-    return await open_volume(path_of(url), apart=True)
+    return await open_volume(path_of(url))
 
 
 def check_there(url: str) -> None:
     """Raise `BadVolume` where opening would make a new volume."""
     path = path_of(url)
-    if not os.path.exists(Layout(path).marker):
+    if not os.path.exists(os.path.join(path, "dolmen-volume")):
         raise BadVolume(f"there is no volume in {path}: check the path")
 
 

@@ -1,290 +1,481 @@
-"""The commit: decide, write, flush once, show, answer.
+"""Commit: decide, append, flush once, show, answer.
 
-Writes that arrive while the disk is busy form the next batch. A batch goes
-through four steps:
+Writes that arrive while the disk is busy form the next batch. The event loop decides each
+against the index (conflict, unchanged, superseded), so a refused write leaves no record and
+replaying the log gives what was answered. One write and one flush, in a thread; then the
+entries become visible, all at once with the watermark; then the writes are answered. Only
+one batch is under way, and of one name at most one write is in it, so a decision is only ever
+made against what is on disk.
 
-1. *Claim.* In one transaction on recent every name is decided about (conflict,
-   unchanged, superseded, or a record to write, with its stamp and sequence) and
-   claimed, so no other process decides about it meanwhile. What is refused leaves
-   no record, so replaying the segments always gives what was answered.
-2. *Log.* The records go to the segment in one write and are flushed.
-3. *Show.* In one transaction the entries become visible and the claims go.
-4. *Answer.*
+A write or flush that fails makes every write of the batch `OutcomeUnknown` and the volume
+read-only; it is never tried again, since after a failed flush nobody knows what is on disk. A
+full disk is different: the batch is cut off again, durably, puts get `Full`, and what makes
+room or keeps data (deletes, touches, moves) is tried once more with the reserve released.
 
-Sequences are taken in step 1, under the same lock as the decision, and a name is
-claimed by one commit at a time. Hence among the records of a name the one with
-the highest sequence is always the last decided, and also flushed last: that is
-what every scan and `reindex` go by.
-
-When a write fails for want of room it is taken back, and answered `Full`. When
-anything else in step 2 fails, nobody can say what is on disk: the callers get
-`OutcomeUnknown`, the volume refuses writes from then on, and nothing is tried
-again on that file.
+Read first: `dolmen.resolve`, `segment`, `catalog`. `docs/durability.md` has the argument.
 """
 
 from __future__ import annotations
 
-import time
+import errno
+import logging
+from asyncio import AbstractEventLoop
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from concurrent.futures import Executor
 
-import lmdb
-
-from dolmen.errors import DolmenError, OutcomeUnknown, ReadOnly, Unavailable
-from dolmen.record import Kind
+from dolmen.errors import DolmenError, Full, OutcomeUnknown, ReadOnly, Unavailable
+from dolmen.record import Kind, block_sums, encode_head
+from dolmen.resolve import Action, Decision, may_remove, resolve
 from dolmen.stamps import Clock
-from dolmen.stores.old_verdict import Action
-from dolmen.stores.volume.appender import Appender, no_room
-from dolmen.stores.volume.disk import Disk
-from dolmen.stores.volume.entry import Entry, unpack
-from dolmen.stores.volume.index import Index
-from dolmen.stores.volume.layout import Layout
-from dolmen.stores.volume.place import Place
-from dolmen.stores.volume.recent import Change, Recent
-from dolmen.stores.volume.segment import Segment
-from dolmen.stores.volume.write import Write
+from dolmen.store import Outcome, Put, Write
+from dolmen.stores.volume import segment
+from dolmen.stores.volume.answer import Answer, resume
+from dolmen.stores.volume.catalog import Catalog, Change
+from dolmen.stores.volume.disk import WRITE_MAX, Buffer
+from dolmen.stores.volume.entry import Entry, Place, key_of
 
-LOOKS = 30_000
-"""How often a write looks whether another process is through with its name before it gives up."""
-
-
-@dataclass(slots=True)
-class Batch:
-    """Writes that were decided and claimed, with their records ready for the disk."""
-
-    segment: Segment
-    writes: list[Write] = field(default_factory=list)
-    parts: list[bytes | memoryview] = field(default_factory=list)
-    size: int = 0
-    start: int = 0
-    """Where they begin in the segment, once they are there."""
-    appended: list[tuple[Write, int]] = field(default_factory=list)
-    """Those whose record is in `parts`, and where it begins there."""
-    placed: list[tuple[Write, Place, bytes]] = field(default_factory=list)
-    """Those whose data lies in a place of its own, and the head that belongs there."""
-
-    def add(self, write: Write) -> None:
-        """Make the record of a write that has been decided."""
-        self.writes.append(write)
-        if write.place is not None and write.action is Action.WRITE:
-            self.placed.append((write, write.place, write.head(write.place.segment)))
-            return
-        head = write.head(self.segment)
-        self.appended.append((write, self.size))
-        self.parts.append(head)
-        self.size += len(head)
-        if write.data:
-            self.parts += (write.data, write.sums)
-            self.size += len(write.data) + len(write.sums)
-
-    def entries(self, arrived: int) -> list[tuple[bytes, bytes]]:
-        """Key and packed entry of every write whose record is on disk."""
-        home, start = self.segment.number, self.start
-        return [
-            (write.key, write.entry(home, start + offset, arrived))
-            for write, offset in self.appended
-            if write.error is None
-        ] + [
-            (write.key, write.entry(place.segment.number, place.offset, arrived))
-            for write, place, _ in self.placed
-            if write.error is None
-        ]
+_log = logging.getLogger("dolmen.volume")
+_BATCH = WRITE_MAX // 3
+"""Writes in a batch at most: each is up to three buffers."""
+_BATCH_BYTES = 32 << 20
+_FLUSH_BYTES, _FLUSH_WRITES = 256 << 20, 20_000
+"""The index is flushed after so much, so that the next opening has little to scan."""
+_OFFSET_MAX = (1 << 32) - (64 << 20)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
-class Log:
-    """The writing side of a volume for one process.
+Found = Callable[[bool | DolmenError], None]
+Sound = Callable[[str, Entry, Found], bool | None]
+"""Tells whether a copy can be read and is right: at once, or None and a call later."""
 
-    `claim` and `show` are quick and called by one thread; `log` waits for the disk and
-    may be called by another, one batch at a time.
+
+class Pending:
+    """One write on its way through a commit: a put, touch or delete.
+
+    A put carries its data, or (`alone`) the number of a file of its own that has it.
     """
+
+    __slots__ = (
+        "alone",
+        "answer",
+        "checksum",
+        "data",
+        "encoded",
+        "entry",
+        "key",
+        "old",
+        "put",
+        "retried",
+        "sound",
+        "sums",
+        "write",
+    )
 
     def __init__(
         self,
-        disk: Disk,
-        layout: Layout,
-        index: Index,
-        recent: Recent,
+        write: Write,
+        checksum: bytes,
+        data: bytes | memoryview = b"",
+        sums: bytes | None = None,
         *,
-        clock: Clock,
-        now: Callable[[], float] = time.time,
-        segment_size: int | None = None,
+        alone: Place | None = None,
     ) -> None:
-        self._disk, self._root = disk, layout.root
-        self._index, self._recent = index, recent
-        self._clock, self._now = clock, now
-        self.broken: str | None = None
-        self.appender = Appender(disk, layout, recent, segment_size=segment_size)
+        self.answer: Answer[Put]
+        self.write, self.checksum = write, checksum
+        self.encoded = write.name.encode()
+        self.key = key_of(write.name)
+        self.data = data
+        self.sums = block_sums(data) if sums is None else sums
+        self.alone = alone
+        self.sound: dict[Place, bool] = {}
+        """Whether the data that was read at a place is sound."""
+        self.old: Entry | None = None
+        self.entry: Entry | None = None
+        self.put: Put | None = None
+        self.retried = False
 
-    def place(self, name_and_metadata: int, length: int, *, alone: bool) -> Place:
-        """Room for a blob to be streamed into; raises `Full`, `ReadOnly`. From any thread."""
-        self._refuse_if_broken()
-        return self.appender.place(name_and_metadata, length, alone=alone)
+    @property
+    def essential(self) -> bool:
+        """Whether a full disk takes it: it makes room, or adds next to nothing."""
+        return not self.data
 
-    def claim(self, writes: list[Write]) -> tuple[Batch, list[Write]]:
-        """Decide; returns the batch to log, and the writes whose names others claim."""
-        batch = Batch(self.appender.active)
-        waiting: list[Write] = []
-        try:
-            self._refuse_if_broken()
-            self._decide(writes, batch, waiting)
-        except DolmenError as error:
-            _fail(writes, error)
-        except Exception as error:  # noqa: BLE001 - a caller must never be left waiting
-            _fail(writes, self.refused(error))
-        else:
-            return batch, waiting
-        return Batch(batch.segment), []
+    @property
+    def kind(self) -> int:
+        """What the record says."""
+        return self.write.kind
 
-    def refused(self, error: Exception) -> DolmenError:
-        """What to tell of an error that came before anything was committed."""
-        if no_room(error):
-            return self.appender.full()
-        return Unavailable(f"the volume {self._root} stored nothing, because of: {error!r}")
-
-    def _decide(self, writes: list[Write], batch: Batch, waiting: list[Write]) -> None:
-        now = self._now()
-        full = not self.appender.has_room(sum(write.room for write in writes))
-        with self._recent.change() as change:
-            free = _unclaimed(change, writes, waiting)
-            standing = self._standing(change, list(free))
-            claimed: list[Write] = []
-            for key, write in free.items():
-                write.standing = standing.get(key)
-                try:
-                    if full and write.needs_room:
-                        raise self.appender.full()
-                    write.action, write.answer = write.judge(self._clock, now)
-                except DolmenError as error:
-                    write.error = error
-                    continue
-                if write.action is not Action.KEEP:
-                    claimed.append(write)
-            if claimed:
-                change.claim([write.key for write in claimed], batch.segment.number)
-                sequence = change.take_sequences(len(claimed))
-                for write in claimed:
-                    write.sequence = sequence
-                    sequence += 1
-                    batch.add(write)
-
-    def _standing(self, change: Change, keys: list[bytes]) -> dict[bytes, Entry]:
-        values = change.get_many(keys)
-        values.update(self._index.get_many([key for key in keys if key not in values]))
-        entries = ((key, unpack(value)) for key, value in values.items())
-        return {key: entry for key, entry in entries if entry.kind != Kind.REMOVAL}
-
-    def log(self, batch: Batch) -> None:
-        """Write every record to its place, the batch's own ones in one go, and flush once.
-
-        What failed has its error in the writes; `show` is called all the same.
-        """
-        appender = self.appender
-        try:
-            homes: dict[int, Segment] = {}
-            if batch.parts:
-                batch.start, flushed = appender.append(
-                    batch.parts, batch.size, through=not batch.placed
-                )
-                if not flushed:
-                    homes[batch.segment.number] = batch.segment
-            for _, place, head in batch.placed:
-                self._disk.write(place.segment.fd, [head], place.offset)
-                homes[place.segment.number] = place.segment
-            appender.flush(homes.values())
-        except DolmenError as error:
-            _fail(batch.writes, error)
-        except OSError as error:
-            self._break(f"a write or flush failed: {error}")
-            _fail(batch.writes, OutcomeUnknown(f"the volume could not be written: {error}"))
-        else:
-            self._roll()
-
-    def _roll(self) -> None:
-        """Go on in a new segment if need be. The batch is on disk, whatever comes of this."""
-        try:
-            self.appender.roll()
-        except (OSError, lmdb.Error) as error:
-            if not no_room(error):  # else the old one has to do until there is
-                self._break(f"a new segment could not be made: {error}")
-
-    def show(self, batch: Batch) -> None:
-        """Let the batch's entries be seen and its claims go."""
-        alone: list[Segment] = []
-        try:
-            with self._recent.change() as change:
-                change.release([write.key for write in batch.writes])
-                shown = batch.entries(int(self._now()))
-                if shown:
-                    change.put(shown)
-                    homes = {batch.segment.number: batch.segment}
-                    for _, place, _ in batch.placed:
-                        homes[place.segment.number] = place.segment
-                        if place.alone:
-                            alone.append(place.segment)
-                        else:
-                            place.segment.release_extent(place.offset)
-                        place.gone = True
-                    for home in homes.values():
-                        change.set_segment(home.number, home.reach())
-                elif self.broken is not None:
-                    # Whatever came of it on the disk, it will be found there and read again.
-                    change.set_segment(batch.segment.number, batch.segment.doubtful_reach())
-                alone += self.appender.let_go(change)
-        except Exception as error:  # noqa: BLE001 - a caller must never be left waiting
-            self._break(f"its index failed: {error}")
-            _fail(batch.writes, OutcomeUnknown(f"the volume's index failed: {error}"))
-        for segment in alone:
-            segment.close()
-
-    def quarantine(self, key: bytes, bad: Entry) -> None:
-        """Mark the copy that failed its check, unless another stands by now."""
-        with self._recent.change() as change:
-            standing = self._standing(change, [key]).get(key)
-            if (
-                standing is not None
-                and not change.claimed([key])
-                and (standing.segment, standing.offset) == (bad.segment, bad.offset)
-            ):
-                change.put([(key, standing._replace(damaged=True).pack())])
-
-    def close(self) -> None:
-        """Retire every segment; nothing is being streamed any more."""
-        self.appender.close(sound=self.broken is None)
-
-    def _break(self, why: str) -> ReadOnly:
-        self.broken = why
-        return ReadOnly(
-            f"the volume {self._root} takes no writes because {why}; check the disk "
-            "and the system's log, then start the server again"
+    def decide(self, current: Entry | None, clock: Clock, now: float) -> Decision:
+        """Decide by the rules of the contract; raises what they raise."""
+        del now
+        write = self.write
+        if current is None:
+            return resolve(write, None, checksum=self.checksum, clock=clock)
+        return resolve(
+            write,
+            current.info(write.name),
+            checksum=self.checksum,
+            damaged=current.damaged,
+            clock=clock,
         )
 
-    def _refuse_if_broken(self) -> None:
-        if self.broken is not None:
-            raise self._break(self.broken)
-
-
-def _unclaimed(change: Change, writes: list[Write], waiting: list[Write]) -> dict[bytes, Write]:
-    """The first write of each name nobody else is deciding about; the others wait."""
-    held = change.claimed([write.key for write in writes])
-    free: dict[bytes, Write] = {}
-    for write in writes:
-        if write.key in held:
-            write.looks += 1
-            if write.looks < LOOKS:
-                waiting.append(write)
-            else:
-                write.error = Unavailable(
-                    f"{write.name} is being written by a process that does not come to an end; "
-                    "nothing was stored: try again, or restart the servers of this volume"
-                )
-        elif write.key in free:
-            waiting.append(write)
+    def settle(self, touch: bool, put: Put, place: Place, arrived: int) -> tuple[int, Buffer]:
+        """Make the entry; returns kind and data of the record that says so."""
+        metadata = self.write.metadata
+        self.put = put
+        if self.alone is not None:
+            write = self.write
+            self.entry = Entry(
+                self.alone,
+                0,
+                write.kind,
+                write.payload.size,
+                put.stamp,
+                self.checksum,
+                arrived,
+                metadata,
+                place,
+                alone=True,
+            )
+        elif touch:
+            assert self.old is not None
+            self.entry = self.old._replace(
+                stamp=put.stamp, arrived=arrived, metadata=metadata, head=place
+            )
         else:
-            free[write.key] = write
-    return free
+            kind, data = self.kind, self.data
+            self.entry = Entry(
+                place, len(metadata), kind, len(data), put.stamp, self.checksum, arrived, metadata
+            )
+            return kind, data
+        return Kind.TOUCH, self.entry.touch()
 
 
-def _fail(writes: list[Write], error: DolmenError) -> None:
-    for write in writes:
-        if write.error is None:
-            write.error = error
+class Removal(Pending):
+    """The store's own copy is to go, without a tombstone."""
+
+    __slots__ = ("if_stamp", "min_age")
+
+    def __init__(self, name: str, *, if_stamp: int, min_age: float) -> None:
+        super().__init__(Write(name, kind=Kind.REMOVAL), bytes(16))
+        self.if_stamp, self.min_age = if_stamp, min_age
+
+    def decide(self, current: Entry | None, clock: Clock, now: float) -> Decision:
+        """See `Pending.decide`. `CREATED` says that it goes."""
+        del clock
+        info = None if current is None else current.info(self.write.name)
+        if may_remove(info, if_stamp=self.if_stamp, min_age=self.min_age, now=now):
+            return Decision(Action.WRITE, Put(Outcome.CREATED, self.if_stamp))
+        return Decision(Action.KEEP, Put(Outcome.SUPERSEDED, 0))
+
+    def settle(self, touch: bool, put: Put, place: Place, arrived: int) -> tuple[int, Buffer]:
+        """See `Pending.settle`."""
+        del touch, place, arrived
+        self.put, self.entry = put, None
+        return Kind.REMOVAL, b""
+
+
+class Log:
+    """The end of the log of one open volume. On the event loop, with one thread that writes."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        active: segment.Active,
+        *,
+        loop: AbstractEventLoop,
+        thread: Executor,
+        sound: Sound,
+        clock: Clock,
+        now: Callable[[], float],
+        segment_size: int,
+        freed: Callable[[], None],
+    ) -> None:
+        """`freed` is called when a blob's own file is referred to no more."""
+        self._catalog, self.active = catalog, active
+        self._folder = active.folder
+        self._loop, self._thread = loop, thread
+        self._sound, self._clock, self._now = sound, clock, now
+        self._segment_size = segment_size
+        self._queue: list[Pending] = []
+        self._batch: list[Pending] = []
+        self._busy = False
+        self.free, total, _ = self._folder.disk.space(self._folder.path)
+        self.reserve = segment_size + min(64 << 20, total // 32)
+        """Puts leave so much of the disk free: for compaction, deletes and the index."""
+        self.broken: str | None = None
+        """Why it takes no more writes."""
+        self._unflushed_bytes = self._unflushed_writes = 0
+        self._flushing = False
+        self._freed = freed
+        self._closing: Answer[None] | None = None
+
+    # The event loop's part
+
+    def submit(self, pending: Pending) -> Answer[Put]:
+        """Have a write decided and carried out; raises `ReadOnly`."""
+        self._check_writable()
+        pending.answer = Answer(self._loop)
+        self._queue.append(pending)
+        if not self._busy:
+            self._busy = True
+            self._loop.call_soon(self._begin)
+        return pending.answer
+
+    def writes_under_way(self, key: bytes) -> bool:
+        """Whether the batch that is being written has a write of this name."""
+        return any(pending.key == key for pending in self._batch)
+
+    def _begin(self) -> None:
+        """Decide what waits and give it to the disk."""
+        waiting, self._queue = self._queue, []
+        batch: list[Pending] = []
+        answered: list[Answer[Put]] = []
+        parts: list[Buffer] = []
+        names: set[bytes] = set()
+        active, now = self.active, self._now()
+        arrived = int(now)
+        number, owner, flushed = active.number, active.owner, active.end
+        size = 0
+        for at, pending in enumerate(waiting):
+            if pending.answer.done():  # cancelled
+                continue
+            if pending.key in names:  # its turn is when this one's is over
+                self._queue.append(pending)
+                continue
+            if len(batch) == _BATCH or size >= _BATCH_BYTES:
+                self._queue += waiting[at:]
+                break
+            try:
+                self._check_writable()
+                decision = self._decide(pending, now)
+                if decision is None:
+                    continue
+                action, put = decision
+                if action is not Action.KEEP and not pending.essential:
+                    self.check_room(size + len(pending.data))
+            except BaseException as error:  # noqa: BLE001 - whatever it is, the caller gets it
+                pending.answer.fail(_as_error(error))
+                answered.append(pending.answer)
+                continue
+            if action is Action.KEEP:
+                pending.answer.succeed(put)
+                answered.append(pending.answer)
+                continue
+            kind, data = pending.settle(
+                action is Action.TOUCH, put, (number, flushed + size), arrived
+            )
+            entry = pending.entry
+            head = encode_head(
+                kind,
+                pending.encoded,
+                b"" if entry is None else entry.metadata,
+                len(data),
+                put.stamp,
+                pending.checksum,
+                arrived=arrived if entry is None else entry.arrived,
+                owner=owner,
+                flushed=flushed,
+            )
+            sums = pending.sums if data is pending.data else block_sums(data)
+            parts += (head, data, sums) if data else (head,)
+            size += len(head) + len(data) + len(sums)
+            names.add(pending.key)
+            batch.append(pending)
+        if batch:
+            self._batch = batch
+            self._thread.submit(self._write, parts, size)
+        elif self._queue:
+            self._loop.call_soon(self._begin)
+        else:
+            self._rest()
+        resume(answered)
+
+    def _decide(self, pending: Pending, now: float) -> Decision | None:
+        """Decide one write; None where the copy it would touch is being read first."""
+        current = old = self._catalog.get(pending.key)
+        while True:
+            pending.old = old
+            decision = pending.decide(current, self._clock, now)
+            if decision.action is not Action.TOUCH or pending.alone is not None:
+                return decision
+            assert old is not None
+            place, sound = old.data, pending.sound.get(old.data)
+            if sound is None:
+
+                def later(found: bool | DolmenError, place: Place = place) -> None:
+                    self._found(pending, place, found)
+
+                sound = self._sound(pending.write.name, old, later)
+                if sound is None:
+                    return None
+            if sound:
+                return decision
+            old = self._catalog.get(pending.key)  # it was quarantined
+            current = None if old is None else old._replace(damaged=True)
+
+    def _found(self, pending: Pending, place: Place, found: bool | DolmenError) -> None:
+        """A copy was read: its write can be decided."""
+        if isinstance(found, DolmenError):
+            pending.answer.fail(found)
+            resume([pending.answer])
+            return
+        pending.sound[place] = found
+        self._queue.append(pending)
+        if not self._busy:
+            self._busy = True
+            self._loop.call_soon(self._begin)
+
+    def check_room(self, size: int) -> None:
+        """Raise `Full` unless so many bytes more leave the reserve free."""
+        if self.free - size < self.reserve:
+            self.free = self._folder.disk.space(self._folder.path)[0]
+        if self.free - size < self.reserve or self.active.end > _OFFSET_MAX:
+            raise self._full()
+
+    def _end(self, error: BaseException | None, size: int) -> None:
+        """The disk is done with the batch: show its entries and answer."""
+        batch, self._batch = self._batch, []
+        if error is None:
+            error = self._show(batch)
+        if error is None:
+            for pending in batch:
+                assert pending.put is not None
+                pending.answer.succeed(pending.put)
+            self._unflushed_bytes += size
+            self._unflushed_writes += len(batch)
+            if (
+                self._unflushed_bytes >= _FLUSH_BYTES or self._unflushed_writes >= _FLUSH_WRITES
+            ) and not self._flushing:
+                self._flush_index()
+        elif isinstance(error, Full):
+            self._retry(batch, error)
+        else:
+            if isinstance(error, OSError):
+                error = OutcomeUnknown(f"the volume could not be written: {error}")
+            for pending in batch:
+                pending.answer.fail(error)
+        # The disk gets its next batch before the callers go on.
+        if self._queue:
+            self._begin()
+        else:
+            self._rest()
+        resume([pending.answer for pending in batch if pending.answer.done()])
+
+    def _show(self, batch: list[Pending]) -> BaseException | None:
+        change = Change()
+        for pending in batch:
+            change.put(pending.key, pending.encoded, pending.old, pending.entry)
+            if pending.alone is not None:
+                self._catalog.uploads.discard(pending.alone[0])
+        try:
+            self._catalog.apply(change, self.active.number, self.active.end)
+        except BaseException as error:  # noqa: BLE001 - the callers must not wait for ever
+            self.broken = f"its index failed ({error!r})"
+            if isinstance(error, OSError):
+                return OutcomeUnknown(f"the volume's index failed: {error}")
+            return error
+        if change.freed:
+            self._freed()
+        return None
+
+    def _retry(self, batch: list[Pending], error: Full) -> None:
+        """The disk is full: refuse the puts, and try once more what a full disk takes."""
+        again = []
+        for pending in batch:
+            pending.put = None
+            if pending.essential and not pending.retried:
+                pending.retried = True
+                again.append(pending)
+            else:
+                pending.answer.fail(error)
+        self._queue[:0] = again
+
+    def _rest(self) -> None:
+        self._busy = False
+        if self._closing is not None:
+            self._closing.succeed(None)
+            self._loop.call_soon(resume, [self._closing])
+
+    async def close(self) -> None:
+        """Return when everything submitted was answered."""
+        if self._busy:
+            self._closing = Answer(self._loop)
+            await self._closing
+
+    def _flush_index(self) -> None:
+        self._flushing = True
+        self._unflushed_bytes = self._unflushed_writes = 0
+
+        def flush() -> None:
+            try:
+                self._catalog.index.flush()
+            except OSError as error:  # only the next opening takes longer; applying finds out
+                _log.error("the index could not be flushed: %s", error)
+            finally:
+                self._flushing = False
+
+        self._loop.run_in_executor(None, flush)
+
+    # The writing thread's part
+
+    def _write(self, parts: list[Buffer], size: int) -> None:
+        """Append a batch, durably, and say so to the event loop."""
+        error: BaseException | None = None
+        try:
+            self.active.append(parts, size)
+            self.free = self._folder.disk.space(self._folder.path)[0]
+        except OSError as failed:
+            error = self._failed(failed)
+        except BaseException as failed:  # noqa: BLE001 - the callers must not wait for ever
+            self.broken = f"writing failed: {failed!r}"
+            error = failed
+        else:
+            self._roll()
+        self._loop.call_soon_threadsafe(self._end, error, size)
+
+    def _failed(self, failed: OSError) -> Exception:
+        if failed.errno in _NO_ROOM:
+            try:
+                self.active.cut_off()
+                self._folder.release_reserve()
+            except OSError as error:
+                failed = error
+            else:
+                self.free = 0
+                return self._full()
+        self.broken = f"a write or flush failed ({failed})"
+        _log.error("the volume %s is read-only: %s", self._folder.path, self.broken)
+        return failed
+
+    def _roll(self) -> None:
+        """Begin the next segment if this one is large enough. The batch is on disk."""
+        if self.active.end < self._segment_size:
+            return
+        old = self.active
+        try:
+            self.active = segment.create(self._folder, self._catalog.take_number())
+        except BaseException as error:  # noqa: BLE001 - the batch is answered all the same
+            # For want of room the old one has to do until there is some.
+            if not isinstance(error, OSError) or error.errno not in _NO_ROOM:
+                self.broken = f"a new segment could not be made ({error!r})"
+        else:
+            self._folder.disk.close(old.fd)
+
+    def _full(self) -> Full:
+        return Full(
+            f"the disk of {self._folder.path} is full: nothing was stored; delete something, or "
+            "make room on the disk"
+        )
+
+    def _check_writable(self) -> None:
+        if self.broken is not None:
+            raise ReadOnly(
+                f"the volume {self._folder.path} takes no writes because {self.broken}; check the "
+                "disk and the system's log, then start the server again"
+            )
+
+
+def _as_error(error: BaseException) -> BaseException:
+    if isinstance(error, OSError):
+        return Unavailable(f"the index of the volume can't be read: {error}")
+    return error

@@ -1,31 +1,56 @@
-"""A volume that is opened to be compacted: by hand, or by the companion of a server.
+"""Compaction: the room of what was deleted or replaced is given back.
 
-How it went is noted in the volume, for whoever looks, in JSON: the fields of `Compaction`.
+Segments whose live share falls under a threshold are rewritten, the ones with the least
+first: what is live in one is appended to the log like any other write, committed only if
+the entry still refers to the old place, and flushed; then the index is flushed, and only
+then the file is unlinked. Readers that have it open finish. A crash anywhere before leaves
+records twice, and the later one counts.
+
+What is live: of a blob the record with its data, or the touch that gave it its stamp; each
+tombstone. A removal is in no entry: it is carried as long as an older segment may hold what
+it removed, so `reindex` at any time gives the index that was. A copy that can't be read
+is carried as a touch of a place that is nowhere: it answers `Corrupt`, before and after.
+
+Read first: `commit`, `scan`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from typing import NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-import lmdb
+from dolmen.errors import DolmenError
+from dolmen.pace import Pace
+from dolmen.record import HEADER_SIZE, Kind
+from dolmen.resolve import Action, Decision
+from dolmen.stamps import Clock
+from dolmen.store import NO_CHECKSUM, Outcome, Put, Write
+from dolmen.stores.volume.commit import Pending
+from dolmen.stores.volume.disk import Buffer
+from dolmen.stores.volume.entry import NOWHERE, Entry, Place, key_of, name_of, unpack
+from dolmen.stores.volume.folder import SEGMENT
+from dolmen.stores.volume.reader import read_now
+from dolmen.stores.volume.scan import Gap, Scanner
 
-from dolmen.errors import BadVolume, Busy, DolmenError
-from dolmen.stores.volume.carry import Step
-from dolmen.stores.volume.compact import Compactor
-from dolmen.stores.volume.disk import Disk
-from dolmen.stores.volume.layout import Layout, prepare, usable
-from dolmen.stores.volume.merge import Merge
-from dolmen.stores.volume.opening import Membership
+if TYPE_CHECKING:
+    from dolmen.stores.volume.volume import Volume
 
 KEY = "compaction"
-"""Of the note."""
-_TURN = 0.02
-"""Seconds between two looks whether another process has left off."""
+"""Of the note that says how it goes."""
+THRESHOLD = 0.5
+"""Segments of which less than this share is live are rewritten."""
+_STEP = 1 << 20
+"""Bytes that are read and committed at once."""
+_HEADS = 1_000
+"""Records that are committed at once."""
+_TRIES = 3
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,111 +59,261 @@ class Compaction:
 
     looked: float | None = None
     """When a pass last came to its end, in seconds since 1970."""
-    won: int = 0
+    reclaimed: int = 0
     """In all passes ever."""
     reclaimable: int = 0
-    """What nothing stands in, of the sealed segments, after that pass."""
+    """Dead bytes in the segments after that pass."""
     failing: str | None = None
     """Why the last pass did not come to its end."""
 
 
+class Compacted(NamedTuple):
+    """What a pass has done. All but `segments`, which are gone, in bytes."""
+
+    segments: int = 0
+    reclaimed: int = 0
+    carried: int = 0
+
+
 def compaction_in(notes: Mapping[str, bytes]) -> Compaction | None:
-    """What a store's notes tell; None where it was never compacted, or is no volume."""
+    """What a store's notes say; None where it was never compacted, or is no volume."""
     try:
         return Compaction(**json.loads(notes[KEY]))
     except (KeyError, ValueError, TypeError):
         return None
 
 
-class Compacted(NamedTuple):
-    """What a pass has done so far. All but `segments`, which are gone, in bytes."""
+class Move(Pending):
+    """A copy's record is written again, at the end of the log, if it is still current."""
 
-    segments: int = 0
-    won: int = 0
-    carried: int = 0
-    moved: int = 0
-    """Read and written."""
+    __slots__ = ("expected",)
+
+    def __init__(self, name: str, expected: Entry, data: bytes | memoryview = b"") -> None:
+        write = Write(name, kind=expected.kind, metadata=expected.metadata)
+        super().__init__(write, expected.checksum, data)
+        self.expected = expected
+
+    @property
+    def essential(self) -> bool:
+        """See `Pending`: it makes room."""
+        return True
+
+    def decide(self, current: Entry | None, clock: Clock, now: float) -> Decision:
+        """See `Pending.decide`: whatever was written meanwhile stays."""
+        del clock, now
+        put = Put(Outcome.UNCHANGED, self.expected.stamp)
+        return Decision(Action.WRITE if current == self.expected else Action.KEEP, put)
+
+    def settle(self, touch: bool, put: Put, place: Place, arrived: int) -> tuple[int, Buffer]:
+        """See `Pending.settle`; stamp, metadata and time of arrival stay what they are."""
+        del touch, arrived
+        self.put, old = put, self.expected
+        if self.data or not old.length:
+            self.entry = old._replace(data=place, inner=len(old.metadata), head=None)
+            return old.kind, self.data
+        self.entry = old._replace(head=place)
+        return Kind.TOUCH, self.entry.touch()
 
 
-class Compacting(ExitStack):
-    """A context in which the volume in a folder is open. For one thread.
+class Lost(Move):
+    """A copy that can't be read: its entry, and a record, go on saying that it is damaged."""
 
-    Raises `BadVolume` where there is no volume.
+    __slots__ = ()
+
+    def settle(self, touch: bool, put: Put, place: Place, arrived: int) -> tuple[int, Buffer]:
+        """See `Pending.settle`."""
+        del touch, arrived
+        self.put = put
+        self.entry = self.expected._replace(data=NOWHERE, head=place, damaged=True)
+        return Kind.TOUCH, self.entry.touch()
+
+
+class CarriedRemoval(Pending):
+    """A removal is written again, unless something else is current by now."""
+
+    __slots__ = ()
+
+    def decide(self, current: Entry | None, clock: Clock, now: float) -> Decision:
+        """See `Pending.decide`."""
+        del clock, now
+        action = Action.WRITE if current is None else Action.KEEP
+        return Decision(action, Put(Outcome.UNCHANGED, 0))
+
+    def settle(self, touch: bool, put: Put, place: Place, arrived: int) -> tuple[int, Buffer]:
+        """See `Pending.settle`."""
+        del touch, place, arrived
+        self.put, self.entry = put, None
+        return Kind.REMOVAL, b""
+
+
+class Compactor:
+    """Compacts an open volume, on its event loop; one pass at a time.
+
+    `pause` sleeps for some seconds; tests give their own.
     """
 
-    def __init__(self, path: str) -> None:
-        super().__init__()
-        disk = Disk()
-        if not disk.exists(Layout(path).marker):
-            raise BadVolume(f"{path} is no volume: name the folder that dolmen keeps one in")
-        layout = prepare(disk, path)
-        with ExitStack() as leaving:
-            membership = Membership(disk, layout)
-            leaving.callback(membership.leave)
-            with usable(path):
-                membership.join()
-            self._merge = Merge(disk, layout, membership.index, membership.recent)
-            leaving.callback(self._merge.close)
-            self._index = membership.index
-            self._compactor = Compactor(
-                disk,
-                layout,
-                membership.index,
-                membership.recent,
-                self._merge,
-                membership.recover_dead,
-            )
-            self.push(leaving.pop_all())
+    def __init__(
+        self,
+        volume: Volume,
+        *,
+        pace: Pace | None = None,
+        pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._volume, self._catalog, self._folder = volume, volume.catalog, volume.folder
+        self._pace, self._pause, self._now = pace or Pace(), pause, now
+        self._sizes: dict[int, int] = {}
+        self._kept: dict[int, int] = {}
+        """Segments most of which must be kept, with the live bytes they had."""
+        self.done = Compacted()
 
-    def compact(self, go_on: Callable[[Compacted], bool], *, at_once: bool = False) -> Compacted:
-        """Compact what is worth it until `go_on`, called after every step, says no.
-
-        Raises what `Compactor.steps` raises.
-        """
-        done = Compacted()
-        whole = False
+    async def compact(self) -> Compacted:
+        """Rewrite what is worth it, and note how it went. Raises what writes raise."""
+        self.done = Compacted()
         try:
-            with closing(self._compactor.steps(at_once=at_once)) as steps:
-                for step in steps:
-                    if step == Step():
-                        time.sleep(_TURN)
-                    done = Compacted(
-                        done.segments + bool(step.dropped),
-                        done.won + step.dropped - step.carried,
-                        done.carried + step.carried,
-                        done.moved + step.moved,
-                    )
-                    if not go_on(done):
-                        break
-                else:
-                    whole = True
-            self._merge.merge()  # seals what was written
-        except Busy:
+            for number in await self._ask(self._victims):
+                await self._rewrite(number)
+        except (DolmenError, OSError) as error:
+            with suppress(DolmenError):  # on the same disk: what went wrong first is raised
+                await self._note(str(error))
             raise
-        except (DolmenError, OSError, lmdb.Error) as error:
-            with suppress(OSError, lmdb.Error):
-                self._note(done.won, failing=str(error))
-            raise
-        self._note(done.won, whole=whole)
-        return done
+        await self._note(None)
+        return self.done
 
-    def wanted_at_once(self) -> bool:
-        """Whether another process waits to compact at once."""
-        return self._compactor.wanted_at_once()
-
-    def known(self) -> Compaction:
-        """What is noted."""
-        return compaction_in(self._index.notes()) or Compaction()
-
-    def _note(self, won: int, *, whole: bool = False, failing: str | None = None) -> None:
-        before = self.known()
-        after = replace(
-            before,
-            won=before.won + won,
-            reclaimable=self._compactor.reclaimable(),
+    async def _note(self, failing: str | None) -> None:
+        known = compaction_in(await self._volume.notes()) or Compaction()
+        known = replace(
+            known,
+            looked=known.looked if failing else self._now(),
+            reclaimed=known.reclaimed + self.done.reclaimed,
+            reclaimable=self._dead(),
             failing=failing,
         )
-        if whole:
-            after = replace(after, looked=time.time())
-        if after != before:
-            self._index.note(KEY, json.dumps(asdict(after)).encode())
+        await self._volume.note(KEY, json.dumps(asdict(known)).encode())
+
+    def _victims(self) -> list[int]:
+        """Sealed segments worth rewriting, by live bytes. In a thread."""
+        assert self._volume.log is not None
+        active, disk = self._volume.log.active.number, self._folder.disk
+        sealed = [n for n, suffix in self._folder.numbers() if suffix == SEGMENT and n < active]
+        self._sizes = {n: disk.size_at(self._folder.file(n, SEGMENT)) for n in sealed}
+        live = self._catalog.live
+        return sorted(
+            (
+                number
+                for number, size in self._sizes.items()
+                if live.get(number, 0) < THRESHOLD * size
+                and self._kept.get(number) != live.get(number, 0)
+            ),
+            key=lambda number: (live.get(number, 0), number),
+        )
+
+    def _dead(self) -> int:
+        return sum(max(size - self._catalog.live.get(n, 0), 0) for n, size in self._sizes.items())
+
+    async def _rewrite(self, number: int) -> None:
+        """Carry what is live in a segment to the end of the log, and unlink it."""
+        size, live = self._sizes[number], self._catalog.live
+        names, removed = await self._ask(self._read_heads, number)
+        removals: list[str] = []
+        if number != min(self._sizes):
+            removals = [name for name in removed if self._entry(name) is None]
+        kept = live.get(number, 0) + sum(HEADER_SIZE + len(name) for name in removals)
+        if kept >= THRESHOLD * size:
+            self._kept[number] = live.get(number, 0)
+            return
+        for _ in range(_TRIES):  # what is touched meanwhile is moved in the next round
+            await self._carry(number, names)
+            if not live.get(number, 0):
+                break
+        else:  # a record whose head is damaged: only its entry leads to it
+            await self._carry(number, await self._ask(self._referring, number))
+        write = partial(Write, kind=Kind.REMOVAL)
+        for start in range(0, len(removals), _HEADS):
+            some = removals[start : start + _HEADS]
+            await self._commit([CarriedRemoval(write(name), NO_CHECKSUM) for name in some])
+        if live.get(number, 0):
+            return  # something could not be moved: the file stays
+        # Before the file goes: no index that a crash may bring back may refer to it.
+        await self._ask(self._catalog.index.flush)
+        self._volume.reader.close_file(number)
+        await self._ask(self._folder.remove, [number], SEGMENT)
+        self._catalog.forget_files([number], [])
+        del self._sizes[number]
+        segments, reclaimed, carried = self.done
+        self.done = Compacted(segments + 1, reclaimed + size - kept, carried + kept)
+
+    async def _carry(self, number: int, names: Sequence[str]) -> None:
+        """Write what these names have in a segment again."""
+        step: list[tuple[str, Entry]] = []
+        size = 0
+        for name in names:
+            entry = self._entry(name)
+            if entry is None or not _lies_in(entry, number):
+                continue
+            step.append((name, entry))
+            size += sum(used for place, used in entry.usage(name.encode()) if place == number)
+            if size >= _STEP or len(step) == _HEADS:
+                await self._move(number, step, size)
+                step, size = [], 0
+        if step:
+            await self._move(number, step, size)
+
+    async def _move(self, number: int, step: list[tuple[str, Entry]], size: int) -> None:
+        await self._commit(await self._ask(self._read, number, step))
+        if wait := self._pace.delay(2 * size):
+            await self._pause(wait)
+
+    async def _commit(self, moves: Sequence[Pending]) -> None:
+        answers = [self._volume.submit(move) for move in moves]
+        await asyncio.gather(*answers, return_exceptions=True)
+        for answer in answers:
+            await answer
+
+    def _read(self, number: int, step: list[tuple[str, Entry]]) -> list[Move]:
+        """The moves of some entries, with their data. In a thread."""
+        disk = self._folder.disk
+        fd = disk.open(self._folder.file(number, SEGMENT))
+        moves: list[Move] = []
+        try:
+            for name, entry in step:
+                data: bytes | memoryview | None = b""
+                if entry.data[0] == number and not entry.alone:
+                    data = None if entry.damaged else read_now(disk, fd, name.encode(), entry)
+                moves.append(Lost(name, entry) if data is None else Move(name, entry, data))
+        finally:
+            disk.close(fd)
+        return moves
+
+    def _read_heads(self, number: int) -> tuple[Sequence[str], Sequence[str]]:
+        """The names of the records in a segment, and those of removals. In a thread."""
+        disk = self._folder.disk
+        fd = disk.open(self._folder.file(number, SEGMENT))
+        names: dict[str, None] = {}
+        removed: dict[str, None] = {}
+        try:
+            for found in Scanner(disk, fd).records(0):
+                if not isinstance(found, Gap):
+                    into = removed if found.head.kind == Kind.REMOVAL else names
+                    into[found.head.name.decode()] = None
+        finally:
+            disk.close(fd)
+        return list(names), list(removed)
+
+    def _referring(self, number: int) -> Sequence[str]:
+        """Every name whose entry refers to a segment, by reading the whole index. In a thread."""
+        entries = self._catalog.index.scan()
+        return [name_of(key) for key, value in entries if _lies_in(unpack(value), number)]
+
+    def _entry(self, name: str) -> Entry | None:
+        return self._catalog.get(key_of(name))
+
+    async def _ask(self, call: Callable[..., T], *arguments: object) -> T:
+        return await self._volume.in_thread(call, *arguments)
+
+
+def _lies_in(entry: Entry, number: int) -> bool:
+    """Whether some record of an entry lies in a segment."""
+    if entry.head is not None and entry.head[0] == number:
+        return True
+    return entry.data[0] == number and not entry.alone

@@ -1,9 +1,9 @@
 """The one seam between a volume and the disk.
 
-Every open, write, flush, rename, truncate, lock and unlink of a volume goes
-through `Disk`, so that a simulated disk (`dolmen.testing.crash`) can stand under
-it and drop what was not flushed. Nothing else in the volume touches files. All
-calls block; callers on an event loop use a thread, except for `read_cached`.
+Every open, write, flush, rename, truncate, lock and unlink of a volume goes through `Disk`,
+so that a simulated disk (`dolmen.testing.crash`) can stand under it and lose what was not
+flushed. The index's files are RocksDB's own affair; it is opened here. All calls block; on
+an event loop use a thread, except for `read_cached`, `space` and `identity`.
 
 Errors of the operating system come through as `OSError`.
 """
@@ -16,17 +16,17 @@ import fcntl
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TypeVar
 
-import lmdb
+from dolmen.stores.volume.index import Index, RocksIndex
 
 Buffer = bytes | bytearray | memoryview
-Room = TypeVar("Room", bytearray, memoryview)
-_IOV_MAX = 1024
 _DSYNC = getattr(os, "RWF_DSYNC", 0)
+_NOWAIT = getattr(os, "RWF_NOWAIT", 0)
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _SYNC_FILE_RANGE_WRITE = 2
-_CREATE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+_CREATE = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+WRITE_MAX = 1024
+"""How many buffers one `write` takes at most (IOV_MAX)."""
 
 
 class Disk:
@@ -34,43 +34,32 @@ class Disk:
 
     def create(self, path: str) -> int:
         """Create a file that must not exist yet, open for reading and writing."""
-        return os.open(path, _CREATE_FLAGS | os.O_EXCL, 0o640)
+        return os.open(path, _CREATE | os.O_EXCL, 0o640)
 
     def open(self, path: str, *, write: bool = False) -> int:
         """Open a file that exists."""
         return os.open(path, (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC)
 
-    def open_lock(self, path: str) -> int:
-        """Open a file that is only there to be locked, creating it if need be."""
-        return os.open(path, _CREATE_FLAGS, 0o640)
-
     def close(self, fd: int) -> None:
-        """Close a descriptor; locks taken by it are let go."""
+        """Close a descriptor; locks taken by it are released."""
         os.close(fd)
 
-    def write(
-        self, fd: int, buffers: Sequence[Buffer], offset: int, *, through: bool = False
-    ) -> int:
-        """Write all buffers one after the other at `offset`; returns how many bytes.
+    def write(self, fd: int, buffers: Sequence[Buffer], offset: int, *, sync: bool = False) -> None:
+        """Write up to `WRITE_MAX` buffers one after the other at `offset`.
 
-        `through`: return when these bytes (no others), and the file's size, are on disk.
-        One call of the system does both, where it can (Linux, RWF_DSYNC), so that a
-        thread that waits for the disk wakes but once.
+        `sync`: return when these bytes, and the file's size, are on disk. One system call
+        does both where there is RWF_DSYNC (Linux), so a thread waits once.
         """
-        total = 0
-        for first in range(0, len(buffers), _IOV_MAX):
-            part = buffers[first : first + _IOV_MAX]
-            wanted = sum(map(len, part))
-            written = os.pwritev(fd, part, offset + total, _DSYNC if through else 0)
-            while written < wanted:  # a signal, or the disk filled up: the next call says which
-                rest = memoryview(b"".join(part))[written:]
-                written += os.pwrite(fd, rest, offset + total + written)
-                if through:
-                    self.flush(fd)
-            total += wanted
-        if through and not _DSYNC:
+        wanted = sum(map(len, buffers))
+        written = os.pwritev(fd, buffers, offset, _DSYNC if sync else 0)
+        if written < wanted:  # a signal, or the disk filled up: the next call says which
+            rest = memoryview(b"".join(buffers))
+            while written < wanted:
+                written += os.pwrite(fd, rest[written:], offset + written)
+            if sync:
+                self.flush(fd)
+        elif sync and not _DSYNC:
             self.flush(fd)
-        return total
 
     def flush(self, fd: int) -> None:
         """Return when everything written to the file, and its size, is on disk."""
@@ -84,14 +73,6 @@ class Disk:
         finally:
             os.close(fd)
 
-    def reserve(self, fd: int, offset: int, length: int) -> None:
-        """Make room for bytes to come; raises ENOSPC when there is none."""
-        try:
-            os.posix_fallocate(fd, offset, length)
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-                raise
-
     def write_behind(self, fd: int, offset: int, length: int) -> None:
         """Have the kernel begin to write these bytes out, so that a later flush is short.
 
@@ -101,29 +82,36 @@ class Disk:
             fd, ctypes.c_int64(offset), ctypes.c_int64(length), _SYNC_FILE_RANGE_WRITE
         )
 
-    def forget(self, fd: int, offset: int) -> None:
-        """Drop the file's clean cached pages from `offset` on, so reads ask the disk itself.
+    def forget(self, fd: int) -> None:
+        """Drop the file's clean pages from the cache, so that reads ask the disk itself.
 
-        After a failed flush the kernel counts pages as clean that never reached
-        the disk; whoever recovers a file must not believe them.
+        After a failed flush the kernel takes pages for clean that never reached the disk.
         """
-        os.posix_fadvise(fd, offset, 0, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def allocate(self, fd: int, size: int) -> None:
+        """Take room on the disk for a file of this size; raises ENOSPC when there is none."""
+        os.posix_fallocate(fd, 0, size)
 
     def truncate(self, fd: int, size: int) -> None:
         """Cut the file off at `size` bytes."""
         os.ftruncate(fd, size)
 
-    def linked(self, fd: int) -> bool:
-        """Whether the open file still has a name."""
-        return os.fstat(fd).st_nlink > 0
-
-    def modified(self, fd: int) -> int:
-        """The second since 1970 in which the file was last written."""
-        return int(os.fstat(fd).st_mtime)
+    def identity(self, file: str | int) -> tuple[int, int] | None:
+        """What file a path or a descriptor leads to (device, inode); None where it is gone."""
+        try:
+            found = os.stat(file)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return found.st_dev, found.st_ino
 
     def size(self, fd: int) -> int:
         """The file's length in bytes."""
         return os.fstat(fd).st_size
+
+    def size_at(self, path: str) -> int:
+        """The length in bytes of the file at a path."""
+        return os.stat(path).st_size
 
     def read(self, fd: int, length: int, offset: int) -> bytes:
         """Up to `length` bytes; fewer only at the file's end."""
@@ -135,99 +123,78 @@ class Disk:
             data += more
         return data
 
-    def read_cached(self, fd: int, room: Room, offset: int) -> Room | None:
-        """The same into `room`, without ever waiting for the disk: None where it would have to.
+    def read_into(self, fd: int, room: memoryview, offset: int) -> int:
+        """The same into `room`; returns how many bytes there were."""
+        got = 0
+        while got < len(room):
+            more = os.preadv(fd, (room[got:],), offset + got)
+            if not more:
+                break
+            got += more
+        return got
+
+    def read_cached(self, fd: int, room: bytearray | memoryview, offset: int) -> int | None:
+        """Read into `room` without waiting for the disk; None where it would have to wait.
 
         Some file systems (tmpfs) know no such read; there the answer is None too.
         """
         try:
-            got = os.preadv(fd, (room,), offset, os.RWF_NOWAIT)
+            return os.preadv(fd, (room,), offset, _NOWAIT)
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS):
                 return None
             raise
-        return room if got == len(room) else None
 
-    def lock(self, fd: int, *, shared: bool = False, wait: bool = False) -> bool:
-        """Take the file's lock (`flock`); False when somebody else has it.
+    def lock(self, path: str, *, shared: bool) -> int | None:
+        """Open a file and take its `flock`; None when somebody else has it.
 
-        Not a POSIX lock: that one would vanish when any reader of the process
-        closes the file.
+        Not a POSIX lock: that one would vanish when any reader of the process closes the
+        file. A shared lock needs no right to write.
         """
-        operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        fd = self.open(path) if shared else os.open(path, _CREATE, 0o640)
         try:
-            fcntl.flock(fd, operation if wait else operation | fcntl.LOCK_NB)
+            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
-            return False
-        return True
-
-    def unlock(self, fd: int) -> None:
-        """Let the file's lock go."""
-        fcntl.flock(fd, fcntl.LOCK_UN)
+            os.close(fd)
+            return None
+        return fd
 
     def rename(self, source: str, target: str) -> None:
-        """Give a file another name, in place of what bore it."""
+        """Give a file another name, in place of what had it."""
         os.rename(source, target)
 
     def unlink(self, path: str) -> None:
-        """Remove a file's name."""
-        os.unlink(path)
+        """Remove a file's name, if it is there."""
+        with suppress(FileNotFoundError):
+            os.unlink(path)
 
     def make_directory(self, path: str) -> None:
         """Make a directory, durably, if it is not there."""
         with suppress(FileExistsError):  # whoever made it may have died before it was flushed
-            self.add_directory(path)
+            os.mkdir(path, 0o750)
         self.flush_directory(os.path.dirname(path) or ".")
-
-    def add_directory(self, path: str) -> None:
-        """Make a directory that must not be there."""
-        os.mkdir(path, 0o750)
-
-    def remove_folder(self, path: str) -> None:
-        """Remove an index's folder and the files in it, if it is there."""
-        if os.path.isdir(path):
-            for name in os.listdir(path):
-                os.unlink(os.path.join(path, name))
-            os.rmdir(path)
 
     def names(self, path: str) -> list[str]:
         """What lies in a directory, sorted."""
         return sorted(os.listdir(path))
 
     def exists(self, path: str) -> bool:
-        """Whether something bears this name."""
-        return os.path.exists(path)
+        """Whether something has this name."""
+        return os.path.lexists(path)
 
-    def space(self, path: str) -> tuple[int, int]:
-        """Bytes free for this process and bytes in all, of the file system at `path`."""
+    def space(self, path: str) -> tuple[int, int, bool]:
+        """Bytes free and bytes in all of the file system at `path`; whether it is read-only."""
         found = os.statvfs(path)
-        return found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize
+        size = found.f_frsize
+        return found.f_bavail * size, found.f_blocks * size, bool(found.f_flag & os.ST_RDONLY)
 
-    def open_index(self, path: str, *, durable: bool) -> lmdb.Environment:
-        """Open an LMDB environment.
+    def open_index(self, path: str, *, read_only: bool) -> Index:
+        """Open the index in a folder, making it where it is not there."""
+        return RocksIndex(path, read_only=read_only)
 
-        A durable one flushes its pages in every commit, and its root with the
-        next one: a power cut may undo the last commit but leaves it consistent.
-        """
-        env = lmdb.open(
-            path,
-            map_size=(1 << 40) if durable else (1 << 36),  # sparse: only what is used takes room
-            max_dbs=8,
-            max_readers=512,
-            max_spare_txns=8,
-            metasync=False,
-            sync=durable,
-            readahead=False,
-            mode=0o640,
-        )
-        try:
-            if durable:  # LMDB does not flush the names of its files
-                self.flush_directory(path)
-        except BaseException:
-            env.close()
-            raise
-        return env
-
-    def settle_index(self, env: lmdb.Environment) -> None:
-        """Return when every commit so far survives a power cut, the last one's root included."""
-        env.sync(True)
+    def remove_index(self, path: str) -> None:
+        """Remove an index's folder and the files in it, if it is there."""
+        if os.path.isdir(path):
+            for name in os.listdir(path):
+                os.unlink(os.path.join(path, name))
+            os.rmdir(path)

@@ -1,97 +1,132 @@
-"""Index entries: where a blob lies and all that `stat`, `list` and `digests` say of it.
+"""Index entries: where a blob lies, and all that `stat`, `list` and `digests` say of it.
 
-The key is in `key`. The value, little-endian, 51 bytes and the metadata:
+**Key**: the name's partition (2 bytes, big-endian), then the name in UTF-8; but of 64 or 40
+lower-case hex digits, bare or (64 of them) behind `chunk`, one byte that says which (0, 1, 2)
+and the 32 or 20 bytes they stand for. So within a partition keys are not in the order of
+the names; who lists sorts each partition.
 
-    4  number of the segment         4  offset of the record in it
-    2  length of the metadata inside the record (a revision may have given others)
-    6  length of the data            8  stamp
-    6  sequence                      1  kind; 0x80 is added to a quarantined copy
-   16  checksum                      4  second of arrival
+**Value**, little-endian, 45 bytes, or 53 of a touched blob, and the metadata:
+
+    4  number of the file with the data   4  offset of the record in it
+    2  length of the metadata in that record (a touch may have given others)
+    1  kind, and flags: 0x80 damaged, 0x40 a file of its own, 0x20 touched
+    6  length of the data                 8  stamp
+   16  checksum                           4  second of arrival
+   [4  number of the segment with the touch   4  its offset]
+
+**Touch**: the data of a TOUCH record on disk says where the blob's data lies: the first four
+fields of the value, and the length (8 bytes). File number 0 is nowhere: the copy was damaged
+when its segment was compacted.
 """
 
 from __future__ import annotations
 
 import struct
+import zlib
 from typing import NamedTuple
 
-from dolmen.record import BLOCK, HEADER_SIZE, Kind
+from dolmen.record import BLOCK, HEADER_SIZE, Head, Kind
 from dolmen.store import BlobInfo
 
-_VALUE = struct.Struct("<IIHIHQIHB16sI")
-_DAMAGED = 0x80
+_VALUE = struct.Struct("<IIHBIHQ16sI")
+_HEAD = struct.Struct("<II")
+_TOUCH = struct.Struct("<IIHBQ")
+TOUCH_SIZE = _TOUCH.size
+_DAMAGED, _ALONE, _TOUCHED, _KIND = 0x80, 0x40, 0x20, 0x0F
 _LOW = 0xFFFF_FFFF
-_SIZE = _VALUE.size
+_HEX, _SHORT_HEX, _CHUNK = b"\0", b"\1", b"\2"
+NOWHERE = (0, 0)
+Place = tuple[int, int]
+"""Number of a file and offset of a record in it."""
 
 
 class Entry(NamedTuple):
-    """One entry. `kind` REMOVAL says that nothing stands (only in *recent*)."""
+    """One entry. `data` is where the record with the data begins, `head` where the touch lies
+    that gave it its stamp and metadata, if any; `inner` the length of the metadata at `data`.
+    `alone`: the data is a file of its own.
+    """
 
-    segment: int
-    offset: int
+    data: Place
     inner: int
+    kind: int
     length: int
     stamp: int
-    sequence: int
-    kind: int
     checksum: bytes
     arrived: int
     metadata: bytes
+    head: Place | None = None
+    alone: bool = False
     damaged: bool = False
 
     def pack(self) -> bytes:
         """The value as it is stored."""
+        data, inner, kind, length, stamp, checksum, arrived, metadata, head, alone, damaged = self
+        if alone:
+            kind |= _ALONE
+        if damaged:
+            kind |= _DAMAGED
+        if head is not None:
+            kind |= _TOUCHED
+            metadata = _HEAD.pack(*head) + metadata
+        high = length >> 32
         return (
-            _VALUE.pack(
-                self.segment,
-                self.offset,
-                self.inner,
-                self.length & _LOW,
-                self.length >> 32,
-                self.stamp,
-                self.sequence & _LOW,
-                self.sequence >> 32,
-                self.kind | _DAMAGED if self.damaged else self.kind,
-                self.checksum,
-                self.arrived,
-            )
-            + self.metadata
+            _VALUE.pack(*data, inner, kind, length & _LOW, high, stamp, checksum, arrived)
+            + metadata
         )
 
     def info(self, name: str) -> BlobInfo:
-        """What the contract tells of it."""
+        """What the contract says of it."""
         return BlobInfo(
             name, self.length, self.kind, self.stamp, self.checksum, self.metadata, self.arrived
         )
 
-    def data_start(self, name: bytes) -> int:
-        """Where the data begins in the record that holds it."""
-        return HEADER_SIZE + len(name) + self.inner
+    def data_at(self, name: bytes) -> int:
+        """Where the data begins in its file."""
+        return self.data[1] + HEADER_SIZE + len(name) + self.inner
 
     def record_size(self, name: bytes) -> int:
-        """The length of that record."""
+        """The length of the record with the data."""
         length = self.length
         blocks = (length + BLOCK - 1) // BLOCK
         return HEADER_SIZE + len(name) + self.inner + length + 4 * blocks
 
+    def usage(self, name: bytes) -> list[tuple[int, int]]:
+        """Segments that hold something of it, and how many bytes."""
+        used = []
+        if not self.alone and self.data != NOWHERE:
+            used.append((self.data[0], self.record_size(name)))
+        if self.head is not None:
+            size = HEADER_SIZE + len(name) + len(self.metadata) + TOUCH_SIZE + 4
+            used.append((self.head[0], size))
+        return used
+
+    def touch(self) -> bytes:
+        """The data of a touch that leaves the blob where it lies."""
+        kind = self.kind | _ALONE if self.alone else self.kind
+        return _TOUCH.pack(*self.data, self.inner, kind, self.length)
+
 
 def unpack(value: bytes) -> Entry:
     """The entry that `Entry.pack` wrote."""
-    segment, offset, inner, low, high, stamp, slow, shigh, kind, checksum, arrived = (
-        _VALUE.unpack_from(value)
-    )
+    number, offset, inner, kind, low, high, stamp, checksum, arrived = _VALUE.unpack_from(value)
+    head = None
+    at = 45
+    if kind & _TOUCHED:
+        head = _HEAD.unpack_from(value, at)
+        at = 53
     return _entry(
         (
-            segment,
-            offset,
+            (number, offset),
             inner,
+            kind & _KIND,
             low | high << 32,
             stamp,
-            slow | shigh << 32,
-            kind & ~_DAMAGED,
             checksum,
             arrived,
-            value[_SIZE:],
-            kind >= _DAMAGED,
+            value[at:],
+            head,
+            kind & _ALONE > 0,
+            kind & _DAMAGED > 0,
         )
     )
 
@@ -99,6 +134,54 @@ def unpack(value: bytes) -> Entry:
 _entry = Entry._make  # a third faster than the call
 
 
-def stands(entry: Entry | None) -> bool:
-    """Whether something stands: a blob, a manifest or a tombstone."""
-    return entry is not None and entry.kind != Kind.REMOVAL
+def entry_of(head: Head, place: Place, data: bytes) -> Entry | None:
+    """What a record at this place makes current; None for a removal. `data`: of a touch.
+
+    Raises `struct.error` where the data of a touch can't be one.
+    """
+    if head.kind == Kind.REMOVAL:
+        return None
+    fixed = head.stamp, head.checksum, head.arrived, head.metadata
+    if head.kind != Kind.TOUCH:
+        return Entry(place, len(head.metadata), head.kind, head.length, *fixed)
+    number, offset, inner, kind, length = _TOUCH.unpack(data)
+    return Entry(
+        (number, offset),
+        inner,
+        kind & _KIND,
+        length,
+        *fixed,
+        head=place,
+        alone=kind & _ALONE > 0,
+        damaged=(number, offset) == NOWHERE,
+    )
+
+
+def key_of(name: str) -> bytes:
+    """The key of a name; raises `UnicodeEncodeError` for what can be none."""
+    encoded = name.encode()
+    partition = (zlib.crc32(encoded) >> 16).to_bytes(2)
+    length = len(encoded)
+    if length == 64:
+        form, digits = _HEX, name
+    elif length == 40:
+        form, digits = _SHORT_HEX, name
+    elif length == 69 and name.startswith("chunk"):
+        form, digits = _CHUNK, name[5:]
+    else:
+        return partition + encoded
+    try:
+        packed = bytes.fromhex(digits)
+    except ValueError:
+        return partition + encoded
+    # Upper-case digits and spaces are read too, but would not come back.
+    return partition + (form + packed if packed.hex() == digits else encoded)
+
+
+def name_of(key: bytes) -> str:
+    """The name that `key_of` packed."""
+    form = key[2]
+    if form > 2:
+        return key[2:].decode()
+    digits = key[3:].hex()
+    return "chunk" + digits if form == 2 else digits

@@ -1,193 +1,318 @@
-"""The durable index of a volume: an LMDB environment beside the segments.
+"""The index: where each blob of the volume lies, and all that `stat`, `list` and `digests` say.
 
-Its tables: `blobs` (entries, see `entry`), `digests` (per partition), `segments`
-(how far each segment is reflected here: its watermark), `usage` (how many bytes of each
-segment are records in which a sound blob or tombstone stands), `removals` (sequences of
-removals that a scan from a watermark held back might otherwise undo), `notes`,
-and `facts` (the highest sequence seen). It is changed only in slices, each one transaction
-that moves entries and watermarks together, so after any crash it shows a state
-that was; whatever lies in the segments beyond the watermarks is read again at
-the next opening. It can always be rebuilt (`reindex`).
+It is a view of the segments and can be rebuilt from them. RocksDB keeps it, without its
+write-ahead log: a change is visible at once and reaches the disk when RocksDB writes
+its memory out. `apply` is one batch, and RocksDB keeps batches whole and in order, so after a
+kill or a power cut the index is as some earlier `apply` left it, none older than the last
+`flush`. Entries, digests and watermark that belong together go into one `apply`; whoever
+opens the index scans the segments beyond the watermark it finds. Apply only what the
+segments' flush has made durable, or a power cut leaves entries that point at nothing.
 
-That holds while flushes succeed. When one fails the kernel drops what it could not write
-and has the next one succeed, so nobody can tell any more what the disk holds; the index is
-then marked as doubtful, by a file beside it, and is not used again before it was rebuilt.
+Keys: `e`, partition (2 bytes, big-endian), packed name: an entry. `d`, partition: a digest
+slot. `f`, name: a fact (watermark, live bytes of segments). `z`: the end. Values are opaque
+here but for the slots: count (4 bytes), bytes of data, low and high half of the XOR (8 each),
+little-endian.
+
+Every method raises `OSError`: ENOSPC when the disk is full, else EIO, damage in the index
+included (`reindex` rebuilds it). After an `apply` that failed nothing more is applied before
+the index was opened again, or the next watermark would hide what is missing. RocksDB has
+threads: open the index after the last fork. Its calls hold the interpreter lock, `flush` and
+`get_many` excepted.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import os
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from heapq import merge
+from typing import Any, Protocol
 
-import lmdb
+from rocksdict import (
+    AccessType,
+    BlockBasedOptions,
+    Cache,
+    DBCompressionType,
+    Options,
+    Rdict,
+    WriteBatch,
+    WriteOptions,
+)
 
-from dolmen.digests import Digests
-from dolmen.stores.volume.disk import Disk
-from dolmen.stores.volume.entry import unpack
-from dolmen.stores.volume.layout import write_whole
-from dolmen.stores.volume.slices import NUMBER, SEQUENCE, Slice
+from dolmen.names import PARTITIONS
 
-_NONE = bytes(4)
+Changed = tuple[bytes, bytes | None]
+"""An entry to be set, or (None) taken away."""
+DigestChange = tuple[int, int, int, int]
+"""What a write does to a digest: partition, more entries, more bytes, XOR of the hashes."""
 
-Run = tuple[int, int]
-"""Partitions in a row: the first, and the one after the last."""
-Page = tuple[list[tuple[bytes, bytes]], list[Run]]
+SLOT = struct.Struct("<IQQQ")
+_LOW = (1 << 64) - 1
+_ENTRY, _SLOTS, _FACT, _END = b"e", b"d", b"f", b"z"
+_WRITE_BUFFER = 16 << 20  # about 85,000 puts
 
 
-class Index:
-    """The durable index at a path. Opening one twice in a process is an error of LMDB's."""
+class Index(Protocol):
+    """What the volume needs of an index. `slots` are the digests of all partitions, packed."""
 
-    def __init__(self, disk: Disk, path: str) -> None:
-        self._disk, self._path = disk, path
-        self._doubted = False
-        self.env = disk.open_index(path, durable=True)
-        self.env.reader_check()  # a reader that died would keep pages from being used again
-        self.blobs = self.env.open_db(b"blobs")
-        self._digests = self.env.open_db(b"digests")
-        self._segments = self.env.open_db(b"segments")
-        self._usage = self.env.open_db(b"usage")
-        self._removals = self.env.open_db(b"removals")
-        self._notes = self.env.open_db(b"notes")
-        self._facts = self.env.open_db(b"facts")
-        self._digested: tuple[int, Digests] | None = None
+    slots: bytearray
 
     def get(self, key: bytes) -> bytes | None:
-        """The packed entry under a key."""
-        value: bytes | None = self.env.begin(db=self.blobs).get(key)
-        return value
+        """The value under a key."""
+        ...
 
-    def get_many(self, keys: list[bytes]) -> list[tuple[bytes, bytes]]:
-        """Those of the keys that have an entry, with the packed entry."""
-        with self.env.begin() as transaction, transaction.cursor(db=self.blobs) as cursor:
-            return cursor.getmulti(keys)
+    def get_many(self, keys: Iterable[bytes]) -> list[bytes | None]:
+        """The values under the keys, in their order."""
+        ...
 
-    def sequence_of(self, key: bytes) -> int:
-        """The sequence of the last write of a name that is reflected here; 0 for none."""
-        with self.env.begin() as transaction:
-            value = transaction.get(key, db=self.blobs)
-            if value is not None:
-                return unpack(value).sequence
-            value = transaction.get(key, db=self._removals)
-            return NUMBER.unpack(value)[0] if value is not None else 0
+    def scan(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
+        """Keys and values from `start` up to `stop`, in order, as of one moment."""
+        ...
 
-    def page(self, runs: list[Run], least: int) -> Page:
-        """Keys and values of whole partitions, and the runs that are left.
+    def facts(self) -> dict[bytes, bytes]:
+        """Every fact."""
+        ...
 
-        Goes on until there are `least` of them, or none is left.
-        """
-        found: list[tuple[bytes, bytes]] = []
-        with self.env.begin(db=self.blobs) as transaction, transaction.cursor() as cursor:
-            for number, (first, stop) in enumerate(runs):
-                if not cursor.set_range(first.to_bytes(2)):
-                    break
-                for key, value in cursor.iternext():
-                    partition = int.from_bytes(key[:2])
-                    if partition >= stop:
-                        break
-                    if len(found) >= least and key[:2] != found[-1][0][:2]:
-                        return found, [(partition, stop), *runs[number + 1 :]]
-                    found.append((key, value))
-        return found, []
+    def apply(
+        self,
+        entries: Iterable[Changed],
+        digests: Iterable[DigestChange] = (),
+        facts: Mapping[bytes, bytes | None] | None = None,
+    ) -> None:
+        """Set entries and facts (None takes one away) and change digests, all or none."""
+        ...
 
-    def entries(self) -> Iterator[tuple[bytes, bytes]]:
-        """Every key and value. One long read: not while others write."""
-        with self.env.begin(db=self.blobs) as transaction, transaction.cursor() as cursor:
-            yield from cursor
-
-    def digests(self) -> Digests:
-        """The digests of what the index holds; kept until the index changes."""
-        with self.env.begin(db=self._digests) as transaction:
-            state = transaction.id()
-            if self._digested is not None and self._digested[0] == state:
-                return self._digested[1]
-            encoded = b"".join(
-                # Key: partition, big-endian. Value: 8 bytes count, 8 size, 16 XOR, little-endian.
-                [
-                    key[::-1] + value[:4] + value[8:]
-                    for key, value in transaction.cursor()
-                    if value[:4] != _NONE
-                ]
-            )
-        digests = Digests.decode(encoded)
-        self._digested = (state, digests)
-        return digests
-
-    def watermark(self, number: int) -> int:
-        """How far a segment is reflected in the index, in bytes."""
-        with self.env.begin(db=self._segments) as transaction:
-            value = transaction.get(number.to_bytes(4, "big"))
-        return NUMBER.unpack(value)[0] if value is not None else 0
-
-    def usage(self) -> dict[int, int]:
-        """How many bytes of each segment stand; one in which nothing does is not named."""
-        with self.env.begin(db=self._usage) as transaction:
-            return {
-                int.from_bytes(key, "big"): NUMBER.unpack(value)[0]
-                for key, value in transaction.cursor()
-            }
-
-    def last_number(self) -> int:
-        """The highest number of any segment ever merged."""
-        with self.env.begin(db=self._segments) as transaction, transaction.cursor() as cursor:
-            return int.from_bytes(cursor.key(), "big") if cursor.last() else 0
-
-    def last_sequence(self) -> int:
-        """The highest sequence of any record ever merged."""
-        with self.env.begin(db=self._facts) as transaction:
-            value = transaction.get(SEQUENCE)
-        return NUMBER.unpack(value)[0] if value is not None else 0
-
-    def notes(self) -> dict[str, bytes]:
-        """Every note."""
-        with self.env.begin(db=self._notes) as transaction:
-            return {key.decode(): value for key, value in transaction.cursor()}
-
-    def note(self, key: str, value: bytes) -> None:
-        """Keep a note, on disk when this returns."""
-        with self._flushing(), self.env.begin(write=True, db=self._notes) as transaction:
-            transaction.put(key.encode(), value)
-        self.settle()
-
-    def settle(self) -> None:
-        """Return when every commit so far survives a power cut (its root included)."""
-        with self._flushing():
-            self._disk.settle_index(self.env)
-
-    def doubtful(self) -> bool:
-        """Whether a flush of it ever failed, in this process or another."""
-        return self._doubted or self._disk.exists(mark_of_doubt(self._path))
-
-    @contextmanager
-    def _flushing(self) -> Iterator[None]:
-        try:
-            yield
-        except (lmdb.Error, OSError) as error:
-            # LMDB has no class for EIO.
-            if type(error) is lmdb.Error or getattr(error, "errno", None) == errno.EIO:
-                self._doubted = True
-                with suppress(OSError):
-                    write_whole(self._disk, mark_of_doubt(self._path), f"{error}\n".encode())
-            raise
-
-    def slice(self) -> Slice:
-        """Begin to change the index; see `Slice`."""
-        return Slice(
-            self.env,
-            self.blobs,
-            self._digests,
-            self._segments,
-            self._usage,
-            self._removals,
-            self._facts,
-            self._flushing,
-        )
+    def flush(self) -> None:
+        """Return when all that was applied survives a power cut. Blocks; for a thread."""
+        ...
 
     def close(self) -> None:
-        """Close the environment."""
-        self.env.close()
+        """Write out what is in memory and close."""
+        ...
 
 
-def mark_of_doubt(path: str) -> str:
-    """The file that says of the index at a path that a flush of it failed."""
-    return path + ".doubtful"
+class RocksIndex:
+    """The index in a folder. Opened `read_only` it writes nothing at all.
+
+    The caller holds the volume's lock.
+    """
+
+    def __init__(self, folder: str, *, read_only: bool = False) -> None:
+        access = AccessType.read_only() if read_only else AccessType.read_write()
+        options = _options()
+        try:
+            if not read_only:
+                _make_folder(folder)
+            # Given only as `options`, an existing index is opened with the default cache and
+            # without a filter.
+            self._db = Rdict(folder, options, {"default": options}, access)
+            unlogged = WriteOptions()
+            unlogged.disable_wal = True  # type: ignore[method-assign, assignment]  # wrong stub
+            self._db.set_write_options(unlogged)
+            if not read_only and self._db.get(_END) is None:
+                self._db[_END] = b""
+        except Exception as error:
+            raise _as_os_error(error, folder) from error
+        self._folder, self._failed = folder, False
+        self._get = self._db.get
+        self.slots = bytearray(SLOT.size * PARTITIONS)
+        for key, value in self._scan(_SLOTS, _ENTRY):
+            at = int.from_bytes(key[1:]) * SLOT.size
+            self.slots[at : at + SLOT.size] = value
+
+    def get(self, key: bytes) -> bytes | None:
+        """See `Index`."""
+        try:
+            value: bytes | None = self._get(_ENTRY + key)
+        except Exception as error:
+            raise _as_os_error(error, self._folder) from error
+        return value
+
+    def get_many(self, keys: Iterable[bytes]) -> list[bytes | None]:
+        """See `Index`."""
+        try:
+            values: Any = self._get([_ENTRY + key for key in keys])
+        except Exception as error:
+            raise _as_os_error(error, self._folder) from error
+        return list(values)
+
+    def scan(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
+        """See `Index`.
+
+        Hold it open briefly: files that were merged meanwhile stay on disk until it ends.
+        """
+        for key, value in self._scan(_ENTRY + start, _FACT if stop is None else _ENTRY + stop):
+            yield key[1:], value
+
+    def facts(self) -> dict[bytes, bytes]:
+        """See `Index`."""
+        return {key[1:]: value for key, value in self._scan(_FACT, _END)}
+
+    def apply(
+        self,
+        entries: Iterable[Changed],
+        digests: Iterable[DigestChange] = (),
+        facts: Mapping[bytes, bytes | None] | None = None,
+    ) -> None:
+        """See `Index`."""
+        if self._failed:
+            raise OSError(errno.EIO, "a write of the index failed: reopen it", self._folder)
+        batch = WriteBatch(raw_mode=True)
+        put = batch.put
+        for key, value in entries:
+            if value is None:
+                batch.delete(_ENTRY + key)
+            else:
+                put(_ENTRY + key, value)
+        for name, fact in (facts or {}).items():
+            if fact is None:
+                batch.delete(_FACT + name)
+            else:
+                put(_FACT + name, fact)
+        changed = changed_slots(self.slots, digests)
+        for at, slot in changed.items():
+            put(_SLOTS + (at // SLOT.size).to_bytes(2), slot)
+        try:
+            self._db.write(batch)
+        except Exception as error:
+            self._failed = True
+            raise _as_os_error(error, self._folder) from error
+        for at, slot in changed.items():
+            self.slots[at : at + SLOT.size] = slot
+
+    def flush(self) -> None:
+        """See `Index`."""
+        try:
+            self._db.flush()
+        except Exception as error:
+            raise _as_os_error(error, self._folder) from error
+
+    def close(self) -> None:
+        """See `Index`."""
+        try:
+            self._db.close()
+        except Exception as error:
+            raise _as_os_error(error, self._folder) from error
+
+    def _scan(self, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+        # An iterator of rocksdict ends without a word at a damaged block, so only the sight of
+        # a key at or beyond `stop` is the end. (Its upper bound is freed too early: not used.)
+        try:
+            pairs: Any = self._db.items(from_key=start)
+            for key, value in pairs:
+                if key >= stop:
+                    return
+                yield key, value
+        except Exception as error:
+            raise _as_os_error(error, self._folder) from error
+        raise OSError(errno.EIO, "the index is damaged: run dolmen reindex", self._folder)
+
+
+class TailIndex:
+    """An index whose changes stay in memory, in front of another one or of nothing.
+
+    For a volume that is opened read-only: what lies beyond the watermark.
+    """
+
+    def __init__(self, base: Index | None = None) -> None:
+        self._base = base
+        self._entries: dict[bytes, bytes | None] = {}
+        self._facts = base.facts() if base else {}
+        self.slots = bytearray(base.slots) if base else bytearray(SLOT.size * PARTITIONS)
+
+    def get(self, key: bytes) -> bytes | None:
+        """See `Index`."""
+        if key in self._entries or self._base is None:
+            return self._entries.get(key)
+        return self._base.get(key)
+
+    def get_many(self, keys: Iterable[bytes]) -> list[bytes | None]:
+        """See `Index`."""
+        return [self.get(key) for key in keys]
+
+    def scan(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
+        """See `Index`."""
+        ours = {
+            key: value
+            for key, value in list(self._entries.items())
+            if key >= start and (stop is None or key < stop)
+        }
+        below = self._base.scan(start, stop) if self._base else iter(())
+        theirs = (pair for pair in below if pair[0] not in ours)
+        for key, value in merge(sorted(ours.items()), theirs, key=lambda pair: pair[0]):
+            if value is not None:
+                yield key, value
+
+    def facts(self) -> dict[bytes, bytes]:
+        """See `Index`."""
+        return dict(self._facts)
+
+    def apply(
+        self,
+        entries: Iterable[Changed],
+        digests: Iterable[DigestChange] = (),
+        facts: Mapping[bytes, bytes | None] | None = None,
+    ) -> None:
+        """See `Index`."""
+        self._entries.update(entries)
+        for name, fact in (facts or {}).items():
+            if fact is None:
+                self._facts.pop(name, None)
+            else:
+                self._facts[name] = fact
+        for at, slot in changed_slots(self.slots, digests).items():
+            self.slots[at : at + SLOT.size] = slot
+
+    def flush(self) -> None:
+        """See `Index`: there is nothing to make durable."""
+
+    def close(self) -> None:
+        """See `Index`."""
+        if self._base is not None:
+            self._base.close()
+
+
+def changed_slots(slots: bytearray, changes: Iterable[DigestChange]) -> dict[int, bytes]:
+    """The slots that digest changes leave, by their place in `slots`."""
+    size = SLOT.size
+    changed: dict[int, bytes] = {}
+    for partition, more, data, xor in changes:
+        at = partition * size
+        count, held, low, high = SLOT.unpack(changed.get(at) or slots[at : at + size])
+        changed[at] = SLOT.pack(count + more, held + data, low ^ xor & _LOW, high ^ xor >> 64)
+    return changed
+
+
+def _make_folder(folder: str) -> None:
+    os.makedirs(folder, exist_ok=True)
+    # rocksdict rewrites a file of its own at every opening, read-only ones too, and fails on a
+    # read-only mount. Nothing here needs the file.
+    config = os.path.join(folder, "rocksdict-config.json")
+    if not os.path.lexists(config):
+        os.symlink(os.devnull, config)
+
+
+def _options() -> Options:
+    table = BlockBasedOptions()
+    table.set_bloom_filter(10, False)  # a put of a new name reads no block
+    table.set_block_cache(Cache(1 << 20))  # hardly used: files are mapped
+    options = Options(raw_mode=True)
+    options.set_block_based_table_factory(table)
+    options.create_if_missing(True)
+    options.set_allow_mmap_reads(True)  # a get costs a quarter; files are written whole
+    options.set_compression_type(DBCompressionType.none())  # keys and checksums are random
+    options.set_write_buffer_size(_WRITE_BUFFER)
+    options.set_max_write_buffer_number(4)
+    options.set_level_zero_slowdown_writes_trigger(40)  # a delayed write stops the event loop
+    options.set_level_zero_stop_writes_trigger(60)
+    options.set_bytes_per_sync(1 << 20)
+    options.set_max_log_file_size(1 << 20)
+    options.set_keep_log_file_num(2)
+    options.set_stats_dump_period_sec(0)
+    return options
+
+
+def _as_os_error(error: Exception, folder: str) -> OSError:
+    full = "No space left" in str(error)
+    return OSError(errno.ENOSPC if full else errno.EIO, str(error), folder)

@@ -1,281 +1,272 @@
-"""Opening: what lies in the segments beyond the watermarks becomes visible again.
+"""Opening: the index is brought up to the end of the log; reindex: it is made anew.
 
-For every segment in `active/` whose lock is free (its writer is gone):
+The segments beyond the watermark are scanned, in order. Of the last one the tail may be torn:
+what was written after the last flush that a record knows of is checked to its end, and cut
+off from the first record that is not whole; nobody was answered for it. Anything else that
+can't be read is damage. Before that the segments are flushed: a killed process may have left
+records that only the page cache has, and what is shown must be on disk.
 
-1. flush it, then drop its cached pages. A writer that was killed may have left
-   bytes in the page cache that never reached the disk; showing them before they
-   are flushed would show what a power cut could still take away.
-2. scan from the watermark. Records the index or recent already has (sequence at
-   least as high) are passed over without reading their data.
-3. what can't be read and was never flushed is sealed off: a torn tail is cut off,
-   a torn record before others is covered by an empty extent. What was flushed and
-   fails its checksum becomes a quarantined entry: damaged, not absent.
-4. flush again, then let the entries be seen.
+Read-only, nothing is flushed, cut off or removed.
 
-Then the claims of the dead writers are dropped, all at once: a name may be claimed by
-one segment's commit and have its record in another.
+Read first: `scan`, `catalog`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from heapq import merge
+from itertools import groupby
+from operator import itemgetter
+from typing import NamedTuple
 
 from dolmen.errors import BadVolume, Corrupt
-from dolmen.record import HEAD_MAX, HEADER_SIZE, Head, Kind, decode_head
+from dolmen.record import HEAD_MAX, Kind, decode_head
+from dolmen.stores.volume.catalog import Catalog, Change
 from dolmen.stores.volume.disk import Disk
-from dolmen.stores.volume.entry import Entry, unpack
-from dolmen.stores.volume.index import Index
-from dolmen.stores.volume.key import key_of
-from dolmen.stores.volume.layout import UNFINISHED, Layout, segment_number
-from dolmen.stores.volume.recent import Reach, Recent
-from dolmen.stores.volume.scan import Found, Gap, Scanner, salvage
-from dolmen.stores.volume.segment import SEGMENT_HEADER, decode_header, extent_head
+from dolmen.stores.volume.entry import Entry, entry_of, key_of, name_of, unpack
+from dolmen.stores.volume.folder import BLOB, PART, SEGMENT, Folder, usable
+from dolmen.stores.volume.index import Index, TailIndex
+from dolmen.stores.volume.scan import Gap, Scanner
+from dolmen.stores.volume.segment import SEGMENT_HEADER
 
 _log = logging.getLogger("dolmen.volume")
+_CHUNK = 1_000
+Progress = Callable[[int, int], None]
+
+
+class End(NamedTuple):
+    """The last segment, and where its records end."""
+
+    number: int
+    owner: bytes
+    offset: int
 
 
 @dataclass(slots=True)
 class Recovered:
-    """What scanning one segment brought up."""
+    """What a recovery did."""
 
-    number: int
-    end: int
-    entries: list[tuple[bytes, Entry]] = field(default_factory=list)
-    damaged: list[Gap] = field(default_factory=list)
-    """Flushed bytes that can't be read any more and whose names are lost."""
-    sealed_off: bool = False
-    """The file was changed to cut off what was torn."""
-
-    def latest(self) -> dict[bytes, Entry]:
-        """Of each name the entry with the highest sequence."""
-        latest: dict[bytes, Entry] = {}
-        for key, entry in self.entries:
-            if key not in latest or latest[key].sequence < entry.sequence:
-                latest[key] = entry
-        return latest
+    end: End | None = None
+    """None where there is no segment to go on in."""
+    records: int = 0
+    segments: int = 0
+    damaged: list[str] = field(default_factory=list)
+    """A sentence for every place where records can't be made out."""
 
 
-def leftover_segments(disk: Disk, layout: Layout) -> list[int]:
-    """Numbers of the segments in `active/`, ascending."""
-    numbers = (segment_number(name) for name in disk.names(layout.active))
-    return sorted(number for number in numbers if number is not None)
+def recover(
+    folder: Folder, catalog: Catalog, *, read_only: bool, progress: Progress | None = None
+) -> Recovered:
+    """Bring the catalog up to the end of the log. Raises `BadVolume`, `OSError`."""
+    watermark, disk = catalog.watermark, folder.disk
+    segments, blobs, parts = list[int](), list[int](), list[tuple[int, str]]()
+    for number, suffix in folder.numbers(min(watermark.number, watermark.floor)):
+        catalog.know_number(number)
+        if suffix == SEGMENT and number >= watermark.number:
+            segments.append(number)
+        elif suffix == BLOB and number >= watermark.floor:
+            blobs.append(number)
+        elif suffix == PART:
+            parts.append((number, suffix))
+    if watermark.number and watermark.number not in segments:
+        raise _ahead(folder, watermark.number)
+    done = Recovered(segments=len(segments))
+    if not read_only:
+        disk.flush_directory(folder.path)
+        disk.flush_directory(folder.segments)
+        for first in {number >> 12: number for number in segments}.values():
+            folder.flush_group(first)
+    for at, number in enumerate(segments):
+        if progress is not None:
+            progress(at, len(segments))
+        _replay(folder, catalog, number, done, last=number == segments[-1], read_only=read_only)
+    for line in done.damaged:
+        _log.error("%s: %s", folder.path, line)
+    if read_only:
+        return done
+    unfinished = [(number, BLOB) for number in blobs if _unreferenced(folder, catalog, number)]
+    for number, suffix in (*parts, *unfinished):
+        disk.unlink(folder.file(number, suffix))
+    if catalog.unreferenced:
+        freed = sorted(catalog.unreferenced)
+        folder.remove(freed, BLOB)
+        catalog.forget_files([], freed)
+    return done
 
 
-def recover(disk: Disk, layout: Layout, index: Index, recent: Recent) -> int:
-    """Recover every segment whose writer is gone; returns how many entries came up.
-
-    The caller holds the opening lock. Raises `BadVolume` for a segment that is none.
-    """
-    reached = recent.segments()
-    entries = 0
-    dead: list[int] = []
-    for name in disk.names(layout.active):
-        if name.endswith(UNFINISHED):
-            _drop_unfinished(disk, f"{layout.active}/{name}")
-    for number in leftover_segments(disk, layout):
-        reach = reached.get(number)
-        if reach is not None and reach.finished:
-            continue
-        path = layout.active_segment(number)
-        try:
-            fd = disk.open(path, write=True)
-        except FileNotFoundError:  # sealed or dropped in between
-            continue
-        try:
-            if not disk.lock(fd):
-                continue  # its writer lives
-            if not dead:  # a writer that was killed may not have flushed its segment's name
-                disk.flush_directory(layout.active)
-            dead.append(number)
-            start = max(index.watermark(number), reach.settled if reach else 0)
-            recovered = _recover_segment(disk, fd, number, start, index, recent)
-            if reach is None and start <= recovered.end == SEGMENT_HEADER:
-                if disk.linked(fd):
-                    disk.unlink(path)  # nothing was ever answered in it
-                continue
-        except Corrupt as error:
-            raise BadVolume(str(error)) from error
-        finally:
-            disk.close(fd)
-        entries += len(recovered.entries)
-        _let_be_seen(index, recent, recovered)
-        for gap in recovered.damaged:
-            _log.error(
-                "segment %08x is damaged from byte %d to %d; what lay there is lost here: "
-                "run `dolmen replicate` to bring it back from another copy",
-                number,
-                gap.start,
-                gap.stop,
-            )
-    if dead:
-        with recent.change() as change:
-            change.release_all(dead)
-    return entries
-
-
-def _drop_unfinished(disk: Disk, path: str) -> None:
-    """Remove a segment that was never published, unless its writer lives."""
+def _replay(
+    folder: Folder, catalog: Catalog, number: int, done: Recovered, *, last: bool, read_only: bool
+) -> None:
+    disk, watermark = folder.disk, catalog.watermark
+    start = watermark.offset if number == watermark.number else SEGMENT_HEADER
+    fd = disk.open(folder.file(number, SEGMENT), write=not read_only)
     try:
-        fd = disk.open(path, write=True)
-    except FileNotFoundError:  # published or dropped in between
-        return
-    try:
-        if disk.lock(fd) and disk.exists(path):
-            disk.unlink(path)
+        if not read_only:
+            disk.flush(fd)
+            disk.forget(fd)
+        scanner = Scanner(disk, fd)
+        if scanner.size < start and number == watermark.number:
+            raise _ahead(folder, number)
+        if scanner.owner is None:
+            if scanner.size > SEGMENT_HEADER:  # else nothing was ever committed to it
+                done.damaged.append(f"segment {number:08x} can't be read at all")
+            return
+        if not scanner.header_is_sound:
+            done.damaged.append(f"the header of segment {number:08x} is damaged; its records count")
+        flushed = scanner.size
+        if last:
+            flushed = start
+            for found in scanner.records(start):
+                if not isinstance(found, Gap):
+                    flushed = max(flushed, found.head.flushed)
+        end = _apply(catalog, scanner, number, start, flushed, done)
+        if last:
+            done.end = End(number, scanner.owner, end)
     finally:
         disk.close(fd)
 
 
-def _recover_segment(
-    disk: Disk, fd: int, number: int, start: int, index: Index, recent: Recent
-) -> Recovered:
-    settle_file(disk, fd, start)
-    owner = owner_of(disk, fd, number)
-
-    def unknown(head: Head) -> bool:
-        key = key_of(head.name.decode())
-        value = recent.get(key)
-        known = unpack(value).sequence if value is not None else index.sequence_of(key)
-        return known < head.sequence
-
-    scanner = Scanner(disk, fd, owner, verify=unknown)
-    found = scanner.records(max(start, SEGMENT_HEADER))
-    recovered = sort_out(disk, fd, number, owner, found, scanner.size)
-    if recovered.sealed_off:
-        disk.flush(fd)
-    return recovered
-
-
-def settle_file(disk: Disk, fd: int, start: int) -> None:
-    """Make sure that what is read from `start` on is what the disk has (step 1 above)."""
-    disk.flush(fd)
-    disk.forget(fd, start)
-
-
-def owner_of(disk: Disk, fd: int, number: int) -> bytes:
-    """The owner of a segment: its header has it, and so has its first record.
-
-    Raises `Corrupt` when the file can't be made out to be that segment, and `BadVolume`
-    when only a newer dolmen reads it.
-    """
-    start = salvage(disk, fd, SEGMENT_HEADER + HEAD_MAX, 0)
-    try:
-        found, owner, _ = decode_header(start)
-    except Corrupt as error:
-        try:
-            owner = decode_head(start, SEGMENT_HEADER).owner
-        except Corrupt:
-            raise Corrupt(
-                f"segment {number:08x} can't be read: {error}; move the file out of the volume's "
-                "folder, then run `dolmen reindex` and `dolmen replicate` to bring back what it "
-                "held"
-            ) from error
-        _log.error("segment %08x: %s; its records say the same", number, error)
-        return owner
-    if found != number:
-        raise Corrupt(f"segment {number:08x} says it is {found:08x}; was the file renamed?")
-    return owner
-
-
-def sort_out(
-    disk: Disk,
-    fd: int,
-    number: int,
-    owner: bytes,
-    found: Iterable[Found | Gap],
-    size: int,
-    *,
-    sealed: bool = False,
-    take: Callable[[tuple[bytes, Entry]], None] | None = None,
-) -> Recovered:
-    """Tell sound from damaged and torn, and seal off what was torn.
-
-    Of a sealed segment nothing is torn any more: what can't be read is damaged,
-    every record is taken as it is, and the file is left alone. `take` is given the entries,
-    which else are in what is returned; then nothing is held but what can't be read.
-    """
-    recovered = Recovered(number, size)
-    take = take or recovered.entries.append
-    arrived = disk.modified(fd)
-    flushed, end_of_kept = 0, SEGMENT_HEADER
-    unread: list[Found | Gap] = []
-    for item in found:
-        if isinstance(item, Gap) or item.sound is False:
-            unread.append(item)
+def _apply(
+    catalog: Catalog, scanner: Scanner, number: int, start: int, flushed: int, done: Recovered
+) -> int:
+    """Reflect the records of a segment in the catalog; returns where they end."""
+    change, end = Change(), start
+    for found in scanner.records(start):
+        if isinstance(found, Gap):
+            if found.start >= flushed:
+                break
+            done.damaged.append(
+                f"segment {number:08x} is damaged from byte {found.start} to {found.stop}"
+            )
+            end = found.stop
             continue
-        flushed = max(flushed, item.head.flushed)
-        end_of_kept = max(end_of_kept, item.stop)
-        if item.sound or sealed:
-            take(entry_of(item, number, arrived))
-    torn: list[Found | Gap] = []
-    for item in unread:
-        if not sealed and _is_torn(item, flushed):
-            torn.append(item)
-            continue
-        end_of_kept = max(end_of_kept, item.stop)
-        if isinstance(item, Gap):
-            recovered.damaged.append(item)
-        else:
-            take(entry_of(item, number, arrived, damaged=True))
-    for item in torn:
-        recovered.sealed_off = True
-        if item.start >= end_of_kept:
-            recovered.end = item.start
-            disk.truncate(fd, item.start)
+        if found.offset >= flushed and not scanner.is_sound(found):
             break
-        start = item.offset if isinstance(item, Found) else item.start
-        disk.write(fd, [extent_head(owner, item.stop - start - HEADER_SIZE)], start)
-    return recovered
+        head, end = found.head, found.stop
+        entry = entry_of(head, (number, found.offset), found.touch)
+        if entry is not None and entry.alone:
+            catalog.know_number(entry.data[0])
+        key = key_of(head.name.decode())
+        old = change.entries[key] if key in change.entries else catalog.get(key)
+        change.put(key, head.name, old, entry)
+        done.records += 1
+        if len(change.entries) >= _CHUNK:
+            catalog.apply(change, number, end)
+            change = Change()
+    catalog.apply(change, number, end)
+    return end
 
 
-def _is_torn(item: Found | Gap, flushed: int) -> bool:
-    """Whether what can't be read was never on disk, as far as is known."""
-    if isinstance(item, Gap):
-        return item.start >= flushed
-    # An extent is handed out, and passed by flushes, before its record is whole.
-    return item.in_extent or item.offset >= flushed
+def _unreferenced(folder: Folder, catalog: Catalog, number: int) -> bool:
+    """Whether no entry refers to a blob's own file: its upload was not committed."""
+    fd = folder.disk.open(folder.file(number, BLOB))
+    try:
+        head = decode_head(folder.disk.read(fd, HEAD_MAX, SEGMENT_HEADER))
+        entry = catalog.get(key_of(head.name.decode()))
+    except Corrupt:
+        return False  # whose it is can't be told
+    finally:
+        folder.disk.close(fd)
+    return entry is None or not entry.alone or entry.data[0] != number
 
 
-def entry_of(
-    found: Found, number: int, arrived: int, *, damaged: bool = False
-) -> tuple[bytes, Entry]:
-    """Key and entry of a record that lies in segment `number`."""
-    head = found.head
-    if found.base is not None:
-        segment, offset, inner, kind, length = found.base
-    else:
-        segment, offset, inner = number, found.offset, len(head.metadata)
-        # A damaged revision does not say of what kind: of the lowest, so that others win ties.
-        kind = Kind.BLOB if head.kind == Kind.TOUCH else head.kind
-        length = head.length
-    entry = Entry(
-        segment,
-        offset,
-        inner,
-        length,
-        head.stamp,
-        head.sequence,
-        kind,
-        head.checksum,
-        arrived,
-        head.metadata,
-        damaged,
+def _ahead(folder: Folder, number: int) -> BadVolume:
+    return BadVolume(
+        f"the index of {folder.path} knows more than its segments: segment {number:08x} is missing "
+        f"or cut short. Put it back, or run `dolmen reindex {folder.path}` to go on with what "
+        "is there"
     )
-    return key_of(head.name.decode()), entry
 
 
-def _let_be_seen(index: Index, recent: Recent, recovered: Recovered) -> None:
-    latest = recovered.latest()
-    with recent.change() as change:
-        change.raise_sequence(max((entry.sequence for entry in latest.values()), default=0))
-        # Other processes may have written these names, and merged them, since they were scanned.
-        newer = change.get_many(list(latest))
-        for key, entry in list(latest.items()):
-            known = unpack(newer[key]).sequence if key in newer else index.sequence_of(key)
-            if known >= entry.sequence:
-                del latest[key]
-        change.put([(key, entry.pack()) for key, entry in latest.items()])
-        end = recovered.end
-        change.set_segment(recovered.number, Reach(end, end, finished=True))
+@dataclass(slots=True)
+class Reindexed:
+    """What a reindex found. `bytes`: of the data of all blobs."""
+
+    blobs: int = 0
+    tombstones: int = 0
+    bytes: int = 0
+    records: int = 0
+    segments: int = 0
+    damaged: list[str] = field(default_factory=list)
+
+
+def reindex(path: str, *, disk: Disk | None = None, progress: Progress | None = None) -> Reindexed:
+    """Rebuild the index of a volume that nobody has open from its segments.
+
+    Interrupted, it goes on when the volume is opened next. Where the old index can be read, it
+    says which copies are quarantined, and of which names the last record is lost: those answer
+    `Corrupt`, not "not there" and not with older content.
+    """
+    folder = Folder(disk or Disk(), path)
+    disk = folder.disk
+    with usable(path):
+        folder.check_foreign()
+        lock = folder.take_lock(read_only=False)
+        assert lock is not None
+        try:
+            folder.prepare(read_only=False)
+            if not disk.exists(folder.old_index) and disk.exists(folder.index):
+                disk.rename(folder.index, folder.old_index)
+            disk.remove_index(folder.index)
+            index = disk.open_index(folder.index, read_only=False)
+            try:
+                result = _rebuild(folder, index, progress)
+                index.flush()
+            finally:
+                index.close()
+            disk.remove_index(folder.old_index)
+        finally:
+            disk.close(lock)
+    return result
+
+
+def _rebuild(folder: Folder, index: Index, progress: Progress | None) -> Reindexed:
+    catalog = Catalog(index)
+    done = recover(folder, catalog, read_only=False, progress=progress)
+    result = Reindexed(records=done.records, segments=done.segments, damaged=done.damaged)
+    if folder.disk.exists(folder.old_index):
+        try:
+            _carry_over(folder, catalog)
+        except (OSError, BadVolume) as error:
+            result.damaged.append(
+                f"the old index can't be read ({error}); which copies were quarantined is lost"
+            )
+    for _, value in index.scan():
+        entry = unpack(value)
+        if entry.kind == Kind.TOMBSTONE:
+            result.tombstones += 1
+        else:
+            result.blobs += 1
+            result.bytes += entry.length
+    return result
+
+
+def _carry_over(folder: Folder, catalog: Catalog) -> None:
+    """Mark as damaged what the old index knows and the segments do not show any more."""
+    old = folder.disk.open_index(folder.old_index, read_only=True)
+    try:
+        known = Catalog(TailIndex(old))
+        recover(folder, known, read_only=True)
+        change = Change()
+        for key, pairs in groupby(
+            merge(
+                ((key, value, True) for key, value in catalog.index.scan()),
+                ((key, value, False) for key, value in known.index.scan()),
+            ),
+            key=itemgetter(0),
+        ):
+            values = {new: value for _, value, new in pairs}
+            if values.get(True) != values.get(False):
+                then = _entry(values.get(False))
+                if then is not None:
+                    then = then._replace(damaged=True)
+                change.put(key, name_of(key).encode(), _entry(values.get(True)), then)
+        catalog.apply(change, *catalog.watermark[:2])
+    finally:
+        old.close()
+
+
+def _entry(value: bytes | None) -> Entry | None:
+    return None if value is None else unpack(value)

@@ -1,64 +1,49 @@
-r"""Segments: append-only files of records.
+r"""Segments: append-only files of records. The order of the log is (number, offset).
 
-A segment begins with a header of 64 bytes (little-endian): magic `dlmnseg\n` (8),
-version (4), its number (4), its owner (16, random, borne by every record in it),
-milliseconds since 1970 at its creation (8), its floor (8: no record in it has a lower
-sequence; 0 where that is not known), zeros (12), CRC-32C of all that (4).
-Records follow each other without gaps.
+A segment begins with a header of 64 bytes (little-endian): magic `dlmnseg\n` (8), version (4),
+its number (4), its owner (16: random, in every record of the file, so an old block of a
+reused file is never believed), zeros (28), CRC-32C of all that (4). Records follow without
+gaps. A blob in a file of its own has the same header and one record.
 
-A record that is streamed while others are appended gets an *extent*: a header of
-kind EXTENT whose length is the room behind it, and in that room, once it is whole,
-an ordinary record. The extent's header is never written again, so whoever scans
-can always step over it; an extent whose record never came is just skipped.
+A segment is made under another name, flushed, renamed and its folder flushed before anything
+is committed to it. Only one segment is written at a time: the next is begun when everything
+in the one before is on disk.
 """
 
 from __future__ import annotations
 
-import os
+import secrets
 import struct
-import threading
-from contextlib import suppress
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from crc32c import crc32c
 
 from dolmen.errors import BadVolume, Corrupt
-from dolmen.record import HEADER_SIZE, Kind, encode_head
-from dolmen.stamps import wall_ms
-from dolmen.stores.volume.disk import Disk
-from dolmen.stores.volume.layout import Layout
-from dolmen.stores.volume.recent import Reach, Recent
+from dolmen.stores.volume.disk import Buffer
+from dolmen.stores.volume.folder import PART, SEGMENT, Folder
 
 SEGMENT_HEADER = 64
 _MAGIC = b"dlmnseg\n"
 _VERSION = 1
-_HEADER = struct.Struct("<8sII16sQQ12x")
+_HEADER = struct.Struct("<8sII16s28x")
 _CRC = struct.Struct("<I")
-_NO_CHECKSUM = bytes(16)
 
 
-class Header(NamedTuple):
-    """What a segment says of itself."""
-
-    number: int
-    owner: bytes
-    floor: int
-
-
-def encode_header(number: int, owner: bytes, floor: int) -> bytes:
+def encode_header(number: int, owner: bytes) -> bytes:
     """The header of a new segment."""
-    header = _HEADER.pack(_MAGIC, _VERSION, number, owner, wall_ms(), floor)
+    header = _HEADER.pack(_MAGIC, _VERSION, number, owner)
     return header + _CRC.pack(crc32c(header))
 
 
-def decode_header(header: bytes) -> Header:
-    """The header of a segment; raises `Corrupt` when this is none.
+def decode_header(header: bytes) -> tuple[int, bytes]:
+    """Number and owner of a segment; raises `Corrupt` when this is no header of one.
 
     Raises `BadVolume` for one of a newer version.
     """
     if len(header) < SEGMENT_HEADER:
         raise Corrupt("a segment's header is cut short")
-    magic, version, number, owner, _, floor = _HEADER.unpack_from(header)
+    magic, version, number, owner = _HEADER.unpack_from(header)
     if magic != _MAGIC or crc32c(header[: _HEADER.size]) != _CRC.unpack_from(header, 60)[0]:
         raise Corrupt("a segment's header fails its checksum")
     if version != _VERSION:
@@ -66,134 +51,73 @@ def decode_header(header: bytes) -> Header:
             f"a segment is of version {version}, and this dolmen reads version {_VERSION}: "
             "use the newer dolmen that wrote it"
         )
-    return Header(number, owner, floor)
+    return number, owner
 
 
-def extent_head(owner: bytes, room: int) -> bytes:
-    """The header that keeps `room` bytes behind it for one record."""
-    return encode_head(Kind.EXTENT, b"", b"", room, 0, _NO_CHECKSUM, owner=owner)
+@dataclass(slots=True)
+class Active:
+    """The segment that is being written; everything in it up to `end` is on disk."""
 
+    folder: Folder
+    number: int
+    owner: bytes
+    fd: int
+    end: int
+    identity: tuple[int, int] | None
 
-class Segment:
-    """A segment this process is writing. Its file stays locked until `close`.
+    def append(self, parts: Sequence[Buffer], size: int) -> None:
+        """Write records at the end; returns when they are on disk.
 
-    `end` is where the next record goes, `flushed` how much is known to be on disk.
-    Room is handed out under a lock, so extents may be taken from any thread;
-    records are appended by the committing thread alone.
-    """
-
-    def __init__(self, disk: Disk, number: int, owner: bytes, fd: int, path: str) -> None:
-        self.number, self.owner, self.fd, self.path = number, owner, fd, path
-        self.end = SEGMENT_HEADER
-        self.flushed = SEGMENT_HEADER
-        self.retired = False
-        self._disk = disk
-        self._lock = threading.Lock()
-        self._extents: set[int] = set()
-        self._unflushed: set[int] = set()
-
-    def append(self, size: int) -> tuple[int, bool]:
-        """Take the next `size` bytes; returns their offset, and whether all before is on disk.
-
-        It is not while an extent is being filled, or its header has not been flushed.
+        Raises `OSError`. A write that failed for want of room may be followed by `cut_off`;
+        after any other failure nobody knows what is on disk.
         """
-        with self._lock:
-            offset = self.end
-            self.end += size
-            return offset, not self._extents and not self._unflushed
+        disk = self.folder.disk
+        disk.write(self.fd, parts, self.end, sync=True)
+        self.check_linked()
+        self.end += size
 
-    def flush(self) -> None:
-        """Return when everything written so far is on disk."""
-        with self._lock:
-            end, heads = self.end, self._unflushed
-            self._unflushed = set()
-        try:
-            self._disk.flush(self.fd)
-        except BaseException:
-            self._unflushed |= heads
-            raise
-        self.flushed = end
+    def cut_off(self) -> None:
+        """Undo an `append` that failed, durably, so it can't come back."""
+        self.folder.disk.truncate(self.fd, self.end)
+        self.folder.disk.flush(self.fd)
 
-    def give_back(self, offset: int, size: int) -> None:
-        """Undo the last `append` after a write that failed for want of room.
-
-        Where room was handed out behind it meanwhile, it becomes an empty extent.
-        """
-        with self._lock:
-            if self.end == offset + size:
-                self._disk.truncate(self.fd, offset)
-                self.end = offset
-            else:
-                cover = extent_head(self.owner, size - HEADER_SIZE)
-                self._disk.write(self.fd, [cover], offset)
-
-    def retire(self) -> None:
-        """Nothing new is begun here from now on."""
-        with self._lock:
-            self.retired = True
-
-    def take_extent(self, size: int) -> int | None:
-        """Room for a record of `size` bytes; where the record begins, or None when retired."""
-        with self._lock:
-            if self.retired:
-                return None
-            start = self.end
-            # Room first: when the disk is full nothing has changed.
-            self._disk.reserve(self.fd, start, HEADER_SIZE + size)
-            self._disk.write(self.fd, [extent_head(self.owner, size)], start)
-            self._extents.add(start)
-            self._unflushed.add(start)
-            self.end = start + HEADER_SIZE + size
-        return start + HEADER_SIZE
-
-    def release_extent(self, record: int) -> None:
-        """The record in an extent is visible, or will never come."""
-        with self._lock:
-            self._extents.discard(record - HEADER_SIZE)
-
-    def reach(self) -> Reach:
-        """How far what was written can be seen once the commit under way is done."""
-        with self._lock:
-            settled = min(self._extents, default=self.end)
-            return Reach(settled, self.end, self.retired and settled == self.end)
-
-    def doubtful_reach(self) -> Reach:
-        """The same after a flush that failed: only what was flushed before is settled."""
-        reach = self.reach()
-        return Reach(min(reach.settled, self.flushed), reach.end, finished=False)
-
-    def discard(self) -> None:
-        """Remove the file, to which nothing has been committed."""
-        with suppress(OSError):  # else the next opening removes it
-            self._disk.unlink(self.path)
-        self.close()
-
-    def close(self) -> None:
-        """Close the file and let go of its lock."""
-        self._disk.close(self.fd)
+    def check_linked(self) -> None:
+        """Raise `OSError` unless the file still lies where the next opening will look for it."""
+        path = self.folder.file(self.number, SEGMENT)
+        if self.folder.disk.identity(path) != self.identity:
+            raise FileNotFoundError(
+                f"{path} was removed, moved or replaced while the volume was open"
+            )
 
 
-def create(disk: Disk, layout: Layout, recent: Recent) -> Segment:
-    """A new segment under its temporary name, locked; `publish` gives it its own."""
-    while True:
-        number, floor = recent.take_number()
-        path = layout.unfinished(number)
-        segment = Segment(disk, number, os.urandom(16), disk.create(path), path)
-        try:
-            disk.lock(segment.fd, wait=True)
-            if disk.linked(segment.fd):
-                disk.write(segment.fd, [encode_header(number, segment.owner, floor)], 0)
-                return segment
-        except BaseException:
-            segment.discard()
-            raise
-        segment.close()  # somebody's recovery took it for a leftover before it was locked
+def create(folder: Folder, number: int) -> Active:
+    """Make a new segment, durably, under its name."""
+    disk = folder.disk
+    owner = secrets.token_bytes(16)
+    folder.make_group(number)
+    part = folder.file(number, PART)
+    disk.unlink(part)
+    fd = disk.create(part)
+    try:
+        disk.write(fd, [encode_header(number, owner)], 0)
+        disk.flush(fd)
+        disk.rename(part, folder.file(number, SEGMENT))
+        folder.flush_group(number)
+    except BaseException:
+        disk.close(fd)
+        raise
+    return Active(folder, number, owner, fd, SEGMENT_HEADER, disk.identity(fd))
 
 
-def publish(disk: Disk, layout: Layout, segment: Segment) -> None:
-    """Flush a segment and give it its name, durably."""
-    disk.flush(segment.fd)
-    path = layout.active_segment(segment.number)
-    disk.rename(segment.path, path)
-    segment.path = path
-    disk.flush_directory(layout.active)
+def reopen(folder: Folder, number: int, owner: bytes, end: int) -> Active:
+    """Go on in a segment that ends there; what lies behind is cut off, durably."""
+    disk = folder.disk
+    fd = disk.open(folder.file(number, SEGMENT), write=True)
+    active = Active(folder, number, owner, fd, end, disk.identity(fd))
+    try:
+        if disk.size(fd) != end:
+            active.cut_off()
+    except BaseException:
+        disk.close(fd)
+        raise
+    return active

@@ -1,76 +1,88 @@
 """`volume:/path` a blob store in a folder: segments of records with an index beside them.
 
-Durable: a put has been answered when its record has been flushed to disk, and is
-then visible to every process that has the volume open. Blobs up to 16 TiB; lists
-and digests come from the index. Any number of processes of one machine may have
-it open. `docs/disk-format.md` describes the folder, `docs/durability.md` why no
-order of crash, refusal, restart and reindex loses or invents anything.
+Durable: a write is answered when its record has been flushed to disk, and is then visible.
+One process has a volume open; it holds the folder's lock. Opened read-only, nothing at all is
+written, and what lies beyond the index's watermark is kept in memory.
+
+Blobs up to 4 MiB are received whole in memory, within a budget, and appended to the log;
+larger ones, and what the budget has no room for, go to files of their own.
+
+`docs/disk-format.md` describes the folder, `docs/durability.md` why no order of crash, refusal,
+restart and reindex loses or invents anything. Read first: `dolmen.store`, `folder`, `commit`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from typing import TypeVar
 
-import lmdb
-
-from dolmen import metadata
-from dolmen.closing import closing
 from dolmen.digests import Digests
-from dolmen.errors import Corrupt, DolmenError, NotFound, TooLarge, Unavailable
+from dolmen.errors import Corrupt, DolmenError, Full, NotFound, ReadOnly, TooLarge, Unavailable
 from dolmen.names import check_name, checksum_of
-from dolmen.payload import Bytes, Payload, read_whole
+from dolmen.payload import Bytes, read_whole
+from dolmen.ready import Ready
 from dolmen.record import Kind, block_sums
+from dolmen.resolve import check, check_content, check_key
 from dolmen.stamps import Clock
 from dolmen.store import (
-    ALL_PARTITIONS,
+    EVERYTHING,
+    IDENTITY,
+    NO_CHECKSUM,
     Blob,
     BlobInfo,
     Capabilities,
     Condition,
     Failed,
+    Listing,
     Outcome,
     Put,
     Range,
+    Remove,
+    Write,
 )
-from dolmen.stores.old_bulk import Upkeep
-from dolmen.stores.volume.bulk import get_many, put_many
-from dolmen.stores.volume.commit import Log
+from dolmen.stores.base import OneByOne, UnderWay, get_any
+from dolmen.stores.volume import segment
+from dolmen.stores.volume.answer import Answer
+from dolmen.stores.volume.catalog import Catalog, Change
+from dolmen.stores.volume.commit import Log, Pending, Removal
 from dolmen.stores.volume.disk import Disk
-from dolmen.stores.volume.entry import Entry, unpack
-from dolmen.stores.volume.group import Group
-from dolmen.stores.volume.keeper import PAUSE, Keeper, ProcessKeeper, ThreadKeeper
-from dolmen.stores.volume.key import key_of
-from dolmen.stores.volume.layout import doubt, prepare, usable
-from dolmen.stores.volume.listing import list_damaged, list_index
-from dolmen.stores.volume.merge import Merge
-from dolmen.stores.volume.opening import Membership
-from dolmen.stores.volume.reads import WHOLE, Files, Reader
-from dolmen.stores.volume.upload import Upload
-from dolmen.stores.volume.write import Op, Write, compare
+from dolmen.stores.volume.entry import Entry, key_of, unpack
+from dolmen.stores.volume.folder import BLOB, Folder, usable
+from dolmen.stores.volume.index import SLOT, Index, TailIndex
+from dolmen.stores.volume.large import LargeFile, receive
+from dolmen.stores.volume.listing import list_index
+from dolmen.stores.volume.reader import WHOLE, Reader
+from dolmen.stores.volume.recovery import recover
 
 T = TypeVar("T")
-_log = logging.getLogger("dolmen.volume")
 CHUNK = 4 << 20
-"""Streamed blobs up to this size go to the active segment, larger ones to their own."""
+"""Blobs up to this size are appended to the log, larger ones have files of their own."""
 SMALL = 65_536
-"""Blobs up to this size are gathered in memory even when they are streamed."""
+"""Blobs up to this size are hashed on the event loop."""
+BUDGET = 128 << 20
+"""What payloads that are being received whole take in memory together."""
 LARGEST = 1 << 44
-_HEADLESS = (
-    "the head of the record of {} is damaged: it can still be read, but dolmen reindex would lose "
-    "it; make sure that there is another copy"
-)
-_LOOK = 5.0
-"""Seconds between two looks for open segments that are gone."""
+SEGMENT_SIZE = 1 << 30
+_SCARCE = 64 << 20
+"""With less room than this on the disk the reserve is released before the index is opened."""
+_AT_ONCE = 32
+"""Reads of a bulk operation under way at once."""
+_VERIFIED_AT_ONCE = 4
+_WINDOW = 256
+"""Writes of a bulk operation under way at once."""
+_log = logging.getLogger("dolmen.volume")
 
 
-class VolumeStore(Upkeep):
+class Volume(OneByOne):
     """A volume that this process has open. Made by `open_volume`, on a running event loop."""
 
     capabilities = Capabilities(
@@ -81,384 +93,450 @@ class VolumeStore(Upkeep):
         self,
         path: str,
         *,
-        disk: Disk,
-        clock: Clock,
-        now: Callable[[], float],
-        segment_size: int | None,
+        read_only: bool = False,
+        disk: Disk | None = None,
+        clock: Clock | None = None,
+        now: Callable[[], float] = time.time,
+        segment_size: int | None = None,
+        threads: Executor | None = None,
     ) -> None:
         """Open the volume. Blocks while it recovers; see `open_volume`."""
-        self.path = path
-        self._clock = clock
-        self._disk = disk
+        self.read_only = read_only
+        self._now = now
         self._closed = False
-        self._closing: asyncio.Future[None] | None = None
+        self._budget = BUDGET
+        self._disk = disk or Disk()
+        self.folder = folder = Folder(self._disk, path)
+        self.path = folder.path
         with ExitStack() as leaving, usable(path):
-            self._layout = layout = prepare(disk, path)
-            membership = Membership(disk, layout)
-            leaving.callback(membership.leave)
-            membership.join()
-            self._recover_dead = membership.recover_dead
-            index, recent = self._index, self._recent = membership.index, membership.recent
-            self._merge = Merge(disk, layout, index, recent)
-            leaving.callback(self._merge.close)
-            self._log = Log(
-                disk, layout, index, recent, clock=clock, now=now, segment_size=segment_size
-            )
-            self._executor = ThreadPoolExecutor(4, thread_name_prefix="dolmen-volume")
-            self._files = Files(disk, layout)
-            leaving.callback(self._files.close)
-            self._reader = Reader(disk, self._files, self._in_thread, self._quarantine)
-            self._leaving = leaving.pop_all()
+            self._lock = self._own(folder, leaving)
+            index = self._open_index(folder)
+            leaving.callback(index.close)
+            self.catalog = Catalog(index)
+            recovered = recover(folder, self.catalog, read_only=read_only)
+            self.damaged = recovered.damaged
+            """Places in the log that can't be made out."""
+            self._notes = folder.read_notes() | {IDENTITY: folder.identity.encode()}
+            self._active: segment.Active | None = None
+            total = self._disk.space(self.path)[1]
+            self._segment_size = segment_size or min(SEGMENT_SIZE, max(total // 64, 1 << 20))
+            if not read_only:
+                end = recovered.end
+                if end is None:
+                    self._active = segment.create(folder, self.catalog.take_number())
+                else:
+                    self._active = segment.reopen(folder, *end)
+                folder.keep_reserve()
+            leaving.pop_all()
+        self._index = index
+        self._clock = clock or Clock()
+        self._threads = threads or ThreadPoolExecutor(4, thread_name_prefix="dolmen-volume")
+        self._writer = threads or ThreadPoolExecutor(1, thread_name_prefix="dolmen-log")
+        self.reader = Reader(folder, self._threads, self._quarantine)
+        self.log: Log | None = None
+        self._removing = False
+        self._noting = asyncio.Lock()
+        self._closing: asyncio.Task[None] | None = None
 
-    def start(self, *, apart: bool) -> None:
-        """Begin to commit and to merge (`apart`: in a process of its own). On the event loop."""
+    def _own(self, folder: Folder, leaving: ExitStack) -> int | None:
+        folder.check_foreign()
+        if not self.read_only and not self._disk.exists(self.path):
+            self._disk.make_directory(self.path)
+        lock = folder.take_lock(read_only=self.read_only)
+        if lock is not None:
+            leaving.callback(self._disk.close, lock)
+        folder.prepare(read_only=self.read_only)
+        if lock is not None and not self.read_only:
+            folder.name_owner(lock, f"process {os.getpid()}")
+        return lock
+
+    def _open_index(self, folder: Folder) -> Index:
+        if not self.read_only:
+            if self._disk.space(self.path)[0] < _SCARCE:
+                folder.release_reserve()  # the index can't be opened without any room
+            return self._disk.open_index(folder.index, read_only=False)
+        if not self._disk.exists(folder.index):
+            return TailIndex()
+        return TailIndex(self._disk.open_index(folder.index, read_only=True))
+
+    def start(self) -> None:
+        """Take writes. On the event loop."""
         self._loop = asyncio.get_running_loop()
-        with usable(self.path):
-            self._keeper: Keeper = (
-                ProcessKeeper(self.path)
-                if apart
-                else ThreadKeeper(self._merge, self._recent, pause=PAUSE)
+        if self._active is not None:
+            self.log = Log(
+                self.catalog,
+                self._active,
+                loop=self._loop,
+                thread=self._writer,
+                sound=self.reader.sound,
+                clock=self._clock,
+                now=self._now,
+                segment_size=self._segment_size,
+                freed=self._remove_freed,
             )
-        self._group = Group(self._log, recover=self._recover_dead)
-        self._look_for_gone()
+
+    def name_owner(self, owner: str) -> None:
+        """Say in the folder who has the volume open, such as the address of a server."""
+        if self._lock is not None and not self.read_only:
+            self.folder.name_owner(self._lock, f"process {os.getpid()}, {owner}")
 
     # Writing
 
-    async def put(
-        self,
-        name: str,
-        payload: Payload,
-        *,
-        meta: bytes = b"",
-        stamp: int | None = None,
-        kind: Kind = Kind.BLOB,
-        checksum: bytes | None = None,
-    ) -> Put:
-        """See `BlobStore.put`."""
-        check_name(name)
-        metadata.check(meta)
-        size = payload.size
-        if payload.whole is None and size > SMALL:
-            return await self._put_streamed(name, payload, meta, stamp, kind, checksum)
-        data = await read_whole(payload)
-        if size > SMALL:
-            found, sums = await self._in_thread(_sums, data)
-        else:
-            found, sums = checksum_of(data), block_sums(data)
-        compare(name, found, checksum)
-        return await self._group.submit(
-            Write(
-                Op.PUT,
-                name,
-                stamp=stamp,
-                kind=kind,
-                checksum=found,
-                metadata=meta,
-                data=data,
-                sums=sums,
-                length=size,
-            )
-        )
+    def write(self, write: Write) -> Awaitable[Put]:
+        """See `BlobStore.write`."""
+        check(write)
+        if write.kind == Kind.TOUCH:
+            assert write.checksum is not None
+            return self.submit(Pending(write, write.checksum))
+        if write.kind == Kind.TOMBSTONE:
+            return self.submit(Pending(write, NO_CHECKSUM))
+        payload = write.payload
+        data = payload.whole
+        if data is not None and len(data) <= SMALL:
+            checksum = checksum_of(data)
+            check_content(write, checksum)
+            return self.submit(Pending(write, checksum, data))
+        if payload.size > CHUNK or (data is None and SMALL < payload.size > self._budget):
+            return self._write_alone(write)
+        return self._write_whole(write)
 
-    async def _put_streamed(
-        self,
-        name: str,
-        payload: Payload,
-        meta: bytes,
-        stamp: int | None,
-        kind: Kind,
-        checksum: bytes | None,
-    ) -> Put:
-        size = payload.size
-        if size > LARGEST:
-            raise TooLarge(f"{name} is {size} bytes; a volume keeps up to {LARGEST}")
-        upload = Upload(self._log, self._in_thread, alone_above=CHUNK)
+    def submit(self, pending: Pending) -> Awaitable[Put]:
+        """Have a write decided and carried out; raises `ReadOnly`, `Unavailable`."""
+        if self._closed:
+            raise self._is_closed()
+        if self.log is None:
+            raise ReadOnly(f"the volume {self.path} was opened read-only")
+        return self.log.submit(pending)
+
+    async def _write_whole(self, write: Write) -> Put:
+        payload = write.payload
+        taken = payload.size if payload.whole is None else 0
+        self._budget -= taken
         try:
-            place = await upload.receive(payload, len(name) + len(meta))
-            compare(name, place.checksum, checksum)
-            write = Write(
-                Op.PUT,
-                name,
-                stamp=stamp,
-                kind=kind,
-                checksum=place.checksum,
-                metadata=meta,
-                length=size,
-                place=place,
-            )
-            return await upload.commit(self._group.submit(write))
+            data = await read_whole(payload)
+            if payload.size > SMALL:
+                checksum, sums = await self._ask(_sums, data)
+            else:
+                checksum, sums = checksum_of(data), block_sums(data)
+            check_content(write, checksum)
+            return await self.submit(Pending(write, checksum, data, sums))
         finally:
-            upload.end()
+            self._budget += taken
 
-    def put_many(self, blobs: AsyncIterator[Blob]) -> AsyncIterator[Put | Failed]:
-        """See `BlobStore.put_many`. Small blobs share commits without waiting for each other."""
-        return put_many(self, self._group, blobs)
+    async def _write_alone(self, write: Write) -> Put:
+        size = write.payload.size
+        if size > LARGEST:
+            raise TooLarge(f"{write.name} is {size} bytes; a volume keeps up to {LARGEST}")
+        if self.log is None or self.log.broken is not None or self._closed:
+            return await self.submit(Pending(write, NO_CHECKSUM))  # says why not
+        self.log.check_room(size)
+        number = self.catalog.take_number()
+        self.catalog.uploads.add(number)
+        file = LargeFile(self.folder, number, write)
+        pending: Pending | None = None
+        try:
+            checksum = await receive(file, write, self._threads)
+            check_content(write, checksum)
+            pending = Pending(write, checksum, alone=(number, segment.SEGMENT_HEADER))
+            return await self.submit(pending)
+        except OSError as error:
+            raise self._refused(error) from error
+        finally:
+            if (pending is None or pending.put is None) and not self._closed:
+                self.catalog.uploads.discard(number)
+                self.in_thread(file.remove)
 
-    async def touch(self, name: str, *, stamp: int, checksum: bytes, meta: bytes) -> Put:
-        """See `BlobStore.touch`."""
-        check_name(name)
-        metadata.check(meta)
-        return await self._group.submit(
-            Write(Op.TOUCH, name, stamp=stamp, checksum=checksum, metadata=meta)
-        )
+    def _refused(self, error: OSError) -> DolmenError:
+        """What an error says of an upload that nothing refers to yet."""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return Full(f"{self.path} has no room for it ({error}): nothing was stored")
+        return Unavailable(f"{self.path} can't be written ({error}): nothing was stored")
 
-    async def delete(self, name: str, *, stamp: int | None = None) -> Put:
-        """See `BlobStore.delete`."""
-        check_name(name)
-        return await self._group.submit(Write(Op.DELETE, name, stamp=stamp))
+    async def write_many(self, writes: AsyncIterator[Write]) -> AsyncIterator[Put | Failed]:
+        """See `BlobStore.write_many`. Small writes share commits without a task for each."""
+        under_way: deque[tuple[str, Awaitable[Put] | DolmenError]] = deque()
+        try:
+            async for write in writes:
+                whole = write.payload.whole is not None
+                try:
+                    answer = self.write(write)
+                    if not isinstance(answer, Answer):
+                        answer = asyncio.ensure_future(answer)
+                    under_way.append((write.name, answer))
+                except DolmenError as error:
+                    under_way.append((write.name, error))
+                # A payload that is streamed must be read before the next one is asked for.
+                while len(under_way) > (_WINDOW if whole else 0):
+                    yield await _outcome(*under_way.popleft())
+            while under_way:
+                yield await _outcome(*under_way.popleft())
+        finally:
+            for _, left in under_way:
+                if isinstance(left, asyncio.Future):
+                    left.cancel()
 
-    async def remove(self, name: str, *, if_stamp: int, min_age: float = 0) -> bool:
-        """See `BlobStore.remove`."""
-        check_name(name)
-        put = await self._group.submit(Write(Op.REMOVE, name, stamp=if_stamp, min_age=min_age))
+    async def remove(self, remove: Remove, *, min_age: float) -> bool:
+        """See `OneByOne.remove`."""
+        name = check_name(remove.name)
+        put = await self.submit(Removal(name, if_stamp=remove.if_stamp, min_age=min_age))
         return put.outcome is Outcome.CREATED
 
     # Reading
 
-    async def get(self, name: str, *, byte_range: Range | None = None) -> Blob:
-        """See `BlobStore.get`."""
+    def get(self, name: str, *, byte_range: Range | None = None) -> Awaitable[Blob]:
+        """See `BlobStore.get`. The answer is `Ready` where the disk need not be waited for."""
         entry = self._live(name)
-        try:
-            if byte_range is None and entry.length <= WHOLE:
-                data = self._reader.cached(name.encode(), entry)
-                if data is not None:
-                    return Blob(entry.info(name), Bytes(data))
-            payload = await self._reader.read(name, entry, byte_range)
-        except FileNotFoundError:
-            # The segment went while we looked: the entry says by now where the blob lies.
-            entry = self._live(name)
-            try:
-                payload = await self._reader.read(name, entry, byte_range)
-            except FileNotFoundError as error:
-                self._quarantine(name, entry)
-                raise Corrupt(
-                    f"segment {entry.segment:08x}, which holds {name}, is missing from "
-                    f"{self.path}; replication brings the copy back"
-                ) from error
-        return Blob(entry.info(name), payload)
+        if byte_range is None and entry.length <= WHOLE:
+            data = self.reader.cached(name.encode(), entry)
+            if data is not None:
+                return Ready(Blob(entry.info(name), Bytes(data)))
+        return self._get(name, entry, byte_range)
 
-    async def stat(self, name: str, *, tombstones: bool = False) -> BlobInfo:
+    async def _get(self, name: str, entry: Entry, byte_range: Range | None) -> Blob:
+        return Blob(entry.info(name), await self.reader.read(name, entry, byte_range))
+
+    def stat(self, name: str) -> Awaitable[BlobInfo]:
         """See `BlobStore.stat`."""
-        return self._live(name, tombstones=tombstones).info(name)
+        return Ready(self._live(name).info(name))
 
-    def get_many(self, names: Sequence[str]) -> AsyncIterator[Blob | Failed]:
-        """See `BlobStore.get_many`."""
-        return get_many(self, self._look_up, self._reader, names)
-
-    async def verify_many(self, names: Sequence[str]) -> AsyncIterator[BlobInfo | Failed]:
-        """See `BlobStore.verify_many`: also the heads of records, which a reindex needs.
-
-        A blob whose head alone is damaged can still be read, so it is not quarantined.
-        """
-        async with closing(super().verify_many(names)) as answers:
-            async for answer in answers:
-                if not isinstance(answer, Failed) and await self._head_is_damaged(answer):
-                    yield Failed(answer.name, Corrupt(_HEADLESS.format(answer.name)))
-                else:
-                    yield answer
-
-    async def _head_is_damaged(self, info: BlobInfo) -> bool:
-        if info.kind == Kind.TOMBSTONE:
-            return False
-        try:
-            return not await self._reader.head_is_sound(info.name, self._live(info.name))
-        except (DolmenError, FileNotFoundError):
-            return False  # it was replaced, deleted or moved since it was read
-
-    def _look_up(self, names: Sequence[str]) -> dict[str, Entry]:
-        """The entries of those of the names that have one; none when they can't be told."""
+    def _live(self, name: str) -> Entry:
         if self._closed:
-            return {}
+            raise self._is_closed()
         try:
-            keys = {key_of(name): name for name in names}
-            found = self._recent.get_many([*keys])
-            found.update(self._index.get_many([key for key in keys if key not in found]))
-        except (lmdb.Error, UnicodeEncodeError):
-            return {}
-        return {keys[key]: unpack(value) for key, value in found.items()}
-
-    def _live(self, name: str, *, tombstones: bool = False) -> Entry:
-        if self._closed:
-            raise Unavailable(f"the volume {self.path} is closed")
-        try:
-            key = key_of(name)
-            value = self._recent.get(key) or self._index.get(key)
-        except (lmdb.Error, UnicodeEncodeError) as error:
-            check_name(name)  # one that is too long is none that LMDB takes
-            raise Unavailable(f"the index of {self.path} can't be read: {error!r}") from error
+            value = self._index.get(key_of(name))
+        except (OSError, UnicodeEncodeError) as error:
+            check_name(name)
+            raise Unavailable(f"the index of {self.path} can't be read: {error}") from error
         if value is None:
             check_name(name)  # here, as whatever has an entry has a good name
             raise NotFound(f"{name} is not here")
         entry = unpack(value)
-        if entry.kind > Kind.MANIFEST or entry.damaged:
-            _refuse(name, entry, tombstones=tombstones)
+        if entry.kind == Kind.TOMBSTONE:
+            raise NotFound(f"{name} was deleted", stamp=entry.stamp)
+        if entry.damaged:
+            raise Corrupt(
+                f"this copy of {name} is quarantined, because it failed its check; replication "
+                "replaces it from another copy"
+            )
         return entry
 
-    async def list(
-        self,
-        *,
-        partitions: Iterable[int] = ALL_PARTITIONS,
-        after: str | None = None,
-        prefix: str = "",
-        tombstones: bool = False,
-    ) -> AsyncIterator[BlobInfo]:
-        """See `BlobStore.list`."""
-        await self._merged()
-        pages = partial(self._ask, self._index.page)
-        async for info in list_index(pages, partitions, after, prefix, tombstones=tombstones):
-            yield info
+    async def get_many(self, names: Sequence[str]) -> AsyncIterator[Blob | Failed]:
+        """See `BlobStore.get_many`. Those that wait for the disk do so together."""
+        for first in range(0, len(names), _AT_ONCE):
+            async with UnderWay[Blob | Failed]() as under_way:
+                for name in names[first : first + _AT_ONCE]:
+                    under_way.add(get_any(self, name))
+                while under_way:
+                    yield await under_way.next()
 
-    async def quarantined(self) -> AsyncIterator[str]:
-        """See `BlobStore.quarantined`."""
-        await self._merged()
-        async for name in list_damaged(partial(self._ask, self._index.page)):
-            yield name
+    async def verify_many(self, names: Sequence[str]) -> AsyncIterator[BlobInfo | Failed]:
+        """See `BlobStore.verify_many`: also the heads of records, which a reindex needs."""
+        async with UnderWay[BlobInfo | Failed]() as under_way:
+            for name in names:
+                if len(under_way) == _VERIFIED_AT_ONCE:
+                    yield await under_way.next()
+                under_way.add(self._verify(name))
+            while under_way:
+                yield await under_way.next()
+
+    async def _verify(self, name: str) -> BlobInfo | Failed:
+        try:
+            entry = self._live(name)
+            wrong = await self.reader.verify(name, entry)
+        except NotFound as absent:
+            if not absent.stamp:
+                return Failed(name, absent)
+            return BlobInfo(name, 0, Kind.TOMBSTONE, absent.stamp, NO_CHECKSUM)
+        except DolmenError as error:
+            return Failed(name, error)
+        return Failed(name, Corrupt(wrong)) if wrong else entry.info(name)
+
+    def list(self, listing: Listing = EVERYTHING) -> AsyncIterator[BlobInfo]:
+        """See `BlobStore.list`."""
+        return list_index(self._ask, self._index, listing)
 
     async def digests(self) -> Digests:
         """See `BlobStore.digests`."""
-        await self._merged()
-        return await self._ask(self._index.digests)
-
-    async def _merged(self) -> None:
-        if await self._ask(self._recent.count):
-            await self._ask(self._merge.merge)
+        return await self._ask(digests_of, bytes(self._index.slots))
 
     def _quarantine(self, name: str, entry: Entry) -> None:
+        """Mark a copy that failed its check, unless another is current by now."""
+        key = key_of(name)
+        if self._closed or (self.log is not None and self.log.writes_under_way(key)):
+            return
         _log.error(
-            "the copy of %s in segment %08x at byte %d is damaged and quarantined; check the disk",
+            "the copy of %s in file %08x at byte %d is damaged and quarantined; check the disk",
             name,
-            entry.segment,
-            entry.offset,
+            *entry.data,
         )
-        if not self._closed:
-            marking = self._in_thread(self._log.quarantine, key_of(name), entry)
-            marking.add_done_callback(_log_failure)
+        try:
+            current = self.catalog.get(key)
+            if current is not None and current.data == entry.data and not current.damaged:
+                change = Change()
+                change.put(key, name.encode(), current, current._replace(damaged=True))
+                self.catalog.apply(change, *self.catalog.watermark[:2])
+        except OSError as error:
+            _log.error("the copy of %s could not be quarantined: %s", name, error)
 
     # The store itself
 
     async def note(self, key: str, value: bytes) -> None:
         """See `BlobStore.note`."""
-        await self._ask(self._index.note, key, value)
+        check_key(key)
+        if self.read_only:
+            raise ReadOnly(f"the volume {self.path} was opened read-only")
+        async with self._noting:
+            notes = self._notes | {key: value}
+            try:
+                await self._ask(self.folder.write_notes, notes)
+            except OSError as error:
+                raise self._refused(error) from error
+            self._notes = notes
 
     async def notes(self) -> dict[str, bytes]:
         """See `BlobStore.notes`."""
-        return await self._ask(self._index.notes)
+        return dict(self._notes)
 
     async def condition(self) -> Condition:
         """See `BlobStore.condition`."""
-        free, total = await self._ask(self._disk.space, self.path)
+        try:
+            return await self._ask(self._condition)
+        except OSError as error:
+            return Condition(writable=False, reasons=[f"{self.path} can't be looked at: {error}"])
+
+    def _condition(self) -> Condition:
+        free, total, read_only = self._disk.space(self.path)
         reasons = []
-        if self._log.broken is not None:
-            reasons.append(f"takes no writes: {self._log.broken}")
-        if free < self._log.appender.reserve:
-            reasons.append("the disk is full: puts are refused")
-        writable = not reasons
-        if await self._ask(self._index.doubtful):
-            reasons.append(doubt(self._layout))
-        elif self._keeper.failing is not None:
-            reasons.append(
-                "the index falls behind, so lists may fail and the next opening takes longer: "
-                f"{self._keeper.failing}; check the disk and its room. It is tried again all "
-                "the time; should it go on failing, start the server again"
-            )
-        return Condition(free, total, writable=writable, reasons=reasons)
+        log = self.log
+        if log is None:
+            reasons.append("the volume was opened read-only")
+        elif log.broken is not None:
+            reasons.append(f"takes no writes because {log.broken}")
+        else:
+            if read_only:
+                reasons.append("the file system is read-only: check the disk and the system's log")
+            if free < log.reserve:
+                reasons.append("the disk is full: puts are refused")
+            else:
+                self.folder.keep_reserve()
+            try:
+                log.active.check_linked()
+            except OSError as error:
+                reasons.append(str(error))
+        return Condition(free, total, writable=not reasons, reasons=reasons, remarks=self.damaged)
 
-    def _look_for_gone(self) -> None:
-        """Let go of segments that were compacted, so that their room is free."""
-        gone = self._files.take_gone()
-        if gone:
-            self._in_thread(gone.clear)  # the last to close a long file waits for the disk
-        self._looking = self._loop.call_later(_LOOK, self._look_for_gone)
+    def _remove_freed(self) -> None:
+        """Remove, in the background, files of large blobs that were replaced or deleted."""
+        numbers = sorted(self.catalog.unreferenced)
+        if not numbers or self._removing or self._closed:
+            return
+        self._removing = True
+        for number in numbers:
+            self.reader.close_file(number)
 
-    def _in_thread(self, call: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
+        def removed(done: asyncio.Future[None]) -> None:
+            self._removing = False
+            try:
+                done.result()
+                if not self._closed:
+                    self.catalog.forget_files([], numbers)
+            except OSError as error:  # the next opening tries again
+                _log.error("files of deleted blobs could not be removed: %s", error)
+
+        self.in_thread(self.folder.remove, numbers, BLOB).add_done_callback(removed)
+
+    def in_thread(self, call: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
+        """Run a call in a thread; raises `Unavailable` when the volume is closed."""
         if self._closed:
-            raise Unavailable(f"the volume {self.path} is closed")
-        return self._loop.run_in_executor(self._executor, call, *arguments)
+            raise self._is_closed()
+        return self._loop.run_in_executor(self._threads, partial(call, *arguments))
 
     async def _ask(self, call: Callable[..., T], *arguments: object) -> T:
-        try:
-            return await self._in_thread(call, *arguments)
-        except (OSError, lmdb.Error) as error:
-            raise Unavailable(f"the volume {self.path} can't be asked: {error!r}") from error
+        return await self.in_thread(call, *arguments)
+
+    def _is_closed(self) -> Unavailable:
+        return Unavailable(f"the volume {self.path} is closed")
 
     async def aclose(self) -> None:
-        """Finish what is queued, merge it, and let go. Goes on to the end if it is given up."""
-        self._closed = True
+        """See `BlobStore.aclose`."""
         if self._closing is None:
-            self._closing = asyncio.ensure_future(self._end())
+            self._closing = asyncio.create_task(self._close())
         await asyncio.shield(self._closing)
 
-    async def _end(self) -> None:
-        self._looking.cancel()
-        await self._group.close()
-        await self._keeper.close()
-        await self._loop.run_in_executor(None, self._close)
+    async def _close(self) -> None:
+        if self.log is not None:
+            await self.log.close()
+        self._closed = True
+        await asyncio.to_thread(self._let_go)
 
-    def _close(self) -> None:
+    def _let_go(self) -> None:
+        self._writer.shutdown()
+        self._threads.shutdown()
+        self.reader.close()
         try:
-            with self._leaving:
-                self._executor.shutdown(wait=True)
-                self._log.close()
-                if self._log.broken is None:
-                    self._merge.merge()
-        except (OSError, lmdb.Error, Unavailable) as error:
-            # What was answered is in the segments; the next opening finds it there.
-            _log.error("the volume %s could not be closed in order: %r", self.path, error)
+            self._index.flush()
+            self._index.close()
+        except OSError as error:  # the log has it all
+            _log.error("the index of %s could not be flushed: %s", self.path, error)
+        if self.log is not None:
+            self._disk.close(self.log.active.fd)
+        if self._lock is not None:
+            self._disk.close(self._lock)
 
 
 async def open_volume(
     path: str,
     *,
+    read_only: bool = False,
     disk: Disk | None = None,
     clock: Clock | None = None,
     now: Callable[[], float] = time.time,
     segment_size: int | None = None,
-    apart: bool = False,
-) -> VolumeStore:
-    """Open the volume in a folder, making one where there is none or an empty one.
+    threads: Executor | None = None,
+) -> Volume:
+    """Open the volume in a folder, or make one where there is none.
 
-    `apart` has it merged by a process of its own, as a server wants it. Raises
-    `BadVolume` when the folder can't be used.
+    `read_only` writes nothing at all, and works on a disk that is read-only or full. `clock`
+    gives stamps, `now` the seconds since 1970; tests give those, the disk and the threads.
+    Raises `BadVolume` when the folder can't be used or another process has it open.
     """
-    opener = ThreadPoolExecutor(1, thread_name_prefix="dolmen-open")
-    opening = opener.submit(
-        VolumeStore,
+    opened = partial(
+        Volume,
         path,
-        disk=disk or Disk(),
-        clock=clock or Clock(),
+        read_only=read_only,
+        disk=disk,
+        clock=clock,
         now=now,
         segment_size=segment_size,
+        threads=threads,
     )
-    opener.shutdown(wait=False)
-    try:
-        store = await asyncio.wrap_future(opening)
-        store.start(apart=apart)
-    except BaseException:
-        opening.add_done_callback(_let_go)  # called here if it is done, else by its thread
-        raise
-    return store
+    volume = await asyncio.to_thread(opened) if threads is None else opened()
+    volume.start()
+    return volume
 
 
-def _let_go(opened: Future[VolumeStore]) -> None:
-    """Close a volume nobody waits for any more, if it came to be opened."""
-    if not opened.cancelled() and opened.exception() is None:
-        opened.result()._close()  # noqa: SLF001 - of this module
-
-
-def _refuse(name: str, entry: Entry, *, tombstones: bool) -> None:
-    """Raise what is to say of an entry that is no sound blob, unless it is a wanted tombstone."""
-    if entry.kind == Kind.REMOVAL:
-        raise NotFound(f"{name} is not here")
-    if entry.damaged:
-        raise Corrupt(f"this copy of {name} is damaged and quarantined")
-    if entry.kind == Kind.TOMBSTONE and not tombstones:
-        raise NotFound(f"{name} was deleted", stamp=entry.stamp)
+def digests_of(slots: bytes) -> Digests:
+    """The digests in an index's packed slots, which are laid out as those of `Digests`."""
+    size, none = SLOT.size, bytes(4)
+    return Digests.decode(
+        b"".join(
+            [
+                (at // size).to_bytes(2, "little") + slots[at : at + size]
+                for at in range(0, len(slots), size)
+                if slots[at : at + 4] != none
+            ]
+        )
+    )
 
 
 def _sums(data: bytes | memoryview) -> tuple[bytes, bytes]:
     return checksum_of(data), block_sums(data)
 
 
-def _log_failure(done: asyncio.Future[None]) -> None:
-    if not done.cancelled() and (error := done.exception()) is not None:
-        _log.error("a damaged copy could not be marked: %r", error)
+async def _outcome(name: str, answer: Awaitable[Put] | DolmenError) -> Put | Failed:
+    if isinstance(answer, DolmenError):
+        return Failed(name, answer)
+    try:
+        return await answer
+    except DolmenError as error:
+        return Failed(name, error)

@@ -8,26 +8,26 @@ A store's own test hands a factory to it, and pytest does the rest:
         async def make_store(self, place: Place) -> BlobStore:
             return MemoryStore(clock=Clock(place.time.wall), now=place.time.now)
 
-What a store does not promise in its `capabilities` is asked in the weaker form that
-they allow, or skipped. One without stamps (a plain sos blob server) is not for this.
+A test that overrides `damage` as well has the suite damage what the store keeps. What a
+store does not promise in its `capabilities` is asked in the weaker form that they allow,
+or skipped. One without stamps (a plain sos blob server) is not for this.
 The idea of such a suite is perkeep's `storagetest`.
 """
 
 from __future__ import annotations
 
 from dolmen.testing.conformance.bulk import Bulk
-from dolmen.testing.conformance.deletes import Deletes
+from dolmen.testing.conformance.damage import Damage
 from dolmen.testing.conformance.listings import Listings
 from dolmen.testing.conformance.model import Modelled
 from dolmen.testing.conformance.payloads import Payloads
 from dolmen.testing.conformance.races import Races
 from dolmen.testing.conformance.setting import Place, Time
-from dolmen.testing.conformance.touches import Touches
 from dolmen.testing.conformance.upkeep import Upkeep
 from dolmen.testing.conformance.writes import Writes
 
 __all__ = ["Conformance", "Place", "Time"]
 
 
-class Conformance(Writes, Touches, Deletes, Payloads, Races, Listings, Bulk, Upkeep, Modelled):
+class Conformance(Writes, Payloads, Races, Listings, Bulk, Damage, Upkeep, Modelled):
     """Everything the contract asks of one store."""

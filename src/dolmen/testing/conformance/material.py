@@ -1,23 +1,27 @@
-"""What the suite is made of: stamps, bytes, payloads, names, and short ways to look."""
+"""What the suite is made of: stamps, bytes, payloads, writes, names, and short ways to look."""
 
 from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import replace
 from functools import cache
+from typing import TypeVar
 
 from dolmen import metadata
 from dolmen.digests import Digests, Slot, entry_hash
-from dolmen.errors import NotFound
+from dolmen.errors import NotFound, Unavailable
 from dolmen.names import checksum_of, partition_of
 from dolmen.payload import Payload, Piece, Stream
 from dolmen.record import Kind
-from dolmen.store import BlobInfo, BlobStore
+from dolmen.store import NO_CHECKSUM, BlobInfo, BlobStore, Write
 from dolmen.testing import calls
 
+T = TypeVar("T")
 META = metadata.encode([(b"content-type", b"text/plain"), (b"x-note", b"\x00\xff")])
 OTHER_META = metadata.encode([(b"content-type", b"image/png")])
+MIB = 1 << 20
 
 
 def at(milliseconds: int) -> int:
@@ -46,6 +50,30 @@ def streamed(
     return Stream(len(data), opened, rereadable=not once)
 
 
+def with_stream(write: Write) -> Write:
+    """The write, its payload streamed where it has one."""
+    if write.kind not in (Kind.BLOB, Kind.MANIFEST):
+        return write
+    return replace(write, payload=streamed(bytes(write.payload.whole or b"")))
+
+
+def failing(data: bytes, size: int) -> Stream:
+    """A payload of this size that gives `data` and then can't be read on."""
+
+    async def opened() -> AsyncIterator[Piece]:
+        for start in range(0, len(data), 50_000):
+            yield data[start : start + 50_000]
+        raise Unavailable("the payload's source went away")
+
+    return Stream(size, opened)
+
+
+async def each(items: Iterable[T]) -> AsyncIterator[T]:
+    """These items, as a stream."""
+    for item in items:
+        yield item
+
+
 async def read(payload: Payload) -> bytes:
     """Every byte of a payload, by way of its pieces."""
     return b"".join([bytes(piece) async for piece in payload])
@@ -56,8 +84,8 @@ async def content(store: BlobStore, name: str) -> bytes:
     return await read((await store.get(name)).payload)
 
 
-async def standing(store: BlobStore, name: str) -> BlobInfo | None:
-    """What stands under a name, a tombstone too; None for nothing."""
+async def found(store: BlobStore, name: str) -> BlobInfo | None:
+    """What is current under a name, a tombstone too; None for nothing."""
     try:
         return await calls.current(store, name)
     except NotFound:
@@ -70,11 +98,28 @@ async def names(listing: AsyncIterator[BlobInfo]) -> list[str]:
 
 
 def info_of(
-    name: str, data: bytes, *, stamp: int, kind: Kind = Kind.BLOB, meta: bytes = b""
+    name: str, data: bytes, *, stamp: int, kind: int = Kind.BLOB, meta: bytes = b""
 ) -> BlobInfo:
     """What describes a blob of these bytes."""
-    checksum = bytes(16) if kind is Kind.TOMBSTONE else checksum_of(data)
+    checksum = NO_CHECKSUM if kind == Kind.TOMBSTONE else checksum_of(data)
     return BlobInfo(name, len(data), kind, stamp, checksum, meta)
+
+
+def left_by(write: Write, *, stamp: int | None = None) -> BlobInfo:
+    """What is current after a write that was carried out, of a payload in memory."""
+    stamp = write.stamp if stamp is None else stamp
+    assert stamp is not None
+    assert write.payload.whole is not None
+    data = bytes(write.payload.whole)
+    return info_of(write.name, data, stamp=stamp, kind=write.kind, meta=write.metadata)
+
+
+def same(found: BlobInfo | None, wanted: BlobInfo) -> bool:
+    """Whether two infos agree in all but the time of arrival."""
+    return found is not None and (
+        (found.name, found.size, *found.rank, found.metadata)
+        == (wanted.name, wanted.size, *wanted.rank, wanted.metadata)
+    )
 
 
 async def recomputed(store: BlobStore) -> Digests:

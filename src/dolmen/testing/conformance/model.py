@@ -1,20 +1,25 @@
 """Any sequence of calls: the store answers as the store in memory does.
 
-Hypothesis makes up the calls and shortens those that find a difference. The model
-is `MemoryStore`, whose rules are `dolmen.stores.verdict`; so that the two need not
-agree on the time of day, the model is told which stamp the store gave a plain write.
+Hypothesis makes up the calls, the same ones every time, and shortens those that find a
+difference. The model is `MemoryStore`, whose rules are `dolmen.resolve`; so that the two
+need not agree on the time of day, the model's clock gives the stamp that the store gave.
 """
+
+# ruff: noqa: D102 - the names say what is done
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator
+from collections.abc import Awaitable, Coroutine, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
@@ -23,35 +28,89 @@ from dolmen.names import checksum_of, partition_of
 from dolmen.payload import Bytes
 from dolmen.record import Kind
 from dolmen.stamps import Clock
-from dolmen.store import ALL_PARTITIONS, Blob, BlobInfo, BlobStore, Put
+from dolmen.store import ALL_PARTITIONS, BlobInfo, BlobStore, Failed, Listing, Put, Write
 from dolmen.stores.memory import MemoryStore
 from dolmen.testing import calls
-from dolmen.testing.conformance.material import at, read, standing, streamed
-from dolmen.testing.conformance.rivals import Rival
-from dolmen.testing.conformance.setting import Place, Suite, Time
-from dolmen.testing.conformance.strategies import (
-    NAMES,
-    contents,
-    examples,
-    kinds,
-    metas,
-    names_,
-    steps,
-    writes,
+from dolmen.testing.conformance.material import (
+    META,
+    OTHER_META,
+    at,
+    content,
+    crowd,
+    each,
+    found,
+    left_by,
+    noise,
+    read,
+    same,
+    with_stream,
 )
+from dolmen.testing.conformance.setting import LONG, Place, Suite, Time
+from dolmen.testing.faulty import damage
 
 T = TypeVar("T")
+NEIGHBOURS = next(
+    pair for pair in pairwise(crowd()) if partition_of(pair[0]) == partition_of(pair[1])
+)
+NAMES = [*NEIGHBOURS, "name"]
 
 
-class Told(Clock):
-    """A clock that gives the stamp it was told, and minds that it is high enough."""
+class Content(bytes):
+    """Bytes that don't fill the report of a failure."""
 
-    told = 0
+    def __repr__(self) -> str:
+        return bytes.__repr__(self) if len(self) < 20 else f"<{len(self)} bytes>"
+
+
+def made(name: str, kind: Kind, data: bytes, meta: bytes) -> Write:
+    """A write without a stamp; a touch has one that does not count."""
+    if kind is Kind.TOMBSTONE:
+        return Write.tombstone(name)
+    if kind is Kind.TOUCH:
+        return Write.touch(name, stamp=0, checksum=checksum_of(data), metadata=meta)
+    return Write(name, Bytes(data), kind, meta)
+
+
+PUTS = [Kind.BLOB, Kind.BLOB, Kind.MANIFEST]
+"""What is made up more often comes more often."""
+some_name = st.sampled_from(NAMES)
+contents = st.sampled_from([Content(data) for data in (b"one", b"one", noise(70_000), b"")])
+metas = st.sampled_from([b"", META, OTHER_META])
+puts, plain, writes = (
+    st.builds(made, some_name, st.sampled_from(kinds), contents, metas)
+    for kinds in (
+        PUTS,
+        [*PUTS, *PUTS, Kind.TOMBSTONE],
+        [*PUTS, *PUTS, Kind.TOUCH, Kind.TOUCH, Kind.TOUCH, Kind.TOMBSTONE],
+    )
+)
+steps = st.sampled_from([2, 1, 1, 1, 0, 0, -1])
+"""A stamp: so far from the current one."""
+lasting = st.builds(lambda write, ms: replace(write, stamp=at(ms)), plain, st.integers(1, 6))
+"""What leaves the same whatever came before: no touches."""
+
+
+def examples(count: int) -> settings:
+    """So many examples, 80 times as many in a long run; always the same ones."""
+    return settings(
+        max_examples=count * 80 if LONG else count,
+        stateful_step_count=60 if LONG else 30,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate, Phase.shrink],
+    )
+
+
+class Given(Clock):
+    """A clock that gives the stamp it was given, and minds that it is high enough."""
+
+    stamp = 0
 
     def next(self, above: int = 0) -> int:
-        """The stamp told."""
-        assert self.told > above, "a stamp was given that is not above what stands"
-        return self.told
+        assert self.stamp > above, "a stamp was given that is not above the current one"
+        return self.stamp
 
 
 async def answer_of(call: Awaitable[T]) -> T | tuple[type[DolmenError], int]:
@@ -68,7 +127,7 @@ class Compared(RuleBasedStateMachine):
     def __init__(self, suite: Suite, place: Place) -> None:
         super().__init__()
         self.suite, self.place = suite, place
-        self.clock = Told()
+        self.clock = Given()
         self.model = MemoryStore(clock=self.clock, now=place.time.now)
         self.runner = asyncio.Runner()
         self.agreed = True
@@ -92,205 +151,160 @@ class Compared(RuleBasedStateMachine):
             self.runner.close()
 
     async def close(self) -> None:
-        """Close the store and what was started for it."""
         await self.store.aclose()
         await self.place.exits.aclose()
 
-    async def stamp(self, name: str, step: int) -> int:
+    def stamp(self, name: str, step: int) -> int:
         """The stamp that a step means here."""
-        found = await standing(self.model, name)
-        return step if step > 1 else max(1, (found.stamp if found else at(4)) + step)
+        current = self.model._current(name)[0]  # noqa: SLF001 - of a damaged copy too
+        return (current.stamp if current else at(4)) + step
 
-    def shown(self, info: BlobInfo | None) -> object:
+    def shown(self, info: object) -> object:
         """What has to be the same of an info."""
-        if info is None:
-            return None
+        if not isinstance(info, BlobInfo):
+            return info
         arrived = info.arrived if self.suite.takes_time else 0
-        return (info.name, info.size, *info.rank, info.metadata, arrived)
+        return info.name, info.size, *info.rank, info.metadata, arrived
 
     async def agree(self, name: str) -> None:
-        """What stands under the name is the same, and its bytes are."""
-        found, wanted = await standing(self.store, name), await standing(self.model, name)
-        assert self.shown(found) == self.shown(wanted)
-        if wanted is not None and wanted.kind != Kind.TOMBSTONE:
-            blob, model = await self.store.get(name), await self.model.get(name)
-            assert self.shown(blob.info) == self.shown(wanted)
-            assert await read(blob.payload) == model.payload.whole
+        """What is current under the name is the same, and its bytes are."""
+        infos = [
+            self.shown(await answer_of(calls.current(store, name)))
+            for store in (self.store, self.model)
+        ]
+        assert infos[0] == infos[1]
+        with suppress(DolmenError):
+            wanted = (await self.model.get(name)).payload.whole
+            blob = await self.store.get(name)
+            assert self.shown(blob.info) == infos[0]
+            assert await read(blob.payload) == wanted
 
     async def everything_agrees(self) -> None:
-        """Every name, every listing and the digests are the same."""
         for name in NAMES:
             await self.agree(name)
         found, wanted = await self.store.digests(), await self.model.digests()
         assert found.encode() == wanted.encode()
-        await self.same_listing(tombstones=True)
+        await self.same_listing(Listing(tombstones=True))
+        await self.same_listing(Listing(quarantined=True))
 
-    async def same_listing(self, **narrowed: Any) -> None:
-        """A listing is the same."""
-        found = [self.shown(info) async for info in calls.listing(self.store, **narrowed)]
-        assert found == [self.shown(info) async for info in calls.listing(self.model, **narrowed)]
+    async def same_listing(self, listing: Listing) -> None:
+        found = [self.shown(info) async for info in self.store.list(listing)]
+        assert found == [self.shown(info) async for info in self.model.list(listing)]
 
-    async def plain(self, found: object, again: Awaitable[Put]) -> None:
-        """Let the model do the plain write the store has answered, with the stamp it gave."""
-        self.clock.told = found.stamp if isinstance(found, Put) else 1 << 70
-        assert found == await answer_of(again)
-
-    @rule(name=names_, data=contents, kind=kinds, meta=metas, step=steps, stream=st.booleans())
-    def put(self, name: str, data: bytes, kind: Kind, meta: bytes, step: int, stream: bool) -> None:
-        """Put with a stamp."""
-
+    @rule(write=writes, step=steps, stream=st.booleans())
+    def write(self, write: Write, step: int, stream: bool) -> None:
         async def both() -> None:
-            stamp = await self.stamp(name, step)
-            payload = streamed(data) if stream else Bytes(data)
-            found = await calls.put(self.store, name, payload, stamp=stamp, kind=kind, meta=meta)
-            assert found == await calls.put(
-                self.model, name, Bytes(data), stamp=stamp, kind=kind, meta=meta
-            )
-            await self.agree(name)
+            stamped = replace(write, stamp=self.stamp(write.name, step))
+            found = await answer_of(self.store.write(with_stream(stamped) if stream else stamped))
+            assert found == await answer_of(self.model.write(stamped))
+            await self.agree(write.name)
 
         self.run(both())
 
-    @rule(name=names_, data=contents, meta=metas, stream=st.booleans())
-    def put_plain(self, name: str, data: bytes, meta: bytes, stream: bool) -> None:
-        """Put without a stamp."""
-
+    @rule(write=plain, stream=st.booleans())
+    def write_plain(self, write: Write, stream: bool) -> None:
         async def both() -> None:
-            payload = streamed(data) if stream else Bytes(data)
-            found = await answer_of(calls.put(self.store, name, payload, meta=meta))
-            stamp = None
-            if isinstance(found, Put) and not self.store.capabilities.conflicts:
-                stamp = found.stamp  # the newer stamp wins
-            if found != (Conflict, 0) or self.store.capabilities.conflicts:
-                again = calls.put(self.model, name, Bytes(data), meta=meta, stamp=stamp)
-                await self.plain(found, again)
-            await self.agree(name)
+            found = await answer_of(self.store.write(with_stream(write) if stream else write))
+            self.clock.stamp = found.stamp if isinstance(found, Put) else 1 << 70
+            wins = not self.store.capabilities.conflicts  # the newer stamp does
+            stamp = found.stamp if wins and isinstance(found, Put) else None
+            if found != (Conflict, 0) or not wins:
+                assert found == await answer_of(self.model.write(replace(write, stamp=stamp)))
+            await self.agree(write.name)
 
         self.run(both())
 
-    @rule(name=names_, data=contents, step=steps, missing=st.integers(1, 60_000))
-    def put_what_fails(self, name: str, data: bytes, step: int, missing: int) -> None:
-        """Put a payload that ends too early."""
-
+    @rule(write=puts, step=steps, missing=st.integers(1, 60_000))
+    def write_what_ends_too_early(self, write: Write, step: int, missing: int) -> None:
         async def fails() -> None:
-            payload = streamed(data)
+            payload = with_stream(write).payload
             payload.size += missing
+            stamp = self.stamp(write.name, step)
             with pytest.raises(BadContent):
-                await calls.put(self.store, name, payload, stamp=await self.stamp(name, step))
-            await self.agree(name)
+                await self.store.write(replace(write, payload=payload, stamp=stamp))
+            await self.agree(write.name)
 
         self.run(fails())
 
-    @rule(name=names_, data=contents, meta=metas, step=steps)
-    def touch(self, name: str, data: bytes, meta: bytes, step: int) -> None:
-        """Touch what may or may not be there."""
-
-        async def both() -> None:
-            stamp, checksum = await self.stamp(name, step), checksum_of(data)
-            found, wanted = [
-                await answer_of(calls.touch(store, name, stamp=stamp, checksum=checksum, meta=meta))
-                for store in (self.store, self.model)
-            ]
-            assert found == wanted
-            await self.agree(name)
-
-        self.run(both())
-
-    @rule(name=names_, step=steps)
-    def delete(self, name: str, step: int) -> None:
-        """Delete with a stamp."""
-
-        async def both() -> None:
-            stamp = await self.stamp(name, step)
-            found = await calls.delete(self.store, name, stamp=stamp)
-            assert found == await calls.delete(self.model, name, stamp=stamp)
-            await self.agree(name)
-
-        self.run(both())
-
-    @rule(name=names_)
-    def delete_plain(self, name: str) -> None:
-        """Delete without a stamp."""
-
-        async def both() -> None:
-            await self.plain(await calls.delete(self.store, name), calls.delete(self.model, name))
-            await self.agree(name)
-
-        self.run(both())
-
-    @rule(name=names_, step=steps, min_age=st.sampled_from([0, 3600]))
+    @rule(name=some_name, step=steps, min_age=st.sampled_from([0, 3600]))
     def remove(self, name: str, step: int, min_age: float) -> None:
-        """Remove, mostly what stands."""
-
         async def both() -> None:
-            stamp = await self.stamp(name, step)
+            stamp = self.stamp(name, step)
             found = await calls.remove(self.store, name, if_stamp=stamp, min_age=min_age)
             assert found == await calls.remove(self.model, name, if_stamp=stamp, min_age=min_age)
             await self.agree(name)
 
         self.run(both())
 
-    @rule(bundle=st.dictionaries(names_, writes, min_size=1))
-    def put_many(self, bundle: dict[str, Rival]) -> None:
-        """Rival several names at once."""
-
-        async def blobs() -> AsyncIterator[Blob]:
-            for name, write in bundle.items():
-                yield Blob(write.info(name), Bytes(write.data))
-
+    @rule(some=st.lists(st.tuples(writes, steps), min_size=1, unique_by=lambda one: one[0].name))
+    def write_many(self, some: list[tuple[Write, int]]) -> None:
         async def both() -> None:
-            found = [answer async for answer in calls.put_many(self.store, blobs())]
-            assert found == [
-                await self.model.write(write.of(name)) for name, write in bundle.items()
-            ]
-            for name in bundle:
-                await self.agree(name)
+            writes = [replace(write, stamp=self.stamp(write.name, step)) for write, step in some]
+            answers = zip(
+                [answer async for answer in self.store.write_many(each(writes))],
+                [await answer_of(self.model.write(write)) for write in writes],
+                strict=True,
+            )
+            for answer, wanted in answers:
+                if isinstance(answer, Failed):
+                    assert not isinstance(wanted, Put)
+                    assert type(answer.error) is wanted[0]
+                else:
+                    assert answer == wanted
+            for write in writes:
+                await self.agree(write.name)
 
         self.run(both())
 
-    @rule(name=names_, start=st.integers(0, 70_001), length=st.integers(0, 70_001))
+    @rule(name=some_name, start=st.integers(0, 70_001), length=st.integers(0, 70_001))
     def get_range(self, name: str, start: int, length: int) -> None:
-        """Read a part."""
+        async def part(store: BlobStore) -> bytes:
+            return await read((await store.get(name, byte_range=(start, start + length))).payload)
 
         async def both() -> None:
-            parts = []
-            for store in (self.store, self.model):
-                try:
-                    blob = await store.get(name, byte_range=(start, start + length))
-                    parts.append(await read(blob.payload))
-                except NotFound:
-                    parts.append(b"nothing")
-            assert parts[0] == parts[1]
+            assert await answer_of(part(self.store)) == await answer_of(part(self.model))
 
         self.run(both())
 
     @rule(
-        after=st.none() | names_,
-        prefix=st.sampled_from(["", "n", "o", NAMES[0]]),
-        partitions=st.sampled_from([ALL_PARTITIONS, sorted({partition_of(n) for n in NAMES[1:]})]),
-        tombstones=st.booleans(),
+        listing=st.builds(
+            Listing,
+            st.sampled_from([ALL_PARTITIONS, sorted({partition_of(n) for n in NAMES[1:]})]),
+            st.none() | some_name,
+            st.sampled_from(["", "n", "o", NAMES[0]]),
+            st.booleans(),
+            st.booleans(),
+        )
     )
-    def list(self, **narrowed: Any) -> None:
-        """List in some way."""
-        self.run(self.same_listing(**narrowed))
-
-    @rule()
-    def digests(self) -> None:
-        """Compare everything."""
-        self.run(self.everything_agrees())
+    def list(self, listing: Listing) -> None:
+        self.run(self.same_listing(listing))
 
     @precondition(lambda self: self.suite.takes_time)
     @rule(seconds=st.sampled_from([1, 1800, 3600]))
     def time_passes(self, seconds: int) -> None:
-        """Let time pass."""
         self.place.time.advance(seconds)
 
     @precondition(lambda self: self.suite.reopens)
     @rule()
     def reopen(self) -> None:
-        """Close the store and open it again."""
         self.run(self.store.aclose())
         self.store = self.run(self.suite.make_store(self.place))
         self.run(self.everything_agrees())
+
+    @precondition(lambda self: self.suite.quarantines and self.suite.can_damage)
+    @rule(name=some_name)
+    def damage(self, name: str) -> None:
+        async def both() -> None:
+            info = await answer_of(self.model.stat(name))
+            if not isinstance(info, BlobInfo) or not info.size:
+                return
+            await self.suite.damage(self.store, self.place, name)
+            damage(self.model, name)
+            for store in (self.store, self.model):
+                assert isinstance(await answer_of(content(store, name)), tuple)
+            await self.agree(name)
+
+        self.run(both())
 
 
 class Modelled(Suite):
@@ -300,7 +314,6 @@ class Modelled(Suite):
     """How many sequences of calls an ordinary run tries."""
 
     def test_any_sequence_of_calls_answers_as_the_model_does(self, tmp_path: Path) -> None:
-        """See `Compared`."""
         suite, places = self, self._places(tmp_path)
 
         class Here(Compared):
@@ -310,29 +323,32 @@ class Modelled(Suite):
         run_state_machine_as_test(Here, settings=examples(self.model_examples))
 
     def test_copies_converge_in_whatever_order_writes_arrive(self, tmp_path: Path) -> None:
-        """A bundle of writes, in two orders and partly twice, gives equal digests."""
-        places = self._places(tmp_path)
+        turns = itertools.count()
 
-        @examples(self.model_examples)
-        @given(bundle=st.lists(st.tuples(names_, writes), min_size=2, max_size=12), data=st.data())
-        def converge(bundle: list[tuple[str, Rival]], data: st.DataObject) -> None:
-            orders = [bundle, data.draw(st.permutations(bundle + bundle[:3]))]
-            digests = [asyncio.run(delivered(self, next(places), order)) for order in orders]
-            assert digests[0] == digests[1]
+        async def arrive(store: BlobStore, writes: list[Write]) -> None:
+            turn = f"t{next(turns)}"
+            renamed = [replace(write, name=turn + write.name) for write in writes]
+            for write in renamed:
+                await store.write(write)
+            for name in {write.name for write in renamed}:
+                left = [left_by(write) for write in renamed if write.name == name]
+                assert same(await found(store, name), max(left, key=lambda info: info.rank))
 
-        converge()
+        with asyncio.Runner() as runner:
+            place = next(self._places(tmp_path))
+            store = runner.run(self.make_store(place))
+
+            @examples(2 * self.model_examples)
+            @given(writes=st.lists(lasting, min_size=2, max_size=12), data=st.data())
+            def converge(writes: list[Write], data: st.DataObject) -> None:
+                runner.run(arrive(store, data.draw(st.permutations(writes + writes[:3]))))
+
+            try:
+                converge()
+            finally:
+                runner.run(store.aclose())
+                runner.run(place.exits.aclose())
 
     def _places(self, folder: Path) -> Iterator[Place]:
         for number in itertools.count():
             yield Place(folder / str(number), Time(real=not self.takes_time))
-
-
-async def delivered(suite: Suite, place: Place, writes: list[tuple[str, Rival]]) -> bytes:
-    """The digests of a new store that took these writes in this order."""
-    async with place.exits:
-        store = await suite.make_store(place)
-        for name, write in writes:
-            await store.write(write.of(name))
-        digests = await store.digests()
-        await store.aclose()
-    return digests.encode()

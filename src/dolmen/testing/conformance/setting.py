@@ -1,7 +1,8 @@
-"""What the suite runs in: a place for the store, a time that passes when it is told to."""
+"""What the suite runs in: a place for the store, and a time that passes when asked to."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -14,9 +15,12 @@ import pytest
 from dolmen.store import BlobStore
 from dolmen.testing.conformance.material import at
 
+LONG = os.environ.get("DOLMEN_TEST_LONG") == "1"
+"""Whether this is a long run, with far more examples."""
+
 
 class Time:
-    """A clock for a store: real, or one that stands until `advance` is called."""
+    """A clock for a store: the real one, or one that moves only by `advance`."""
 
     def __init__(self, *, real: bool = False) -> None:
         self._real = real
@@ -55,10 +59,25 @@ class Suite:
     """The factory gives the store `place.time`; otherwise it goes by the real time."""
     reopens: ClassVar[bool] = True
     """Made again in the same place, after it was closed, the store holds what it held."""
+    quarantines: ClassVar[bool] = True
+    """It remembers which copies it found damaged, rather than find out with every read."""
 
     async def make_store(self, place: Place) -> BlobStore:
         """Open the store in this place. Called again after a close where it `reopens`."""
         raise NotImplementedError("a store's test says here how the store is opened")
+
+    async def damage(self, store: BlobStore, place: Place, name: str) -> None:  # noqa: ARG002
+        """Change a kept byte of this blob behind the open store's back; it has at least one.
+
+        A store's test that can do so overrides this: the suite then sees to it that damage
+        is found, never handed out, and replaced.
+        """
+        pytest.skip("this store's test has no way to damage what it keeps")
+
+    @property
+    def can_damage(self) -> bool:
+        """Whether this store's test has a way to damage what it keeps."""
+        return type(self).damage is not Suite.damage
 
     @pytest.fixture
     async def place(self, tmp_path: Path) -> AsyncIterator[Place]:

@@ -9,9 +9,8 @@ import re
 
 import pytest
 
-from dolmen.errors import DolmenError, InvalidName, NotFound
+from dolmen.errors import DolmenError, InvalidName
 from dolmen.payload import Bytes
-from dolmen.record import Kind
 from dolmen.store import IDENTITY, BlobStore
 from dolmen.testing import calls
 from dolmen.testing.conformance.listings import fill
@@ -20,14 +19,12 @@ from dolmen.testing.conformance.material import (
     at,
     content,
     crowd,
-    info_of,
+    found,
     names,
     noise,
     recomputed,
-    standing,
     streamed,
 )
-from dolmen.testing.conformance.rivals import same
 from dolmen.testing.conformance.setting import Place, Suite
 
 
@@ -62,11 +59,9 @@ class Upkeep(Suite):
         assert await noted(store) == wanted
         assert await names(calls.listing(store, tombstones=True)) == []
         assert (await store.digests()).count == 0
-        assert await standing(store, "scrub") is None
+        assert await found(store, "scrub") is None
 
-    async def test_a_sound_store_is_writable_and_has_nothing_to_tell(
-        self, store: BlobStore
-    ) -> None:
+    async def test_a_sound_store_is_writable_and_has_no_problems(self, store: BlobStore) -> None:
         condition = await store.condition()
         assert condition.writable
         assert condition.reasons == []
@@ -109,15 +104,11 @@ class Upkeep(Suite):
         big = noise(min(5_000_000, store.capabilities.largest))
         await fill(store, crowd()[:60], deleted=4)
         await calls.put(store, "big", streamed(big, (100_000,)), stamp=at(1), meta=META)
-        await calls.put(store, "manifest", Bytes(b"chunks"), stamp=at(1), kind=Kind.MANIFEST)
-        await calls.put(store, "raised", Bytes(b"raised"), stamp=at(1))
-        await calls.put(store, "raised", Bytes(b"raised"), stamp=at(5), meta=META)
-        await calls.put(store, "deleted", Bytes(b"gone"), stamp=at(1))
-        await calls.delete(store, "deleted", stamp=at(3))
         await calls.put(store, "removed", Bytes(b"gone"), stamp=at(1))
         assert await calls.remove(store, "removed", if_stamp=at(1))
         await store.note("scrub", b"done")
         plain = await calls.put(store, "plain", Bytes(b"plain"))
+        again = await calls.put(store, "plain", Bytes(b"plain"), stamp=plain.stamp + 5, meta=META)
         before = [info async for info in calls.listing(store, tombstones=True)]
         digests = await store.digests()
         for _ in range(2):
@@ -127,13 +118,6 @@ class Upkeep(Suite):
             assert await store.digests() == digests == await recomputed(store)
             assert await noted(store) == {"scrub": b"done"}
             assert await content(store, "big") == big
-            assert same(
-                await store.stat("raised"), info_of("raised", b"raised", stamp=at(5), meta=META)
-            )
-            assert await standing(store, "removed") is None
-            with pytest.raises(NotFound) as caught:
-                await store.get("deleted")
-            assert caught.value.stamp == at(3)
-        # A clock that was set back meanwhile gives no stamp below one that stands.
-        assert (await calls.put(store, "plain", Bytes(b"plain"))).stamp > plain.stamp
+        # A clock that was set back meanwhile gives no stamp below the current one.
+        assert (await calls.put(store, "plain", Bytes(b"plain"))).stamp > again.stamp
         await store.aclose()

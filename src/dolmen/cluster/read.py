@@ -1,0 +1,314 @@
+"""Reading from a cluster: members are asked in placement order until one answers.
+
+- What is handed out has been checked against its name (`dolmen.cluster.verify`). A copy that
+  is damaged, or breaks off, is replaced by another one at the offset reached.
+- "Not there" is said only when every member said so, and those that should have it said so
+  again, since repair moves copies meanwhile. A tombstone is a "no" that also overrules older
+  copies on others. A member that could not be asked, or whose copy is damaged, makes the
+  answer `Unavailable`, never `NotFound`.
+- Members with problems are asked last, or not at all (`dolmen.cluster.breaker`); behind those
+  that are often late the next one is asked as well (`dolmen.cluster.hedging`).
+- What is larger than `SMALL` is read when the payload is, and draws on the budget.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
+from hashlib import sha256
+
+from dolmen.closing import closing
+from dolmen.cluster.breaker import Breaker
+from dolmen.cluster.budget import Budget
+from dolmen.cluster.failures import Failures, in_words, stale
+from dolmen.cluster.groups import Member
+from dolmen.cluster.hedging import TIMED, Hedging
+from dolmen.cluster.manifest import CHUNK
+from dolmen.cluster.merge import merge_listings
+from dolmen.cluster.placement import Place, Placement
+from dolmen.cluster.verify import digest_checked, is_right
+from dolmen.errors import Corrupt, DolmenError, Incomplete, InvalidName, NotFound, Unavailable
+from dolmen.names import is_object_id
+from dolmen.payload import Bytes, Piece, Stream, read_whole
+from dolmen.record import Kind
+from dolmen.store import EVERYTHING, Blob, BlobInfo, Listing, Range
+
+SMALL = 262_144
+"""Bytes up to which a blob is read and checked before its first byte is handed out."""
+_TAIL = 131_072
+"""More than a socket holds back before it asks its writer to wait."""
+_Begun = tuple[Member, Blob]
+"""A copy whose answer has begun."""
+
+
+class Reader:
+    """The reads of the contract. `before_no` is awaited before anything is called absent."""
+
+    def __init__(
+        self,
+        placement: Placement,
+        breaker: Breaker,
+        hedging: Hedging,
+        budget: Budget,
+        before_no: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._placement, self._breaker, self._hedging = placement, breaker, hedging
+        self._budget, self._before_no = budget, before_no
+
+    async def get(self, name: str) -> Blob:
+        """See `BlobStore.get`."""
+        failures: Failures = []
+        while True:
+            member, info, blob = await self._ask(name, failures)
+            assert blob is not None
+            data = blob.payload.whole
+            if data is None:
+                if info.size > SMALL:
+                    return self._later(info, (member, blob))
+            elif len(name) == 64 and len(data) <= SMALL and sha256(data).hexdigest() == name:
+                return blob  # the usual case, in the fewest steps
+            data = await self._right(member, blob, failures)
+            if data is not None:
+                return Blob(info, Bytes(data))
+
+    async def part_of(self, info: BlobInfo, byte_range: Range) -> Blob:
+        """A range of a blob of which so much is known."""
+        start = min(byte_range[0], info.size)
+        stop = max(start, min(byte_range[1], info.size))
+        if info.size > CHUNK:
+            return Blob(info, self._streamed(info, start, stop))
+        if info.size > SMALL:
+            return Blob(info, self._held(info, start, stop))
+        blob = await self.get(info.name)  # only the whole can be checked against its name
+        data = await read_whole(blob.payload)
+        if len(data) != info.size:
+            raise _changed(info)
+        return Blob(blob.info, Bytes(memoryview(data)[start:stop]))
+
+    async def whole(self, name: str, begun: _Begun | None = None) -> bytes | memoryview:
+        """All of a blob in memory, checked, of the copy begun if that is good. The caller
+        accounts for it.
+        """
+        failures: Failures = []
+        if begun is not None:
+            data = await self._right(*begun, failures)
+            if data is not None:
+                return data
+        while True:
+            member, _, blob = await self._ask(name, failures)
+            assert blob is not None
+            data = await self._right(member, blob, failures)
+            if data is not None:
+                return data
+
+    async def stat(self, name: str) -> BlobInfo:
+        """See `BlobStore.stat`."""
+        return (await self._ask(name, [], stat=True))[1]
+
+    async def _right(
+        self, member: Member, blob: Blob, failures: Failures
+    ) -> bytes | memoryview | None:
+        """The bytes of a copy; None when they are not what they should be, and that is noted."""
+        try:
+            data = await read_whole(blob.payload)
+            if not await is_right(blob.info, data):
+                raise Corrupt(f"its copy of {blob.info.name} has other content than the name says")
+        except DolmenError as error:
+            self._failed(member, error, failures)
+            return None
+        return data
+
+    def _failed(self, member: Member, error: DolmenError, failures: Failures) -> None:
+        self._breaker.failed(member, error)
+        failures.append((member.name, error))
+
+    async def _ask(
+        self, name: str, failures: Failures, part: Range | None = None, *, stat: bool = False
+    ) -> tuple[Member, BlobInfo, Blob | None]:
+        """The first answer of the members that have not failed yet; failures are added."""
+        place = self._placement.place_of(name)
+        breaker, hedging = self._breaker, self._hedging
+        if hedging.gray and not (stat or part or failures or breaker.troubles):
+            raced = await hedging.race(place.order, name)
+            if raced is not None:
+                return raced[0], raced[1].info, raced[1]
+        deleted = 0
+        failed = {member for member, _ in failures} if failures else ()
+        for member in self._order(place, failures):
+            if member.name in failed:
+                continue
+            began = hedging.now()
+            blob = None
+            try:
+                if member.stale is not None:
+                    raise stale(member)
+                if stat:
+                    info = await member.store.stat(name)
+                else:
+                    blob = await member.store.get(name, byte_range=part)
+                    info = blob.info
+            except NotFound as absent:
+                deleted = max(deleted, absent.stamp)
+                breaker.failed(member, absent)
+            except InvalidName:
+                raise
+            except DolmenError as error:
+                failures.append((member.name, error))
+                if member.stale is None:
+                    breaker.failed(member, error, began)
+            else:
+                if breaker.troubles:
+                    breaker.answered(member)
+                if info.stamp > deleted or not deleted:
+                    if blob is not None and info.size <= TIMED:
+                        hedging.took(member, hedging.now() - began)
+                    return member, info, blob
+        if not failures:
+            await self._before_no()
+            raise NotFound(f"{name} is on none of the servers", stamp=deleted)
+        raise Unavailable(
+            f"{name} may exist, but not every server could be asked ({in_words(failures)})"
+        )
+
+    def _order(self, place: Place, failures: Failures) -> Iterator[Member]:
+        """Whom to ask for a blob until one has it; `failures` are those met meanwhile."""
+        troubles = self._breaker.troubles
+        yield from self._breaker.reading(place.order, failures) if troubles else place.order
+        if not failures:
+            yield from place.again
+
+    # What is read when the payload is
+
+    def _later(self, info: BlobInfo, begun: _Begun) -> Blob:
+        read = self._held if info.size <= CHUNK else self._streamed
+        return Blob(info, read(info, 0, info.size, begun))
+
+    def _held(self, info: BlobInfo, start: int, stop: int, begun: _Begun | None = None) -> Stream:
+        """A part of a blob of up to a chunk's size, of which the whole is read and checked."""
+
+        async def pieces() -> AsyncIterator[Piece]:
+            await self._budget.take(info.size)
+            try:
+                data = await self.whole(info.name, begun)
+                if len(data) != info.size:
+                    raise _changed(info)
+                for piece in halves(memoryview(data)[start:stop]):
+                    yield piece
+            finally:
+                self._budget.give(info.size)
+
+        return Stream(stop - start, pieces, rereadable=_rereadable(begun))
+
+    def _streamed(
+        self, info: BlobInfo, start: int, stop: int, begun: _Begun | None = None
+    ) -> Stream:
+        """A blob larger than a chunk, put there by other software, or a part of it."""
+        whole = (start, stop) == (0, info.size)
+
+        def opened() -> AsyncIterator[Piece]:
+            pieces = self._pieces(info, start, stop, begun)
+            if whole and info.kind == Kind.BLOB and is_object_id(info.name):
+                return digest_checked(info.name, pieces)
+            return pieces
+
+        return Stream(stop - start, opened, rereadable=_rereadable(begun))
+
+    async def _pieces(
+        self, info: BlobInfo, at: int, stop: int, begun: _Begun | None
+    ) -> AsyncIterator[Piece]:
+        """From one copy until it breaks off, then from another one at the offset reached."""
+        failures: Failures = []
+        await self._budget.take(SMALL)
+        try:
+            while at < stop:
+                if begun is not None:
+                    member, blob = begun
+                    begun = None
+                else:
+                    member, _, found = await self._ask(info.name, failures, (at, stop))
+                    assert found is not None
+                    blob = found
+                try:
+                    if (blob.info.size, blob.info.checksum) != (info.size, info.checksum):
+                        raise _changed(info)
+                    async with closing(aiter(blob.payload)) as pieces:
+                        async for piece in pieces:
+                            at += len(piece)
+                            yield piece
+                except DolmenError as error:
+                    self._failed(member, error, failures)
+        finally:
+            self._budget.give(SMALL)
+
+    # Listings
+
+    async def list(
+        self, listing: Listing = EVERYTHING, failures: Failures | None = None
+    ) -> AsyncIterator[BlobInfo]:
+        """See `BlobStore.list`: merged over all members, of each name what ranks highest.
+
+        Members that fail are left out, and added to `failures`. The caller asks
+        `check_complete` at the end.
+        """
+        failures = [] if failures is None else failures
+        asked = replace(listing, tombstones=True)
+        listings = {
+            member.name: _until_it_fails(member, asked, failures)
+            for group in self._placement.groups
+            for member in group.members
+        }
+        try:
+            async for found in merge_listings(listings):
+                best = max(found.values(), key=lambda info: info.rank)
+                if listing.tombstones or best.kind != Kind.TOMBSTONE:
+                    yield best
+        finally:
+            for each in listings.values():
+                await each.aclose()
+
+    def check_complete(self, failures: Failures) -> None:
+        """Raise `Incomplete` when an object may be only on members that failed to list theirs.
+
+        Every object is on `write_copies` servers, of any group.
+        """
+        groups = self._placement.groups
+        away = {name for name, _ in failures}
+        lost = [each for group in groups for each in group.members if each.name in away]
+        if len(lost) >= min(group.write_copies for group in groups):
+            raise Incomplete(
+                f"not every server could be listed, so names may be missing ({in_words(failures)})"
+            )
+
+
+def halves(data: memoryview) -> Iterator[Piece]:
+    """A piece of memory and a copy of its end.
+
+    A socket may hold the last piece for long, but no view of the memory any more.
+    """
+    tail = max(len(data) - _TAIL, 0)
+    if tail:
+        yield data[:tail]
+    if data:
+        yield bytes(data[tail:])
+
+
+def _rereadable(begun: _Begun | None) -> bool:
+    return begun is None or begun[1].payload.rereadable
+
+
+def _changed(info: BlobInfo) -> Unavailable:
+    return Unavailable(f"{info.name} was written anew while it was read; try again")
+
+
+async def _until_it_fails(
+    member: Member, listing: Listing, failures: Failures
+) -> AsyncGenerator[BlobInfo, None]:
+    """What a member lists; that it fails is noted, and ends it."""
+    try:
+        if member.stale is not None:
+            raise stale(member)
+        async with closing(member.store.list(listing)) as infos:
+            async for info in infos:
+                yield info
+    except DolmenError as error:
+        failures.append((member.name, error))

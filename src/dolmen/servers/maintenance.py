@@ -1,0 +1,147 @@
+"""Maintenance of a volume that a server has open: compaction and scrub, in the background.
+
+Both run on the server's event loop, in small steps whose reading and hashing happens in threads,
+and within a bandwidth: requests come first. Errors are logged when they change, and tried again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+
+from dolmen import config
+from dolmen.closing import closing
+from dolmen.errors import DolmenError
+from dolmen.pace import Pace
+from dolmen.servers.metrics import Figure
+from dolmen.store import Listing
+from dolmen.stores.scrub import Scrub, scrub, scrub_in
+from dolmen.stores.volume import Volume
+from dolmen.stores.volume.compaction import Compaction, Compactor, compaction_in
+
+_COMPACT_EVERY = 60.0
+"""Seconds from the end of one compaction to the next."""
+_SCRUB_LOOK = 3_600.0
+"""Seconds at most between two looks whether a scrub is due."""
+_AGAIN = 60.0
+"""Seconds before work that failed is tried again."""
+_log = logging.getLogger("dolmen.maintenance")
+
+
+class Maintenance:
+    """Keeps one open volume. Made on the event loop; close it before the volume."""
+
+    def __init__(self, volume: Volume, settings: config.Settings) -> None:
+        self._volume, self._settings = volume, settings
+        self._scrub: Scrub | None = None
+        self._checked = self._bytes = self._failed = self._quarantined = 0
+        self._compaction = Compaction()
+        self._compactor = Compactor(volume, pace=Pace(settings.compaction.bandwidth))
+        self._tasks = [asyncio.create_task(self._repeat("compaction", self._compact))]
+        if settings.scrub.every_days:
+            self._tasks.append(asyncio.create_task(self._repeat("scrub", self._scrub_when_due)))
+
+    def figures(self) -> Iterator[Figure]:
+        """Its metrics."""
+        at = "volume", self._volume.path
+        scrubbed, compaction = self._scrub or Scrub(), self._compaction
+        for kind, name, text, value in (
+            ("counter", "scrub_checked", "Copies read and verified.", self._checked),
+            ("counter", "scrub_bytes", "Bytes in copies read and verified.", self._bytes),
+            ("counter", "scrub_failed", "Copies found damaged.", self._failed),
+            ("gauge", "scrub_progress", "Share of the current scrub.", scrubbed.done),
+            (
+                "gauge",
+                "scrub_last_complete_seconds",
+                "When the last complete scrub ended, in seconds since 1970; 0: never.",
+                scrubbed.last or 0,
+            ),
+            (
+                "gauge",
+                "quarantined_copies",
+                "Copies known to be damaged when last counted.",
+                self._quarantined,
+            ),
+            (
+                "counter",
+                "compaction_reclaimed_bytes",
+                "Disk space reclaimed.",
+                compaction.reclaimed + self._compactor.done.reclaimed,
+            ),
+            (
+                "gauge",
+                "compaction_last_complete_seconds",
+                "When compaction last looked at everything, in seconds since 1970; 0: never.",
+                compaction.looked or 0,
+            ),
+            (
+                "gauge",
+                "compaction_failing",
+                "1 when the last pass failed.",
+                bool(compaction.failing),
+            ),
+            ("gauge", "volume_reclaimable_bytes", "Dead bytes on disk.", compaction.reclaimable),
+        ):
+            yield Figure(kind, f"dolmen_{name}", text, *at, float(value))  # type: ignore[arg-type]
+
+    async def aclose(self) -> None:
+        """Stop. A pass that was under way is done again by the next."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _repeat(self, what: str, work: Callable[[], Awaitable[float]]) -> None:
+        said = ""
+        while True:
+            try:
+                wait = await work()
+                said = ""
+            except (DolmenError, OSError) as error:
+                if str(error) != said:
+                    said = str(error)
+                    _log.error("%s of %s: %s", what, self._volume.path, said)
+                wait = _AGAIN
+            await asyncio.sleep(wait)
+
+    async def _compact(self) -> float:
+        try:
+            await self._compactor.compact()
+        finally:
+            with suppress(DolmenError):
+                known = compaction_in(await self._volume.notes())
+                self._compaction = known or Compaction()
+        return _COMPACT_EVERY
+
+    async def _scrub_when_due(self) -> float:
+        every = self._settings.scrub.every_days * 86_400
+        known = self._scrub = scrub_in(await self._volume.notes())
+        await self._count_quarantined()
+        if known is not None and known.ended is not None:
+            since = time.time() - known.ended
+            if 0 <= since < every:  # below: the clock was wrong then
+                return min(every - since, _SCRUB_LOOK)
+        before = known if known is not None and known.ended is None else Scrub()
+        checked, size, failed = before.checked, before.bytes, before.failed
+        pace = Pace(self._settings.scrub.bandwidth)
+        async with closing(scrub(self._volume, pace=pace)) as batches:
+            async for done, damaged in batches:
+                self._scrub = done
+                self._checked += done.checked - checked
+                self._bytes += done.bytes - size
+                self._failed += done.failed - failed
+                checked, size, failed = done.checked, done.bytes, done.failed
+                for each in damaged:
+                    _log.error("scrub of %s: %s", self._volume.path, each.error)
+        await self._count_quarantined()
+        return min(every, _SCRUB_LOOK)
+
+    async def _count_quarantined(self) -> None:
+        """Reads the whole index, so not often."""
+        count = 0
+        async with closing(self._volume.list(Listing(quarantined=True))) as infos:
+            async for _ in infos:
+                count += 1
+        self._quarantined = count

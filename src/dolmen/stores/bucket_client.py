@@ -1,0 +1,273 @@
+"""Requests to a bucket of S3, Google or Azure, by obstore, and its errors in dolmen's words.
+
+Of a bucket dolmen needs only put, get, list and delete, lists that show at once what was
+written, in order of the keys, and a time of modification for each object. `Client` makes these
+requests and `open_client` reads the URL. The driver repeats a request that failed quickly, which
+is harmless here: no key ever gets two contents, but for the few that `replace` is for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from datetime import timedelta
+from functools import partial
+from types import ModuleType
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from dolmen.errors import BadSetting, DolmenError, Full, OutcomeUnknown, Unavailable
+from dolmen.stores.driver import driver
+
+PAGE = 1000
+"""Objects of a page of a listing: what S3 gives in one answer."""
+CLOCK = "clock"
+"""An object written only to learn the bucket's time."""
+_AT_ONCE = 128
+"""Requests under way, and so connections; the rest wait here, where no timeout counts."""
+_CLOCK_AGE = 3600
+_CLASSES = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
+_FORM = "write s3://BUCKET/PATH, gs://BUCKET/PATH or az://CONTAINER/PATH, perhaps with ?endpoint=…"
+_OF_CLIENT = {"allow_invalid_certificates", "connect_timeout", "proxy_url", "timeout"}
+_BACKOFF = {"init_backoff": timedelta(seconds=0.05), "max_backoff": timedelta(seconds=1), "base": 4}
+_REPEATED = {"max_retries": 3, "retry_timeout": timedelta(seconds=10), "backoff": _BACKOFF}
+"""Repeated while that is quick; not after a timeout, which is longer."""
+_ONCE = {"max_retries": 0}
+
+_STATUS = re.compile(r"status code: (\d{3})")
+_CODE = re.compile(r"<Code>(\w+)</Code>")
+_FULL = re.compile(r"status code: 507|QuotaExceeded|StorageFull")
+_NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|specified (bucket|container) does not")
+_BEYOND = re.compile(r"status code: 416|Wanted range starting at")
+_NO_RANGE = "Received non-partial response"
+_NO_KEYS = re.compile(r"169\.254\.169\.254|metadata\.google\.internal")
+"""Where the driver asks for credentials when it was given none. It exists in the clouds only."""
+_NOT_SENT = re.compile(r"kind: Connect\b")
+_WAS_REPEATED = re.compile(r"after [1-9]\d* retries")
+_QUERY = re.compile(r"\?\S*")
+T = TypeVar("T")
+_Request = Callable[[], Awaitable[Any]]
+
+
+class Found(NamedTuple):
+    """An object in a listing; `modified` in seconds since 1970 by the bucket's clock."""
+
+    path: str
+    modified: int
+
+
+class Refused(Unavailable):
+    """The bucket is not there, or not for these credentials: somebody has to change a setting."""
+
+
+def seconds() -> float:
+    """Seconds since this machine started, those it was suspended included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Client:
+    """Objects of a bucket by their paths. `url` is without secrets.
+
+    `repeated` and `once` are obstore's stores of the same bucket, with and without its retries.
+    Every method raises `Unavailable`, and those that write also `OutcomeUnknown` and `Full`.
+    """
+
+    def __init__(self, obstore: ModuleType, repeated: Any, once: Any, url: str) -> None:
+        self._obstore, self._repeated, self._once, self.url = obstore, repeated, once, url
+        self._free = asyncio.Semaphore(_AT_ONCE)
+        self._closed = False
+        self._clock: tuple[float, float] | None = None
+
+    def close(self) -> None:
+        """Refuse every further request."""
+        self._closed = True
+
+    async def pages(self, folder: str, after: str | None = None) -> AsyncIterator[list[Found]]:
+        """All objects below a folder, a page a request, in order; those behind the path `after`."""
+        stream = self._obstore.list(self._repeated, folder, offset=after, chunk_size=PAGE)
+        end: list[Any] = []
+        while page := await self._ask(lambda: _next(stream, end)):
+            yield [Found(one["path"], int(one["last_modified"].timestamp())) for one in page]
+
+    async def all(self, folder: str) -> list[Found]:
+        """All objects below a folder that holds few."""
+        return [found async for page in self.pages(folder) for found in page]
+
+    async def get(self, path: str, start: int = 0, stop: int | None = None) -> memoryview | None:
+        """The bytes of an object, or of a range as far as there are any; None where none is."""
+        try:
+            if stop is None:
+                return memoryview(await self._ask(lambda: self._whole(path)))
+            part = partial(
+                self._obstore.get_range_async, self._repeated, path, start=start, end=stop
+            )
+            return memoryview(await self._ask(part))
+        except FileNotFoundError:
+            return None
+        except _Beyond:
+            return memoryview(b"")
+        except _Whole:
+            whole = await self.get(path)
+            return None if whole is None else whole[start:stop]
+
+    async def _whole(self, path: str) -> bytes:
+        found = await self._obstore.get_async(self._repeated, path)
+        data: bytes = await found.bytes_async()
+        return data
+
+    async def put(self, path: str, data: bytes | memoryview) -> None:
+        """Store an object under a key that never gets another content."""
+        await self._ask(self._put(self._repeated, path, data), wrote=True)
+
+    async def create(self, path: str, data: bytes) -> bool:
+        """Store an object where none is; returns whether none was."""
+        try:
+            await self._ask(self._put(self._repeated, path, data, mode="create"), wrote=True)
+        except FileExistsError:
+            return False
+        return True
+
+    async def replace(self, path: str, data: bytes) -> None:
+        """Store an object in place of another. Sent once: a late copy would undo a newer one."""
+        await self._ask(self._put(self._once, path, data), wrote=True)
+
+    def _put(self, store: Any, path: str, data: object, *, mode: str = "overwrite") -> _Request:
+        put: _Request = partial(
+            self._obstore.put_async, store, path, data, use_multipart=False, mode=mode
+        )
+        return put
+
+    async def delete(self, paths: Sequence[str]) -> None:
+        """Delete objects, in any order. What is not there is fine."""
+        for first in range(0, len(paths), PAGE):
+            page = list(paths[first : first + PAGE])
+            try:
+                await self._ask(
+                    partial(self._obstore.delete_async, self._repeated, page), wrote=True
+                )
+            except FileNotFoundError:
+                if len(page) > 1:  # the others may not have been tried
+                    for path in page:
+                        await self.delete([path])
+
+    async def modified(self, path: str) -> float | None:
+        """When an object was written, in seconds since 1970 by the bucket's clock."""
+        try:
+            found = await self._ask(partial(self._obstore.head_async, self._repeated, path))
+        except FileNotFoundError:
+            return None
+        when: float = found["last_modified"].timestamp()
+        return when
+
+    async def now(self, *, fresh: bool = False) -> float:
+        """The bucket's own time, in seconds since 1970, and never ahead of it.
+
+        Learned from an object written for it, at most an hour ago unless it has to be `fresh`.
+        """
+        if fresh or self._clock is None or seconds() - self._clock[1] > _CLOCK_AGE:
+            await self.replace(CLOCK, b"")
+            modified = await self.modified(CLOCK)
+            if modified is None:
+                raise Unavailable(f"{self.url} does not show at once what was written")
+            self._clock = modified, seconds()
+        modified, since = self._clock
+        return modified + seconds() - since
+
+    async def _ask(self, request: Callable[[], Awaitable[T]], *, wrote: bool = False) -> T:
+        """Make a request; raises `FileNotFoundError` and `FileExistsError` besides."""
+        try:
+            async with self._free:
+                if self._closed:
+                    raise Unavailable("the store is closed")
+                return await request()
+        except (self._obstore.exceptions.BaseError, OSError, ValueError) as error:
+            if _BEYOND.search(str(error)):
+                raise _Beyond from error
+            if _NO_RANGE in str(error):
+                raise _Whole from error
+            if isinstance(error, FileNotFoundError | FileExistsError) and not _NO_BUCKET.search(
+                str(error)
+            ):
+                raise
+            raise self._translated(error, wrote=wrote) from error
+
+    def _translated(self, error: Exception, *, wrote: bool) -> DolmenError:
+        """The driver's error as one of dolmen's. The driver's messages have pages of detail."""
+        whole = str(error)
+        first = _QUERY.sub("", whole.partition("\n")[0])
+        cause = (_CODE.findall(whole) or _STATUS.findall(whole) or [first])[0]
+        if _FULL.search(whole):
+            return Full(f"{self.url} has no room left ({cause})")
+        if _NO_BUCKET.search(whole):
+            return Refused(
+                f"{self.url} is not there ({cause}): create it, or correct the name or the"
+                " endpoint in the store's URL"
+            )
+        status = int((_STATUS.findall(whole) or [0])[0])
+        exceptions = self._obstore.exceptions
+        denied = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
+        if isinstance(error, denied) or status in (401, 403):
+            return Refused(
+                f"{self.url} refuses access ({cause}): check the credentials in the environment"
+                " (docs/engines.md) and what they permit"
+            )
+        if _NO_KEYS.search(whole):
+            return Refused(f"{self.url}: no credentials are in the environment (docs/engines.md)")
+        nothing_sent = _NOT_SENT.search(whole) is not None
+        refused = nothing_sent or 400 <= status < 500 or status == 503
+        if wrote and (_WAS_REPEATED.search(whole) or not refused):
+            return OutcomeUnknown(f"{self.url} did not say whether it wrote: {cause}")
+        if nothing_sent:
+            return Unavailable(f"{self.url} can't be reached: nothing answers at its endpoint")
+        return Unavailable(f"{self.url} could not be asked: {cause}")
+
+
+class _Beyond(Exception):  # noqa: N818 - an answer more than an error
+    """The range asked for begins behind the object's end."""
+
+
+class _Whole(Exception):  # noqa: N818
+    """The server answers this range with the whole object, as rclone's does at times."""
+
+
+async def _next(stream: Any, end: list[Any]) -> list[Any]:
+    """The next page of a listing; `end` behind the last one."""
+    page: list[Any] = await anext(stream, end)
+    return page
+
+
+def open_client(url: str) -> Client:
+    """The bucket of a URL; raises `BadSetting`.
+
+    Settings of the driver are parameters of the URL, as `?endpoint=…&region=…`, or come from
+    the environment variables it knows; docs/engines.md lists those that matter.
+    """
+    obstore = driver("obstore", "objects")
+    stores: Any = driver("obstore.store", "objects")
+    parts = urlsplit(url)
+    shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    if not parts.netloc or "@" in parts.netloc or parts.fragment:
+        raise BadSetting(f"{shown!r} names no bucket: {_FORM}")
+    settings = dict(parse_qsl(parts.query, keep_blank_values=True))
+    # Plain http is spoken where an endpoint says so, and nowhere else.
+    client: dict[str, Any] = {"allow_http": True}
+    client |= {key: settings.pop(key) for key in _OF_CLIENT & settings.keys()}
+    if "allow_invalid_certificates" in client:
+        client["allow_invalid_certificates"] = client["allow_invalid_certificates"] == "true"
+    try:
+        repeated, once = (
+            getattr(stores, _CLASSES[parts.scheme])(
+                parts.netloc,
+                prefix=unquote(parts.path).strip("/") or None,
+                config=settings,
+                client_options=client,
+                retry_config=retries,
+            )
+            for retries in (_REPEATED, _ONCE)
+        )
+    except (obstore.exceptions.BaseError, OSError, ValueError, TypeError) as error:
+        cause = _QUERY.sub("", str(error).partition("\n")[0])
+        raise BadSetting(f"{shown!r} can't be used: {cause}; {_FORM}") from error
+    return Client(obstore, repeated, once, shown)

@@ -1,0 +1,317 @@
+"""Redis servers as the driver asks them: one, or a cluster of them.
+
+Each server is asked over a few connections. What is asked at once shares a round trip. Writes
+take several connections, for Redis flushes once for what it reads at a time; what moves much
+data has its own, so that nothing small waits behind it. hiredis, Redis's own parser, packs
+and reads the protocol (RESP 2); redis-py above it reached a third of its speed.
+
+In a cluster the layout is asked for when the first command comes, and again after a server
+was lost or sent us elsewhere. A command that was refused (MOVED, ASK, TRYAGAIN, NOSCRIPT) was
+not carried out and goes on to where it belongs.
+
+Read first: `dolmen.stores.connection`, `dolmen.stores.batches`, `dolmen.stores.redis_settings`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import ssl
+from binascii import crc_hqx
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import islice
+from typing import Any
+
+from hiredis import ProtocolError, Reader, ReplyError, pack_command
+
+from dolmen.errors import DolmenError, Full, OutcomeUnknown, ReadOnly, Unavailable
+from dolmen.store import Condition
+from dolmen.stores.batches import Batches
+from dolmen.stores.connection import Connection, Lost, Request
+from dolmen.stores.driver import Refused
+from dolmen.stores.redis_settings import CLUSTER, SETTINGS, Address, Place, State, at, together
+
+Command = tuple[bytes | memoryview | int, ...]
+
+_LANES = {"reads": (2, 128), "writes": (8, 8), "bulk": (2, 4)}
+"""Connections of each kind, and how many questions share a round trip."""
+_CHANGES = frozenset((b"EVAL", b"EVALSHA", b"SET", b"UNLINK"))
+_PASSING = (
+    *("LOADING", "BUSY", "CLUSTERDOWN", "MASTERDOWN", "NOREPLICAS", "MOVED", "ASK", "TRYAGAIN"),
+    "ERR max number of clients",
+)
+_HOPS = 8
+"""How often a command is sent on before it is given up: slots may be on the move."""
+_MOMENT = 0.02
+_SLOTS = [crc_hqx(b"%02x" % tag, 0) % 16_384 for tag in range(256)]
+"""The slot of every tag. CRC-16 as Redis Cluster has it is `crc_hqx` beginning with 0."""
+
+
+class Servers:
+    """The servers of an address. `durable` is called with whether all of them are."""
+
+    def __init__(
+        self, address: Address, *, durable: Callable[[bool], None], patience: float
+    ) -> None:
+        self.address, self.patience, self._durable = address, patience, durable
+        self.tls = ssl.create_default_context() if address.scheme == "rediss" else None
+        self._servers: dict[Place, _Server] = {}
+        self._flushing: dict[Place, bool] = {}
+        self._scripts: dict[object, bytes] = {}
+        self._cluster = address.scheme == CLUSTER
+        self._holders: list[Place | None] = [address.servers[0]] * 256
+        self._stale, self._learning = self._cluster, asyncio.Lock()
+
+    def script(self, source: bytes) -> bytes:
+        """What EVALSHA calls a script by."""
+        name = hashlib.sha1(source, usedforsecurity=False).hexdigest().encode()
+        self._scripts[name] = source
+        return name
+
+    async def ask(self, tag: int, commands: Sequence[Command], lane: str) -> list[Any]:
+        """The replies to commands about keys of one tag."""
+        if self._stale:
+            await self._learn()
+        place = self._holders[tag]
+        if place is None:
+            raise Unavailable(f"{self.address}: no server of the cluster holds its slot")
+        server = self._server(place)
+        replies: list[Any] = await server.ask(lane, commands)
+        for number, reply in enumerate(replies):
+            if isinstance(reply, Exception):
+                replies[number] = await self._again(server, commands[number], reply, lane)
+        return replies
+
+    async def _again(self, server: _Server, command: Command, refusal: Exception, lane: str) -> Any:
+        """The reply to a command that was refused, from where it belongs."""
+        asking: list[Command] = []
+        for hop in range(_HOPS):
+            if isinstance(refusal, DolmenError):
+                self._stale = self._cluster
+                raise refusal
+            code, *rest = str(refusal).split(" ")
+            if code == "NOSCRIPT":
+                command = (b"EVAL", self._scripts[command[1]], *command[2:])
+            elif code in ("MOVED", "ASK") and self._cluster:
+                host, _, port = rest[1].rpartition(":")
+                server = self._server((host or server.place[0], int(port)))
+                self._stale = self._stale or code == "MOVED"
+                asking = [(b"ASKING",)] if code == "ASK" else []
+            elif code == "TRYAGAIN":
+                await asyncio.sleep(_MOMENT * hop)
+            else:
+                break
+            reply = (await server.ask(lane, [*asking, command]))[-1]
+            if not isinstance(reply, Exception):
+                return reply
+            refusal = reply
+        if str(refusal).startswith("CLUSTERDOWN"):
+            self._stale = server.failing = True  # it may be cut off
+        if str(refusal).startswith("READONLY"):
+            server.disconnect()  # its name may mean another by now
+        raise meaning(server.where, str(refusal), writes=command[0] in _CHANGES)
+
+    async def _learn(self) -> None:
+        """Ask the cluster which server holds what."""
+        async with self._learning:
+            if not self._stale:
+                return
+            places = dict.fromkeys([*filter(None, self._holders), *self.address.servers])
+            error: Exception = Unavailable(f"{self.address}: no server is known")
+            for place in sorted(places, key=lambda place: self._server(place).failing):
+                server = self._server(place)
+                [slots] = await server.ask("reads", [(b"CLUSTER", b"SLOTS")])
+                if not isinstance(slots, Exception):
+                    self._lay_out(slots, place[0])
+                    return
+                error = slots
+                if isinstance(error, ReplyError):
+                    error = meaning(server.where, str(error))
+                if isinstance(error, Refused):
+                    break
+            raise error
+
+    def _lay_out(self, slots: Sequence[Sequence[Any]], asked: str) -> None:
+        self._holders, self._stale = [None] * 256, False
+        for first, last, (host, port, *_), *_ in slots:
+            for tag, slot in enumerate(_SLOTS):
+                if first <= slot <= last:
+                    self._holders[tag] = (host.decode() if host else asked, port)
+        for place in self._flushing.keys() - set(self._holders):
+            del self._flushing[place]
+
+    async def condition(self) -> Condition:
+        """How the servers are doing; raises `Unavailable` where none can be asked."""
+        if self._stale:
+            with suppress(Unavailable):
+                await self._learn()
+        places = dict.fromkeys(filter(None, self._holders)) or self.address.servers
+        states = await asyncio.gather(*(self._server(place).state() for place in places))
+        if all(isinstance(state, DolmenError) for state in states):
+            raise next(state for state in states if isinstance(state, DolmenError))
+        return together(
+            [
+                state.condition
+                if isinstance(state, State)
+                else Condition(writable=False, reasons=[str(state)])
+                for state in states
+            ]
+        )
+
+    def note(self, place: Place, state: State) -> None:
+        """Take note of what a server is set to."""
+        self._flushing[place] = not state.lacking
+        self._durable(all(self._flushing.values()))
+
+    def _server(self, place: Place) -> _Server:
+        server = self._servers.get(place)
+        if server is None:
+            server = self._servers[place] = _Server(self, place)
+        return server
+
+    async def aclose(self) -> None:
+        """Wait for what is under way, and let go of every connection."""
+        for server in self._servers.values():
+            await server.aclose()
+
+
+class _Server:
+    """One server, asked over its lanes."""
+
+    def __init__(self, servers: Servers, place: Place) -> None:
+        self.place, self.where = place, f"Redis at {at(place)}"
+        self.failing = False
+        """Whether it could not be reached the last time."""
+        self._servers = servers
+        self._connections: list[_Connection] = []
+        self._lanes = {lane: self._lane(*sizes) for lane, sizes in _LANES.items()}
+
+    def _lane(self, connections: int, most: int) -> Batches[list[Request], list[Any]]:
+        idle: list[_Connection] = []
+
+        async def work(questions: Sequence[list[Request]]) -> list[list[Any]]:
+            connection = idle.pop() if idle else self._new()
+            try:
+                replies = await connection.exchange([each for some in questions for each in some])
+            finally:
+                idle.append(connection)
+            self.failing = isinstance(replies[-1], Unavailable | OutcomeUnknown)
+            following = iter(replies)
+            return [list(islice(following, len(some))) for some in questions]
+
+        return Batches(work, at_once=connections, most=most)
+
+    def _new(self) -> _Connection:
+        connection = _Connection(self._servers, self.place, self.where)
+        self._connections.append(connection)
+        return connection
+
+    def ask(self, lane: str, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
+        """The replies to commands, errors among them."""
+        return self._lanes[lane].ask(list(map(_request, commands)))
+
+    async def state(self) -> State | DolmenError:
+        """What it is set to and how it is doing."""
+        try:
+            state = State(self.where, _told(self.where, await self.ask("reads", SETTINGS)))
+        except DolmenError as error:
+            return error
+        self._servers.note(self.place, state)
+        return state
+
+    def disconnect(self) -> None:
+        """Close the connections; the next command opens another."""
+        for connection in self._connections:
+            connection.close()
+
+    async def aclose(self) -> None:
+        for lane in self._lanes.values():
+            await lane.aclose()
+        self.disconnect()
+
+
+class _Connection(Connection):
+    """A connection that logs in, and sees what the server is, before anything else."""
+
+    def __init__(self, servers: Servers, place: Place, where: str) -> None:
+        super().__init__(where, *place, patience=servers.patience, tls=servers.tls)
+        self._servers, self._place = servers, place
+        self._parser = Reader()
+
+    async def greet(self) -> None:
+        """See `Connection.greet`."""
+        self._parser = Reader()
+        address = self._servers.address
+        login: list[tuple[Command, str]] = []
+        if address.user or address.password:
+            words = [word.encode() for word in (address.user, address.password)]
+            refusal = "refuses the user or password: mend them in the store's URL"
+            login.append(((b"AUTH", *words[not address.user :]), refusal))
+        if address.database:
+            refusal = "has no such database: mend the number at the end of the store's URL"
+            login.append(((b"SELECT", address.database), refusal))
+        for command, refusal in login:
+            [reply] = await self.converse([_request(command)])
+            if isinstance(reply, ReplyError):
+                raise meaning(self.where, str(reply), refusal=refusal)
+            if isinstance(reply, Exception):
+                raise reply
+        replies = await self.converse(list(map(_request, SETTINGS)))
+        state = State(self.where, _told(self.where, replies))
+        if state.mode not in ("", "cluster" if address.scheme == CLUSTER else "standalone"):
+            raise Refused(
+                f"{self.where} runs in mode {state.mode}: the URL of a cluster begins with"
+                f" {CLUSTER}://, that of a single server with redis:// or rediss://"
+            )
+        self._servers.note(self._place, state)
+
+    async def reply(self, request: Request) -> Any:  # noqa: ARG002
+        """See `Connection.reply`."""
+        try:
+            while (reply := self._parser.gets()) is False:
+                data = await self.reader.read(65_536)
+                if not data:
+                    raise Lost("it closed the connection")
+                self._parser.feed(data)
+        except ProtocolError as error:
+            raise Lost(f"it does not speak the protocol of Redis ({error})") from error
+        return reply
+
+
+def _request(command: Command) -> Request:
+    return Request(pack_command(command), command[0] in _CHANGES)  # type: ignore[arg-type]
+
+
+def _told(where: str, replies: Sequence[Any]) -> list[Any]:
+    """Replies to `SETTINGS`, None for what the user may not ask."""
+    told: list[Any] = []
+    for reply in replies:
+        if isinstance(reply, ReplyError):
+            if not str(reply).startswith(("NOPERM", "ERR unknown")):
+                raise meaning(where, str(reply))
+            told.append(None)
+        elif isinstance(reply, Exception):
+            raise reply
+        else:
+            told.append(reply)
+    return told
+
+
+def meaning(where: str, said: str, *, writes: bool = False, refusal: str = "") -> DolmenError:
+    """The error for a command that the server called `where` refused in these words.
+
+    For a write it is `OutcomeUnknown` unless they say that nothing happened. `refusal` is
+    said of a server that refuses for good.
+    """
+    if said.startswith(_PASSING):
+        return Unavailable(f"{where} can't do it now: {said}")
+    if refusal:
+        return Refused(f"{where} {refusal}")
+    if said.startswith("OOM"):
+        return Full(f"{where} has no memory left for this (maxmemory): {said}")
+    if said.startswith(("READONLY", "MISCONF")):
+        return ReadOnly(f"{where} takes no writes: {said}")
+    if said.startswith(("NOAUTH", "NOPERM", "DENIED")):
+        return Refused(f"{where} does not permit it; mend the user in the store's URL: {said}")
+    return (OutcomeUnknown if writes else Unavailable)(f"{where} answered: {said}")

@@ -1,0 +1,447 @@
+"""PostgreSQL as a store: several processes, killed, stopped, full, read-only, refusing."""
+
+import asyncio
+import contextlib
+import hashlib
+import itertools
+import os
+import random
+import signal
+
+import pytest
+
+from dolmen.errors import (
+    BadSetting,
+    Conflict,
+    DolmenError,
+    Full,
+    NotFound,
+    OutcomeUnknown,
+    ReadOnly,
+    Unavailable,
+)
+from dolmen.names import partition_of
+from dolmen.payload import Bytes, Stream
+from dolmen.stamps import Clock
+from dolmen.store import BlobStore, Capabilities, Outcome, Put
+from dolmen.stores import open_store
+from dolmen.stores.postgresql import open_url
+from dolmen.testing import calls
+from dolmen.testing.conformance import Conformance, Place
+from dolmen.testing.conformance.material import at, content, names, noise, recomputed
+from engines.postgresql import PostgresServer
+
+PART = 1 << 20
+NAMES = [f"n{number}" for number in range(40)]
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory):
+    with PostgresServer(tmp_path_factory.mktemp("postgresql") / "data") as server:
+        yield server
+
+
+class TestPostgres(Conformance):
+    @pytest.fixture(autouse=True)
+    def _server(self, postgres_server: PostgresServer) -> None:
+        self.server = postgres_server
+
+    async def make_store(self, place: Place) -> BlobStore:
+        schema = "s" + hashlib.sha1(str(place.path).encode()).hexdigest()
+        url = self.server.schema(schema)
+        if not place.path.exists():
+            place.path.mkdir(parents=True)
+            place.exits.callback(self.server.drop, schema)
+        return await open_url(url, clock=Clock(place.time.wall), now=place.time.now)
+
+
+@pytest.fixture
+def schema(postgres_server):
+    """A schema of the test's own on the server that tests share."""
+    name = f"t{next(_numbers)}"
+    postgres_server.schema(name)
+    yield name
+    postgres_server.drop(name)
+
+
+@pytest.fixture
+async def opened(postgres_server, schema):
+    """Opens the store of the schema, as often as it is called."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def open_one():
+            store = await open_url(postgres_server.url(schema))
+            stack.push_async_callback(store.aclose)
+            return store
+
+        yield open_one
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A server of the test's own, to be treated badly."""
+    with PostgresServer(tmp_path / "data") as server:
+        yield server
+
+
+@pytest.fixture
+async def store(server):
+    """A store on that server, in the schema `public`."""
+    store = await open_url(server.url())
+    yield store
+    await store.aclose()
+
+
+async def put(store, name, data, **options):
+    return await calls.put(store, name, Bytes(data), **options)
+
+
+async def killed(server, store):
+    """Kill the server, and let the store find out."""
+    server.kill()
+    with pytest.raises(Unavailable):
+        await store.stat("name")
+
+
+# What it is and how it is set
+
+
+async def test_what_it_promises(opened):
+    store = await opened()
+    assert store.capabilities == Capabilities(
+        durable=True, largest=5 << 30, digests=True, ordered=True, conflicts=True
+    )
+    assert (await store.condition()).remarks == []
+
+
+@pytest.mark.parametrize("setting", ["synchronous_commit", "fsync", "full_page_writes"])
+async def test_a_server_that_does_not_flush_is_not_durable(postgres_server, schema, setting):
+    url = postgres_server.url(schema)
+    if setting == "synchronous_commit":
+        url += "&synchronous_commit=off"
+    else:
+        postgres_server.sql(f"ALTER SYSTEM SET {setting} = off", "SELECT pg_reload_conf()")
+    try:
+        store = await open_url(url)
+        while store.capabilities.durable and setting != "synchronous_commit":  # it reloads soon
+            await store.condition()
+        assert not store.capabilities.durable
+        [remark] = (await store.condition()).remarks
+        assert f"does not count as durable: {setting} off" in remark
+        await store.aclose()
+    finally:
+        postgres_server.sql("ALTER SYSTEM RESET ALL", "SELECT pg_reload_conf()")
+
+
+async def test_whether_it_flushes_is_known_before_the_first_write(server):
+    server.kill()
+    server.settings["fsync"] = "off"
+    store = await open_url(server.url())  # it is not there yet
+    server.start()
+    await put(store, "a", b"a")
+    assert not store.capabilities.durable
+    await store.aclose()
+
+
+async def test_the_table_is_made_once_however_many_open_it_and_a_newer_one_left_alone(
+    postgres_server, schema
+):
+    url = postgres_server.url(schema)
+    stores = await asyncio.gather(*(open_url(url) for _ in range(5)))
+    for number, store in enumerate(stores):
+        await put(store, f"n{number}", b"")
+    assert len(await names(stores[0].list())) == 5
+    assert len({(await store.notes())["identity"] for store in stores}) == 1
+    for store in stores:
+        await store.aclose()
+    assert postgres_server.sql(f"SELECT number FROM {schema}.dolmen_migrations") == "1"
+    postgres_server.sql(f"INSERT INTO {schema}.dolmen_migrations VALUES (999)")
+    with pytest.raises(BadSetting, match=r"version 999, .* up to 1: use a newer dolmen"):
+        await open_url(url)
+
+
+async def test_names_are_ordered_by_their_bytes_whatever_the_database_thinks(postgres_server):
+    postgres_server.sql(
+        "CREATE DATABASE german TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'de'"
+    )
+    store = await open_url(postgres_server.url(database="german"))
+    by_partition = {}
+    for number in range(70_000):
+        for name in (f"N{number}", f"n{number}", f"n-{number}"):
+            by_partition.setdefault(partition_of(name), []).append(name)
+    crowded = max(by_partition.values(), key=len)
+    await asyncio.gather(*(put(store, name, b"") for name in crowded))
+    assert await names(store.list()) == sorted(crowded) != sorted(crowded, key=str.lower)
+    await store.aclose()
+
+
+async def test_stores_of_several_processes_never_both_take_a_name(opened):
+    stores = [await opened() for _ in range(3)]
+    rng = random.Random(4)
+
+    async def write(store, name):
+        try:
+            return await put(store, name, rng.randbytes(rng.choice((10, 100_000))))
+        except Conflict as conflict:
+            return conflict
+
+    for turn in range(3):
+        asked = [(store, f"n{turn}-{number}") for number in range(60) for store in stores]
+        rng.shuffle(asked)
+        answers = await asyncio.gather(*(write(*each) for each in asked))
+        assert sum(isinstance(answer, Put) for answer in answers) == 60
+    # Nobody waits for locks in a circle, whatever partitions the batches share.
+    shared = [f"s{number}" for number in range(300)]
+    stamps = range(at(1), at(1) + 6)
+    writes = [(name, stamp) for name in shared for stamp in stamps]
+    rng.shuffle(writes)
+    await asyncio.gather(
+        *(
+            put(stores[number % 3], name, b"%d" % stamp, stamp=stamp)
+            for number, (name, stamp) in enumerate(writes)
+        )
+    )
+    for name in shared:
+        assert await content(stores[0], name) == b"%d" % stamps[-1]
+    assert await stores[1].digests() == await recomputed(stores[2])
+    assert (await stores[0].digests()).count == 480
+
+
+# Killed, stopped, not there
+
+
+async def test_killed_in_the_middle_of_a_put_it_shows_nothing_of_it(server, store):
+    await put(store, "before", noise(2 * PART))
+
+    async def pieces():
+        for number in range(8):
+            if number == 4:
+                server.kill()
+            yield noise(PART, number)
+
+    with pytest.raises(Unavailable):
+        await calls.put(store, "name", Stream(8 * PART, pieces))
+    server.start()
+    with pytest.raises(NotFound):
+        await store.get("name")
+    assert await names(calls.listing(store, tombstones=True)) == ["before"]
+    assert await content(store, "before") == noise(2 * PART)
+    assert (await put(store, "name", noise(6 * PART))).outcome is Outcome.CREATED
+    assert await content(store, "name") == noise(6 * PART)
+
+
+async def test_what_was_answered_for_survives_a_kill_and_the_next_request_works(server, store):
+    answered = {}
+
+    async def write(number):
+        data = noise(100 + 3000 * number, number)
+        await put(store, f"n{number}", data)
+        answered[f"n{number}"] = data
+        if len(answered) == 150:
+            server.kill()
+
+    found = await asyncio.gather(*map(write, range(300)), return_exceptions=True)
+    failed = [error for error in found if error is not None]
+    assert failed
+    assert all(isinstance(error, Unavailable | OutcomeUnknown) for error in failed), failed
+    for call in (store.get("n0"), store.stat("n0"), store.digests(), store.notes()):
+        with pytest.raises(Unavailable, match="PostgreSQL at"):
+            await call
+    server.start()
+    for name, data in answered.items():
+        assert await content(store, name) == data
+    assert await store.digests() == await recomputed(store)
+
+
+async def test_requests_in_flight_fail_and_the_next_ones_work(server, store):
+    await asyncio.gather(*(put(store, name, name.encode()) for name in NAMES))
+    for _ in range(2):
+        server.signal(signal.SIGSTOP)
+        gets = [asyncio.ensure_future(store.get(name)) for name in NAMES]
+        puts = [asyncio.ensure_future(put(store, f"{name}-", b"-")) for name in NAMES]
+        await asyncio.sleep(0)
+        server.kill()
+        failed = await asyncio.gather(*gets, return_exceptions=True)
+        assert all(isinstance(error, Unavailable) for error in failed), failed
+        failed = await asyncio.gather(*puts, return_exceptions=True)
+        assert all(isinstance(error, Unavailable | OutcomeUnknown) for error in failed), failed
+        server.start()
+        assert [await content(store, name) for name in NAMES] == [n.encode() for n in NAMES]
+        assert (await put(store, "next", b"-")).outcome is not Outcome.SUPERSEDED
+    assert await store.digests() == await recomputed(store)
+
+
+@pytest.mark.parametrize("end", ["killed", "late"])
+async def test_the_outcome_of_a_commit_that_gets_no_answer_is_unknown(server, end):
+    store = await open_url(server.url(), patience=30 if end == "killed" else 3)
+    await put(store, "before", b"x")
+    # A commit waits for a standby that is not there.
+    server.sql("ALTER SYSTEM SET synchronous_standby_names = 'nobody'", "SELECT pg_reload_conf()")
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+    for number in itertools.count():  # until the server has read its settings
+        name = f"n{number}"
+        under_way = asyncio.ensure_future(put(store, name, b"content"))
+        while not under_way.done() and server.sql(waiting) == "0":
+            await asyncio.sleep(0)
+        if not under_way.done():
+            break
+    if end == "killed":
+        server.kill()
+    with pytest.raises(OutcomeUnknown, match="the write may have happened"):
+        await under_way
+    await killed(server, store)
+    (server.folder / "postgresql.auto.conf").unlink()
+    server.start()
+    assert await content(store, name) == b"content"
+    assert (await put(store, name, b"content")).outcome is Outcome.UNCHANGED
+    assert await store.digests() == await recomputed(store)
+    await store.aclose()
+
+
+async def test_a_server_that_does_not_answer_is_given_up_and_taken_up_again(server):
+    store = await open_url(server.url(), patience=2)
+    await put(store, "name", b"content")
+    await put(store, "large", noise(2 * PART))
+    server.signal(signal.SIGSTOP)
+    failed = await asyncio.gather(
+        store.get("name"),
+        store.stat("name"),
+        put(store, "other", b"x"),
+        put(store, "another", noise(2 * PART)),
+        store.digests(),
+        store.condition(),
+        return_exceptions=True,
+    )
+    assert all(isinstance(error, Unavailable | OutcomeUnknown) for error in failed), failed
+    server.signal(signal.SIGCONT)
+    assert await content(store, "name") == b"content"
+    assert await content(store, "large") == noise(2 * PART)
+    assert (await put(store, "third", b"x")).outcome is Outcome.CREATED
+    await store.aclose()
+
+
+async def test_a_server_that_is_not_there_yet_is_waited_for(server, caplog):
+    server.kill()
+    store = await open_store(server.url())
+    assert "opened all the same" in caplog.text
+    with pytest.raises(Unavailable, match=r"No such file|refused"):
+        await store.get("name")
+    server.start()
+    assert (await put(store, "name", b"x")).outcome is Outcome.CREATED
+    await store.aclose()
+    store = await open_store("postgresql://me:secret@127.0.0.1:1/dolmen")
+    with pytest.raises(Unavailable, match=r"refused|failed") as caught:
+        await put(store, "name", b"x")
+    assert "secret" not in caplog.text + str(caught.value)
+    await store.aclose()
+
+
+# Refused
+
+
+async def test_who_is_refused_is_told_what_to_mend(server):
+    server.sql("CREATE ROLE guarded LOGIN PASSWORD 'right'", "CREATE SCHEMA his")
+    hba = "local all guarded scram-sha-256\nlocal all all trust\n"
+    (server.folder / "pg_hba.conf").write_text(hba)
+    server.sql("SELECT pg_reload_conf()")
+    right = server.url("his", user="guarded:right")
+    server.sql("GRANT USAGE ON SCHEMA his TO guarded")
+    with pytest.raises(BadSetting, match="GRANT CREATE, USAGE ON SCHEMA"):
+        await open_store(right)
+    server.sql("GRANT CREATE ON SCHEMA his TO guarded")
+    store = await open_store(right)
+    await put(store, "name", b"x")
+    for url, hint in (
+        (server.url("his", user="guarded:wrong"), "mend user and password"),
+        (server.url("his", user="guarded"), "password"),
+        (server.url("his", user="nobody"), "mend user and password"),
+        (server.url("his", database="wrong"), "mend the database in the store's URL"),
+        (server.url("wrong"), "CREATE SCHEMA NAME"),
+        (server.url("his") + "&work_men=1MB", "doesn't know"),
+        (server.url("his") + "&work_mem=lots", "doesn't know"),
+        ("postgresql://127.0.0.1:port/dolmen", "write postgresql://"),
+        ("postgresql://127.0.0.1:99999/dolmen", "write postgresql://"),
+        ("postgresql://127.0.0.1/dolmen?sslmode=maybe", "write postgresql://"),
+        ("postgresql://127.0.0.1/dolmen?target_session_attrs=any-one", "write postgresql://"),
+    ):
+        with pytest.raises(BadSetting, match=hint) as caught:
+            await open_store(url)
+        assert "wrong@" not in str(caught.value)
+        assert "\n" not in str(caught.value)
+    # Later on it is something that may be mended while dolmen runs.
+    server.sql(
+        "ALTER ROLE guarded PASSWORD 'another'",
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'guarded'",
+    )
+    for _ in range(8):
+        with pytest.raises(Unavailable):
+            await store.get("name")
+    with pytest.raises(Unavailable, match="mend user and password"):
+        await store.get("name")
+    server.sql("ALTER ROLE guarded PASSWORD 'right'")
+    assert await content(store, "name") == b"x"
+    await store.aclose()
+
+
+async def test_a_read_only_server_is_read(server, store):
+    await put(store, "name", b"content")
+    server.sql(
+        "CREATE SCHEMA empty", "ALTER DATABASE dolmen SET default_transaction_read_only = on"
+    )
+    read_only = await open_store(server.url())
+    assert await content(read_only, "name") == b"content"
+    assert await names(read_only.list()) == ["name"]
+    for call in (
+        put(read_only, "other", b"x"),
+        put(read_only, "other", noise(2 * PART)),
+        calls.delete(read_only, "name"),
+        read_only.note("key", b""),
+    ):
+        with pytest.raises(ReadOnly, match="read-only transaction"):
+            await call
+    condition = await read_only.condition()
+    assert not condition.writable
+    assert "read-only" in condition.reasons[0]
+    await read_only.aclose()
+    with pytest.raises(ReadOnly):
+        await open_store(server.url("empty"))
+    assert (await put(store, "other", b"x")).outcome is Outcome.CREATED
+
+
+# Full
+
+
+async def test_a_disk_without_room_refuses_what_finds_none_and_goes_on_otherwise(server, store):
+    await put(store, "small", b"x")
+    await killed(server, store)
+    # No file grows beyond this, as if its disk were full.
+    server.file_limit = (16 << 20) + 4096
+    server.start()
+    with pytest.raises(Full, match="could not extend file"):
+        for number in range(30):
+            await put(store, f"n{number}", noise(PART, number))
+    with pytest.raises(NotFound):
+        await store.get(f"n{number}")
+    assert number > 5
+    for there in range(number):
+        assert await content(store, f"n{there}") == noise(PART, there)
+        await calls.delete(store, f"n{there}")
+    data = os.urandom(60_000)
+    puts = [put(store, f"m{number}", data) for number in range(300)]
+    found = await asyncio.gather(*puts, calls.delete(store, "small"), return_exceptions=True)
+    *answers, deleted = found
+    assert not isinstance(deleted, BaseException)  # it needs next to no room
+    refused = [answer for answer in answers if isinstance(answer, DolmenError)]
+    assert refused
+    assert all(isinstance(error, Full) for error in refused), refused
+    assert len(await names(store.list())) == 300 - len(refused)
+    assert await store.digests() == await recomputed(store)
+    server.sql(
+        "UPDATE dolmen_kept SET value = decode(repeat('00', 8), 'hex')"
+        " || substring(value FROM 9) WHERE key >= 'u' AND key < 'v'"
+    )
+    await store._parts.sweep()
+    server.sql("VACUUM dolmen_kept")
+    assert (await put(store, "again", noise(4 * PART))).outcome is Outcome.CREATED
+    assert await content(store, "again") == noise(4 * PART)
