@@ -23,9 +23,9 @@ from dolmen.replication.export import END, EXPORT, MANIFESTS, Progress, export, 
 from dolmen.replication.import_ import Imported, import_archive
 from dolmen.stamps import Clock, format_stamp
 from dolmen.store import Blob, BlobInfo, Capabilities, Failed, Write
-from dolmen.stores.watermark import WATERMARK, watermark_in
 from dolmen.stores.memory import MemoryStore
 from dolmen.stores.records import Damage, Mark, RecordReader, encode
+from dolmen.stores.watermark import WATERMARK, watermark_in
 from dolmen.testing import calls
 from dolmen.testing.faulty import Fault, FaultyStore
 

@@ -10,17 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dolmen.cluster.budget import Budget
 from dolmen.cluster.cluster import Cluster
 from dolmen.cluster.groups import Group, Member, make_group
 from dolmen.cluster.manifest import CHUNK, Manifest
 from dolmen.cluster.objects import Objects
-from dolmen.replication.manifests import GRACE
 from dolmen.errors import Corrupt, Outdated, Unavailable
 from dolmen.names import chunk_name, partition_of
 from dolmen.payload import Bytes, read_whole
 from dolmen.record import Kind
 from dolmen.replication.gc import Collected, collect
+from dolmen.replication.manifests import GRACE
 from dolmen.replication.repair import Repair
 from dolmen.stamps import Clock
 from dolmen.store import EVERYTHING, BlobInfo, Condition
@@ -61,9 +60,10 @@ class Servers:
         names = [chunk_name(content) for content in contents]
         cluster = self.cluster
         for chunk, content in zip(names, contents, strict=True):
-            await cluster.write(chunk, Bytes(content), known=True)
+            await calls.put(cluster, chunk, Bytes(content))
         size = (len(names) - 1) * CHUNK + 1
-        await cluster.write(name, Bytes(Manifest(size, names).encode()), kind=Kind.MANIFEST)
+        manifest = Bytes(Manifest(size, names).encode())
+        await calls.put(cluster, name, manifest, kind=Kind.MANIFEST)
 
     async def collect(self, **how: object) -> Collected:
         return await collect(self.groups, now=self.now, pause=self.pause, **how)
@@ -344,7 +344,7 @@ async def test_whatever_goes_on_meanwhile_every_object_stays_whole(before, meanw
 
 async def test_a_real_upload_is_read_back_after_a_collection():
     servers = Servers()
-    objects = Objects(servers.cluster, budget=Budget())
+    objects = Objects(servers.cluster)
     data = random.Random(5).randbytes(CHUNK + 1_000)
 
     class Source:

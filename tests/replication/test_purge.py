@@ -179,7 +179,7 @@ async def test_a_stale_server_that_is_emptied_is_filled():
 
 
 async def test_an_empty_destination_takes_part_in_the_purges_of_its_source():
-    cluster, old = await with_a_purged_delete()
+    cluster, _ = await with_a_purged_delete()
     backup = MemoryStore()
     assert (await replicate(cluster.stores["a"], backup)).complete
     cluster.join("d", backup)
@@ -243,8 +243,8 @@ async def test_two_purges_at_once_leave_nobody_stale():
         async def second(_method: str, _name: str) -> None:
             nonlocal seen
             seen += 1
-            if seen == first + 1:
-                await cluster.round()  # noqa: B023 - awaited below
+            if seen == first + 1:  # noqa: B023 - awaited below
+                await cluster.round()  # noqa: B023
 
         for store in cluster.stores.values():
             store.pause = second
@@ -381,9 +381,7 @@ class Story:
             cluster.day += 1.1
         assert done.complete
         for server in "abc":
-            live = {
-                info.name: info.stamp async for info in cluster.stores[server].store.list()
-            }
+            live = {info.name: info.stamp async for info in cluster.stores[server].store.list()}
             assert live == {n: stamp for n, (stamp, delete) in self.last.items() if not delete}
 
 

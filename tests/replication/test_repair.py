@@ -18,8 +18,7 @@ from dolmen.errors import Corrupt, NotFound, Outdated, Unavailable
 from dolmen.names import partition_of
 from dolmen.payload import Bytes, read_whole
 from dolmen.record import Kind
-from dolmen.replication.repair import COMPARED, SETTLE, Repair, Terms
-from dolmen.replication.repair import LONGEST, PAUSE, watch
+from dolmen.replication.repair import COMPARED, LONGEST, PAUSE, SETTLE, Repair, Terms, watch
 from dolmen.store import EVERYTHING, BlobInfo, Rank
 from dolmen.stores.epoch import Seen, seen_in
 from dolmen.stores.memory import MemoryStore
@@ -401,7 +400,7 @@ async def test_two_repairers_with_swapped_urls_that_begin_at_once_remove_nothing
         async def second(_method: str, _name: str) -> None:
             nonlocal asked
             asked += 1
-            if asked == first + 1:
+            if asked == first + 1:  # noqa: B023 - awaited below
                 rounds.append(asyncio.ensure_future(swapped.round()))  # noqa: B023
 
         for store in stores.values():

@@ -16,11 +16,11 @@ from dolmen.payload import Bytes, Piece, Stream
 from dolmen.record import Kind
 from dolmen.replication import Report, replicate
 from dolmen.replication.compare import Difference
-from dolmen.stores.retrying import TRIES
 from dolmen.replication.replicate import batches
 from dolmen.store import EVERYTHING, Blob, BlobInfo, Failed, Listing, Put, Write
 from dolmen.stores.base import Delegating
 from dolmen.stores.memory import MemoryStore
+from dolmen.stores.retrying import TRIES
 from dolmen.testing import calls
 from dolmen.testing.faulty import Fault, FaultyStore
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dolmen.errors import Corrupt, NotFound, Outdated, OutcomeUnknown, ReadOnly, Unavailable
+from dolmen.errors import Corrupt, NotFound, OutcomeUnknown, Outdated, ReadOnly, Unavailable
 from dolmen.payload import Bytes, Piece, Stream, read_whole
 from dolmen.store import Blob, Failed, Listing, Remove, Write
 from dolmen.stores.memory import MemoryStore

@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 from dolmen.closing import closing
-from dolmen.cluster.groups import Group, Member
+from dolmen.cluster.groups import Group
 from dolmen.cluster.manifest import decode
 from dolmen.cluster.placement import Placement
 from dolmen.errors import Corrupt, DolmenError, NotFound, Unavailable
@@ -106,17 +106,23 @@ class Servers:
 
     async def manifests(self) -> AsyncIterator[tuple[BlobInfo, Sequence[BlobStore]]]:
         """Every live manifest with the stores that hold it: misplaced ones first."""
-        misplaced: dict[str, list[int]] = {name: [] for name in self.members}
-        rightful: dict[str, list[int]] = {name: [] for name in self.members}
-        for at in ALL_PARTITIONS:
-            should: Sequence[Member] = self.placement.of(at).rightful
-            for name, member in self.members.items():
-                (rightful if member in should else misplaced)[name].append(at)
-        for partitions in (misplaced, rightful):
-            async with closing(listed(self.stores, partitions)) as names:
-                async for held in names:
-                    for version in _versions(held, self.stores):
-                        yield version
+        stray = {name: await self._stray(name) for name in self.stores}
+        first = {name: sorted(partitions) for name, partitions in stray.items()}
+        async with closing(listed(self.stores, first)) as names:
+            async for held in names:
+                for version in _versions(held, self.stores):
+                    yield version
+        async with closing(listed(self.stores)) as names:
+            async for held in names:
+                at = partition_of(next(iter(held.values())).name)
+                rest = {which: info for which, info in held.items() if at not in stray[which]}
+                for version in _versions(rest, self.stores):
+                    yield version
+
+    async def _stray(self, name: str) -> frozenset[int]:
+        """The partitions of which a server holds something and should not."""
+        member, held = self.members[name], (await self.stores[name].digests()).counts
+        return frozenset(at for at in held if member not in self.placement.of(at).rightful)
 
     async def _made_up_for(self, name: str, marks: Marks) -> bool:
         """Whether the object of a damaged copy can be had from another, whose chunks count then.
