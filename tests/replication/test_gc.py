@@ -147,11 +147,8 @@ async def test_a_server_that_can_not_be_read_in_full_stops_it(method):
     servers.seconds += 2 * GRACE
     for store in servers.stores.values():
         store.script(method, *[Fault.UNAVAILABLE] * 50)
-    if method == "get":
-        assert [each.name for each in (await servers.collect()).unread] == ["other"]
-    else:
-        with pytest.raises(Unavailable, match="a: "):
-            await servers.collect()
+    with pytest.raises(Unavailable, match="[abc]: "):
+        await servers.collect()
     assert chunk_name(ONE) in await servers.chunks()
 
 
@@ -221,9 +218,12 @@ class Moving(FaultyStore):
     """A store whose misplaced manifest moves to where it belongs when it is to be listed."""
 
     rightful: FaultyStore
+    moved = False
 
     async def list(self, listing=EVERYTHING):
-        if partition_of("object") in listing.partitions and not listing.prefix:
+        wanted = partition_of("object") in listing.partitions and not listing.prefix
+        if wanted and not self.moved:
+            self.moved = True
             blob = await self.store.get("object")
             payload = Bytes(await read_whole(blob.payload))
             at = blob.info.stamp

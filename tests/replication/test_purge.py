@@ -267,12 +267,13 @@ async def test_rejoin_names_the_servers_there_are():
         await rejoin(Cluster().stores, "z")
 
 
+EVENTS = (
+    "put delete delete month month round crash away back wipe save save restore restore leave "
+    "join join"
+).split()
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(
-            ["put", "delete", "delete", "month", "month", "round", "crash", "away", "back", "wipe"]
-            + ["save", "save", "restore", "restore", "leave", "join", "join"]
-        ),
+        st.sampled_from(EVENTS),
         st.sampled_from("abc"),
         st.sampled_from(["one", "one", "two"]),
         st.integers(0, 60),

@@ -381,7 +381,7 @@ async def test_swapped_urls_end_the_round_before_anything_is_copied_or_removed(s
 
 
 async def test_two_repairers_with_swapped_urls_that_begin_at_once_remove_nothing():
-    for first in range(0, 40, 2):
+    for first in range(0, 40, 4):
         servers = Servers("abc")
         groups = servers.groups(copies=1)
         for name in NAMES[:5]:

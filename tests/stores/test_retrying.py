@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dolmen.errors import Corrupt, NotFound, OutcomeUnknown, Outdated, ReadOnly, Unavailable
@@ -109,6 +109,7 @@ async def test_what_no_attempt_would_change_is_not_repeated():
     assert trial.waited == []
 
 
+@settings(max_examples=settings.default.max_examples // 4)
 @given(st.integers(0, 2**32), st.sampled_from([0.1, 0.3]))
 async def test_listings_and_bulk_reads_go_on_where_they_broke_off(seed, rate):
     trial = await Trial().filled()
