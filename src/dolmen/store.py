@@ -203,7 +203,10 @@ class Condition:
 class BlobStore(Protocol):
     """A blob store. Every method may raise `Unavailable` and, where it writes, `OutcomeUnknown`."""
 
-    capabilities: Capabilities
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this store promises; a remote one may learn better."""
+        ...
 
     def write(self, write: Write) -> Awaitable[Put]:
         """Carry out a write.

@@ -23,9 +23,9 @@ from dolmen.replication.export import END, EXPORT, MANIFESTS, Progress, export, 
 from dolmen.replication.import_ import Imported, import_archive
 from dolmen.stamps import Clock, format_stamp
 from dolmen.store import Blob, BlobInfo, Capabilities, Failed, Write
-from dolmen.stores.horizon import HORIZON, horizon_in
 from dolmen.stores.memory import MemoryStore
 from dolmen.stores.records import Damage, Mark, RecordReader, encode
+from dolmen.stores.watermark import WATERMARK, watermark_in
 from dolmen.testing import calls
 from dolmen.testing.faulty import Fault, FaultyStore
 
@@ -464,7 +464,7 @@ async def test_what_may_have_been_deleted_since_is_refused_unless_asked_for():
     data = await exported(source)
     destination = MemoryStore()
     await calls.put(destination, "other", Bytes(b"x"))
-    await destination.note(HORIZON, format_stamp(50).encode())
+    await destination.note(WATERMARK, format_stamp(50).encode())
     report = (await imported(data, destination)).report
     assert (report.copied, report.refused["MayBeDeleted"].count) == (1, 1)
     assert (await imported(data, destination, rejoin=True)).report.copied == 1
@@ -478,13 +478,13 @@ async def test_what_may_have_been_deleted_since_is_refused_unless_asked_for():
 
 async def test_an_empty_store_takes_over_what_was_forgotten_and_another_does_not():
     source = await filled(MemoryStore(clock=Clock()))
-    await source.note(HORIZON, format_stamp(50).encode())
+    await source.note(WATERMARK, format_stamp(50).encode())
     data = await exported(source)
     empty, other = MemoryStore(), MemoryStore()
     await other.write(Write("other", Bytes(b"x")))
     for store, expected in ((empty, 50), (other, 0)):
         await imported(data, store)
-        assert horizon_in(await store.notes()) == expected
+        assert watermark_in(await store.notes()) == expected
 
 
 async def test_damage_says_where():

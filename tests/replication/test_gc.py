@@ -10,20 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dolmen.cluster.budget import Budget
 from dolmen.cluster.cluster import Cluster
 from dolmen.cluster.groups import Group, Member, make_group
 from dolmen.cluster.manifest import CHUNK, Manifest
 from dolmen.cluster.objects import Objects
-from dolmen.cluster.upload import GRACE
 from dolmen.errors import Corrupt, Outdated, Unavailable
 from dolmen.names import chunk_name, partition_of
 from dolmen.payload import Bytes, read_whole
 from dolmen.record import Kind
 from dolmen.replication.gc import Collected, collect
+from dolmen.replication.manifests import GRACE
 from dolmen.replication.repair import Repair
 from dolmen.stamps import Clock
-from dolmen.store import ALL_PARTITIONS
+from dolmen.store import EVERYTHING, BlobInfo, Condition
 from dolmen.stores.epoch import Seen, tell
 from dolmen.stores.memory import MemoryStore
 from dolmen.testing import calls
@@ -61,9 +60,10 @@ class Servers:
         names = [chunk_name(content) for content in contents]
         cluster = self.cluster
         for chunk, content in zip(names, contents, strict=True):
-            await cluster.write(chunk, Bytes(content), known=True)
+            await calls.put(cluster, chunk, Bytes(content))
         size = (len(names) - 1) * CHUNK + 1
-        await cluster.write(name, Bytes(Manifest(size, names).encode()), kind=Kind.MANIFEST)
+        manifest = Bytes(Manifest(size, names).encode())
+        await calls.put(cluster, name, manifest, kind=Kind.MANIFEST)
 
     async def collect(self, **how: object) -> Collected:
         return await collect(self.groups, now=self.now, pause=self.pause, **how)
@@ -106,6 +106,20 @@ async def test_the_age_is_that_on_the_servers_own_clock():
     assert await servers.chunks() == {chunk_name(ONE)}
 
 
+async def test_nothing_goes_from_a_server_whose_clock_jumped():
+    class Jumped(MemoryStore):
+        async def condition(self):
+            return Condition(remarks=["the clock was set back by 2 days since this began"])
+
+    servers = Servers("a", copies=1)
+    servers.stores["a"].store = Jumped(clock=servers.clock, now=servers.now)
+    await calls.put(servers.cluster, chunk_name(ONE), Bytes(ONE))
+    servers.seconds += 2 * GRACE
+    done = await servers.collect()
+    assert done.removed == 0
+    assert "clock" in done.passed_over["a"]
+
+
 async def test_objects_and_other_blobs_are_no_garbage():
     servers = Servers()
     for name in ("a" * 64, "chunkshort", "chunk" + "x" * 64, "anything"):
@@ -133,11 +147,8 @@ async def test_a_server_that_can_not_be_read_in_full_stops_it(method):
     servers.seconds += 2 * GRACE
     for store in servers.stores.values():
         store.script(method, *[Fault.UNAVAILABLE] * 50)
-    if method == "get":
-        assert [each.name for each in (await servers.collect()).unread] == ["other"]
-    else:
-        with pytest.raises(Unavailable, match="a: "):
-            await servers.collect()
+    with pytest.raises(Unavailable, match="[abc]: "):
+        await servers.collect()
     assert chunk_name(ONE) in await servers.chunks()
 
 
@@ -167,13 +178,17 @@ class Quarantining(MemoryStore):
     def __init__(self, store: MemoryStore) -> None:
         self.__dict__ = store.__dict__
 
-    async def quarantined(self):
-        yield "object"
+    async def list(self, listing=EVERYTHING):
+        if listing.quarantined:
+            yield BlobInfo("object", 1, Kind.MANIFEST, 1, bytes(16))
+            return
+        async for info in super().list(listing):
+            yield info
 
-    async def stat(self, name, *, tombstones=False):
+    async def stat(self, name):
         if name == "object":
             raise Corrupt("it is quarantined")
-        return await super().stat(name, tombstones=tombstones)
+        return await super().stat(name)
 
 
 async def test_another_copy_makes_up_for_a_quarantined_one():
@@ -203,15 +218,18 @@ class Moving(FaultyStore):
     """A store whose misplaced manifest moves to where it belongs when it is to be listed."""
 
     rightful: FaultyStore
+    moved = False
 
-    async def list(self, *, partitions=ALL_PARTITIONS, **how):
-        if partition_of("object") in partitions and not how.get("prefix"):
+    async def list(self, listing=EVERYTHING):
+        wanted = partition_of("object") in listing.partitions and not listing.prefix
+        if wanted and not self.moved:
+            self.moved = True
             blob = await self.store.get("object")
             payload = Bytes(await read_whole(blob.payload))
             at = blob.info.stamp
             await calls.put(self.rightful.store, "object", payload, stamp=at, kind=Kind.MANIFEST)
             await calls.remove(self.store, "object", if_stamp=at)
-        async for info in super().list(partitions=partitions, **how):
+        async for info in super().list(listing):
             yield info
 
 
@@ -237,9 +255,12 @@ async def test_an_older_configuration_removes_nothing():
     for store in servers.stores.values():
         await tell(store, Seen(3, "x"))
     with pytest.raises(Outdated):
-        await servers.collect(epoch=2)
+        await servers.collect(seen=Seen(2, "x"))
     assert await servers.chunks() == {chunk_name(ONE)}
-    assert (await servers.collect(epoch=3)).removed == 2
+    for other in (Seen(3, "y"), Seen(0, "")):
+        with pytest.raises(Outdated, match="--config"):
+            await servers.collect(seen=other)
+    assert (await servers.collect(seen=Seen(3, "x"))).removed == 2
 
 
 async def test_broken_off_anywhere_it_is_made_good_by_the_next():
@@ -323,7 +344,7 @@ async def test_whatever_goes_on_meanwhile_every_object_stays_whole(before, meanw
 
 async def test_a_real_upload_is_read_back_after_a_collection():
     servers = Servers()
-    objects = Objects(servers.cluster, budget=Budget())
+    objects = Objects(servers.cluster)
     data = random.Random(5).randbytes(CHUNK + 1_000)
 
     class Source:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 
 from dolmen.cluster.manifest import CHUNK, Manifest
-from dolmen.cluster.upload import GRACE
 from dolmen.errors import Corrupt
 from dolmen.names import chunk_name, partition_of
 from dolmen.payload import Bytes, read_whole
 from dolmen.record import Kind
 from dolmen.replication import replicate
+from dolmen.replication.manifests import GRACE
 from dolmen.stores.memory import MemoryStore
 from dolmen.testing import calls
 from dolmen.testing.faulty import FaultyStore

@@ -12,14 +12,15 @@ import pytest
 from dolmen import metadata
 from dolmen.errors import BadContent, Corrupt, Full, ReadOnly, TooLarge, Unavailable
 from dolmen.names import checksum_of, is_object_id, partition_of
-from dolmen.payload import Bytes, Payload, Piece, Stream
+from dolmen.payload import Bytes, Piece, Stream
 from dolmen.record import Kind
 from dolmen.replication import Report, replicate
 from dolmen.replication.compare import Difference
-from dolmen.replication.patience import TRIES
 from dolmen.replication.replicate import batches
-from dolmen.store import Blob, BlobInfo, Failed
+from dolmen.store import EVERYTHING, Blob, BlobInfo, Failed, Listing, Put, Write
+from dolmen.stores.base import Delegating
 from dolmen.stores.memory import MemoryStore
+from dolmen.stores.retrying import TRIES
 from dolmen.testing import calls
 from dolmen.testing.faulty import Fault, FaultyStore
 
@@ -70,15 +71,12 @@ async def test_only_partitions_that_differ_are_listed() -> None:
     await calls.put(source, "new", Bytes(b"new"))
     listed: list[int] = []
 
-    class Watching(MemoryStore):
-        def list(self, **options):  # type: ignore[no-untyped-def,override]
-            listed.extend(options["partitions"])
-            return calls.listing(source, **options)
+    class Watching(Delegating):
+        def list(self, listing: Listing = EVERYTHING) -> AsyncIterator[BlobInfo]:
+            listed.extend(listing.partitions)
+            return self.store.list(listing)
 
-    watching = Watching()
-    watching.digests = source.digests  # type: ignore[method-assign]
-    watching.get = source.get  # type: ignore[method-assign]
-    report = await replicate(watching, destination)
+    report = await replicate(Watching(source), destination)
     assert report.copied == 1
     assert listed == [partition_of("new")]
 
@@ -99,7 +97,7 @@ async def test_a_newer_stamp_of_the_same_content_is_a_touch_without_data() -> No
     source, destination = await filled(300), await filled(300)
     for number in range(300):
         info = await source.stat(f"blob-{number:05}")
-        fresh = (await destination.stat(info.name)).stamp + 1
+        fresh = max(info.stamp, (await destination.stat(info.name)).stamp) + 1
         await calls.touch(source, info.name, stamp=fresh, checksum=info.checksum, meta=META)
     left = FaultyStore(source)
     report = await replicate(left, destination)
@@ -294,14 +292,12 @@ class Broken(MemoryStore):
 
 
 class OneStream(MemoryStore):
-    """A store whose bulk put fails whole when a body does, as a connection would."""
+    """A store whose bulk write fails whole when a body does, as a connection would."""
 
-    async def put_many(self, blobs):  # type: ignore[no-untyped-def,override]
-        async for blob in blobs:
-            data = b"".join([bytes(piece) async for piece in blob.payload])
-            yield await self.put(
-                blob.info.name, Bytes(data), stamp=blob.info.stamp, kind=Kind(blob.info.kind)
-            )
+    async def write_many(self, writes: AsyncIterator[Write]) -> AsyncIterator[Put | Failed]:
+        async for write in writes:
+            write.payload = Bytes(b"".join([bytes(piece) async for piece in write.payload]))
+            yield await self.write(write)
 
 
 async def test_a_body_that_breaks_the_whole_stream_is_put_down_to_its_blob() -> None:
@@ -316,12 +312,12 @@ async def test_a_body_that_breaks_the_whole_stream_is_put_down_to_its_blob() -> 
 
 async def test_a_body_that_breaks_is_put_down_to_the_source_whatever_the_destination_says() -> None:
     class Vague(MemoryStore):
-        async def put_many(self, blobs):  # type: ignore[no-untyped-def,override]
-            async for blob in blobs:
+        async def write_many(self, writes: AsyncIterator[Write]) -> AsyncIterator[Put | Failed]:
+            async for write in writes:
                 try:
-                    yield await self.put(blob.info.name, blob.payload, stamp=blob.info.stamp)
+                    yield await self.write(write)
                 except Corrupt:
-                    yield Failed(blob.info.name, TooLarge("the body was odd"))
+                    yield Failed(write.name, TooLarge("the body was odd"))
 
     source = Broken(Corrupt("block 3 is damaged"))
     for name in ("a", "bad"):
@@ -333,38 +329,34 @@ async def test_a_body_that_breaks_is_put_down_to_the_source_whatever_the_destina
 async def test_listings_are_closed_when_a_run_stops() -> None:
     source, destination = await filled(15_000), FaultyStore(MemoryStore())
     open_now = 0
-
     kept = []  # so that no garbage collection closes what the run left open
 
-    class Counting(MemoryStore):
-        def list(self, **options):  # type: ignore[no-untyped-def,override]
-            kept.append(self.listing(**options))
+    class Counting(Delegating):
+        def list(self, listing: Listing = EVERYTHING) -> AsyncIterator[BlobInfo]:
+            kept.append(self.listing(listing))
             return kept[-1]
 
-        async def listing(self, **options):  # type: ignore[no-untyped-def]
+        async def listing(self, listing: Listing) -> AsyncIterator[BlobInfo]:
             nonlocal open_now
             open_now += 1
             try:
-                async for info in calls.listing(source, **options):
+                async for info in source.list(listing):
                     yield info
             finally:
                 open_now -= 1
 
-    counting = Counting()
-    counting.digests = source.digests  # type: ignore[method-assign]
-    counting.get = source.get  # type: ignore[method-assign]
     destination.script("put", *[ReadOnly("its disk failed")] * 15_000)
-    report = await replicate(counting, destination, pause=nothing)
+    report = await replicate(Counting(source), destination, pause=nothing)
     assert isinstance(report.stopped, ReadOnly)
     assert open_now == 0
 
 
 async def test_what_the_destination_refuses_of_a_stream_is_put_down_to_its_blob() -> None:
     class Picky(OneStream):
-        async def put(self, name: str, payload: Payload, **options: object):  # type: ignore[no-untyped-def,override]
-            if name == "bad":
+        async def write(self, write: Write) -> Put:
+            if write.name == "bad":
                 raise BadContent("not what was announced")
-            return await super().put(name, payload, **options)  # type: ignore[arg-type]
+            return await super().write(write)
 
     source, destination = MemoryStore(), Picky()
     for name in ("a", "bad", "c"):
@@ -411,7 +403,7 @@ async def test_a_store_without_stamps_gets_no_manifest_and_no_late_delete() -> N
     class Late(MemoryStore):
         async def get(self, name: str, *, byte_range: tuple[int, int] | None = None) -> Blob:
             if name == "late":
-                await self.delete(name)
+                await calls.delete(self, name)
             return await super().get(name, byte_range=byte_range)
 
     source, destination = Late(), Plain()
@@ -446,16 +438,11 @@ async def test_what_a_store_without_checksums_gives_must_fit_its_name(streamed: 
             return blob
 
     class Framing(MemoryStore):
-        async def put_many(self, blobs):  # type: ignore[no-untyped-def,override]
-            async def framed() -> AsyncIterator[Blob]:
-                async for blob in blobs:
-                    # A record carries the checksum of what is in memory.
-                    if blob.payload.whole is not None:
-                        assert blob.info.checksum == checksum_of(blob.payload.whole)
-                    yield blob
-
-            async for answer in super().put_many(framed()):
-                yield answer
+        async def write(self, write: Write) -> Put:
+            # A record carries the checksum of what is in memory.
+            if write.payload.whole is not None:
+                assert write.checksum == checksum_of(write.payload.whole)
+            return await super().write(write)
 
     source, destination = Streaming(), Framing()
     await calls.put(source, right_id, Bytes(good), stamp=0)

@@ -45,7 +45,10 @@ def api_server(
     workers: Workers = None,
     repair: Annotated[
         bool | None,
-        typer.Option("--repair", help="Repair missing and misplaced copies continuously."),
+        typer.Option(
+            "--repair/--no-repair",
+            help="Repair missing and misplaced copies continuously; on by default.",
+        ),
     ] = None,
     open: Open = None,  # noqa: A002 - the option's name
     config: Config = None,
@@ -54,7 +57,7 @@ def api_server(
 
     [green]dolmen api-server -b http://10.0.0.1:3001 -b http://10.0.0.2:3001[/green]
 
-    [green]dolmen api-server --config cluster.toml --repair[/green]
+    [green]dolmen api-server --config cluster.toml[/green]
     """
     from dolmen.config import load, split_list
     from dolmen.errors import BadSetting
@@ -87,9 +90,10 @@ def serve_api(groups: list[Group], settings: Settings) -> int:
     from dolmen.servers.repairing import Repairing
     from dolmen.servers.running import Application, Beside, run
 
-    beside: list[Beside] = [Repairing(settings)] if settings.repair else []
+    repairs = settings.repair and sum(len(group.servers) for group in groups) > 1
+    beside: list[Beside] = [Repairing(settings)] if repairs else []
     board = Board(settings.workers, len(beside))
-    repair = partial(board.said, 0) if settings.repair else None
+    repair = partial(board.said, 0) if repairs else None
 
     async def opened() -> Application:
         return await open_api(groups, settings, repair=repair)

@@ -22,6 +22,7 @@ from dolmen.cli import (
     ls,
     put,
     reindex,
+    rejoin,
     replicate,
     rm,
     scrub,
@@ -79,6 +80,7 @@ for panel, commands in {
     _MAINTENANCE: (
         replicate.replicate,
         drain.drain,
+        rejoin.rejoin,
         status.status,
         check.check,
         scrub.scrub,

@@ -59,9 +59,11 @@ def gc(
 
 async def _gc(settings: Settings, *, dry_run: bool, grace: float, as_json: bool) -> int:
     from dolmen.config.opening import opened_groups
-    from dolmen.replication.census import BUCKETS
     from dolmen.replication.gc import Collected, collect
+    from dolmen.replication.mark import BUCKETS
+    from dolmen.stores.epoch import Seen
 
+    seen = Seen(settings.epoch, settings.fingerprint())
     async with opened_groups(settings.all_groups(), volatile=True, existing=True) as groups:
         with counting_bar("gc") as bar:
 
@@ -69,9 +71,7 @@ async def _gc(settings: Settings, *, dry_run: bool, grace: float, as_json: bool)
                 if bar:
                     bar(done.buckets, BUCKETS, f"{done.removed:,} of {done.chunks:,} removed")
 
-            done = await collect(
-                groups, epoch=settings.epoch, grace=grace, dry_run=dry_run, progress=show
-            )
+            done = await collect(groups, seen=seen, grace=grace, dry_run=dry_run, progress=show)
     if as_json:
         emit(
             {
@@ -82,6 +82,7 @@ async def _gc(settings: Settings, *, dry_run: bool, grace: float, as_json: bool)
                 "removed": done.removed,
                 "bytes": done.bytes,
                 "by_server": done.by_server,
+                "passed_over": done.passed_over,
                 "unread": {name: str(error) for name, error in done.unread},
             }
         )
@@ -94,6 +95,8 @@ async def _gc(settings: Settings, *, dry_run: bool, grace: float, as_json: bool)
         would = "would be removed" if dry_run else "removed"
         print(
             f"{done.manifests:,} manifests, {done.chunks:,} copies of chunks: {done.removed:,} "
-            f"{would} ({readable(done.bytes)}), {done.young:,} unnamed ones too young"
+            f"{would} ({readable(done.bytes)}), {done.young:,} unreferenced within the grace period"
         )
+        for name, why in done.passed_over.items():
+            print(f"{name}: nothing was removed: {why}")
     return DAMAGED if done.unread else 0

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @contextlib.asynccontextmanager
-async def repairing(config: str | None, *, rejoin: bool = False) -> AsyncIterator[Repair]:
+async def repairing(config: str | None) -> AsyncIterator[Repair]:
     """The repair of the cluster in the settings, with its stores open and a progress bar."""
     from dolmen.config.opening import opened_groups
     from dolmen.replication.repair import DAY, Repair, Terms
@@ -26,7 +26,7 @@ async def repairing(config: str | None, *, rejoin: bool = False) -> AsyncIterato
 
     settings = settings_of(config)
     limits = settings.replication
-    terms = Terms(limits.bandwidth, limits.parallel, limits.reclaim_days * DAY, rejoin)
+    terms = Terms(limits.bandwidth, limits.parallel, limits.reclaim_days * DAY)
     async with opened_groups(settings.all_groups(), volatile=True) as opened:
         with report_bar("replicate") as bar:
             yield Repair(
@@ -53,7 +53,7 @@ def tell_round(done: Round, servers: int, *, as_json: bool) -> int:
                 "removed": {name: each.removed for name, each in done.dropped.items()},
                 "removed_bytes": sum(each.bytes for each in done.dropped.values()),
                 "kept": {name: each.kept for name, each in done.dropped.items()},
-                "reclaimed": done.reclaimed,
+                "purged": done.purged,
             }
         )
     else:
@@ -63,8 +63,8 @@ def tell_round(done: Round, servers: int, *, as_json: bool) -> int:
                 f"{name}: {dropped.removed:,} misplaced copies removed "
                 f"({readable(dropped.bytes)}){kept}"
             )
-        if done.reclaimed:
-            print(f"{done.reclaimed:,} old tombstones purged")
+        if done.purged:
+            print(f"{done.purged:,} old tombstones purged")
         if done.complete and not done.runs and not done.dropped:
             print(f"{servers} servers, in sync", flush=True)
     for name, error in done.failing.items():

@@ -21,14 +21,6 @@ Destination = Annotated[
     str | None, typer.Argument(metavar="DESTINATION", help="A store's URL.", show_default=False)
 ]
 Watch = Annotated[bool, typer.Option("--watch", help="Repeat until interrupted.")]
-Rejoin = Annotated[
-    bool,
-    typer.Option(
-        "--rejoin",
-        help="Also take back what may have been deleted while its server was away for longer "
-        "than deletes are remembered.",
-    ),
-]
 
 
 def replicate(
@@ -36,7 +28,6 @@ def replicate(
     destination: Destination = None,
     config: Config = None,
     watch: Watch = False,
-    rejoin: Rejoin = False,
     json: Json = False,
 ) -> None:
     """Copy to DESTINATION what it lacks of SOURCE, deletes included; nothing is removed.
@@ -57,15 +48,15 @@ def replicate(
     if source is not None and destination is not None:
         if config is not None:
             raise typer.BadParameter("give two stores or --config, not both")
-        work = _pair(source, destination, watch=watch, rejoin=rejoin, as_json=json)
+        work = _pair(source, destination, watch=watch, as_json=json)
     else:
-        work = _cluster(config, watch=watch, rejoin=rejoin, as_json=json)
+        work = _cluster(config, watch=watch, as_json=json)
     raise typer.Exit(run(work))
 
 
-async def _pair(source: str, destination: str, *, watch: bool, rejoin: bool, as_json: bool) -> int:
+async def _pair(source: str, destination: str, *, watch: bool, as_json: bool) -> int:
     from dolmen.replication import replicate as copy
-    from dolmen.replication.watch import PAUSE
+    from dolmen.replication.repair import PAUSE
     from dolmen.stores import open_existing, open_store
 
     names = without_secrets(source), without_secrets(destination)
@@ -78,18 +69,18 @@ async def _pair(source: str, destination: str, *, watch: bool, rejoin: bool, as_
             status = 0
             while status != UNAVAILABLE:  # what a server said of itself may be different then
                 with report_bar("replicate") as progress:
-                    report = await copy(*stores, rejoin=rejoin, progress=progress)
+                    report = await copy(*stores, progress=progress)
                 status = tell_run(*names, report, as_json=as_json)
                 if not watch:
                     return status
                 await asyncio.sleep(PAUSE)
 
 
-async def _cluster(config: str | None, *, watch: bool, rejoin: bool, as_json: bool) -> int:
-    from dolmen.replication.watch import watch as watched
+async def _cluster(config: str | None, *, watch: bool, as_json: bool) -> int:
+    from dolmen.replication.repair import watch as watched
 
     async with (
-        repairing(config, rejoin=rejoin) as repair,
+        repairing(config) as repair,
         contextlib.aclosing(watched(repair)) as rounds,
     ):
         async for done in rounds:

@@ -172,8 +172,8 @@ class Settings(_Strict):
     """An upload that made fewer has failed."""
     epoch: Annotated[int, Field(ge=0)] = 0
     """Raised with every change of servers, weights, zones or copies."""
-    repair: bool = False
-    """Have an API server keep every server at what it should hold."""
+    repair: bool = True
+    """Have an API server over several servers keep each at what it should hold."""
     replication: Replication = Replication()
     scrub: Scrub = Scrub()
     compaction: Compaction = Compaction()
@@ -208,9 +208,13 @@ class Settings(_Strict):
         return [self._complete(group) for group in groups]
 
     def fingerprint(self) -> str:
-        """16 hex digits that differ where another server would hold something."""
+        """16 hex digits that differ where another server would hold something, or be another."""
         placed = [
-            [group.name, group.copies, sorted([s.name, s.weight, s.zone] for s in group.servers)]
+            [
+                group.name,
+                group.copies,
+                sorted([each.name, each.url, each.weight, each.zone] for each in group.servers),
+            ]
             for group in sorted(self.all_groups(), key=lambda group: group.name)
         ]
         return blake3(json.dumps(placed).encode()).hexdigest(8)

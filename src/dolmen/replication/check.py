@@ -11,24 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dolmen.closing import closing
-from dolmen.cluster.groups import Group, Member
-from dolmen.cluster.placement import Placement
+from dolmen.cluster.groups import Group
 from dolmen.errors import NotFound
 from dolmen.names import CHUNK_PREFIX, is_chunk_name, partition_of
 from dolmen.record import Kind
-from dolmen.replication.census import (
-    BUCKETS,
-    Census,
-    chunks_of,
-    manifests,
-    partitions_of_bucket,
-    quarantined,
-    take,
-)
-from dolmen.replication.patience import Pause, ask, listing
+from dolmen.replication.compare import listed
+from dolmen.replication.mark import BUCKETS, Marks, Servers, chunks_of, partitions_of_bucket
 from dolmen.replication.report import Refused
-from dolmen.replication.side_by_side import naming, side_by_side, told
-from dolmen.store import ALL_PARTITIONS, BlobInfo, Failed
+from dolmen.store import BlobInfo, Failed, Listing
+from dolmen.stores.retrying import Pause, Retrying
 
 EXAMPLES = 10
 _BATCH = 500
@@ -36,7 +27,7 @@ _BATCH = 500
 LACKING = "lacking"
 """A server that should hold it has no copy."""
 OUTDATED = "outdated"
-"""A copy that a write on another server overrules."""
+"""A copy older than a write on another server."""
 MISPLACED = "misplaced"
 """A copy on a server that should not hold it."""
 QUARANTINED = "quarantined"
@@ -92,27 +83,25 @@ async def check(
 
     Raises `Unavailable` when a server fails.
     """
-    work = _Check(groups, progress or (lambda _: None), pause)
-    with told(), Census() as census:
+    work = _Check(Servers(groups, pause), progress or (lambda _: None))
+    with Marks() as marks:
         await work.copies()
         await work.quarantined()
-        await work.chunks(census)
+        await work.chunks(marks)
         if data:
-            await work.data()
+            for store in work.servers.stores.values():
+                await work.data(store)
     return work.findings
 
 
 class _Check:
-    def __init__(self, groups: Sequence[Group], progress: Progress, pause: Pause) -> None:
-        self.findings = Findings()
-        self._members = {member.name: member for group in groups for member in group.members}
-        self._stores = {name: member.store for name, member in self._members.items()}
-        self._placement = Placement(groups)
-        self._progress, self._pause = progress, pause
+    def __init__(self, servers: Servers, progress: Progress) -> None:
+        self.findings, self.servers = Findings(), servers
+        self._progress = progress
 
     async def copies(self) -> None:
         """Which server holds what, against which should."""
-        async with closing(side_by_side(self._stores, pause=self._pause)) as names:
+        async with closing(listed(self.servers.stores)) as names:
             async for held in names:
                 self.findings.names += 1
                 self.findings.copies += len(held)
@@ -122,7 +111,7 @@ class _Check:
 
     def _copies_of(self, held: Mapping[str, BlobInfo]) -> None:
         best = max(held.values(), key=lambda info: info.rank)
-        place = self._placement.of(partition_of(best.name))
+        place = self.servers.placement.of(partition_of(best.name))
         for member in place.rightful:
             if member.name not in held and place.group.counts(member):
                 self.findings.add(LACKING, best.name, f"{member.name} should hold it")
@@ -130,23 +119,24 @@ class _Check:
         for name, info in held.items():
             if name not in rightful:
                 self.findings.add(MISPLACED, best.name, f"{name} should not hold it")
-            elif info.rank != best.rank and self._stores[name].capabilities.stamps:
+            elif info.rank != best.rank and self.servers.stores[name].capabilities.stamps:
                 self.findings.add(OUTDATED, best.name, f"{name} has an older write of it")
 
     async def quarantined(self) -> None:
         """Copies the servers know to be damaged."""
-        for name, store in self._stores.items():
-            for damaged in await quarantined(name, store, self._pause):
-                self.findings.add(QUARANTINED, damaged, f"on {name}")
+        for name, store in self.servers.stores.items():
+            async with closing(store.list(Listing(quarantined=True))) as infos:
+                async for info in infos:
+                    self.findings.add(QUARANTINED, info.name, f"on {name}")
 
-    async def chunks(self, census: Census) -> None:
+    async def chunks(self, marks: Marks) -> None:
         """Whether every chunk that is named is there, and which ones nobody names."""
-        for unread in await take(census, self._members, self._placement, self._pause):
+        for unread in await self.servers.mark(marks):
             self.findings.add(UNREADABLE, unread.name, str(unread.error))
-        self.findings.manifests = census.manifests
+        self.findings.manifests = marks.manifests
         absent: set[str] = set()
         for bucket in range(BUCKETS):
-            absent |= await self._absent(bucket, census.named(bucket))
+            absent |= await self._absent(bucket, marks.named(bucket))
         if absent:
             await self._broken(absent)
 
@@ -154,26 +144,23 @@ class _Check:
         """The named chunks of a bucket that no server has."""
         present: set[str] = set()
         partitions = partitions_of_bucket(bucket)
-        for name, store in self._stores.items():
-            infos = listing(
-                store, partitions, prefix=CHUNK_PREFIX, side="source", pause=self._pause
-            )
-            with naming(name):
-                async with closing(infos) as found:
-                    async for info in found:
-                        if info.kind != Kind.BLOB or not is_chunk_name(info.name):
-                            continue
-                        present.add(info.name)
-                        if info.name not in named:
-                            self.findings.unnamed += 1
-                            self.findings.unnamed_bytes += max(info.size, 0)
+        chunks = listed(self.servers.stores, partitions, prefix=CHUNK_PREFIX)
+        async with closing(chunks) as names:
+            async for held in names:
+                infos = [info for info in held.values() if info.kind == Kind.BLOB]
+                if not infos or not is_chunk_name(infos[0].name):
+                    continue
+                present.add(infos[0].name)
+                if infos[0].name not in named:
+                    self.findings.unnamed += len(infos)
+                    self.findings.unnamed_bytes += sum(max(info.size, 0) for info in infos)
         self._progress(self.findings)
         return named - present
 
     async def _broken(self, absent: set[str]) -> None:
         """Which objects name chunks that are nowhere."""
         seen: set[str] = set()
-        async with closing(manifests(self._members, self._placement, self._pause)) as every:
+        async with closing(self.servers.manifests()) as every:
             async for info, holders in every:
                 if info.name in seen:
                     continue
@@ -183,27 +170,21 @@ class _Check:
                     why = f"{len(lost)} of its chunks are on no server, such as {min(lost)}"
                     self.findings.add(BROKEN, info.name, why)
 
-    async def data(self) -> None:
-        """Whether every copy is what it should be, to the last byte."""
-        for member in self._members.values():
-            batch: list[str] = []
-            with naming(member.name):
-                infos = listing(member.store, ALL_PARTITIONS, side="source", pause=self._pause)
-                async with closing(infos) as found:
-                    async for info in found:
-                        batch.append(info.name)
-                        if len(batch) == _BATCH:
-                            await self._verify(member, batch)
-                            batch = []
-                await self._verify(member, batch)
+    async def data(self, store: Retrying) -> None:
+        """Whether every copy of a server is what it should be, to the last byte."""
+        batch: list[str] = []
+        async with closing(store.list(Listing(tombstones=True))) as infos:
+            async for info in infos:
+                batch.append(info.name)
+                if len(batch) == _BATCH:
+                    await self._verify(store, batch)
+                    batch = []
+        await self._verify(store, batch)
 
-    async def _verify(self, member: Member, names: Sequence[str]) -> None:
-        async def verified() -> Sequence[BlobInfo | Failed]:
-            async with closing(member.store.verify_many(names)) as answers:
-                return [answer async for answer in answers]
-
-        for answer in await ask(verified, side="source", pause=self._pause):
-            self.findings.read += 1
-            if isinstance(answer, Failed) and not isinstance(answer.error, NotFound):
-                self.findings.add(DAMAGED, answer.name, f"on {member.name}: {answer.error}")
+    async def _verify(self, store: Retrying, names: Sequence[str]) -> None:
+        async with closing(store.verify_many(names)) as answers:
+            async for answer in answers:
+                self.findings.read += 1
+                if isinstance(answer, Failed) and not isinstance(answer.error, NotFound):
+                    self.findings.add(DAMAGED, answer.name, f"on {store.server}: {answer.error}")
         self._progress(self.findings)

@@ -1,266 +1,257 @@
-"""Copying: batches of names, read from one store in a stream that the other writes.
+"""Copying differences: batches of names, read from one store in a stream that the other writes.
 
-Nothing of a batch is kept in memory but its names: the destination draws the
-blobs from the source one after the other. All that is written carries its stamp,
-so whatever is in doubt is simply sent again.
+Nothing of a batch is kept in memory but its names. Where only stamp or metadata differ, a touch
+goes in the same stream; a touch that is refused is sent whole. Every write carries its stamp, so
+what is in doubt is simply sent again. What is wrong with one blob is reported and passed over;
+a server that fails ends the run (`ServerFailed`).
+
+Read first: `dolmen.stores.retrying`, `dolmen.replication.compare`.
 """
 
 from __future__ import annotations
 
-import asyncio
+import hashlib
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from dolmen.closing import closing
-from dolmen.cluster.verify import verified
-from dolmen.errors import (
-    BadContent,
-    Corrupt,
-    DolmenError,
-    Full,
-    NotFound,
-    ReadOnly,
-    TooLarge,
-    Unauthorized,
-    Unavailable,
-)
-from dolmen.names import checksum_of
+from dolmen.errors import Corrupt, DolmenError, Full, NotFound, TooLarge, Unavailable
+from dolmen.names import checksum_of, is_object_id, matches_name
 from dolmen.pace import Pace
+from dolmen.payload import Payload, Piece, Stream
 from dolmen.record import Kind
 from dolmen.replication.compare import Difference
-from dolmen.replication.patience import PASSING, Patience, Pause, Side, Stopped
 from dolmen.replication.report import Report
-from dolmen.replication.watched import Watched
-from dolmen.store import Blob, BlobInfo, BlobStore, Capabilities, Failed, Outcome, Put, Write
-
-TOUCHES = 64
-"""Touches under way at once."""
-
-_HOPELESS = (ReadOnly, Unauthorized)
-"""Errors of one blob that every other one would meet as well."""
+from dolmen.store import Blob, BlobInfo, Failed, Outcome, Put, Write
+from dolmen.stores.retrying import HOPELESS, PASSING, Backoff, Resumed, Retrying, ServerFailed
 
 
-class Source(Protocol):
-    """What is copied from: as much of a store as that takes."""
+class _Sent(NamedTuple):
+    """What the destination has not answered for yet."""
 
-    capabilities: Capabilities
+    info: BlobInfo
+    body: Payload | None
+    """None for a touch."""
 
-    def get_many(self, names: Sequence[str]) -> AsyncIterator[Blob | Failed]:
-        """As `BlobStore.get_many`."""
-        ...
-
-
-@dataclass(slots=True)
-class _Attempt:
-    """One pass over the names of a batch that still wait."""
-
-    waiting: dict[str, BlobInfo]
-    refused: list[str]
-    sent: deque[Blob] = field(default_factory=deque)
-    """What the destination has not answered for yet, in the order it was sent."""
-    error: DolmenError = field(default_factory=lambda: Unavailable("a store left names unanswered"))
-    side: Side = "destination"
-    broke: bool = False
-    """A whole stream failed, not just names in it."""
-
-    def trouble(self, error: DolmenError, side: Side, *, broke: bool = False) -> None:
-        """Note why something waits on."""
-        if not isinstance(self.error, _HOPELESS):
-            self.error, self.side = error, side
-        self.broke = self.broke or broke
-
-
-def _reading_error(blob: Blob) -> DolmenError | None:
-    return blob.payload.error if isinstance(blob.payload, Watched) else None
+    @property
+    def unread(self) -> DolmenError | None:
+        """Why the source could not give the body to its end."""
+        return self.body.error if isinstance(self.body, Resumed) else None
 
 
 class Copier:
-    """Brings batches of differences from one store to another, and keeps the report."""
+    """Brings differences from one store to another, and keeps the report."""
 
-    def __init__(
-        self,
-        source: Source,
-        destination: BlobStore,
-        report: Report,
-        pace: Pace,
-        pause: Pause,
-    ) -> None:
-        self._source = source
-        self._destination = destination
-        self._report = report
-        self._pace, self._pause = pace, pause
-        self._full: Full | None = None
-        self._barren = False  # the last batch that was given up had brought nothing at all
+    def __init__(self, source: Retrying, destination: Retrying, report: Report, pace: Pace) -> None:
+        self.source, self.destination = source, destination
+        self.report, self.pace = report, pace
+        self.full: Full | None = None
+        self.barren = False
+        """The last batch that was given up had brought nothing at all."""
 
-    async def bring(self, differences: Sequence[Difference]) -> list[str]:
-        """Touch or copy every one of these; returns the names refused, which are in the report.
+    async def copy(self, differences: Sequence[Difference]) -> Sequence[str]:
+        """Bring all of these; returns the names refused, which are in the report.
 
-        Raises `Stopped` when a server fails.
+        Raises `ServerFailed`.
         """
-        refused: list[str] = []
-        copies = [difference.info for difference in differences if not difference.touch]
-        copies += await self._touch([each.info for each in differences if each.touch])
-        waiting = {info.name: info for info in copies}
-        patience = Patience(self._pause)
-        while waiting:
-            if self._full:
-                self._refuse_what_needs_room(waiting, refused, self._full)
-            before = len(waiting)
-            attempt = _Attempt(waiting, refused)
-            await self._copy(attempt)
-            if isinstance(attempt.error, _HOPELESS):
-                raise Stopped(attempt.error, attempt.side)
-            if len(waiting) < before:
-                patience.renew()
-                self._barren = False
-            if waiting and not await patience.again():
-                self._give_up(attempt, barren=len(waiting) == len(copies))
-        return refused
+        batch = _Batch(self, {each.info.name: each for each in differences})
+        await batch.run()
+        return batch.refused
 
-    async def _touch(self, infos: Sequence[BlobInfo]) -> list[BlobInfo]:
-        """Raise stamps without sending data; returns those for which that did not do."""
-        undone: list[BlobInfo] = []
-        for at in range(0, len(infos), TOUCHES):
-            some = infos[at : at + TOUCHES]
-            done = await asyncio.gather(*map(self._touch_one, some))
-            undone += [info for info, did in zip(some, done, strict=True) if not did]
-        return undone
 
-    async def _touch_one(self, info: BlobInfo) -> bool:
-        try:
-            put = await self._destination.write(
-                Write.touch(
-                    info.name, stamp=info.stamp, checksum=info.checksum, metadata=info.metadata
-                )
-            )
-        except DolmenError:
-            return False  # copying meets the same trouble, and deals with it
-        self._report.touched += put.outcome is Outcome.UNCHANGED
-        return True
+@dataclass(slots=True)
+class _Batch:
+    """Passes over the names that still wait, until none does."""
 
-    async def _copy(self, attempt: _Attempt) -> None:
+    copier: Copier
+    waiting: dict[str, Difference]
+    refused: list[str] = field(default_factory=list)
+    sent: deque[_Sent] = field(default_factory=deque)
+    error: DolmenError | None = None
+    """Why something waits on after this pass."""
+    broke: bool = False
+    """The whole stream failed, not just names in it."""
+
+    async def run(self) -> None:
+        copier, total = self.copier, len(self.waiting)
+        backoff = Backoff(copier.destination.pause)
+        while self.waiting:
+            if copier.full:
+                self._refuse_what_needs_room(copier.full)
+                if not self.waiting:
+                    return
+            before, self.error, self.broke = dict(self.waiting), None, False
+            await self._pass()
+            if isinstance(self.error, HOPELESS):
+                raise ServerFailed(copier.destination.server, self.error)
+            if len(self.waiting) < len(before):
+                backoff.renew()
+                copier.barren = False
+            if self.waiting == before and self.error is None:
+                self.error = Unavailable("it left names unanswered")
+            if self.waiting and self.error and not await backoff.again():
+                self._give_up(self.error, barren=len(self.waiting) == total)
+
+    async def _pass(self) -> None:
         """Send everything that waits, once."""
-        sent = attempt.sent
+        self.sent.clear()
+        failed: list[ServerFailed] = []
         try:
             async with (
-                closing(self._read(attempt)) as blobs,
-                closing(self._destination.write_many(blobs)) as answers,
+                closing(self._writes(failed)) as writes,
+                closing(self.copier.destination.write_many(writes)) as answers,
             ):
                 async for answer in answers:
-                    self._answered(attempt, sent.popleft(), answer)
+                    self._answered(self.sent.popleft(), answer)
         except DolmenError as error:  # the whole stream broke off
-            unread = [blob for blob in sent if _reading_error(blob)]
-            if unread:
-                self._answered(attempt, unread[0], Failed(unread[0].info.name, error))
-            elif isinstance(error, PASSING) or not sent:
-                attempt.trouble(error, "destination", broke=True)
+            self._broke_off(error)
+        if failed:  # the source did; what came before is written all the same
+            raise failed[0]
+
+    async def _writes(self, failed: list[ServerFailed]) -> AsyncIterator[Write]:
+        """Touches, then what waits as the source has it now."""
+        names = []
+        for name, (info, touch) in [*self.waiting.items()]:
+            if touch:
+                self.sent.append(_Sent(info, None))
+                yield Write.touch(
+                    name, stamp=info.stamp, checksum=info.checksum, metadata=info.metadata
+                )
             else:
-                self._failed(attempt, sent[0].info.name, error, "destination")
-
-    async def _read(self, attempt: _Attempt) -> AsyncIterator[Write]:
-        """What waits, as the source has it now."""
-        stamped = self._source.capabilities.stamps
-        keeps_all = self._destination.capabilities.stamps
+                names.append(name)
         try:
-            async with closing(self._source.get_many(list(attempt.waiting))) as answers:
+            async with closing(self.copier.source.get_many(names)) as answers:
                 async for answer in answers:
-                    if isinstance(answer, Failed):
-                        self._failed(attempt, answer.name, answer.error, "source")
+                    if (blob := self._usable(answer)) is None:
                         continue
-                    blob = await self._believed(answer) if not stamped else answer
-                    if isinstance(blob, Failed):
-                        self._failed(attempt, blob.name, blob.error, "source")
-                        continue
-                    if not keeps_all and blob.info.kind != Kind.BLOB:
-                        self._pass_over(attempt, blob.info)
-                        continue
-                    if blob.payload.whole is None:
-                        blob.payload = Watched(blob.payload)
-                    if wait := self._pace.delay(blob.info.size):
-                        await self._pause(wait)
-                    attempt.sent.append(blob)
+                    if wait := self.copier.pace.delay(blob.info.size):
+                        await self.copier.source.pause(wait)
+                    self.sent.append(_Sent(blob.info, answer.payload))  # type: ignore[union-attr]
                     yield Write.copy(blob)
-        except DolmenError as error:  # what came before is written all the same
-            attempt.trouble(error, "source", broke=True)
+        except ServerFailed as error:
+            failed.append(error)
 
-    def _pass_over(self, attempt: _Attempt, info: BlobInfo) -> None:
-        """Leave out what a destination without stamps and kinds would take for something else."""
-        if info.kind == Kind.TOMBSTONE:  # deleted since it was compared
-            del attempt.waiting[info.name]
-            self._report.vanished += 1
-        else:
-            why = TooLarge(f"{info.name} is stored in chunks, which a plain sos server can't join")
-            self._failed(attempt, info.name, why, "destination")
-
-    async def _believed(self, blob: Blob) -> Blob | Failed:
-        """What a source without checksums gave, if it is what its name says it is."""
-        name = blob.info.name
-        try:
-            checked = await verified(blob)
-        except DolmenError as error:
-            return Failed(name, error)
-        if checked is None:
-            return Failed(name, Corrupt(f"the data under {name} does not have that digest"))
-        if checked.payload.whole is not None:
-            checked.info.checksum = checksum_of(checked.payload.whole)
-        return checked
-
-    def _answered(self, attempt: _Attempt, blob: Blob, answer: Put | Failed) -> None:
-        info = blob.info
+    def _usable(self, answer: Blob | Failed) -> Blob | None:
+        """What the source gave, if the destination can be given it; otherwise it is settled."""
         if isinstance(answer, Failed):
-            error = _reading_error(blob)
-            self._failed(
-                attempt,
-                info.name,
-                error or answer.error,
-                "source" if error else "destination",
-            )
+            self._unreadable(answer.name, answer.error)
+            return None
+        if not self.copier.source.capabilities.stamps:
+            checked = _checked(answer)
+            if isinstance(checked, Failed):
+                self._unreadable(checked.name, checked.error)
+                return None
+            answer = checked
+        name, kind = answer.info.name, answer.info.kind
+        if self.copier.destination.capabilities.stamps or kind == Kind.BLOB:
+            return answer
+        if kind == Kind.TOMBSTONE:  # deleted since it was compared
+            self._unreadable(name, NotFound(f"{name} was deleted"))
+        else:
+            why = f"{name} is stored in chunks, which a plain sos server can't join"
+            self._refuse(name, TooLarge(why))
+        return None
+
+    def _broke_off(self, error: DolmenError) -> None:
+        unread = next((each for each in self.sent if each.unread), None)
+        if unread is not None and unread.unread:
+            self._unreadable(unread.info.name, unread.unread)
+        elif isinstance(error, (*PASSING, *HOPELESS)) or not self.sent:
+            self.error, self.broke = error, True
+        else:
+            self._failed(self.sent[0].info.name, error)
+
+    def _answered(self, sent: _Sent, answer: Put | Failed) -> None:
+        info, report = sent.info, self.copier.report
+        if isinstance(answer, Failed):
+            if sent.unread:
+                self._unreadable(info.name, sent.unread)
+            elif sent.body is None and not isinstance(answer.error, HOPELESS):
+                self.waiting[info.name] = Difference(info, touch=False)
+            else:
+                self._failed(info.name, answer.error)
             return
-        attempt.waiting.pop(info.name, None)
+        self.waiting.pop(info.name, None)
         if answer.outcome is Outcome.UNCHANGED:
-            self._report.touched += 1
+            report.touched += 1
         elif answer.outcome is Outcome.CREATED and info.kind == Kind.TOMBSTONE:
-            self._report.tombstones += 1
+            report.tombstones += 1
         elif answer.outcome is Outcome.CREATED:
-            self._report.copied += 1
-            self._report.bytes += info.size
+            report.copied += 1
+            report.bytes += info.size
 
-    def _failed(self, attempt: _Attempt, name: str, error: DolmenError, side: Side) -> None:
-        """One blob did not go: leave it waiting, or settle it."""
-        cut = isinstance(error, BadContent) and side == "source"
-        if cut or isinstance(error, PASSING + _HOPELESS):
-            attempt.trouble(error, side)
+    def _failed(self, name: str, error: DolmenError) -> None:
+        """The destination did not take one blob: it waits on, or is refused."""
+        if isinstance(error, (*PASSING, *HOPELESS)):
+            if not isinstance(self.error, HOPELESS):
+                self.error = error
             return
-        attempt.waiting.pop(name, None)
-        if isinstance(error, NotFound) and side == "source":
-            self._report.vanished += 1
-            return
-        if isinstance(error, Full) and side == "destination":
-            self._full = error
-        self._report.refuse(name, error)
-        attempt.refused.append(name)
+        if isinstance(error, Full):
+            self.copier.full = error
+        self._refuse(name, error)
 
-    def _give_up(self, attempt: _Attempt, *, barren: bool) -> None:
-        """What still waits after many attempts is refused, or the run ends with `Stopped`.
+    def _unreadable(self, name: str, error: DolmenError) -> None:
+        """The source could not give one blob, after all attempts."""
+        if isinstance(error, NotFound):
+            self.waiting.pop(name, None)
+            self.copier.report.vanished += 1
+        else:
+            self._refuse(name, error)
 
-        Names that keep failing while others go through are their own fault; two
-        batches that brought nothing, or a stream that keeps breaking off, the server's.
+    def _refuse(self, name: str, error: DolmenError) -> None:
+        if self.waiting.pop(name, None) is not None:
+            self.refused.append(name)
+            self.copier.report.refuse(name, error)
+
+    def _give_up(self, error: DolmenError, *, barren: bool) -> None:
+        """Refuse what still waits after many passes, or end the run.
+
+        Names that keep failing while others go through are their own fault; two batches that
+        brought nothing, or a stream that keeps breaking off, are the server's.
         """
-        if attempt.broke or (barren and self._barren):
-            raise Stopped(attempt.error, attempt.side)
-        self._barren = barren
-        for name in attempt.waiting:
-            self._report.refuse(name, attempt.error)
-        attempt.refused += attempt.waiting
-        attempt.waiting.clear()
+        if self.broke or (barren and self.copier.barren):
+            raise ServerFailed(self.copier.destination.server, error)
+        self.copier.barren = barren
+        for name in [*self.waiting]:
+            self._refuse(name, error)
 
-    def _refuse_what_needs_room(
-        self, waiting: dict[str, BlobInfo], refused: list[str], full: Full
-    ) -> None:
-        """A full store still takes deletes, and they are what gives it room again."""
-        for name in [name for name, info in waiting.items() if info.kind != Kind.TOMBSTONE]:
-            del waiting[name]
-            self._report.refuse(name, full)
-            refused.append(name)
+    def _refuse_what_needs_room(self, full: Full) -> None:
+        """A full store still takes deletes, which give it room again."""
+        for name in [n for n, each in self.waiting.items() if each.info.kind != Kind.TOMBSTONE]:
+            self._refuse(name, full)
+
+
+def _checked(blob: Blob) -> Blob | Failed:
+    """A blob of a store without checksums, if it is what its name says.
+
+    A body that is streamed is hashed on its way, and breaks off before its last piece where
+    it is not.
+    """
+    name, body = blob.info.name, blob.payload
+    if body.whole is None:
+        if is_object_id(name):
+            blob = Blob(blob.info, Stream(body.size, lambda: _hashed(name, body)))
+        return blob
+    if not matches_name(name, body.whole):
+        return Failed(name, Corrupt(f"the data under {name} does not have that digest"))
+    return Blob(replace(blob.info, checksum=checksum_of(body.whole)), body)
+
+
+async def _hashed(name: str, body: Payload) -> AsyncIterator[Piece]:
+    digest = hashlib.new("sha256" if len(name) == 64 else "sha1", usedforsecurity=False)
+    held: Piece = b""
+    async with closing(aiter(body)) as pieces:
+        async for piece in pieces:
+            if held:
+                yield held
+            digest.update(piece)
+            held = piece
+    if digest.hexdigest() != name:
+        error = Corrupt(f"the data under {name} does not have that digest")
+        if isinstance(body, Resumed):
+            body.error = error
+        raise error
+    if held:
+        yield held

@@ -40,8 +40,8 @@ from dolmen.record import Kind
 from dolmen.replication.report import Report
 from dolmen.stamps import format_stamp
 from dolmen.store import Blob, BlobInfo, BlobStore, Failed, Listing
-from dolmen.stores.horizon import horizon_in
 from dolmen.stores.records import WHOLE, Damage, Mark, RecordReader, encode
+from dolmen.stores.watermark import watermark_in
 
 EXPORT, MANIFESTS, END = "export", "manifests", "end"
 _BATCH = 1_024
@@ -173,7 +173,7 @@ class _Export:
     async def _all(self, source: str) -> AsyncIterator[Blob | Failed | Mark]:
         begun, stamped = self._begun, self._store.capabilities.stamps
         if not begun.records:
-            watermark = horizon_in(await self._store.notes()) if stamped else 0
+            watermark = watermark_in(await self._store.notes()) if stamped else 0
             yield Mark(EXPORT, {"source": source, "purged": format_stamp(watermark)})
         if self._store.capabilities.digests:
             begun.report.total = (await self._store.digests()).count

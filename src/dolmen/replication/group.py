@@ -1,4 +1,4 @@
-"""Bring every server of a cluster to what it should hold."""
+"""Bring every server of a cluster to what it should hold, by `replicate` between pairs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from dolmen.cluster.placement import Placement
 from dolmen.digests import Digests
 from dolmen.errors import DolmenError, ReadOnly
 from dolmen.pace import Pace
-from dolmen.replication.patience import Pause, Stopped, ask
 from dolmen.replication.replicate import replicate
 from dolmen.replication.report import Report
 from dolmen.store import ALL_PARTITIONS, BlobStore
+from dolmen.stores.retrying import Pause, Retrying, ServerFailed
 
 PairProgress = Callable[[str, str, Report], None]
 """Called with source, destination and the report so far."""
@@ -27,12 +27,12 @@ class GroupReport:
     runs: dict[tuple[str, str], Report] = field(default_factory=dict)
     """The runs that were needed, by source and destination."""
     failing: dict[str, str] = field(default_factory=dict)
-    """Servers that failed, and what they said; runs that needed them were not begun. From one that
-    only takes no writes copies are made all the same."""
+    """Servers that failed, and what they said; runs that needed them were not begun. One that
+    only takes no writes is copied from all the same."""
 
     @property
     def complete(self) -> bool:
-        """Whether every server now holds all it should of what stands anywhere."""
+        """Whether every server now holds all it should of what is on any."""
         return not self.failing and all(report.complete for report in self.runs.values())
 
 
@@ -40,7 +40,6 @@ async def replicate_group(
     stores: Mapping[str, BlobStore],
     *,
     wanted: Mapping[str, Collection[int]] | None = None,
-    rejoin: bool = False,
     parallel: int = 1,
     progress: PairProgress | None = None,
     pace: Pace | None = None,
@@ -48,15 +47,14 @@ async def replicate_group(
 ) -> GroupReport:
     """Copy from every server to every other one what that one should hold.
 
-    One round is enough: whatever stands on any server goes from there to all others
-    directly, so a server that fails or refuses something stands in nobody else's
-    way. Servers in step cost a request each.
+    One round is enough: what is on any server goes from there to all others directly, so a
+    server that fails or refuses something is in nobody else's way. Servers in sync cost a
+    request each.
 
-    `wanted` gives the partitions a server should hold, by its name; without it
-    every server holds all. Any server may be the source, also of what it should
-    no longer hold. `parallel` servers are copied to at once, each from one other after
-    the other, so that nothing goes to it twice; `pace` bounds all of them together. Must run
-    in a task.
+    `wanted` gives the partitions a server should hold, by its name; without it every server
+    holds all. Any server may be the source, also of what it should no longer hold. `parallel`
+    servers are copied to at once, each from one other after the other, so that nothing goes to
+    it twice; `pace` bounds all of them together. Must run in a task.
     """
     report = GroupReport()
     silent: set[str] = set()
@@ -64,40 +62,36 @@ async def replicate_group(
     free = asyncio.Semaphore(parallel)
 
     async def look(name: str, store: BlobStore) -> None:
-        try:
-            digests[name] = await _digests(store, pause)
-        except Stopped as stopped:
-            fail(name, stopped.error)
+        digests[name] = None
+        if store.capabilities.digests and store.capabilities.stamps:
+            try:
+                digests[name] = await Retrying(store, name, pause=pause).digests()
+            except ServerFailed as failed:
+                fail(name, failed.error)
 
     def fail(name: str, error: DolmenError) -> None:
         report.failing[name] = str(error)
-        if not isinstance(error, ReadOnly):  # else it can still be copied from
+        if not isinstance(error, ReadOnly):
             silent.add(name)
-
-    async def bring(target: str, origin: str, partitions: Collection[int]) -> None:
-        if target in report.failing or origin in silent:
-            return
-        if not _may_differ(digests[origin], digests[target], partitions):
-            return
-        run = await replicate(
-            stores[origin],
-            stores[target],
-            partitions=partitions,
-            rejoin=rejoin,
-            progress=progress and partial(progress, origin, target),
-            pace=pace,
-            pause=pause,
-        )
-        report.runs[origin, target] = run
-        if run.stopped:
-            fail(origin if run.failing == "source" else target, run.stopped)
 
     async def fill(target: str) -> None:
         partitions = wanted[target] if wanted is not None else ALL_PARTITIONS
         async with free:
             for origin in stores:
-                if origin != target:
-                    await bring(target, origin, partitions)
+                if origin == target or origin in silent or target in report.failing:
+                    continue
+                if not _may_differ(digests[origin], digests[target], partitions):
+                    continue
+                run = report.runs[origin, target] = await replicate(
+                    stores[origin],
+                    stores[target],
+                    partitions=partitions,
+                    progress=progress and partial(progress, origin, target),
+                    pace=pace,
+                    pause=pause,
+                )
+                if run.stopped:
+                    fail(origin if run.failing == "source" else target, run.stopped)
 
     async with asyncio.TaskGroup() as looking:
         for name, store in stores.items():
@@ -108,18 +102,11 @@ async def replicate_group(
     return report
 
 
-async def _digests(store: BlobStore, pause: Pause) -> Digests | None:
-    """A store's digests; None where it keeps none."""
-    if not (store.capabilities.digests and store.capabilities.stamps):
-        return None
-    return await ask(store.digests, side="source", pause=pause)
-
-
 def _may_differ(ours: Digests | None, theirs: Digests | None, partitions: Collection[int]) -> bool:
     """Whether the source had anything in these partitions that the destination may have lacked.
 
-    What a run before this one brought to either of them is also on the server it
-    came from, and goes from there.
+    What an earlier run brought to either of them is also on the server it came from, and goes
+    from there.
     """
     if ours is None or theirs is None:
         return True

@@ -35,8 +35,8 @@ from dolmen.replication.report import Refused, Report
 from dolmen.stamps import format_stamp, parse_stamp
 from dolmen.store import Blob, BlobInfo, BlobStore, Failed, Listing, Outcome, Put, Write
 from dolmen.stores.base import UnderWay
-from dolmen.stores.horizon import HORIZON, horizon_in
 from dolmen.stores.records import Damage, Mark, RecordReader
+from dolmen.stores.watermark import WATERMARK, watermark_in
 
 _YOUNG = 12 * 3600
 """Chunks that arrived less than so many seconds ago are safe from garbage collection."""
@@ -104,7 +104,7 @@ class _Import:
     async def run(self, *, rejoin: bool) -> Imported:
         """The whole archive, mark by mark: all that comes before one is written before it."""
         imported, reader, store = self._imported, self._reader, self._store
-        watermark = horizon_in(await store.notes()) if store.capabilities.stamps else 0
+        watermark = watermark_in(await store.notes()) if store.capabilities.stamps else 0
         # Where the first mark is damaged nobody knows what was forgotten: the old is in doubt.
         self._doubtful = 0 if rejoin else watermark
         items = aiter(reader)
@@ -162,7 +162,7 @@ class _Import:
         except InvalidName:
             return 0
         if purged > watermark and await self._is_empty():
-            await self._store.note(HORIZON, format_stamp(purged).encode())
+            await self._store.note(WATERMARK, format_stamp(purged).encode())
         return purged
 
     async def _is_empty(self) -> bool:

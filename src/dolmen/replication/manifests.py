@@ -1,153 +1,106 @@
-"""Manifests: they go last, and only when the chunks they name are where they should be.
+"""Manifests go last, and only when the chunks they name are where they should be.
 
-The chunks were copied before, in list order. But a manifest may have been written
-while that went on, with chunks whose place in the order had been passed, or a chunk
-could not be copied. So before a manifest goes, the destination is asked for its
-chunks, and what it lacks is copied now. What it has and is old is touched, for until now
-no manifest may have named it, and garbage collection be about to take it. The manifest
-stays behind if one can't be. A chunk that the source lacks as well does not hold it up:
-it lies in another group or is lost, and either way the destination ends up with all the
-source has.
+The chunks were copied before, in list order. But a manifest may have been written meanwhile,
+with chunks whose place in the order had been passed, or a chunk could not be copied. So before
+a manifest goes, the destination is asked for its chunks: what it lacks is copied now, and what
+is old is touched, because until now no manifest may have named it and garbage collection be
+about to take it. The manifest stays behind if a chunk can't be copied. A chunk that the source
+lacks as well does not hold it up: it is in another group or lost, and either way the
+destination ends up with all the source has.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from functools import partial
+from typing import TypeVar
 
 from dolmen.cluster.manifest import decode
-from dolmen.cluster.upload import GRACE
 from dolmen.errors import Corrupt, DolmenError, NotFound
 from dolmen.names import CHECKSUM_SIZE, CHUNK_PREFIX, partition_of
 from dolmen.payload import read_whole
 from dolmen.replication.compare import Difference
 from dolmen.replication.copy import Copier
-from dolmen.replication.patience import Pause, Side, Stopped, ask
-from dolmen.replication.report import Report
-from dolmen.store import BlobInfo, BlobStore, Write
+from dolmen.store import BlobInfo, Write
+from dolmen.stores.base import UnderWay
+from dolmen.stores.retrying import Retrying, ServerFailed
 
-AT_ONCE = 64
-"""Chunks asked for at once."""
+T = TypeVar("T")
+
+GRACE = 24 * 3600
+"""Seconds for which garbage collection leaves a chunk alone that no manifest names."""
+_AT_ONCE = 64
 
 
 class Chunks:
-    """Sees to the chunks of manifests that are about to be copied."""
+    """Brings the chunks of manifests that are about to be copied."""
 
-    def __init__(
-        self,
-        source: BlobStore,
-        destination: BlobStore,
-        partitions: Collection[int],
-        copier: Copier,
-        report: Report,
-        pause: Pause,
-    ) -> None:
-        self._source = source
-        self._destination = destination
-        self._partitions = partitions
-        self._copier = copier
-        self._report = report
-        self._pause = pause
+    def __init__(self, copier: Copier, partitions: Collection[int]) -> None:
+        self._copier, self._partitions = copier, partitions
 
-    async def see_to(self, manifests: Sequence[Difference]) -> list[Difference]:
-        """Copy missing chunks; returns the manifests that may go. Raises `Stopped`."""
+    async def ready(self, manifests: Sequence[Difference]) -> Sequence[Difference]:
+        """Copy missing chunks; returns the manifests that may go. Raises `ServerFailed`."""
         return [
             each
             for each in manifests
             # To be touched means that the destination has this very manifest.
-            if each.touch or await self._chunks_stand(each.info.name)
+            if each.touch or await self._has_chunks(each.info.name)
         ]
 
-    async def _chunks_stand(self, name: str) -> bool:
+    async def _has_chunks(self, name: str) -> bool:
+        copier = self._copier
         try:
-            blob = await self._source.get(name)
+            blob = await copier.source.get(name)
             chunks = decode(await read_whole(blob.payload)).chunks
+        except ServerFailed:
+            raise
         except DolmenError:
             return True  # copying it meets the same trouble and reports it
-        wanted = [
-            chunk for chunk in dict.fromkeys(chunks) if partition_of(chunk) in self._partitions
-        ]
-        for at in range(0, len(wanted), AT_ONCE):
-            missing = await self._missing(wanted[at : at + AT_ONCE])
-            left = await self._copier.bring([Difference(info, touch=False) for info in missing])
-            if left:
-                self._report.refuse(
-                    name, Corrupt(f"its chunk {left[0]} could not be copied"), reason="ChunkMissing"
-                )
+        wanted = [each for each in dict.fromkeys(chunks) if partition_of(each) in self._partitions]
+        for at in range(0, len(wanted), _AT_ONCE):
+            some = wanted[at : at + _AT_ONCE]
+            found = await _at_once(partial(_renewed, copier.destination), some)
+            lacking = [chunk for chunk, there in zip(some, found, strict=True) if not there]
+            here = await _at_once(partial(_stat, copier.source), lacking)
+            refused = await copier.copy([Difference(info, touch=False) for info in here if info])
+            if refused:
+                why = Corrupt(f"its chunk {refused[0]} could not be copied")
+                copier.report.refuse(name, why, reason="ChunkMissing")
                 return False
         return True
 
-    async def _missing(self, chunks: Sequence[str]) -> list[BlobInfo]:
-        """Those that the source has and the destination lacks."""
-        there = await stat_all(self._destination, chunks, "destination", self._pause)
-        lacking = [
-            chunk
-            for chunk, info in zip(chunks, there, strict=True)
-            if info is None
-            or not _is_whole(chunk, info, self._destination)
-            or not await renewed(self._destination, info, self._pause)
-        ]
-        here = await stat_all(self._source, lacking, "source", self._pause)
-        return [info for info in here if info is not None]
+
+async def _at_once(ask: Callable[[str], Awaitable[T]], names: Sequence[str]) -> Sequence[T]:
+    async with UnderWay[T]() as under_way:
+        for name in names:
+            under_way.add(ask(name))
+        return [await under_way.next() for _ in names]
 
 
-async def renewed(store: BlobStore, info: BlobInfo, pause: Pause) -> bool:
-    """Make a chunk young that no manifest may have named so far: it could be collected now.
-
-    False where it is not there any more. Raises `Stopped`.
-    """
-    if not store.capabilities.stamps or time.time() - info.arrived < GRACE / 2:
-        return True
+async def _renewed(destination: Retrying, chunk: str) -> bool:
+    """Whether the destination has this chunk sound, and young from now on."""
     try:
-        await ask(
-            lambda: store.write(
-                Write.touch(
-                    info.name, stamp=info.stamp, checksum=info.checksum, metadata=info.metadata
-                )
-            ),
-            side="destination",
-            pause=pause,
-        )
-    except Stopped as stopped:
-        if isinstance(stopped.error, NotFound):  # it went just now
+        info = await destination.stat(chunk)
+        if not destination.capabilities.stamps:
+            return True
+        half = chunk[len(CHUNK_PREFIX) :][: 2 * CHECKSUM_SIZE]
+        if info.checksum.hex() != half:
             return False
-        raise
+        if time.time() - info.arrived >= GRACE / 2:
+            await destination.write(
+                Write.touch(chunk, stamp=info.stamp, checksum=info.checksum, metadata=info.metadata)
+            )
+    except (NotFound, Corrupt):
+        return False
     return True
 
 
-async def stat_all(
-    store: BlobStore, names: Sequence[str], side: Side, pause: Pause
-) -> list[BlobInfo | None]:
-    """What stands under each of these names, asked for at once; None for nothing.
-
-    A damaged copy counts as none at the destination, which wants another, and at the source as
-    there: copying it will report it. Raises `Stopped`.
-    """
-
-    async def stat(name: str) -> BlobInfo | None:
-        try:
-            return await store.stat(name)
-        except NotFound:
-            return None
-        except Corrupt:
-            return None if side == "destination" else BlobInfo(name, 0, 0, 0, b"")
-
-    async def asked(name: str) -> BlobInfo | Stopped | None:
-        try:
-            return await ask(lambda: stat(name), side=side, pause=pause)
-        except Stopped as stopped:  # returned, so that the others are not left running
-            return stopped
-
-    found: list[BlobInfo | None] = []
-    for answer in await asyncio.gather(*map(asked, names)):
-        if isinstance(answer, Stopped):
-            raise answer
-        found.append(answer)
-    return found
-
-
-def _is_whole(chunk: str, info: BlobInfo, store: BlobStore) -> bool:
-    """Whether what stands is the chunk its name promises, as far as the store can tell."""
-    half = chunk[len(CHUNK_PREFIX) :][: 2 * CHECKSUM_SIZE]
-    return not store.capabilities.stamps or info.checksum.hex() == half
+async def _stat(source: Retrying, chunk: str) -> BlobInfo | None:
+    """What the source has of a chunk. Of a damaged one only the name: copying it reports it."""
+    try:
+        return await source.stat(chunk)
+    except NotFound:
+        return None
+    except Corrupt:
+        return BlobInfo(chunk, 0, 0, 0, b"")

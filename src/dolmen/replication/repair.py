@@ -1,46 +1,44 @@
 """Repair: rounds that bring every server of a cluster to what it should hold.
 
-A round compares all servers and copies what is missing; then it drops copies that stand
-where they should not, and forgets deletes that are old enough. Nothing is kept between
-rounds that a round needs, so one may be broken off anywhere and begun again, and
-several may be at work at once: a copy that is there already is not made twice, and what
-one removes has been verified elsewhere.
+A round makes sure who is who (`membership`), leaves out servers that missed a purge, copies what
+is missing (`group`), drops misplaced copies (`misplaced`) and forgets old deletes (`purge`).
+Nothing is kept between rounds that a round needs, so one may be broken off anywhere and begun
+again, and several repairers may be at work at once: a copy that is there already is not made
+twice, and what one removes has been verified elsewhere.
 
-Two of them that disagree about who should hold what could each remove what the other
-counts on. So before anything else every server is told the epoch of the configuration and
-what it says; one that knows a higher epoch, or another configuration of the same, ends the
-round (`Outdated`). When a server heard of an epoch for the first time, nothing is removed
-for `SETTLE` seconds: by then what an older configuration was removing has been removed,
-or is refused, and what stands can be counted. Every server is told its own name as well: one
-that was told another's since is in the configuration twice, and its one copy would vouch for
-itself.
+When servers were given a configuration, nothing is removed for `SETTLE` seconds: by then what an
+older configuration was removing has been removed, or is refused.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dolmen.cluster.groups import Group, Member
+from dolmen.cluster.groups import Group
 from dolmen.cluster.placement import Placement
-from dolmen.errors import DolmenError, Outdated
+from dolmen.errors import DolmenError
 from dolmen.pace import Pace
 from dolmen.replication.group import PairProgress, partitions_of, replicate_group
-from dolmen.replication.horizon import catch_up, reclaim
-from dolmen.replication.patience import Pause, Stopped, ask
-from dolmen.replication.rebalance import Dropped, drop_misplaced
+from dolmen.replication.membership import Membership
+from dolmen.replication.misplaced import Dropped, Dropping
+from dolmen.replication.purge import OFTEN, SETTLE, find_stale, purge
 from dolmen.replication.report import Report
-from dolmen.store import ALL_PARTITIONS, BlobStore
-from dolmen.stores.epoch import Seen, seen_in, server_in, tell
+from dolmen.store import ALL_PARTITIONS
+from dolmen.stores.epoch import Seen
+from dolmen.stores.retrying import Pause, Retrying, ServerFailed
 
-SETTLE = 10.0
-"""Seconds between telling a server of a new epoch and the first removal."""
 DAY = 86_400
 COMPARED = "compared"
 """The note with the time of the last round that found everything in its place."""
+PAUSE = 10.0
+"""Seconds between the end of a round and the next."""
+LONGEST = 300.0
+"""Seconds after which a failing server is asked again at the latest."""
 _NOTE_EVERY = 60.0
 _DAMAGE_EVERY = 3_600.0
 """Seconds between two looks for misplaced copies that are damaged."""
@@ -53,7 +51,6 @@ class Terms:
     bandwidth: float | None = None
     parallel: int = 4
     reclaim_age: float = 30 * DAY
-    rejoin: bool = False
 
 
 @dataclass(slots=True)
@@ -63,10 +60,12 @@ class Round:
     runs: Mapping[tuple[str, str], Report] = field(default_factory=dict)
     """The runs that were needed, by source and destination."""
     failing: dict[str, str] = field(default_factory=dict)
-    """Servers that failed or were not asked, and why."""
+    """Servers that failed or were not asked, and why; the stale ones among them."""
+    stale: dict[str, str] = field(default_factory=dict)
+    """Servers that missed a purge (`dolmen.replication.purge`)."""
     dropped: dict[str, Dropped] = field(default_factory=dict)
     """What became of misplaced copies, by the server that had any."""
-    reclaimed: int = 0
+    purged: int = 0
     """Deletes forgotten."""
 
     @property
@@ -93,16 +92,17 @@ class Repair:
         pause: Pause = asyncio.sleep,
     ) -> None:
         self.members = {member.name: member for group in groups for member in group.members}
-        self._seen = seen
-        self._terms = terms or Terms()
+        self._stores = {n: Retrying(m.store, n, pause=pause) for n, m in self.members.items()}
+        self._groups, self._seen, self._terms = groups, seen, terms or Terms()
+        self._membership = Membership(seen)
         self._progress, self._now, self._pause = progress, now, pause
-        self._groups = groups
+        self._pace = Pace(self._terms.bandwidth)
         self._durable: list[bool] = []
         self._work_out_places()
-        self._pace = Pace(self._terms.bandwidth)
-        self._told_at: float | None = None
+        self._settled_at = 0.0
         self._noted_at = -_NOTE_EVERY
         self._looked_at = -_DAMAGE_EVERY
+        self._purged_at = -math.inf
 
     async def round(self, without: Mapping[str, str] | None = None) -> Round:
         """Do one. Servers in `without` (name and reason) are not asked. Raises `Outdated`.
@@ -111,32 +111,25 @@ class Repair:
         """
         report = Round(failing=dict(without or {}))
         began = self._now()
-        await self._tell_epoch(report)
-        report.failing |= await catch_up(self._stores(report), pause=self._pause)
+        report.failing |= await self._membership.check(self._usable(report), told=self._told)
+        if self._membership.news:
+            self._settled_at, self._membership.news = self._now() + SETTLE, False
+        await self._leave_out_stale(report)
         self._work_out_places()  # each has been asked by now
-        terms = self._terms
         copied = await replicate_group(
-            self._stores(report),
+            self._usable(report),
             wanted=self._wanted,
-            rejoin=terms.rejoin,
-            parallel=terms.parallel,
+            parallel=self._terms.parallel,
             progress=self._progress,
             pace=self._pace,
             pause=self._pause,
         )
         report.runs = copied.runs
         report.failing |= copied.failing
-        try:
-            if self._rebalances:
-                await self._settle()
-                await self._drop_misplaced(report)
-            if report.complete:
-                await self._settle()
-                report.reclaimed = await self._reclaim()
-        except Stopped as stopped:
-            if isinstance(stopped.error, Outdated):
-                raise stopped.error from stopped
-            report.failing[stopped.who] = str(stopped)
+        if self._rebalances:
+            await self._drop_misplaced(report)
+        if report.complete:
+            await self._purge(report)
         if report.complete:
             await self._note_compared(report, began)
         return report
@@ -151,124 +144,120 @@ class Repair:
         self._wanted = partitions_of(self._placement)
         self._rebalances = any(held is not ALL_PARTITIONS for held in self._wanted.values())
 
-    def _reachable(self, report: Round) -> dict[str, Member]:
-        return {name: each for name, each in self.members.items() if name not in report.failing}
+    @property
+    def _told(self) -> bool:
+        """Whether servers are to know the configuration: without rebalancing it may change."""
+        return self._rebalances or bool(self._seen.epoch)
 
-    def _stores(self, report: Round) -> dict[str, BlobStore]:
-        return {name: member.store for name, member in self._reachable(report).items()}
+    def _usable(self, report: Round) -> dict[str, Retrying]:
+        return {name: each for name, each in self._stores.items() if name not in report.failing}
 
-    async def _tell_epoch(self, report: Round) -> None:
-        """Tell every server of the configuration; note those that can't be told."""
-        if not self._rebalances and not self._seen.epoch:
-            return  # nothing is ever misplaced
-        for name, member in self._reachable(report).items():
-            store = member.store
-            if not store.capabilities.stamps:
-                continue
+    async def _leave_out_stale(self, report: Round) -> None:
+        while True:
+            usable = self._usable(report)
             try:
-                notes = await ask(store.notes, side="source", pause=self._pause)
-                known = seen_in(notes)
-                if known == self._seen and server_in(notes) == name:
-                    continue
-                self._refuse_older(name, known)
-                await tell(store, self._seen, name)
-                self._told_at = self._now()
-            except (Stopped, DolmenError) as error:
-                if isinstance(error, Outdated):
-                    raise
-                report.failing[name] = str(error)
-        if self._told_at is not None:
-            await self._find_twins(report)
+                report.stale = await find_stale(usable)
+                break
+            except ServerFailed as failed:
+                report.failing[failed.server] = str(failed.error)
+        for name in usable:
+            self.members[name].stale = report.stale.get(name)
+        report.failing |= report.stale
 
-    async def _find_twins(self, report: Round) -> None:
-        """Leave out a server that answers to another's name: it has no copies of its own."""
-        for name, member in self._reachable(report).items():
-            if not member.store.capabilities.stamps:
-                continue
-            try:
-                notes = await ask(member.store.notes, side="source", pause=self._pause)
-            except Stopped as stopped:
-                report.failing[name] = str(stopped)
-                continue
-            other = server_in(notes)
-            if other not in ("", name):  # one that is not durable may have forgotten
-                report.failing[name] = (
-                    f"it is the same server as {other}: take one of them out of the configuration"
-                )
-
-    def _refuse_older(self, name: str, known: Seen) -> None:
-        if known == self._seen:
-            return
-        ours = self._seen.epoch
-        if known.epoch > ours:
-            raise Outdated(
-                f"{name} has seen epoch {known.epoch} of the configuration, this one is epoch "
-                f"{ours}: use the newer configuration"
-            )
-        if known.epoch == ours and known.fingerprint:
-            raise Outdated(
-                f"{name} has seen another configuration with epoch {ours}. If this is the newer "
-                f"one (servers, weights, zones or copies changed), give it epoch = {ours + 1} and "
-                "use it everywhere"
-            )
-
-    async def _settle(self) -> None:
-        if self._told_at is not None:
-            left = self._told_at + SETTLE - self._now()
-            if left > 0:
-                await self._pause(left)
-            self._told_at = None
+    async def _ready(self, report: Round) -> None:
+        """Before a removal: the configuration has settled, and servers are who they were."""
+        if (left := self._settled_at - self._now()) > 0:
+            await self._pause(left)
+        await self._membership.confirm(self._usable(report), told=self._told)
 
     async def _drop_misplaced(self, report: Round) -> None:
         damaged = self._now() - self._looked_at >= _DAMAGE_EVERY
         if damaged:
             self._looked_at = self._now()
-        for name, member in self._reachable(report).items():
-            if not member.store.capabilities.stamps:
+        for name, member in self.members.items():
+            stores = self._usable(report)
+            if name not in stores or not member.store.capabilities.stamps:
                 continue  # a plain sos server can't be told to remove anything
+            work = Dropping(
+                member,
+                self._placement,
+                stores,
+                self._seen.epoch,
+                self._pace,
+                lambda: self._ready(report),
+            )
             try:
-                dropped = await drop_misplaced(
-                    member,
-                    self._placement,
-                    epoch=self._seen.epoch,
-                    failing=[*report.failing],
-                    pace=self._pace,
-                    damaged=damaged,
-                    pause=self._pause,
-                )
-            except Stopped as stopped:
-                if isinstance(stopped.error, Outdated):
-                    raise
-                report.failing[name] = str(stopped)
-                continue
-            report.failing |= dropped.failing
-            if dropped.removed or dropped.kept:
-                report.dropped[name] = dropped
+                if damaged:
+                    await work.replace_damaged()
+                await work.drop()
+            except ServerFailed as failed:
+                report.failing[failed.server] = str(failed.error)
+            report.failing |= work.dropped.failing
+            if work.dropped.removed or work.dropped.kept:
+                report.dropped[name] = work.dropped
 
-    async def _reclaim(self) -> int:
-        stores = {name: member.store for name, member in self.members.items()}
-        if not all(store.capabilities.stamps for store in stores.values()):
-            return 0
-        return await reclaim(
-            stores,
-            age_ms=int(self._terms.reclaim_age * 1_000),
-            now_ms=int(self._now() * 1_000),
-            epoch=self._seen.epoch,
-            pause=self._pause,
-        )
+    async def _purge(self, report: Round) -> None:
+        stamped = all(each.capabilities.stamps for each in self._stores.values())
+        age = self._terms.reclaim_age
+        if not stamped or self._now() - self._purged_at < age / OFTEN:
+            return
+        self._purged_at = self._now()
+        try:
+            report.purged = await purge(
+                self._stores,
+                age_ms=int(age * 1_000),
+                now_ms=int(self._now() * 1_000),
+                epoch=self._seen.epoch,
+                ready=lambda: self._ready(report),
+                pause=self._pause,
+            )
+        except ServerFailed as failed:
+            report.failing[failed.server] = str(failed.error)
 
     async def _note_compared(self, report: Round, began: float) -> None:
-        """Tell every server since when it is known to hold what it should: what came later may not
-        have been seen.
+        """Note on every server since when it is known to hold what it should.
+
+        What came after the round began may not have been seen.
         """
         now = self._now()
         if now - self._noted_at < _NOTE_EVERY:
             return
         self._noted_at = now
         value = json.dumps({"at": round(began, 3)}).encode()
-        for name, member in self.members.items():
-            if member.store.capabilities.stamps:
+        for name, store in self._stores.items():
+            if store.capabilities.stamps:
                 try:
-                    await member.store.note(COMPARED, value)
+                    await store.note(COMPARED, value)
                 except DolmenError as error:
                     report.failing[name] = str(error)
+
+
+async def watch(
+    repair: Repair, *, now: Callable[[], float] = time.monotonic, pause: Pause = asyncio.sleep
+) -> AsyncGenerator[Round, None]:
+    """The report of every round, for as long as it is read. Raises `Outdated`.
+
+    A server that failed is left out of the rounds for a while, twice as long after each failure
+    in a row, so that it does not hold up the others.
+    """
+    failures: dict[str, int] = {}
+    back: dict[str, tuple[float, str]] = {}
+    while True:
+        out = {
+            name: f"{why} (asked again in {until - now():.0f} s)"
+            for name, (until, why) in back.items()
+            if until > now()
+        }
+        report = await repair.round(out)
+        for name in repair.members:
+            if name in out:
+                continue
+            why = report.failing.get(name)
+            if why is None:
+                failures.pop(name, None)
+                back.pop(name, None)
+                continue
+            failures[name] = failures.get(name, 0) + 1
+            back[name] = (now() + min(LONGEST, PAUSE * 2 ** (failures[name] - 1)), why)
+        yield report
+        await pause(PAUSE)

@@ -1,4 +1,9 @@
-"""Make one store hold what another holds."""
+"""Replicate: make one store hold what another holds.
+
+Compare, then copy in a few batches at once while the next differences are being found; manifests
+in a second pass, after the chunks they name. Read first: `dolmen.replication.compare`,
+`dolmen.replication.copy`, `dolmen.replication.manifests`.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +11,17 @@ import asyncio
 from collections.abc import AsyncIterator, Collection, Sequence
 
 from dolmen.closing import closing
+from dolmen.errors import Corrupt, Outdated
 from dolmen.names import partition_of
 from dolmen.pace import Pace
 from dolmen.record import Kind
 from dolmen.replication.compare import Difference, compare, scope
 from dolmen.replication.copy import Copier
-from dolmen.replication.horizon import DOUBTFUL, horizons_of
 from dolmen.replication.manifests import Chunks
-from dolmen.replication.patience import Pause, Stopped
+from dolmen.replication.purge import check_pair
 from dolmen.replication.report import Progress, Report
-from dolmen.store import ALL_PARTITIONS, BlobInfo, BlobStore
-from dolmen.stores.horizon import NO_HORIZONS
+from dolmen.store import ALL_PARTITIONS, BlobStore
+from dolmen.stores.retrying import Pause, Retrying, ServerFailed
 
 BATCH = 2_048
 """Names in a batch; the destination commits about that many at once."""
@@ -33,76 +38,65 @@ async def replicate(
     destination: BlobStore,
     *,
     partitions: Collection[int] = ALL_PARTITIONS,
-    rejoin: bool = False,
     progress: Progress | None = None,
     pace: Pace | None = None,
     pause: Pause = asyncio.sleep,
 ) -> Report:
     """Copy to `destination` what it lacks of `source`, or has at a lower rank.
 
-    Deletes go along; nothing is ever removed, and what is newer at the
-    destination stays. Only names of `partitions` take part. May be cancelled
-    at any moment and run again.
+    Deletes go along; nothing is ever removed, and what is newer at the destination stays. Only
+    names of `partitions` take part. May be cancelled at any moment and run again.
 
-    Manifests go last, in a second pass over the partitions that had any, so an
-    object that becomes visible at the destination has its chunks there; see
-    `dolmen.replication.manifests`.
-
-    What may have been deleted while the source was away is refused, unless `rejoin` is
-    given (`dolmen.replication.horizon`). `pace` bounds the bytes copied a second.
-
-    Blobs that can't be copied are counted in the report and skipped; a server
-    that fails ends the run, and the report says which and why. Must run in a task.
+    Blobs that can't be copied are counted in the report and skipped; a server that fails ends
+    the run, and the report says which and why. Nothing is copied from a store that missed a
+    purge of the destination's (`dolmen.replication.purge`). `pace` bounds the bytes copied a
+    second. Must run in a task.
     """
-    run = _Run(source, destination, progress or (lambda _: None), pace or Pace(), pause)
+    run = _Run(
+        Retrying(source, "source", pause=pause),
+        Retrying(destination, "destination", pause=pause),
+        progress or (lambda _: None),
+        pace or Pace(),
+    )
+    report = run.report
     try:
-        await run.whole(partitions, rejoin=rejoin)
-    except Stopped as stopped:
-        run.report.stopped, run.report.failing = stopped.error, stopped.side
-    run.progress(run.report)
-    return run.report
+        await run.whole(partitions)
+    except ServerFailed as failed:
+        report.stopped, report.failing = failed.error, failed.server
+    except (Outdated, Corrupt) as error:
+        report.stopped, report.failing = error, "source"
+    run.progress(report)
+    return report
 
 
 class _Run:
     """One run between two stores."""
 
     def __init__(
-        self,
-        source: BlobStore,
-        destination: BlobStore,
-        progress: Progress,
-        pace: Pace,
-        pause: Pause,
+        self, source: Retrying, destination: Retrying, progress: Progress, pace: Pace
     ) -> None:
-        self.report = Report()
-        self.progress = progress
-        self._stores = (source, destination)
-        self._pause = pause
-        self._copier = Copier(source, destination, self.report, pace, pause)
-        self._horizons = NO_HORIZONS
+        self.report, self.progress = Report(), progress
+        self._source, self._destination = source, destination
+        self._copier = Copier(source, destination, self.report, pace)
         self._with_manifests: set[int] = set()
 
-    async def whole(self, partitions: Collection[int], *, rejoin: bool) -> None:
+    async def whole(self, partitions: Collection[int]) -> None:
         """Both passes."""
-        chunks = Chunks(*self._stores, partitions, self._copier, self.report, self._pause)
-        found = await scope(*self._stores, partitions, self._pause)
-        self.report.total, self.report.compared = found.total, found.in_step
-        if found.partitions:
-            self._horizons = await horizons_of(*self._stores, self._pause, rejoin=rejoin)
+        found = await scope(self._source, self._destination, partitions)
+        self.report.total, self.report.compared = found.total, found.in_sync
         await self._bring(self._all_but_manifests(found.partitions))
+        chunks = Chunks(self._copier, partitions)
         await self._bring(self._manifests(sorted(self._with_manifests)), chunks)
 
     async def _all_but_manifests(self, partitions: Sequence[int]) -> AsyncIterator[Difference]:
         if not partitions:
             return
-        async with closing(self._compared(partitions)) as compared:
+        async with closing(compare(self._source, self._destination, partitions)) as compared:
             async for info, difference in compared:
                 self.report.compared += 1
                 if self.report.compared % _NOTICE == 0:
                     self.progress(self.report)
-                if difference and difference.doubtful:
-                    self.report.refuse(info.name, DOUBTFUL, reason="MayBeDeleted")
-                elif difference and info.kind == Kind.MANIFEST:
+                if difference and info.kind == Kind.MANIFEST:
                     self._with_manifests.add(partition_of(info.name))
                 elif difference:
                     yield difference
@@ -110,26 +104,22 @@ class _Run:
     async def _manifests(self, partitions: Sequence[int]) -> AsyncIterator[Difference]:
         if not partitions:
             return
-        async with closing(self._compared(partitions)) as compared:
+        async with closing(compare(self._source, self._destination, partitions)) as compared:
             async for info, difference in compared:
-                if difference and info.kind == Kind.MANIFEST and not difference.doubtful:
+                if difference and info.kind == Kind.MANIFEST:
                     yield difference
-
-    def _compared(
-        self, partitions: Sequence[int]
-    ) -> AsyncIterator[tuple[BlobInfo, Difference | None]]:
-        return compare(*self._stores, partitions, self._pause, self._horizons)
 
     async def _bring(
         self, differences: AsyncIterator[Difference], chunks: Chunks | None = None
     ) -> None:
         """Copy these, a few batches at once, while the next are being found."""
         free = asyncio.Semaphore(LANES)
-        stops: list[Stopped] = []
 
-        async def bring(batch: list[Difference]) -> None:
+        async def bring(batch: Sequence[Difference]) -> None:
             try:
-                await self._copier.bring(await chunks.see_to(batch) if chunks else batch)
+                # Each time: the source may have come back with an older disk.
+                await check_pair(self._source, self._destination)
+                await self._copier.copy(await chunks.ready(batch) if chunks else batch)
                 self.progress(self.report)
             finally:
                 free.release()
@@ -143,13 +133,11 @@ class _Run:
                 async for batch in ready:
                     await free.acquire()
                     lanes.create_task(bring(batch))
-        except* Stopped as group:
-            stops += [error for error in group.exceptions if isinstance(error, Stopped)]
-        if stops:
-            raise stops[0]
+        except* (ServerFailed, Outdated, Corrupt) as group:
+            raise group.exceptions[0] from group
 
 
-async def batches(differences: AsyncIterator[Difference]) -> AsyncIterator[list[Difference]]:
+async def batches(differences: AsyncIterator[Difference]) -> AsyncIterator[Sequence[Difference]]:
     """Gather differences into batches bounded in names and in bytes of data."""
     batch: list[Difference] = []
     size = 0

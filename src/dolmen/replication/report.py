@@ -31,7 +31,7 @@ class Report:
     total: int | None = None
     """Entries of the source to be compared; None where a store keeps no digests to tell."""
     compared: int = 0
-    """Entries of the source, tombstones included, that were held against the destination."""
+    """Entries of the source, tombstones included, that were compared with the destination."""
     copied: int = 0
     """Blobs and manifests written to the destination."""
     bytes: int = 0
@@ -41,7 +41,7 @@ class Report:
     tombstones: int = 0
     """Deletes carried over."""
     vanished: int = 0
-    """Found by the comparison, and no longer at the source when their turn came."""
+    """Found by the comparison, and gone from the source when their turn came."""
     refused: dict[str, Refused] = field(default_factory=dict)
     """What could not be copied, by the kind of error."""
     stopped: DolmenError | None = None

@@ -19,9 +19,8 @@ from dolmen import config
 from dolmen.companion import order, say
 from dolmen.config.opening import opened_groups
 from dolmen.errors import DolmenError
-from dolmen.replication.repair import DAY, Repair, Round, Terms
+from dolmen.replication.repair import DAY, Repair, Round, Terms, watch
 from dolmen.replication.report import Report
-from dolmen.replication.watch import watch
 from dolmen.servers.metrics import Figure
 from dolmen.stores.epoch import Seen
 from dolmen.stores.secrets import without_secrets
@@ -34,7 +33,7 @@ _COUNTED = {
     "bytes": "Bytes in copies made.",
     "deletes": "Deletes carried to servers that had missed them.",
     "removed": "Misplaced copies removed once the rightful ones were verified.",
-    "reclaimed": "Deletes forgotten after their time.",
+    "purged": "Deletes forgotten after their time.",
 }
 
 
@@ -47,13 +46,15 @@ class Told:
     bytes: int = 0
     deletes: int = 0
     removed: int = 0
-    reclaimed: int = 0
+    purged: int = 0
     refused: int = 0
     """Copies the last round could not make."""
     kept: int = 0
     """Misplaced copies it left, as others lacked them."""
     failing: dict[str, str] = field(default_factory=dict)
     """Servers it could not use, and why."""
+    stale: dict[str, str] = field(default_factory=dict)
+    """Those among them that missed a purge: nothing may be read from them."""
     complete_rounds: int = 0
     """Rounds that left all in its place."""
     complete: bool = False
@@ -72,12 +73,13 @@ class Told:
         self.bytes += sum(run.bytes for run in done.runs.values())
         self.deletes += sum(run.tombstones for run in done.runs.values())
         self.removed += sum(dropped.removed for dropped in done.dropped.values())
-        self.reclaimed += done.reclaimed
+        self.purged += done.purged
         self.refused = sum(
             refused.count for run in done.runs.values() for refused in run.refused.values()
         )
         self.kept = sum(dropped.kept for dropped in done.dropped.values())
         self.failing = {name: without_secrets(why) for name, why in done.failing.items()}
+        self.stale = done.stale
         self.complete, self.ended, self.copying = done.complete, round(time.time(), 3), None
         self.complete_rounds += done.complete
         self.trouble = None

@@ -1,10 +1,9 @@
-"""The configuration a store has seen: the note by which an older one is told apart.
+"""The configuration a store belongs to: the note by which another or an older one is told apart.
 
-Servers that join, leave or change their weight change what every server should hold.
-Whoever removes copies because they stand where they should not acts on a configuration,
-and says by its *epoch* which. A store keeps the highest it was told of, and refuses
-removals from a lower one. It also keeps under which name it is known there, by which two names
-of one store are found out.
+Servers that join, leave or change their weight change what every server should hold. Whoever
+removes misplaced copies acts on a configuration. A store keeps the highest *epoch* it was given
+with the fingerprint of that configuration and its own name in it, and refuses removals by a
+lower epoch. Fingerprint and name are compared by everyone who may remove anything.
 """
 
 from __future__ import annotations
@@ -13,11 +12,11 @@ import json
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from dolmen.errors import Outdated
+from dolmen.errors import Corrupt, Outdated
 from dolmen.store import BlobStore
 
 KEY = "configuration"
-_SERVER = "server"
+_LARGEST = 1 << 63
 
 
 class Seen(NamedTuple):
@@ -31,23 +30,32 @@ NOTHING = Seen(0, "")
 
 
 def seen_in(notes: Mapping[str, bytes]) -> Seen:
-    """What the notes of a store say; `NOTHING` where nobody told it of any."""
-    try:
-        noted = json.loads(notes[KEY])
-        return Seen(int(noted["epoch"]), str(noted["fingerprint"]))
-    except (KeyError, TypeError, ValueError):
-        return NOTHING
+    """The configuration in a store's notes, `NOTHING` for none. Raises `Corrupt`."""
+    return _read(notes)[0]
 
 
 def server_in(notes: Mapping[str, bytes]) -> str:
-    """The name of the store in the configuration it was told of last; empty where in none."""
-    return notes.get(_SERVER, b"").decode("utf-8", "replace")
+    """The name of the store in that configuration; empty for none. Raises `Corrupt`."""
+    return _read(notes)[1]
+
+
+def _read(notes: Mapping[str, bytes]) -> tuple[Seen, str]:
+    noted = notes.get(KEY)
+    if noted is None:
+        return NOTHING, ""
+    try:
+        match json.loads(noted):
+            case {"epoch": int(epoch), "fingerprint": str(fingerprint), "server": str(server)}:
+                if 0 <= epoch < _LARGEST:
+                    return Seen(epoch, fingerprint), server
+    except (ValueError, RecursionError):
+        pass
+    raise Corrupt(f"the note {KEY!r} is damaged: it should hold epoch, fingerprint and server")
 
 
 async def tell(store: BlobStore, seen: Seen, server: str = "") -> None:
     """Note a configuration, and the name of the store in it."""
-    await store.note(_SERVER, server.encode())
-    await store.note(KEY, json.dumps(seen._asdict()).encode())
+    await store.note(KEY, json.dumps({**seen._asdict(), "server": server}).encode())
 
 
 async def check_epoch(store: BlobStore, epoch: int) -> None:

@@ -10,10 +10,11 @@ from dolmen.cluster.placement import Placement
 from dolmen.names import partition_of
 from dolmen.pace import Pace
 from dolmen.payload import Bytes
-from dolmen.replication.rebalance import Dropped, drop_misplaced
+from dolmen.replication.misplaced import Dropped, Dropping
 from dolmen.stores.memory import MemoryStore
+from dolmen.stores.retrying import Retrying
 from dolmen.testing import calls
-from dolmen.testing.faulty import Fault, FaultyStore
+from dolmen.testing.faulty import FaultyStore
 
 
 class Trio:
@@ -27,16 +28,20 @@ class Trio:
         self.rightful = [self.stores[member.name] for member in rightful]
         self.names = [member.name for member in rightful]
         (self.other,) = (member for member in members if member not in rightful)
+        self.asked = 0
 
     async def drop(self, *failing: str) -> Dropped:
-        return await drop_misplaced(
-            self.other,
-            self.placement,
-            epoch=None,
-            failing=failing,
-            pace=Pace(),
-            pause=lambda _: asyncio.sleep(0),
-        )
+        stores = {
+            name: Retrying(store, name, pause=lambda _: asyncio.sleep(0))
+            for name, store in self.stores.items()
+            if name not in failing
+        }
+        work = Dropping(self.other, self.placement, stores, None, Pace(), self.ready)
+        await work.drop()
+        return work.dropped
+
+    async def ready(self) -> None:
+        self.asked += 1
 
 
 async def test_one_that_all_hold_goes():
@@ -44,6 +49,7 @@ async def test_one_that_all_hold_goes():
     for store in trio.stores.values():
         await calls.put(store.store, "object", Bytes(b"content"), stamp=5)
     assert await trio.drop() == Dropped(removed=1, bytes=7)
+    assert trio.asked == 1
     assert await trio.drop() == Dropped()
 
 
@@ -86,7 +92,7 @@ async def test_what_a_server_without_stamps_can_not_vouch_for_is_not_read_there(
 
 
 async def test_who_lacked_most_is_asked_first(monkeypatch):
-    monkeypatch.setattr("dolmen.replication.rebalance.BATCH", 2)
+    monkeypatch.setattr("dolmen.replication.misplaced.BATCH", 2)
     trio = Trio()
     names = [
         name
@@ -105,7 +111,7 @@ async def test_who_can_not_be_asked_is_named():
     trio = Trio()
     for store in trio.stores.values():
         await calls.put(store.store, "object", Bytes(b"content"), stamp=5)
-    trio.rightful[0].script("get_many", Fault.UNAVAILABLE)
+    trio.rightful[0].down = True
     dropped = await trio.drop()
     assert dropped.kept == 1
     assert list(dropped.failing) == [trio.names[0]]
