@@ -22,6 +22,12 @@ class Budget:
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._loans: dict[object, tuple[int, Callable[[], object]]] = {}
 
+    def is_spent(self, size: int) -> bool:
+        """Whether whoever asks for so many bytes now has to wait."""
+        return bool(self._waiting) or size > self.free + sum(
+            lent for lent, _ in self._loans.values()
+        )
+
     async def take(self, size: int) -> None:
         """Take bytes, waiting for them if need be. `size` is at most the whole budget."""
         if not self._waiting and size <= self.free:

@@ -187,9 +187,13 @@ class Reader:
         """A part of a blob of up to a chunk's size, of which the whole is read and checked."""
 
         async def pieces() -> AsyncIterator[Piece]:
+            nonlocal begun
+            answer, begun = begun, None
+            if self._budget.is_spent(info.size):
+                answer = None  # others need its connection meanwhile
             await self._budget.take(info.size)
             try:
-                data = await self.whole(info.name, begun)
+                data = await self.whole(info.name, answer)
                 if len(data) != info.size:
                     raise _changed(info)
                 for piece in halves(memoryview(data)[start:stop]):
@@ -197,7 +201,8 @@ class Reader:
             finally:
                 self._budget.give(info.size)
 
-        return Stream(stop - start, pieces, rereadable=_rereadable(begun))
+        rereadable = _rereadable(begun)
+        return Stream(stop - start, pieces, rereadable=rereadable)
 
     def _streamed(
         self, info: BlobInfo, start: int, stop: int, begun: _Begun | None = None
@@ -206,7 +211,9 @@ class Reader:
         whole = (start, stop) == (0, info.size)
 
         def opened() -> AsyncIterator[Piece]:
-            pieces = self._pieces(info, start, stop, begun)
+            nonlocal begun
+            answer, begun = begun, None
+            pieces = self._pieces(info, start, stop, answer)
             if whole and info.kind == Kind.BLOB and is_object_id(info.name):
                 return digest_checked(info.name, pieces)
             return pieces
@@ -218,6 +225,8 @@ class Reader:
     ) -> AsyncIterator[Piece]:
         """From one copy until it breaks off, then from another one at the offset reached."""
         failures: Failures = []
+        if self._budget.is_spent(SMALL):
+            begun = None
         await self._budget.take(SMALL)
         try:
             while at < stop:
