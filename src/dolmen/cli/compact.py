@@ -44,10 +44,13 @@ async def _compact(url: str, bandwidth: int | None, *, as_json: bool) -> int:
         with transfer_bar("compact") as bar:
             compactor = Compactor(opened, pace=Pace(bandwidth))
             running = asyncio.ensure_future(compactor.compact())
-            while not running.done():
-                await asyncio.wait([running], timeout=0.2)
-                if bar:
-                    bar(compactor.done.carried, None)
+            try:
+                while not running.done():
+                    await asyncio.wait([running], timeout=0.2)
+                    if bar:
+                        bar(compactor.done.carried, None)
+            finally:
+                running.cancel()  # where this was interrupted
             done = await running
     finally:
         await opened.aclose()

@@ -24,7 +24,11 @@ async def open_groups(
         for group in groups:
             members = []
             for server in group.servers:
-                store = await (open_existing if existing else open_store)(server.url)
+                store = (
+                    await open_existing(server.url, read_only=False)
+                    if existing
+                    else await open_store(server.url)
+                )
                 stack.push_async_callback(store.aclose)
                 members.append(Member(server.name, store, server.weight, server.zone))
             ready.append(

@@ -57,10 +57,15 @@ async def open_store(url: str) -> BlobStore:
     return cast("BlobStore", Adapted(store)) if hasattr(store, "put") else store
 
 
-async def open_existing(url: str) -> BlobStore:
-    """The same for who only reads: no new volume is made where there is none (`BadVolume`)."""
+async def open_existing(url: str, *, read_only: bool = True) -> BlobStore:
+    """The same for who makes no new volume where there is none (`BadVolume`).
+
+    A volume is opened `read_only` for who only reads: that works on a disk that is full or
+    read-only, and writes nothing.
+    """
     if url.startswith("volume:"):
-        from dolmen.stores.volume import check_there
+        from dolmen.stores.volume import check_there, open_volume, path_of
 
         check_there(url)
+        return await open_volume(path_of(url), read_only=read_only)
     return await open_store(url)
