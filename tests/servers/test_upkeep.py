@@ -1,4 +1,4 @@
-"""A server keeps up the volume it has open: dead space comes back, damage is found, and it says so."""
+"""A server keeps up the volume it has open: space comes back, damage is found, and it says so."""
 
 import asyncio
 import random

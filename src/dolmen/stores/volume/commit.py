@@ -117,6 +117,7 @@ class Log:
         arrived = int(now)
         number, owner, flushed = active.number, active.owner, active.end
         size = 0
+        room = self.free - self.reserve if active.end <= _OFFSET_MAX else 0
         for at, pending in enumerate(waiting):
             if pending.answer.done():  # cancelled
                 continue
@@ -127,13 +128,15 @@ class Log:
                 self._queue += waiting[at:]
                 break
             try:
-                self._check_writable()
+                if self.broken is not None:
+                    self._check_writable()
                 decision = self._decide(pending, now)
                 if decision is None:
                     continue
                 action, put = decision
-                if action is not Action.KEEP and not pending.essential:
-                    self.check_room(size + len(pending.data))
+                more = size + len(pending.data)
+                if more > room and not pending.essential and action is not Action.KEEP:
+                    self.check_room(more)
             except BaseException as error:  # noqa: BLE001 - whatever it is, the caller gets it
                 pending.answer.fail(_as_error(error))
                 answered.append(pending.answer)

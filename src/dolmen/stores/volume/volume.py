@@ -67,7 +67,7 @@ CHUNK = 4 << 20
 SMALL = 65_536
 """Blobs up to this size are hashed on the event loop."""
 BUDGET = 128 << 20
-"""What payloads that are being received whole take in memory together."""
+"""What payloads received whole take in memory together."""
 LARGEST = 1 << 44
 _log = logging.getLogger("dolmen.volume")
 
@@ -125,11 +125,9 @@ class Volume(OneByOne):
     def write(self, write: Write) -> Awaitable[Put]:
         """See `BlobStore.write`."""
         check(write)
-        if write.kind == Kind.TOUCH:
-            assert write.checksum is not None
-            return self.submit(Pending(write, write.checksum))
-        if write.kind == Kind.TOMBSTONE:
-            return self.submit(Pending(write, NO_CHECKSUM))
+        if write.kind in (Kind.TOUCH, Kind.TOMBSTONE):
+            touched = write.checksum if write.kind == Kind.TOUCH else None
+            return self.submit(Pending(write, touched or NO_CHECKSUM))
         payload = write.payload
         data = payload.whole
         if data is not None and len(data) <= SMALL:
@@ -165,8 +163,7 @@ class Volume(OneByOne):
             self._budget += taken
 
     async def _write_alone(self, write: Write) -> Put:
-        size = write.payload.size
-        if size > LARGEST:
+        if (size := write.payload.size) > LARGEST:
             raise TooLarge(f"{write.name} is {size} bytes; a volume keeps up to {LARGEST}")
         if self.log is None or self.log.broken is not None or self._closed:
             return await self.submit(Pending(write, NO_CHECKSUM))  # says why not
