@@ -253,7 +253,7 @@ class Log:
         for pending in batch:
             change.put(pending.key, pending.encoded, pending.old, pending.entry)
             if pending.alone is not None:
-                self._catalog.uploads.discard(pending.alone[0])
+                self._catalog.settle(pending.alone[0])
         try:
             self._catalog.apply(change, self.active.number, self.active.end)
         except BaseException as error:  # noqa: BLE001 - the callers must not wait for ever

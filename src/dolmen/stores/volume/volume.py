@@ -169,7 +169,6 @@ class Volume(OneByOne):
             return await self.submit(Pending(write, NO_CHECKSUM))  # says why not
         self.log.check_room(size)
         number = self.catalog.take_number()
-        self.catalog.uploads.add(number)
         file = LargeFile(self.folder, number, write)
         pending: Pending | None = None
         try:
@@ -183,8 +182,7 @@ class Volume(OneByOne):
             raise (self._is_closed() if self._closed else error) from error
         finally:
             if (pending is None or pending.put is None) and not self._closed:
-                self.catalog.uploads.discard(number)
-                self.in_thread(file.remove)
+                self.in_thread(file.remove, self.catalog)
 
     def _refused(self, error: OSError) -> DolmenError:
         """What an error says of an upload that nothing refers to yet."""
