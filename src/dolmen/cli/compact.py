@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated
 
 import typer
 
 from dolmen.cli.ending import run
 from dolmen.cli.options import Bandwidth, Json
-from dolmen.cli.output import emit, readable
+from dolmen.cli.output import emit, readable, transfer_bar
 
 
 def compact(
@@ -38,7 +39,17 @@ async def _compact(url: str, bandwidth: int | None, *, as_json: bool) -> int:
     check_there(url)
     volume = await open_volume(path_of(url))
     try:
-        done = await Compactor(volume, pace=Pace(bandwidth)).compact()
+        with transfer_bar("compact") as bar:
+            compactor = Compactor(volume, pace=Pace(bandwidth))
+            running = asyncio.ensure_future(compactor.compact())
+            try:
+                while not running.done():
+                    await asyncio.wait([running], timeout=0.2)
+                    if bar:
+                        bar(compactor.done.carried, None)
+            finally:
+                running.cancel()  # where this was interrupted
+            done = await running
     finally:
         await volume.aclose()
     if as_json:

@@ -36,13 +36,17 @@ def scrub(
 
 async def _scrub(url: str, bandwidth: int | None, *, again: bool, as_json: bool) -> int:
     from dolmen.closing import closing
+    from dolmen.errors import BadVolume
     from dolmen.pace import Pace
     from dolmen.store import Listing
     from dolmen.stores import open_existing
     from dolmen.stores.scrub import Scrub
     from dolmen.stores.scrub import scrub as through
 
-    store = await open_existing(url)
+    try:
+        store = await open_existing(url, read_only=False)
+    except BadVolume:
+        store = await open_existing(url)  # a read-only disk can be scrubbed as well
     found = 0
     done = Scrub()
     try:

@@ -11,10 +11,11 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 from dolmen.closing import closing
-from dolmen.errors import Corrupt, NotFound
+from dolmen.errors import Corrupt, NotFound, ReadOnly
 from dolmen.names import PARTITIONS, partition_of
 from dolmen.pace import Pace
 from dolmen.store import BlobInfo, BlobStore, Failed, Listing
@@ -120,4 +121,5 @@ async def _verify(store: BlobStore, batch: Sequence[BlobInfo]) -> Sequence[Faile
 
 
 async def _note(store: BlobStore, known: Scrub) -> None:
-    await store.note(KEY, json.dumps(asdict(known)).encode())
+    with suppress(ReadOnly):  # then the next one begins anew
+        await store.note(KEY, json.dumps(asdict(known)).encode())

@@ -182,7 +182,7 @@ class Trial:
     async def _check(self) -> list[BlobInfo]:
         """Hold what is there against what may be; the same of whatever else says so."""
         store = await self._opened()
-        assert not store.damaged
+        assert not store._opened.damaged
         for name in NAMES:
             found = await self._state(store, name)
             possible = [self.acked.get(name)]

@@ -34,7 +34,7 @@ class Watermark(NamedTuple):
     number: int
     offset: int
     floor: int
-    """No file with a lower number is unfinished or unreferenced."""
+    """Every file with a lower number is referred to by the index, or was before this."""
     following: int
     """The lowest number not yet given to a file."""
 
@@ -54,8 +54,10 @@ class Catalog:
         }
         self.unreferenced = {int.from_bytes(key[1:]) for key in facts if key.startswith(b"g")}
         """Blobs' own files that are to be removed."""
-        self.uploads: set[int] = set()
-        """Files that are being written and not yet committed."""
+        self.floor: int | None = self.watermark.floor
+        """While the log is replayed: no file from this number on is settled."""
+        self._unsettled: set[int] = set()
+        """Numbers of files to which neither the index nor the watermark refers yet."""
         self.found: dict[str, Entry] = {}
         """Live entries as they were looked up last; one that changes is dropped."""
         self._following = self.watermark.following
@@ -73,11 +75,17 @@ class Catalog:
         self.found[name] = entry
 
     def take_number(self) -> int:
-        """A number that no file ever had. From any thread."""
+        """A number that no file ever had, for a file that is not settled yet. From any thread."""
         with self._lock:
             number = self._following
             self._following += 1
+            self._unsettled.add(number)
         return number
+
+    def settle(self, number: int) -> None:
+        """The file of this number was committed, or removed."""
+        with self._lock:
+            self._unsettled.discard(number)
 
     def know_number(self, number: int) -> None:
         """Never give a number that was seen in the log or the folder."""
@@ -85,8 +93,12 @@ class Catalog:
 
     def apply(self, change: Change, number: int, offset: int) -> None:
         """Carry out what was gathered; the log is reflected up to this place. Raises `OSError`."""
-        floor = min(self.uploads, default=number)
-        watermark = Watermark(number, offset, min(floor, number), self._following)
+        with self._lock:
+            self._unsettled.discard(number)
+            floor = min(self._unsettled, default=self._following)
+            if self.floor is not None:
+                floor = min(floor, self.floor)
+            watermark = Watermark(number, offset, floor, self._following)
         facts: dict[bytes, bytes | None] = {b"w": _WATERMARK.pack(*watermark)}
         for segment, difference in change.live.items():
             live = self.live.get(segment, 0) + difference

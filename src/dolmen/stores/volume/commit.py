@@ -12,7 +12,7 @@ read-only; it is never tried again, since after a failed flush nobody knows what
 full disk is different: the batch is cut off again, durably, puts get `Full`, and what makes
 room or keeps data (deletes, touches, moves) is tried once more with the reserve released.
 
-Read first: `dolmen.resolve`, `segment`, `catalog`. `docs/durability.md` has the argument.
+Read first: `pending`, `segment`, `catalog`. `docs/durability.md` has the argument.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 
 from dolmen.errors import DolmenError, Full, OutcomeUnknown, ReadOnly, Unavailable
-from dolmen.record import Kind, block_sums, encode_head
-from dolmen.resolve import Action, Decision, may_remove, resolve
+from dolmen.record import block_sums, encode_head
+from dolmen.resolve import Action, Decision
 from dolmen.stamps import Clock
-from dolmen.store import Outcome, Put, Write
+from dolmen.store import Put
 from dolmen.stores.volume import segment
 from dolmen.stores.volume.answer import Answer, resume
 from dolmen.stores.volume.catalog import Catalog, Change
 from dolmen.stores.volume.disk import WRITE_MAX, Buffer
-from dolmen.stores.volume.entry import Entry, Place, key_of
+from dolmen.stores.volume.entry import Entry, Place
+from dolmen.stores.volume.pending import Pending
 
 _log = logging.getLogger("dolmen.volume")
 _BATCH = WRITE_MAX // 3
@@ -49,124 +50,6 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 Found = Callable[[bool | DolmenError], None]
 Sound = Callable[[str, Entry, Found], bool | None]
 """Tells whether a copy can be read and is right: at once, or None and a call later."""
-
-
-class Pending:
-    """One write on its way through a commit: a put, touch or delete.
-
-    A put carries its data, or (`alone`) the number of a file of its own that has it.
-    """
-
-    __slots__ = (
-        "alone",
-        "answer",
-        "checksum",
-        "data",
-        "encoded",
-        "entry",
-        "essential",
-        "key",
-        "old",
-        "put",
-        "retried",
-        "sound",
-        "sums",
-        "write",
-    )
-
-    def __init__(
-        self,
-        write: Write,
-        checksum: bytes,
-        data: bytes | memoryview = b"",
-        sums: bytes | None = None,
-        *,
-        alone: Place | None = None,
-    ) -> None:
-        self.answer: Answer[Put]
-        self.write, self.checksum = write, checksum
-        self.encoded = write.name.encode()
-        self.key = key_of(write.name)
-        self.data = data
-        self.sums = block_sums(data) if sums is None else sums
-        self.alone = alone
-        self.sound: dict[Place, bool] = {}
-        """Whether the data that was read at a place is sound."""
-        self.old: Entry | None = None
-        self.entry: Entry | None = None
-        self.put: Put | None = None
-        self.retried = False
-        self.essential = not data
-        """Whether a full disk takes it: it makes room, or adds next to nothing."""
-
-    def decide(self, current: Entry | None, clock: Clock, now: float) -> Decision:
-        """Decide by the rules of the contract; raises what they raise."""
-        del now
-        write = self.write
-        if current is None:
-            return resolve(write, None, checksum=self.checksum, clock=clock)
-        return resolve(
-            write,
-            current.info(write.name),
-            checksum=self.checksum,
-            damaged=current.damaged,
-            clock=clock,
-        )
-
-    def settle(self, touch: bool, put: Put, place: Place, arrived: int) -> tuple[int, Buffer]:
-        """Make the entry; returns kind and data of the record that says so."""
-        metadata = self.write.metadata
-        self.put = put
-        if self.alone is not None:
-            write = self.write
-            self.entry = Entry(
-                self.alone,
-                0,
-                write.kind,
-                write.payload.size,
-                put.stamp,
-                self.checksum,
-                arrived,
-                metadata,
-                place,
-                alone=True,
-            )
-        elif touch:
-            assert self.old is not None
-            self.entry = self.old._replace(
-                stamp=put.stamp, arrived=arrived, metadata=metadata, head=place
-            )
-        else:
-            kind, data = self.write.kind, self.data
-            self.entry = Entry(
-                place, len(metadata), kind, len(data), put.stamp, self.checksum, arrived, metadata
-            )
-            return kind, data
-        return Kind.TOUCH, self.entry.touch()
-
-
-class Removal(Pending):
-    """The store's own copy is to go, without a tombstone."""
-
-    __slots__ = ("if_stamp", "min_age")
-
-    def __init__(self, name: str, *, if_stamp: int, min_age: float) -> None:
-        super().__init__(Write(name, kind=Kind.REMOVAL), bytes(16))
-        self.if_stamp, self.min_age = if_stamp, min_age
-
-    def decide(self, current: Entry | None, clock: Clock, now: float) -> Decision:
-        """See `Pending.decide`. `CREATED` says that it goes."""
-        del clock
-        info = None if current is None else current.info(self.write.name)
-        if may_remove(info, if_stamp=self.if_stamp, min_age=self.min_age, now=now):
-            return Decision(Action.WRITE, Put(Outcome.CREATED, self.if_stamp))
-        return Decision(Action.KEEP, Put(Outcome.SUPERSEDED, 0))
-
-    def settle(self, touch: bool, put: Put, place: Place, arrived: int) -> tuple[int, Buffer]:
-        """See `Pending.settle`."""
-        del touch, place, arrived
-        self.put, self.entry = put, None
-        return Kind.REMOVAL, b""
 
 
 class Log:
@@ -234,6 +117,7 @@ class Log:
         arrived = int(now)
         number, owner, flushed = active.number, active.owner, active.end
         size = 0
+        room = self.free - self.reserve if active.end <= _OFFSET_MAX else 0
         for at, pending in enumerate(waiting):
             if pending.answer.done():  # cancelled
                 continue
@@ -244,13 +128,15 @@ class Log:
                 self._queue += waiting[at:]
                 break
             try:
-                self._check_writable()
+                if self.broken is not None:
+                    self._check_writable()
                 decision = self._decide(pending, now)
                 if decision is None:
                     continue
                 action, put = decision
-                if action is not Action.KEEP and not pending.essential:
-                    self.check_room(size + len(pending.data))
+                more = size + len(pending.data)
+                if more > room and not pending.essential and action is not Action.KEEP:
+                    self.check_room(more)
             except BaseException as error:  # noqa: BLE001 - whatever it is, the caller gets it
                 pending.answer.fail(_as_error(error))
                 answered.append(pending.answer)
@@ -367,7 +253,7 @@ class Log:
         for pending in batch:
             change.put(pending.key, pending.encoded, pending.old, pending.entry)
             if pending.alone is not None:
-                self._catalog.uploads.discard(pending.alone[0])
+                self._catalog.settle(pending.alone[0])
         try:
             self._catalog.apply(change, self.active.number, self.active.end)
         except BaseException as error:  # noqa: BLE001 - the callers must not wait for ever

@@ -11,7 +11,7 @@ tombstone. A removal is in no entry: it is carried as long as an older segment m
 it removed, so `reindex` at any time gives the index that was. A copy that can't be read
 is carried as a touch of a place that is nowhere: it answers `Corrupt`, before and after.
 
-Read first: `commit`, `scan`.
+Read first: `pending`, `commit`, `scan`.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from dolmen.record import HEADER_SIZE, Kind
 from dolmen.resolve import Action, Decision
 from dolmen.stamps import Clock
 from dolmen.store import NO_CHECKSUM, Outcome, Put, Write
-from dolmen.stores.volume.commit import Pending
 from dolmen.stores.volume.disk import Buffer
 from dolmen.stores.volume.entry import NOWHERE, Entry, Place, key_of, name_of, unpack
 from dolmen.stores.volume.folder import SEGMENT
+from dolmen.stores.volume.pending import Pending
 from dolmen.stores.volume.reader import read_now
 from dolmen.stores.volume.scan import Gap, Scanner
 

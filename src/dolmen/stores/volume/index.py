@@ -40,6 +40,7 @@ from rocksdict import (
     WriteOptions,
 )
 
+from dolmen.digests import Digests
 from dolmen.names import PARTITIONS
 
 Changed = tuple[bytes, bytes | None]
@@ -282,6 +283,20 @@ def changed_slots(slots: bytearray, changes: Iterable[DigestChange]) -> dict[int
         count, held, low, high = SLOT.unpack(changed.get(at) or slots[at : at + size])
         changed[at] = SLOT.pack(count + more, held + data, low ^ xor & _LOW, high ^ xor >> 64)
     return changed
+
+
+def digests_of(slots: bytes) -> Digests:
+    """The digests in an index's packed slots, which are laid out as those of `Digests`."""
+    size, none = SLOT.size, bytes(4)
+    return Digests.decode(
+        b"".join(
+            [
+                (at // size).to_bytes(2, "little") + slots[at : at + size]
+                for at in range(0, len(slots), size)
+                if slots[at : at + 4] != none
+            ]
+        )
+    )
 
 
 def _make_folder(folder: str) -> None:

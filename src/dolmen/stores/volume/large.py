@@ -25,6 +25,7 @@ from dolmen.names import CHECKSUM_SIZE
 from dolmen.payload import Piece
 from dolmen.record import BlockSums, encode_head
 from dolmen.store import Write
+from dolmen.stores.volume.catalog import Catalog
 from dolmen.stores.volume.folder import BLOB, PART, Folder
 from dolmen.stores.volume.segment import SEGMENT_HEADER, encode_header
 
@@ -87,11 +88,12 @@ class LargeFile:
         self._folder.flush_group(self.number)
         return checksum
 
-    def remove(self) -> None:
+    def remove(self, catalog: Catalog) -> None:
         """It was not committed: remove it."""
         self._close()
         for suffix in (PART, BLOB):
             self._disk.unlink(self._folder.file(self.number, suffix))
+        catalog.settle(self.number)
 
     def _close(self) -> None:
         fd, self._fd = self._fd, None

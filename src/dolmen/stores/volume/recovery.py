@@ -61,17 +61,20 @@ def recover(
 ) -> Recovered:
     """Bring the catalog up to the end of the log. Raises `BadVolume`, `OSError`."""
     watermark, disk = catalog.watermark, folder.disk
-    segments, blobs, parts = list[int](), list[int](), list[tuple[int, str]]()
-    for number, suffix in folder.numbers(min(watermark.number, watermark.floor)):
+    segments, blobs, parts = list[int](), list[int](), list[int]()
+    if watermark.number:
+        if not disk.exists(folder.file(watermark.number, SEGMENT)):
+            raise _ahead(folder, watermark.number)
+        segments.append(watermark.number)
+    # Whatever was made since has a number from the floor on.
+    for number, suffix in folder.numbers(watermark.floor):
         catalog.know_number(number)
-        if suffix == SEGMENT and number >= watermark.number:
-            segments.append(number)
-        elif suffix == BLOB and number >= watermark.floor:
+        if suffix == PART:
+            parts.append(number)
+        elif suffix == BLOB:
             blobs.append(number)
-        elif suffix == PART:
-            parts.append((number, suffix))
-    if watermark.number and watermark.number not in segments:
-        raise _ahead(folder, watermark.number)
+        elif number > watermark.number:
+            segments.append(number)
     done = Recovered(segments=len(segments))
     if not read_only:
         disk.flush_directory(folder.path)
@@ -86,9 +89,9 @@ def recover(
         _log.error("%s: %s", folder.path, line)
     if read_only:
         return done
-    unfinished = [(number, BLOB) for number in blobs if _unreferenced(folder, catalog, number)]
-    for number, suffix in (*parts, *unfinished):
-        disk.unlink(folder.file(number, suffix))
+    folder.remove(parts, PART)
+    folder.remove([number for number in blobs if _unreferenced(folder, catalog, number)], BLOB)
+    catalog.floor = None
     if catalog.unreferenced:
         freed = sorted(catalog.unreferenced)
         folder.remove(freed, BLOB)

@@ -18,10 +18,8 @@ import errno
 import logging
 import os
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import ExitStack
 from functools import partial
 from typing import TypeVar
 
@@ -35,7 +33,6 @@ from dolmen.resolve import check, check_content, check_key
 from dolmen.stamps import Clock
 from dolmen.store import (
     EVERYTHING,
-    IDENTITY,
     NO_CHECKSUM,
     Blob,
     BlobInfo,
@@ -49,19 +46,20 @@ from dolmen.store import (
     Remove,
     Write,
 )
-from dolmen.stores.base import OneByOne, UnderWay, get_any
+from dolmen.stores.base import OneByOne
 from dolmen.stores.volume import segment
-from dolmen.stores.volume.answer import Answer
-from dolmen.stores.volume.catalog import Catalog, Change
-from dolmen.stores.volume.commit import Log, Pending, Removal
+from dolmen.stores.volume.bulk import verify_many, write_many
+from dolmen.stores.volume.catalog import Change
+from dolmen.stores.volume.commit import Log
 from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.entry import Entry, key_of, unpack
-from dolmen.stores.volume.folder import BLOB, Folder, usable
-from dolmen.stores.volume.index import SLOT, Index, TailIndex
+from dolmen.stores.volume.folder import BLOB
+from dolmen.stores.volume.index import digests_of
 from dolmen.stores.volume.large import LargeFile, receive
 from dolmen.stores.volume.listing import list_index
+from dolmen.stores.volume.opening import Opened, open_folder
+from dolmen.stores.volume.pending import Pending, Removal
 from dolmen.stores.volume.reader import WHOLE, Reader
-from dolmen.stores.volume.recovery import recover
 
 T = TypeVar("T")
 CHUNK = 4 << 20
@@ -69,16 +67,8 @@ CHUNK = 4 << 20
 SMALL = 65_536
 """Blobs up to this size are hashed on the event loop."""
 BUDGET = 128 << 20
-"""What payloads that are being received whole take in memory together."""
+"""What payloads received whole take in memory together."""
 LARGEST = 1 << 44
-SEGMENT_SIZE = 1 << 30
-_SCARCE = 64 << 20
-"""With less room than this on the disk the reserve is released before the index is opened."""
-_AT_ONCE = 32
-"""Reads of a bulk operation under way at once."""
-_VERIFIED_AT_ONCE = 4
-_WINDOW = 256
-"""Writes of a bulk operation under way at once."""
 _log = logging.getLogger("dolmen.volume")
 
 
@@ -88,109 +78,56 @@ class Volume(OneByOne):
     capabilities = Capabilities(
         durable=True, largest=LARGEST, digests=True, ordered=True, conflicts=True
     )
+    reads_ahead = 32
 
     def __init__(
         self,
-        path: str,
+        opened: Opened,
         *,
-        read_only: bool = False,
-        disk: Disk | None = None,
-        clock: Clock | None = None,
-        now: Callable[[], float] = time.time,
-        segment_size: int | None = None,
-        threads: Executor | None = None,
+        clock: Clock | None,
+        now: Callable[[], float],
+        threads: Executor | None,
     ) -> None:
-        """Open the volume. Blocks while it recovers; see `open_volume`."""
-        self.read_only = read_only
-        self._now = now
-        self._closed = False
+        self._opened, self._closed = opened, False
+        self.folder, self.catalog = opened.folder, opened.catalog
+        self._disk, self.path = opened.folder.disk, opened.folder.path
+        self._notes, self._index = opened.notes, opened.catalog.index
         self._budget = BUDGET
-        self._disk = disk or Disk()
-        self.folder = folder = Folder(self._disk, path)
-        self.path = folder.path
-        with ExitStack() as leaving, usable(path):
-            self._lock = self._own(folder, leaving)
-            index = self._open_index(folder)
-            leaving.callback(index.close)
-            self.catalog = Catalog(index)
-            recovered = recover(folder, self.catalog, read_only=read_only)
-            self.damaged = recovered.damaged
-            """Places in the log that can't be made out."""
-            self._notes = folder.read_notes() | {IDENTITY: folder.identity.encode()}
-            self._active: segment.Active | None = None
-            total = self._disk.space(self.path)[1]
-            self._segment_size = segment_size or min(SEGMENT_SIZE, max(total // 64, 1 << 20))
-            if not read_only:
-                end = recovered.end
-                if end is None:
-                    self._active = segment.create(folder, self.catalog.take_number())
-                else:
-                    self._active = segment.reopen(folder, *end)
-                folder.keep_reserve()
-            leaving.pop_all()
-        self._index = index
-        self._clock = clock or Clock()
+        self._loop = asyncio.get_running_loop()
         self._threads = threads or ThreadPoolExecutor(4, thread_name_prefix="dolmen-volume")
         self._writer = threads or ThreadPoolExecutor(1, thread_name_prefix="dolmen-log")
-        self.reader = Reader(folder, self._threads, self._quarantine)
+        self.reader = Reader(self.folder, self._threads, self._quarantine)
         self.log: Log | None = None
-        self._removing = False
-        self._noting = asyncio.Lock()
-        self._closing: asyncio.Task[None] | None = None
-
-    def _own(self, folder: Folder, leaving: ExitStack) -> int | None:
-        folder.check_foreign()
-        if not self.read_only and not self._disk.exists(self.path):
-            self._disk.make_directory(self.path)
-        lock = folder.take_lock(read_only=self.read_only)
-        if lock is not None:
-            leaving.callback(self._disk.close, lock)
-        folder.prepare(read_only=self.read_only)
-        if lock is not None and not self.read_only:
-            folder.name_owner(lock, f"process {os.getpid()}")
-        return lock
-
-    def _open_index(self, folder: Folder) -> Index:
-        if not self.read_only:
-            if self._disk.space(self.path)[0] < _SCARCE:
-                folder.release_reserve()  # the index can't be opened without any room
-            return self._disk.open_index(folder.index, read_only=False)
-        if not self._disk.exists(folder.index):
-            return TailIndex()
-        return TailIndex(self._disk.open_index(folder.index, read_only=True))
-
-    def start(self) -> None:
-        """Take writes. On the event loop."""
-        self._loop = asyncio.get_running_loop()
-        if self._active is not None:
+        if opened.active is not None:
             self.log = Log(
                 self.catalog,
-                self._active,
+                opened.active,
                 loop=self._loop,
                 thread=self._writer,
                 threads=self._threads,
                 sound=self.reader.sound,
-                clock=self._clock,
-                now=self._now,
-                segment_size=self._segment_size,
+                clock=clock or Clock(),
+                now=now,
+                segment_size=opened.segment_size,
                 freed=self._remove_freed,
             )
+        self._removing = False
+        self._noting = asyncio.Lock()
+        self._closing: asyncio.Task[None] | None = None
 
     def name_owner(self, owner: str) -> None:
         """Say in the folder who has the volume open, such as the address of a server."""
-        if self._lock is not None and not self.read_only:
-            self.folder.name_owner(self._lock, f"process {os.getpid()}, {owner}")
+        if self._opened.lock is not None and self.log is not None:
+            self.folder.name_owner(self._opened.lock, f"process {os.getpid()}, {owner}")
 
     # Writing
 
     def write(self, write: Write) -> Awaitable[Put]:
         """See `BlobStore.write`."""
         check(write)
-        if write.kind == Kind.TOUCH:
-            assert write.checksum is not None
-            return self.submit(Pending(write, write.checksum))
-        if write.kind == Kind.TOMBSTONE:
-            return self.submit(Pending(write, NO_CHECKSUM))
+        if write.kind in (Kind.TOUCH, Kind.TOMBSTONE):
+            touched = write.checksum if write.kind == Kind.TOUCH else None
+            return self.submit(Pending(write, touched or NO_CHECKSUM))
         payload = write.payload
         data = payload.whole
         if data is not None and len(data) <= SMALL:
@@ -216,7 +153,8 @@ class Volume(OneByOne):
         try:
             data = await read_whole(payload)
             if payload.size > SMALL:
-                checksum, sums = await self._ask(_sums, data)
+                hashes = self.in_thread(checksum_of, data), self.in_thread(block_sums, data)
+                checksum, sums = await asyncio.gather(*hashes)
             else:
                 checksum, sums = checksum_of(data), block_sums(data)
             check_content(write, checksum)
@@ -225,14 +163,12 @@ class Volume(OneByOne):
             self._budget += taken
 
     async def _write_alone(self, write: Write) -> Put:
-        size = write.payload.size
-        if size > LARGEST:
+        if (size := write.payload.size) > LARGEST:
             raise TooLarge(f"{write.name} is {size} bytes; a volume keeps up to {LARGEST}")
         if self.log is None or self.log.broken is not None or self._closed:
             return await self.submit(Pending(write, NO_CHECKSUM))  # says why not
         self.log.check_room(size)
         number = self.catalog.take_number()
-        self.catalog.uploads.add(number)
         file = LargeFile(self.folder, number, write)
         pending: Pending | None = None
         try:
@@ -246,8 +182,7 @@ class Volume(OneByOne):
             raise (self._is_closed() if self._closed else error) from error
         finally:
             if (pending is None or pending.put is None) and not self._closed:
-                self.catalog.uploads.discard(number)
-                self.in_thread(file.remove)
+                self.in_thread(file.remove, self.catalog)
 
     def _refused(self, error: OSError) -> DolmenError:
         """What an error says of an upload that nothing refers to yet."""
@@ -255,28 +190,9 @@ class Volume(OneByOne):
             return Full(f"{self.path} has no room for it ({error}): nothing was stored")
         return Unavailable(f"{self.path} can't be written ({error}): nothing was stored")
 
-    async def write_many(self, writes: AsyncIterator[Write]) -> AsyncIterator[Put | Failed]:
+    def write_many(self, writes: AsyncIterator[Write]) -> AsyncIterator[Put | Failed]:
         """See `BlobStore.write_many`. Small writes share commits without a task for each."""
-        under_way: deque[tuple[str, Awaitable[Put] | DolmenError]] = deque()
-        try:
-            async for write in writes:
-                whole = write.payload.whole is not None
-                try:
-                    answer = self.write(write)
-                    if not isinstance(answer, Answer):
-                        answer = asyncio.ensure_future(answer)
-                    under_way.append((write.name, answer))
-                except DolmenError as error:
-                    under_way.append((write.name, error))
-                # A payload that is streamed must be read before the next one is asked for.
-                while len(under_way) > (_WINDOW if whole else 0):
-                    yield await _outcome(*under_way.popleft())
-            while under_way:
-                yield await _outcome(*under_way.popleft())
-        finally:
-            for _, left in under_way:
-                if isinstance(left, asyncio.Future):
-                    left.cancel()
+        return write_many(self, writes)
 
     async def remove(self, remove: Remove, *, min_age: float) -> bool:
         """See `OneByOne.remove`."""
@@ -324,44 +240,17 @@ class Volume(OneByOne):
         self.catalog.keep(name, entry)
         return entry
 
-    async def get_many(self, names: Sequence[str]) -> AsyncIterator[Blob | Failed]:
-        """See `BlobStore.get_many`. Those that wait for the disk do so together."""
-        for first in range(0, len(names), _AT_ONCE):
-            async with UnderWay[Blob | Failed]() as under_way:
-                for name in names[first : first + _AT_ONCE]:
-                    under_way.add(get_any(self, name))
-                while under_way:
-                    yield await under_way.next()
-
-    async def verify_many(self, names: Sequence[str]) -> AsyncIterator[BlobInfo | Failed]:
+    def verify_many(self, names: Sequence[str]) -> AsyncIterator[BlobInfo | Failed]:
         """See `BlobStore.verify_many`: also the heads of records, which a reindex needs."""
-        async with UnderWay[BlobInfo | Failed]() as under_way:
-            for name in names:
-                if len(under_way) == _VERIFIED_AT_ONCE:
-                    yield await under_way.next()
-                under_way.add(self._verify(name))
-            while under_way:
-                yield await under_way.next()
-
-    async def _verify(self, name: str) -> BlobInfo | Failed:
-        try:
-            entry = self._live(name)
-            wrong = await self.reader.verify(name, entry)
-        except NotFound as absent:
-            if not absent.stamp:
-                return Failed(name, absent)
-            return BlobInfo(name, 0, Kind.TOMBSTONE, absent.stamp, NO_CHECKSUM)
-        except DolmenError as error:
-            return Failed(name, error)
-        return Failed(name, Corrupt(wrong)) if wrong else entry.info(name)
+        return verify_many(self._live, self.reader, names)
 
     def list(self, listing: Listing = EVERYTHING) -> AsyncIterator[BlobInfo]:
         """See `BlobStore.list`."""
-        return list_index(self._ask, self._index, listing)
+        return list_index(self.in_thread, self._index, listing)
 
     async def digests(self) -> Digests:
         """See `BlobStore.digests`."""
-        return await self._ask(digests_of, bytes(self._index.slots))
+        return await self.in_thread(digests_of, bytes(self._index.slots))
 
     def _quarantine(self, name: str, entry: Entry) -> None:
         """Mark a copy that failed its check, unless another is current by now."""
@@ -387,12 +276,12 @@ class Volume(OneByOne):
     async def note(self, key: str, value: bytes) -> None:
         """See `BlobStore.note`."""
         check_key(key)
-        if self.read_only:
+        if self.log is None:
             raise ReadOnly(f"the volume {self.path} was opened read-only")
         async with self._noting:
             notes = self._notes | {key: value}
             try:
-                await self._ask(self.folder.write_notes, notes)
+                await self.in_thread(self.folder.write_notes, notes)
             except OSError as error:
                 raise self._refused(error) from error
             self._notes = notes
@@ -404,7 +293,7 @@ class Volume(OneByOne):
     async def condition(self) -> Condition:
         """See `BlobStore.condition`."""
         try:
-            return await self._ask(self._condition)
+            return await self.in_thread(self._condition)
         except OSError as error:
             return Condition(writable=False, reasons=[f"{self.path} can't be looked at: {error}"])
 
@@ -427,7 +316,9 @@ class Volume(OneByOne):
                 log.active.check_linked()
             except OSError as error:
                 reasons.append(str(error))
-        return Condition(free, total, writable=not reasons, reasons=reasons, remarks=self.damaged)
+        return Condition(
+            free, total, writable=not reasons, reasons=reasons, remarks=self._opened.damaged
+        )
 
     def _remove_freed(self) -> None:
         """Remove, in the background, files of large blobs that were replaced or deleted."""
@@ -454,9 +345,6 @@ class Volume(OneByOne):
         if self._closed:
             raise self._is_closed()
         return self._loop.run_in_executor(self._threads, partial(call, *arguments))
-
-    async def _ask(self, call: Callable[..., T], *arguments: object) -> T:
-        return await self.in_thread(call, *arguments)
 
     def _is_closed(self) -> Unavailable:
         return Unavailable(f"the volume {self.path} is closed")
@@ -485,8 +373,8 @@ class Volume(OneByOne):
             _log.error("the index of %s could not be flushed: %s", self.path, error)
         if self.log is not None:
             self._disk.close(self.log.active.fd)
-        if self._lock is not None:
-            self._disk.close(self._lock)
+        if self._opened.lock is not None:
+            self._disk.close(self._opened.lock)
 
 
 async def open_volume(
@@ -505,43 +393,6 @@ async def open_volume(
     gives stamps, `now` the seconds since 1970; tests give those, the disk and the threads.
     Raises `BadVolume` when the folder can't be used or another process has it open.
     """
-    opened = partial(
-        Volume,
-        path,
-        read_only=read_only,
-        disk=disk,
-        clock=clock,
-        now=now,
-        segment_size=segment_size,
-        threads=threads,
-    )
-    volume = await asyncio.to_thread(opened) if threads is None else opened()
-    volume.start()
-    return volume
-
-
-def digests_of(slots: bytes) -> Digests:
-    """The digests in an index's packed slots, which are laid out as those of `Digests`."""
-    size, none = SLOT.size, bytes(4)
-    return Digests.decode(
-        b"".join(
-            [
-                (at // size).to_bytes(2, "little") + slots[at : at + size]
-                for at in range(0, len(slots), size)
-                if slots[at : at + 4] != none
-            ]
-        )
-    )
-
-
-def _sums(data: bytes | memoryview) -> tuple[bytes, bytes]:
-    return checksum_of(data), block_sums(data)
-
-
-async def _outcome(name: str, answer: Awaitable[Put] | DolmenError) -> Put | Failed:
-    if isinstance(answer, DolmenError):
-        return Failed(name, answer)
-    try:
-        return await answer
-    except DolmenError as error:
-        return Failed(name, error)
+    begin = partial(open_folder, disk or Disk(), path, read_only, segment_size)
+    opened = await asyncio.to_thread(begin) if threads is None else begin()
+    return Volume(opened, clock=clock, now=now, threads=threads)
