@@ -61,7 +61,7 @@ async def test_replicate_copies_from_a_server_to_a_volume(dolmen: Any, blob_serv
     assert (report["copied"], report["bytes"], report["refused"]) == (3, 3, {})
     assert await names(f"volume:{dolmen.folder}/target") == ["a", "b", "c"]
     again = await dolmen("replicate", url, "volume:target")
-    assert again.out == f"{url} → volume:target: 3 compared, in step\n"
+    assert again.out == f"{url} → volume:target: 3 compared, in sync\n"
     process.send_signal(signal.SIGTERM)
     assert await process.wait() == 0
 
@@ -76,7 +76,7 @@ async def test_replicate_brings_the_servers_of_a_config_together(
     (dolmen.folder / "sos.conf").write_text(f"{first}\n{second}\n")
     assert (await dolmen("replicate", "--config", "sos.conf")).status == 0
     assert await names(first) == await names(second) == ["a", "b"]
-    assert (await dolmen("replicate", "--config", "sos.conf")).out == "2 servers, in step\n"
+    assert (await dolmen("replicate", "--config", "sos.conf")).out == "2 servers, in sync\n"
 
 
 async def test_with_fewer_copies_than_servers_each_gets_its_share(

@@ -147,7 +147,7 @@ async def test_a_server_that_can_not_be_read_in_full_stops_it(method):
     servers.seconds += 2 * GRACE
     for store in servers.stores.values():
         store.script(method, *[Fault.UNAVAILABLE] * 50)
-    with pytest.raises(Unavailable, match="[abc]: "):
+    with pytest.raises(Unavailable, match=r"[abc]: "):
         await servers.collect()
     assert chunk_name(ONE) in await servers.chunks()
 

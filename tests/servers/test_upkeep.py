@@ -3,9 +3,10 @@
 import asyncio
 import random
 
+from dolmen.servers.upkeep import Upkeep
+
 from dolmen.config import Settings
 from dolmen.payload import Bytes, read_whole
-from dolmen.servers.upkeep import Upkeep
 from dolmen.store import Listing, Write
 from dolmen.stores.scrub import scrub_in
 from dolmen.stores.volume import open_volume
