@@ -107,7 +107,7 @@ def run(
         maintained = [
             Maintenance(store, settings)
             for store in application.stores
-            if isinstance(store, Volume) and not store.read_only
+            if isinstance(store, Volume) and store.log is not None
         ]
         for each in maintained:
             ending.push_async_callback(each.aclose)
