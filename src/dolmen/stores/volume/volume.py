@@ -300,14 +300,14 @@ class Volume(OneByOne):
     def _condition(self) -> Condition:
         free, total, read_only = self._disk.space(self.path)
         reasons, remarks, log = [], [*self._opened.damaged], self.log
+        if read_only:
+            reasons.append("the file system is read-only: check the disk and the system's log")
         if log is None:  # as it was asked for
             remarks.append("the volume was opened read-only")
-            return Condition(free, total, writable=False, remarks=remarks)
+            return Condition(free, total, writable=False, reasons=reasons, remarks=remarks)
         if log.broken is not None:
             reasons.append(f"takes no writes because {log.broken}")
         else:
-            if read_only:
-                reasons.append("the file system is read-only: check the disk and the system's log")
             if free < log.reserve:
                 reasons.append("the disk is full: puts are refused")
             elif not read_only:
