@@ -72,7 +72,7 @@ async def _of_store(url: str) -> dict[str, object]:
 def _has_problems(value: object) -> bool:
     """Whether a store somewhere in this reports a problem."""
     if isinstance(value, dict):
-        if value.get("reachable") is False or value.get("writable") is False:
+        if value.get("reachable") is False:
             return True
         if value.get("missing") or value.get("trouble") or value.get("quarantined"):
             return True

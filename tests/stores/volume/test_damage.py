@@ -119,7 +119,8 @@ async def test_reindex_says_of_a_lost_head_that_the_copy_is_damaged(opened: Open
     await store.aclose()
     flip(path, at - 10)
     found = reindex(store.path)
-    assert (found.blobs, len(found.damaged)) == (4, 1)
+    assert (found.blobs, len(found.damaged)) == (4, 2)
+    assert "b: no segment shows its last write any more" in found.damaged
     store = await opened()
     with pytest.raises(Corrupt):
         await store.get("b")
@@ -181,3 +182,21 @@ async def test_a_disk_that_cannot_read_a_copy_loses_that_copy_only(opened: Opene
     assert await data_of(store, "b") == b"b" * 10
     with pytest.raises(DolmenError):
         await store.stat("a")
+
+
+async def test_a_segment_that_was_cut_short_is_named_and_its_blobs_are_damaged(
+    opened: Opener,
+) -> None:
+    store = await opened()
+    await put(store, "a", b"1")
+    path, _ = place_of(store, "a")
+    await store.aclose()
+    os.truncate(path, 70)
+    with pytest.raises(BadVolume, match="reindex"):
+        await opened()
+    assert reindex(store.path).damaged == ["a: no segment shows its last write any more"]
+    store = await opened()
+    with pytest.raises(Corrupt):
+        await store.get("a")
+    await put(store, "a", b"1")
+    assert await data_of(store, "a") == b"1"

@@ -57,15 +57,25 @@ class Recovered:
 
 
 def recover(
-    folder: Folder, catalog: Catalog, *, read_only: bool, progress: Progress | None = None
+    folder: Folder,
+    catalog: Catalog,
+    *,
+    read_only: bool,
+    behind: bool = True,
+    progress: Progress | None = None,
 ) -> Recovered:
-    """Bring the catalog up to the end of the log. Raises `BadVolume`, `OSError`."""
+    """Bring the catalog up to the end of the log. Raises `BadVolume`, `OSError`.
+
+    `behind`: refuse a log that ends before the watermark, as part of it is missing.
+    """
     watermark, disk = catalog.watermark, folder.disk
     segments, blobs, parts = list[int](), list[int](), list[int]()
     if watermark.number:
-        if not disk.exists(folder.file(watermark.number, SEGMENT)):
+        reach = folder.file(watermark.number, SEGMENT)
+        if disk.exists(reach) and disk.size_at(reach) >= watermark.offset:
+            segments.append(watermark.number)
+        elif behind:
             raise _ahead(folder, watermark.number)
-        segments.append(watermark.number)
     # Whatever was made since has a number from the floor on.
     for number, suffix in folder.numbers(watermark.floor):
         catalog.know_number(number)
@@ -110,8 +120,6 @@ def _replay(
             disk.flush(fd)
             disk.forget(fd)
         scanner = Scanner(disk, fd)
-        if scanner.size < start and number == watermark.number:
-            raise _ahead(folder, number)
         if scanner.owner is None:
             if scanner.size > SEGMENT_HEADER:  # else nothing was ever committed to it
                 done.damaged.append(f"segment {number:08x} can't be read at all")
@@ -231,7 +239,7 @@ def _rebuild(folder: Folder, index: Index, progress: Progress | None) -> Reindex
     result = Reindexed(records=done.records, segments=done.segments, damaged=done.damaged)
     if folder.disk.exists(folder.old_index):
         try:
-            _carry_over(folder, catalog)
+            result.damaged += _carry_over(folder, catalog)
         except (OSError, BadVolume) as error:
             result.damaged.append(
                 f"the old index can't be read ({error}); which copies were quarantined is lost"
@@ -246,12 +254,16 @@ def _rebuild(folder: Folder, index: Index, progress: Progress | None) -> Reindex
     return result
 
 
-def _carry_over(folder: Folder, catalog: Catalog) -> None:
-    """Mark as damaged what the old index knows and the segments do not show any more."""
+def _carry_over(folder: Folder, catalog: Catalog) -> list[str]:
+    """Mark as damaged what the old index knows and the segments do not show any more.
+
+    Returns a sentence for every name whose last record is lost.
+    """
+    lost = []
     old = folder.disk.open_index(folder.old_index, read_only=True)
     try:
         known = Catalog(TailIndex(old))
-        recover(folder, known, read_only=True)
+        recover(folder, known, read_only=True, behind=False)
         change = Change()
         for key, pairs in groupby(
             merge(
@@ -262,13 +274,16 @@ def _carry_over(folder: Folder, catalog: Catalog) -> None:
         ):
             values = {new: value for _, value, new in pairs}
             if values.get(True) != values.get(False):
-                then = _entry(values.get(False))
+                now, then = _entry(values.get(True)), _entry(values.get(False))
+                if now is None or then is None or now.data != then.data or now.head != then.head:
+                    lost.append(f"{name_of(key)}: no segment shows its last write any more")
                 if then is not None:
                     then = then._replace(damaged=True)
-                change.put(key, name_of(key).encode(), _entry(values.get(True)), then)
+                change.put(key, name_of(key).encode(), now, then)
         catalog.apply(change, *catalog.watermark[:2])
     finally:
         old.close()
+    return lost
 
 
 def _entry(value: bytes | None) -> Entry | None:

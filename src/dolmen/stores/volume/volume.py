@@ -299,26 +299,24 @@ class Volume(OneByOne):
 
     def _condition(self) -> Condition:
         free, total, read_only = self._disk.space(self.path)
-        reasons = []
-        log = self.log
-        if log is None:
-            reasons.append("the volume was opened read-only")
-        elif log.broken is not None:
+        reasons, remarks, log = [], [*self._opened.damaged], self.log
+        if read_only:
+            reasons.append("the file system is read-only: check the disk and the system's log")
+        if log is None:  # as it was asked for
+            remarks.append("the volume was opened read-only")
+            return Condition(free, total, writable=False, reasons=reasons, remarks=remarks)
+        if log.broken is not None:
             reasons.append(f"takes no writes because {log.broken}")
         else:
-            if read_only:
-                reasons.append("the file system is read-only: check the disk and the system's log")
             if free < log.reserve:
                 reasons.append("the disk is full: puts are refused")
-            else:
+            elif not read_only:
                 self.folder.keep_reserve()
             try:
                 log.active.check_linked()
             except OSError as error:
                 reasons.append(str(error))
-        return Condition(
-            free, total, writable=not reasons, reasons=reasons, remarks=self._opened.damaged
-        )
+        return Condition(free, total, writable=not reasons, reasons=reasons, remarks=remarks)
 
     def _remove_freed(self) -> None:
         """Remove, in the background, files of large blobs that were replaced or deleted."""
