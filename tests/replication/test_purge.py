@@ -267,17 +267,17 @@ async def test_rejoin_names_the_servers_there_are():
         await rejoin(Cluster().stores, "z")
 
 
-OFTEN = ["delete", "month", "save", "restore", "join"]
-EVENTS = [*OFTEN, *OFTEN, "put", "round", "crash", "away", "back", "wipe", "leave"]
+OFTEN = ["put", "delete", "month", "save", "restore", "join"]
+EVENTS = [*OFTEN, *OFTEN, *OFTEN, "round", "crash", "away", "back", "back", "wipe", "leave"]
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(EVENTS),
         st.sampled_from("abc"),
-        st.sampled_from(["one", "one", "two"]),
+        st.sampled_from(["one", "one", "one", "two"]),
         st.integers(0, 60),
     ),
-    min_size=6,
-    max_size=25,
+    min_size=8,
+    max_size=20,
 )
 
 
@@ -354,7 +354,7 @@ class Story:
         elif what == "wipe" and await self.survives(server):
             store.store = cluster.empty()
         elif what == "save":
-            self.saved[server] = cluster.copy_of(server)
+            self.saved = {each: cluster.copy_of(each) for each in "abc"}
         elif what == "restore" and server in self.saved and await self.survives(server):
             store.store = self.saved.pop(server)
         elif what == "leave" and len(inside) > 2 and await self.survives(server):
