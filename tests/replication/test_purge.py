@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dolmen.cluster.groups import Member, make_group
@@ -269,16 +270,6 @@ async def test_rejoin_names_the_servers_there_are():
 
 OFTEN = ["put", "delete", "month", "save", "restore", "join"]
 EVENTS = [*OFTEN, *OFTEN, *OFTEN, "round", "crash", "away", "back", "back", "wipe", "leave"]
-STEPS = st.lists(
-    st.tuples(
-        st.sampled_from(EVENTS),
-        st.sampled_from("abc"),
-        st.sampled_from(["one", "one", "one", "two"]),
-        st.integers(0, 60),
-    ),
-    min_size=8,
-    max_size=20,
-)
 
 
 class Story:
@@ -384,11 +375,14 @@ class Story:
             assert live == {n: stamp for n, (stamp, delete) in self.last.items() if not delete}
 
 
-@given(STEPS)
-async def test_no_upload_is_lost_and_no_delete_undone_whatever_happens(steps):
-    story = Story()
-    for each in steps:
-        await story.step(*each)
+@settings(max_examples=settings.default.max_examples // 2)
+@given(st.integers(0, 2**32))
+async def test_no_upload_is_lost_and_no_delete_undone_whatever_happens(seed):
+    """Even draws: of the lists hypothesis makes, too few get as far as a disk set back."""
+    story, rng = Story(), random.Random(seed)
+    for _ in range(20):
+        name = rng.choice(["one", "one", "one", "two"])
+        await story.step(rng.choice(EVENTS), rng.choice("abc"), name, rng.randrange(60))
     await story.end()
 
 
