@@ -375,7 +375,7 @@ class Story:
             assert live == {n: stamp for n, (stamp, delete) in self.last.items() if not delete}
 
 
-@settings(max_examples=settings.default.max_examples // 2)
+@settings(max_examples=settings.default.max_examples // 4)
 @given(st.integers(0, 2**32))
 async def test_no_upload_is_lost_and_no_delete_undone_whatever_happens(seed):
     """Even draws: of the lists hypothesis makes, too few get as far as a disk set back."""
