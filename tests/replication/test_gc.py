@@ -290,7 +290,7 @@ ACTS = st.lists(
 )
 
 
-@settings(max_examples=settings.default.max_examples // 8)
+@settings(max_examples=settings.default.max_examples // 25)
 @given(ACTS, ACTS, st.integers(0, 1_000_000))
 async def test_whatever_goes_on_meanwhile_every_object_stays_whole(before, meanwhile, seed):
     """Uploads, deletes and repairs at any of the calls a collection makes."""

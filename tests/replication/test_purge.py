@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dolmen.cluster.groups import Member, make_group
@@ -267,18 +268,8 @@ async def test_rejoin_names_the_servers_there_are():
         await rejoin(Cluster().stores, "z")
 
 
-OFTEN = ["delete", "month", "save", "restore", "join"]
-EVENTS = [*OFTEN, *OFTEN, "put", "round", "crash", "away", "back", "wipe", "leave"]
-STEPS = st.lists(
-    st.tuples(
-        st.sampled_from(EVENTS),
-        st.sampled_from("abc"),
-        st.sampled_from(["one", "one", "two"]),
-        st.integers(0, 60),
-    ),
-    min_size=6,
-    max_size=25,
-)
+OFTEN = ["put", "delete", "month", "save", "restore", "join"]
+EVENTS = [*OFTEN, *OFTEN, *OFTEN, "round", "crash", "away", "back", "back", "wipe", "leave"]
 
 
 class Story:
@@ -354,7 +345,7 @@ class Story:
         elif what == "wipe" and await self.survives(server):
             store.store = cluster.empty()
         elif what == "save":
-            self.saved[server] = cluster.copy_of(server)
+            self.saved = {each: cluster.copy_of(each) for each in "abc"}
         elif what == "restore" and server in self.saved and await self.survives(server):
             store.store = self.saved.pop(server)
         elif what == "leave" and len(inside) > 2 and await self.survives(server):
@@ -384,11 +375,14 @@ class Story:
             assert live == {n: stamp for n, (stamp, delete) in self.last.items() if not delete}
 
 
-@given(STEPS)
-async def test_no_upload_is_lost_and_no_delete_undone_whatever_happens(steps):
-    story = Story()
-    for each in steps:
-        await story.step(*each)
+@settings(max_examples=settings.default.max_examples // 4)
+@given(st.integers(0, 2**32))
+async def test_no_upload_is_lost_and_no_delete_undone_whatever_happens(seed):
+    """Even draws: of the lists hypothesis makes, too few get as far as a disk set back."""
+    story, rng = Story(), random.Random(seed)
+    for _ in range(20):
+        name = rng.choice(["one", "one", "one", "two"])
+        await story.step(rng.choice(EVENTS), rng.choice("abc"), name, rng.randrange(60))
     await story.end()
 
 
