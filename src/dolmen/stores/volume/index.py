@@ -52,6 +52,7 @@ SLOT = struct.Struct("<IQQQ")
 _LOW = (1 << 64) - 1
 _ENTRY, _SLOTS, _FACT, _END = b"e", b"d", b"f", b"z"
 _WRITE_BUFFER = 16 << 20  # about 85,000 puts
+_CACHE = 32 << 20  # files are not mapped: a sector that can't be read would end the process
 
 
 class Index(Protocol):
@@ -311,11 +312,10 @@ def _make_folder(folder: str) -> None:
 def _options() -> Options:
     table = BlockBasedOptions()
     table.set_bloom_filter(10, False)  # a put of a new name reads no block
-    table.set_block_cache(Cache(1 << 20))  # hardly used: files are mapped
+    table.set_block_cache(Cache(_CACHE))
     options = Options(raw_mode=True)
     options.set_block_based_table_factory(table)
     options.create_if_missing(True)
-    options.set_allow_mmap_reads(True)  # a get costs a quarter; files are written whole
     options.set_compression_type(DBCompressionType.none())  # keys and checksums are random
     options.set_write_buffer_size(_WRITE_BUFFER)
     options.set_max_write_buffer_number(4)
