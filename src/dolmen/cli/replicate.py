@@ -63,9 +63,10 @@ async def _pair(source: str, destination: str, *, watch: bool, as_json: bool) ->
     while True:
         async with contextlib.AsyncExitStack() as stack:
             stores = []
-            for opening in (open_existing(source, read_only=True), open_store(destination)):
-                stores.append(await opening)
-                stack.push_async_callback(stores[-1].aclose)
+            stores.append(await open_existing(source, read_only=True))
+            stack.push_async_callback(stores[-1].aclose)
+            stores.append(await open_store(destination))
+            stack.push_async_callback(stores[-1].aclose)
             status = 0
             while status != UNAVAILABLE:  # what a server said of itself may be different then
                 with report_bar("replicate") as progress:

@@ -11,6 +11,7 @@ import pytest
 from dolmen.errors import NotFound
 from dolmen.payload import read_whole
 from dolmen.store import Failed
+from dolmen.stores.volume import open_volume
 from dolmen.stores.volume.recovery import reindex
 from stores.volume.conftest import Opener
 
@@ -69,6 +70,9 @@ async def test_what_was_answered_is_there_after_a_kill(
             answered[name] = what
         process.wait()
         process.stdout.close()
+        looked = await open_volume(str(path), read_only=True)
+        shown = {info.name async for info in looked.list()}
+        await looked.aclose()
         if reindexed:
             reindex(str(path))
         store = await opened()
@@ -84,6 +88,7 @@ async def test_what_was_answered_is_there_after_a_kill(
         differing = [name for name in answered if written[name] != answered[name]]
         assert len({name.split("-")[0] for name in differing}) == len(differing) <= 4
         answered.update({name: written[name] for name in differing})
+        assert shown == {info.name async for info in store.list()}
         async for answer in store.verify_many([info.name async for info in store.list()]):
             assert not isinstance(answer, Failed), answer
         await store.aclose()

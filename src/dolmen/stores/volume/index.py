@@ -97,6 +97,8 @@ class Index(Protocol):
 class RocksIndex:
     """The index in a folder. Opened `read_only` it writes nothing at all.
 
+    Raises `FileNotFoundError` for one that a kill left before it was made.
+
     The caller holds the volume's lock.
     """
 
@@ -112,10 +114,15 @@ class RocksIndex:
             unlogged = WriteOptions()
             unlogged.disable_wal = True  # type: ignore[method-assign, assignment]  # wrong stub
             self._db.set_write_options(unlogged)
-            if not read_only and self._db.get(_END) is None:
+            unfinished = self._db.get(_END) is None
+            if unfinished and not read_only:
                 self._db[_END] = b""
+                self._db.flush()  # or a kill leaves an index whose end nobody can see
         except Exception as error:
             raise _as_os_error(error, folder) from error
+        if unfinished and read_only:
+            self._db.close()
+            raise FileNotFoundError(errno.ENOENT, "the index was never written out", folder)
         self._folder, self._failed = folder, False
         self._get = self._db.get
         self.slots = bytearray(SLOT.size * PARTITIONS)

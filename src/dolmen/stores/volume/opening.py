@@ -81,4 +81,7 @@ def _open_index(folder: Folder, *, read_only: bool) -> Index:
         return disk.open_index(folder.index, read_only=False)
     if not disk.exists(folder.index):
         return TailIndex()
-    return TailIndex(disk.open_index(folder.index, read_only=True))
+    try:
+        return TailIndex(disk.open_index(folder.index, read_only=True))
+    except FileNotFoundError:
+        return TailIndex()
