@@ -109,7 +109,7 @@ class Cluster:
                 *("api-server", "--config", self.config),
                 *("--listen", f"127.0.0.1:{self.ports[up]}"),
                 *("--download-listen", f"127.0.0.1:{self.ports[down]}"),
-                *(("--repair",) if api == "one" and repairing else ()),
+                *(() if api == "one" and repairing else ("--no-repair",)),
             )
             until_alive(self.ports[up])
         self._end_replicator()

@@ -17,6 +17,8 @@ from engines.buckets import opened
 class Buckets(Conformance):
     """One server, a path in its bucket for each test."""
 
+    model_examples = 3  # every call is some requests of a slow server
+
     server: ClassVar[str]
     takes_time = False  # ages are the bucket's own: `test_bucket_faults` lets time pass
 

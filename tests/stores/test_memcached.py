@@ -29,6 +29,8 @@ def memcached():
 
 
 class TestOneServer(Keyed):
+    model_examples = 6
+
     @pytest.fixture(autouse=True)
     def _server(self, memcached: Memcached) -> None:
         self.server = memcached

@@ -44,6 +44,8 @@ def postgres_server(tmp_path_factory):
 
 
 class TestPostgres(Keyed):
+    model_examples = 6
+
     @pytest.fixture(autouse=True)
     def _server(self, postgres_server: PostgresServer) -> None:
         self.server = postgres_server

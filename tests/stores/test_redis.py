@@ -57,6 +57,8 @@ async def opened(url: str, place: Place) -> BlobStore:
 
 
 class TestOneServer(Keyed):
+    model_examples = 6
+
     @pytest.fixture(autouse=True)
     def _servers(self, redis_server: RedisServer) -> None:
         self.url = f"redis://{redis_server.address}/1"
@@ -66,6 +68,8 @@ class TestOneServer(Keyed):
 
 
 class TestCluster(Keyed):
+    model_examples = 6
+
     @pytest.fixture(autouse=True)
     def _servers(self, redis_cluster: RedisCluster) -> None:
         self.url = f"redis+cluster://{redis_cluster.addresses}"
