@@ -13,7 +13,7 @@ from dolmen.names import checksum_of, chunk_name
 from dolmen.payload import Bytes, read_whole
 from dolmen.record import Kind
 from dolmen.stamps import wall_ms
-from dolmen.store import BlobStore, Rank, rank
+from dolmen.store import NO_CHECKSUM, BlobInfo, BlobStore, Rank
 from dolmen.stores import open_store
 from dolmen.testing import calls
 
@@ -29,10 +29,10 @@ async def write(
 ) -> None:
     if data is None:
         await calls.delete(store, name, stamp=stamp)
-        placed = rank(stamp, Kind.TOMBSTONE, bytes(16), b"")
+        placed = BlobInfo(name, 0, Kind.TOMBSTONE, stamp, NO_CHECKSUM).rank
     else:
         await calls.put(store, name, Bytes(data), stamp=stamp, kind=kind)
-        placed = rank(stamp, kind, checksum_of(data), b"")
+        placed = BlobInfo(name, len(data), kind, stamp, checksum_of(data)).rank
     if name not in told or placed > told[name][0]:
         told[name] = placed, data
 

@@ -109,7 +109,7 @@ def _special(name: str, kind: Kind, data: bytes, stamp: int = 0) -> Blob:
 async def encode(
     items: AsyncIterator[Blob | Failed | Mark], owner: bytes = NOBODY
 ) -> AsyncIterator[Piece]:
-    """The stream of these, in pieces of about 256 KiB.
+    """The stream of these, in pieces of about 256 KiB, and up to each mark.
 
     Raises what reading a payload raises; the stream is then cut off inside a record.
     """
@@ -134,7 +134,7 @@ async def encode(
         parts = frame(blob, owner)
         gathered += parts
         size += sum(map(len, parts))
-        if size >= _GATHER:
+        if size >= _GATHER or isinstance(item, Mark):
             yield b"".join(gathered)
             gathered, size = [], 0
     if gathered:

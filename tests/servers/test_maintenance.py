@@ -3,7 +3,7 @@
 import asyncio
 import random
 
-from dolmen.servers.upkeep import Upkeep
+from dolmen.servers.maintenance import Maintenance
 
 from dolmen.config import Settings
 from dolmen.payload import Bytes, read_whole
@@ -27,7 +27,7 @@ async def test_a_volume_is_compacted_and_scrubbed_beside_its_requests(tmp_path):
     with open(store.folder.file(entry.data[0], ".seg"), "r+b") as file:
         file.seek(entry.data_at(b"n0"))
         file.write(b"damaged")
-    upkeep = Upkeep(store, Settings())
+    upkeep = Maintenance(store, Settings())
     async with asyncio.timeout(60):
         while True:
             notes = await store.notes()
@@ -50,7 +50,7 @@ async def test_a_volume_is_compacted_and_scrubbed_beside_its_requests(tmp_path):
 async def test_scrubbing_can_be_switched_off(tmp_path):
     store = await open_volume(str(tmp_path / "v"))
     off = Settings.model_validate({"scrub": {"every_days": 0.0}})
-    upkeep = Upkeep(store, off)
+    upkeep = Maintenance(store, off)
     await asyncio.sleep(0)
     assert len(upkeep._tasks) == 1
     await upkeep.aclose()
