@@ -311,7 +311,8 @@ async def test_whatever_goes_on_meanwhile_every_object_stays_whole(before, meanw
         else:
             servers.seconds += GRACE / 3
 
-    repair = Repair(servers.groups, Seen(1, "x"), now=servers.now, pause=servers.pause)
+    seen = Seen(1, "x")
+    repair = Repair(servers.groups, seen, now=servers.now, pause=servers.pause)
     for each in before:
         await act(*each)
     left = list(meanwhile)
@@ -326,7 +327,7 @@ async def test_whatever_goes_on_meanwhile_every_object_stays_whole(before, meanw
 
     for store in servers.stores.values():
         store.pause = butt_in
-    await servers.collect()
+    await servers.collect(seen=seen)
     for store in servers.stores.values():
         store.pause = None
     for contents in objects.values():
@@ -337,7 +338,7 @@ async def test_whatever_goes_on_meanwhile_every_object_stays_whole(before, meanw
         await act(*each)
     servers.seconds += 2 * GRACE
     await repair.round()
-    await servers.collect()
+    await servers.collect(seen=seen)
     named = {chunk_name(content) for contents in objects.values() for content in contents}
     assert await servers.chunks() == named
 

@@ -13,7 +13,8 @@ A purge has a stamp. It goes in this order, and may be broken off anywhere:
 
 A server whose watermark is lower than what another has purged missed a purge and is *stale*:
 nothing is copied or read from it until it is emptied, or `rejoin` says that what it holds is
-wanted. An empty one is given the watermark before it is filled. Why no order of crashes, wiped
+wanted. One that holds nothing from before that purge, an empty one above all, is given the
+watermark before it is filled. Why no order of crashes, wiped
 and restored disks and repairers at once undoes a delete: docs/decisions/2026-11-28-purge.md.
 
 Read first: `dolmen.stores.watermark`.
@@ -52,7 +53,7 @@ MISSED = (
 async def find_stale(stores: Mapping[str, BlobStore]) -> dict[str, str]:
     """Which of these servers missed a purge that another took part in, and what to do about it.
 
-    An empty one is given the watermark instead. What was purged is noted on those that don't
+    One that holds nothing from before it is given the watermark instead. What was purged is noted on those that don't
     know it yet, so that it is not forgotten with the servers that do.
     """
     stale: dict[str, str] = {}
@@ -77,7 +78,7 @@ async def find_stale(stores: Mapping[str, BlobStore]) -> dict[str, str]:
 async def check_pair(source: BlobStore, destination: BlobStore) -> None:
     """Raise `Outdated` if the source missed a purge of the destination's.
 
-    An empty destination takes part in those of the source from now on.
+    A destination that is empty takes part in those of the source from now on.
     """
     if not (source.capabilities.stamps and destination.capabilities.stamps):
         return
@@ -89,10 +90,13 @@ async def check_pair(source: BlobStore, destination: BlobStore) -> None:
 
 
 async def admitted(store: BlobStore, watermark: int) -> bool:
-    """Whether a store is empty; then it is given the watermark."""
-    async with closing(store.list(Listing(tombstones=True))) as infos:
-        if await anext(infos, None) is not None:
-            return False
+    """Whether a store holds nothing that a forgotten delete may be about; then it is given the
+    watermark: it is empty, or was emptied and has only been written to since.
+    """
+    async with closing(store.list(Listing())) as infos:
+        async for info in infos:
+            if info.stamp <= watermark:
+                return False
     await store.note(WATERMARK, format_stamp(watermark).encode())
     return True
 
