@@ -166,8 +166,8 @@ async def test_reindex_names_what_is_damaged_a_line_each(dolmen: Any) -> None:
 async def test_a_volume_that_is_named_twice_is_told_of(dolmen: Any) -> None:
     await fill(f"volume:{dolmen.folder}/data", "a")
     ended = await dolmen("replicate", "volume:data", "volume:./data")
-    assert ended.status == 1
-    assert "data is open in this process: it was named twice" in ended.err
+    assert ended.status == 2
+    assert "the same volume" in ended.err
 
 
 async def test_status_of_a_store(dolmen: Any) -> None:

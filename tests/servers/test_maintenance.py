@@ -3,10 +3,9 @@
 import asyncio
 import random
 
-from dolmen.servers.maintenance import Maintenance
-
 from dolmen.config import Settings
 from dolmen.payload import Bytes, read_whole
+from dolmen.servers.maintenance import Maintenance
 from dolmen.store import Listing, Write
 from dolmen.stores.scrub import scrub_in
 from dolmen.stores.volume import open_volume

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from typing import Annotated
 
 import typer
@@ -12,6 +13,7 @@ from dolmen.cli.ending import UNAVAILABLE, run
 from dolmen.cli.options import Config, Json
 from dolmen.cli.output import report_bar
 from dolmen.cli.repairing import repairing, tell_round, tell_run
+from dolmen.errors import BadSetting
 from dolmen.stores.secrets import without_secrets
 
 Source = Annotated[
@@ -54,12 +56,21 @@ def replicate(
     raise typer.Exit(run(work))
 
 
+def _check_apart(*urls: str) -> None:
+    from dolmen.stores.volume import path_of
+
+    folders = [os.path.realpath(path_of(url)) for url in urls if url.startswith("volume:")]
+    if len(folders) == 2 and folders[0] == folders[1]:
+        raise BadSetting(f"{urls[0]} and {urls[1]} are the same volume")
+
+
 async def _pair(source: str, destination: str, *, watch: bool, as_json: bool) -> int:
     from dolmen.replication import replicate as copy
     from dolmen.replication.repair import PAUSE
     from dolmen.stores import open_existing, open_store
 
     names = without_secrets(source), without_secrets(destination)
+    _check_apart(source, destination)
     while True:
         async with contextlib.AsyncExitStack() as stack:
             stores = []

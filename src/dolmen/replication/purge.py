@@ -53,8 +53,8 @@ MISSED = (
 async def find_stale(stores: Mapping[str, BlobStore]) -> dict[str, str]:
     """Which of these servers missed a purge that another took part in, and what to do about it.
 
-    One that holds nothing from before it is given the watermark instead. What was purged is noted on those that don't
-    know it yet, so that it is not forgotten with the servers that do.
+    One that holds nothing from before it is given the watermark instead. What was purged is noted
+    on those that don't know it yet, so that it is not forgotten with the servers that do.
     """
     stale: dict[str, str] = {}
     marks: dict[str, tuple[int, int]] = {}

@@ -157,8 +157,6 @@ class Folder:
         if fd is None:
             with suppress(OSError):  # who it is only helps
                 owner = self._read(self.lock_path).decode("utf-8", "replace").strip()
-                if owner.partition(",")[0] == f"process {os.getpid()}":
-                    raise BadVolume(f"{self.path} is open in this process: it was named twice")
                 raise BadVolume(
                     f"{self.path} is open in another process ({owner or 'unknown'}): stop it "
                     "first, or ask that server by its URL"
