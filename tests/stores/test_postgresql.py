@@ -353,7 +353,7 @@ async def test_who_is_refused_is_told_what_to_mend(server):
     with pytest.raises(BadSetting, match="GRANT CREATE, USAGE ON SCHEMA"):
         await open_store(right)
     server.sql("GRANT CREATE ON SCHEMA his TO guarded")
-    store = await open_store(right)
+    store = await open_url(right, patience=2)
     await put(store, "name", b"x")
     for url, hint in (
         (server.url("his", user="guarded:wrong"), "mend user and password"),
