@@ -51,6 +51,6 @@ async def test_scrubbing_can_be_switched_off(tmp_path):
     off = Settings.model_validate({"scrub": {"every_days": 0.0}})
     upkeep = Maintenance(store, off)
     await asyncio.sleep(0)
-    assert len(upkeep._tasks) == 1
+    assert len(upkeep._repeating) == 1
     await upkeep.aclose()
     await store.aclose()

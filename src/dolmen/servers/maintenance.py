@@ -11,11 +11,13 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
+from functools import partial
 
 from dolmen import config
 from dolmen.closing import closing
 from dolmen.errors import DolmenError
 from dolmen.pace import Pace
+from dolmen.repeating import Repeating
 from dolmen.servers.metrics import Figure
 from dolmen.store import Listing
 from dolmen.stores.scrub import Scrub, scrub, scrub_in
@@ -40,9 +42,10 @@ class Maintenance:
         self._checked = self._bytes = self._failed = self._quarantined = 0
         self._compaction = Compaction()
         self._compactor = Compactor(volume, pace=Pace(settings.compaction.bandwidth))
-        self._tasks = [asyncio.create_task(self._repeat("compaction", self._compact))]
+        self._said: dict[str, str] = {}
+        self._repeating = [Repeating(partial(self._try, "compaction", self._compact))]
         if settings.scrub.every_days:
-            self._tasks.append(asyncio.create_task(self._repeat("scrub", self._scrub_when_due)))
+            self._repeating.append(Repeating(partial(self._try, "scrub", self._scrub_when_due)))
 
     def figures(self) -> Iterator[Figure]:
         """Its metrics."""
@@ -89,22 +92,19 @@ class Maintenance:
 
     async def aclose(self) -> None:
         """Stop. A pass that was under way is done again by the next."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(each.aclose() for each in self._repeating))
 
-    async def _repeat(self, what: str, work: Callable[[], Awaitable[float]]) -> None:
-        said = ""
-        while True:
-            try:
-                wait = await work()
-                said = ""
-            except (DolmenError, OSError) as error:
-                if str(error) != said:
-                    said = str(error)
-                    _log.error("%s of %s: %s", what, self._volume.path, said)
-                wait = _AGAIN
-            await asyncio.sleep(wait)
+    async def _try(self, what: str, work: Callable[[], Awaitable[float]]) -> float:
+        """Work, and say what fails unless that was said last."""
+        try:
+            wait = await work()
+        except (DolmenError, OSError) as error:
+            if str(error) != self._said.get(what):
+                self._said[what] = str(error)
+                _log.error("%s of %s: %s", what, self._volume.path, error)
+            return _AGAIN
+        self._said.pop(what, None)
+        return wait
 
     async def _compact(self) -> float:
         try:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
-from dolmen.errors import Corrupt, DolmenError, Full, OutcomeUnknown, Unavailable
+from dolmen.errors import Corrupt, DolmenError, Full, Unavailable
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -69,8 +69,6 @@ class Batches(Generic[Q, A]):
                     await self._answer([each])
                 return
             answers = [error] * len(batch)
-        except asyncio.CancelledError:  # some driver's own: nobody cancels this task
-            answers = [OutcomeUnknown("the connection broke before the answer")] * len(batch)
         for (_, future), answer in zip(batch, answers, strict=True):
             if future.done():
                 continue

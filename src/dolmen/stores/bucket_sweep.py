@@ -6,11 +6,11 @@ Any number of processes may sweep at once. Why it takes nothing that somebody ne
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 from dolmen.closing import closing
 from dolmen.errors import DolmenError
+from dolmen.repeating import Repeating
 from dolmen.stores.bucket_client import PAGE, Client, Found
 from dolmen.stores.bucket_data import GRACE
 from dolmen.stores.bucket_head import by_name, heads_of
@@ -29,28 +29,25 @@ class Sweeper:
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._task: asyncio.Task[None] | None = None
+        self._sweeping: Repeating | None = None
         self.trouble = ""
 
     def start(self) -> None:
         """Begin, until `aclose`."""
-        self._task = asyncio.create_task(self._run())
+        self._sweeping = Repeating(self._sweep, wait=_FIRST)
 
     async def aclose(self) -> None:
         """Stop."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        if self._sweeping is not None:
+            await self._sweeping.aclose()
 
-    async def _run(self) -> None:
-        await asyncio.sleep(_FIRST)
-        while True:
-            try:
-                await self.sweep_if_due()
-                self.trouble = ""
-            except DolmenError as error:
-                self.trouble = f"outdated data could not be deleted: {error}"
-            await asyncio.sleep(_NEXT)
+    async def _sweep(self) -> float:
+        try:
+            await self.sweep_if_due()
+            self.trouble = ""
+        except DolmenError as error:
+            self.trouble = f"outdated data could not be deleted: {error}"
+        return _NEXT
 
     async def sweep_if_due(self) -> None:
         """Sweep, unless a sweep began within a day."""

@@ -27,6 +27,7 @@ from dolmen.errors import Corrupt, DolmenError, OutcomeUnknown, Unavailable
 from dolmen.names import CHECKSUM_SIZE, partition_of
 from dolmen.payload import Payload, Piece
 from dolmen.record import NOBODY
+from dolmen.repeating import Repeating
 from dolmen.stores.base import UnderWay
 from dolmen.stores.driver import Change, Driver
 from dolmen.stores.keyed_layout import (
@@ -81,7 +82,7 @@ class Parts:
         self._driver, self._now = driver, now
         self._buffers = Buffers(driver.part_size, spare=8)
         self._tidying: set[asyncio.Task[None]] = set()
-        self._sweeping = asyncio.get_running_loop().create_task(self._sweep())
+        self._sweeping = Repeating(self._sweep)
 
     def begin(self, name: str, size: int) -> Upload:
         """An upload of so many bytes, of which nothing is kept yet."""
@@ -148,8 +149,8 @@ class Parts:
 
     async def aclose(self) -> None:
         """Wait for what tidies up."""
-        self._sweeping.cancel()
-        await asyncio.wait([self._sweeping, *self._tidying])
+        await self._sweeping.aclose()
+        await asyncio.gather(*self._tidying)
 
     def _count(self, size: int) -> int:
         return -(-size // self._driver.part_size)
@@ -180,13 +181,12 @@ class Parts:
         except DolmenError as error:
             _log.info("parts of an upload stay until they are due: %s", error)
 
-    async def _sweep(self) -> None:
-        while True:
-            try:
-                await self.sweep()
-            except DolmenError as error:
-                _log.info("parts that are due stay for now: %s", error)
-            await asyncio.sleep(_SWEEP_EVERY)
+    async def _sweep(self) -> float:
+        try:
+            await self.sweep()
+        except DolmenError as error:
+            _log.info("parts that are due stay for now: %s", error)
+        return _SWEEP_EVERY
 
     async def _drop(self, key: bytes, mark: bytes) -> None:
         """Delete the parts of this mark, unless an entry refers to them by now."""

@@ -262,24 +262,20 @@ class PostgresDriver:
             await asyncio.sleep(0)  # the library's timeouts need a task
         sent = False
         try:
-            # Letting go of a connection that the server ends may take for ever.
-            async with asyncio.timeout(2 * self._patience):
-                await self._pool  # does nothing from the second time on
-                async with self._pool.acquire(timeout=self._patience) as connection:
-                    sent = writes
-                    try:
-                        rows: list[Any] = await connection.fetch(statement, *values)
-                    except TimeoutError:
-                        with suppress(asyncpg.InterfaceError):  # it has ended by itself
-                            connection.terminate()  # whatever comes on it comes too late
-                        raise
-                    return rows
+            await self._pool  # does nothing from the second time on
+            async with self._pool.acquire(timeout=self._patience) as connection:
+                sent = writes
+                try:
+                    rows: list[Any] = await connection.fetch(statement, *values)
+                except TimeoutError:
+                    with suppress(asyncpg.InterfaceError):  # it has ended by itself
+                        connection.terminate()  # whatever comes on it comes too late
+                    raise
+                return rows
         except (asyncpg.PostgresError, *_LOST) as error:
             lost = _is_lost(error)
             if lost:  # and the others with it, which may not show yet
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(self._patience):
-                        await self._pool.expire_connections()
+                await self._pool.expire_connections()
             text = f"{self._where}: {str(error).partition(chr(10))[0] or 'no answer in time'}"
             if sent and (lost or isinstance(error, TimeoutError)):
                 raise OutcomeUnknown(f"{text}; the write may have happened") from error
