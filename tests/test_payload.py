@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dolmen.errors import BadContent, Unavailable
-from dolmen.payload import Bytes, Stream, read_whole
+from dolmen.payload import Bytes, Stream, read_whole, to_the_end
 
 piece_lists = st.lists(st.binary(max_size=20), max_size=8)
 
@@ -91,3 +91,24 @@ async def test_a_stream_that_is_not_read_to_its_end_closes_its_source(size):
         with pytest.raises(BadContent):
             await anext(pieces)
     assert closed == [True]
+
+
+@given(piece_lists)
+async def test_the_last_piece_comes_only_when_the_payload_has_ended_well(pieces):
+    full = [piece for piece in pieces if piece]
+    assert [piece async for piece in to_the_end(stream(pieces))] == full
+
+    async def failing():
+        for piece in pieces:
+            yield piece
+        raise Unavailable("it broke off")
+
+    got = []
+
+    async def read():
+        async for piece in to_the_end(Stream(sum(map(len, pieces)), failing)):
+            got.append(piece)  # noqa: PERF401 - what came before the error counts
+
+    with pytest.raises(Unavailable):
+        await read()
+    assert got == full[:-1]

@@ -64,10 +64,6 @@ class Incomplete(Unavailable):
     """A listing has given what it could, and may lack names of servers it could not ask."""
 
 
-class Busy(Unavailable):
-    """Another process is at this very work, which one does at a time. Nothing happened."""
-
-
 class OutcomeUnknown(DolmenError):  # noqa: N818
     """The store was asked to write and did not say how it went. It may have happened."""
 

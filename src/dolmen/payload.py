@@ -112,6 +112,20 @@ class Stream:
             )
 
 
+async def to_the_end(payload: Payload) -> AsyncIterator[Piece]:
+    """The pieces, the last one only when the payload has ended well.
+
+    A payload may fail after its last byte; a server it is sent to must not have all of it then.
+    """
+    held: Piece | None = None
+    async for piece in payload:
+        if held is not None:
+            yield held
+        held = piece
+    if held is not None:
+        yield held
+
+
 async def read_whole(payload: Payload) -> bytes | memoryview:
     """All bytes of a payload in memory. For payloads known to be small."""
     if payload.whole is not None:

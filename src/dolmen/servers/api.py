@@ -7,11 +7,11 @@ the world. It holds no state; any number may run over the same blob servers.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import mimetypes
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import dolmen
@@ -34,6 +34,7 @@ from dolmen.http.conditional import (
 from dolmen.http.messages import Headers, Request, Response
 from dolmen.http.problems import HTTPError
 from dolmen.names import check_name, is_object_id
+from dolmen.repeating import Repeating
 from dolmen.servers.answers import JSON, answer
 from dolmen.servers.blob import ALIVE, Nothing, body_of
 from dolmen.servers.fields import ContentDigest, describe, metadata_of, modified
@@ -61,7 +62,8 @@ class ApiServer:
         """`repair` gives what the companion that repairs said last, where there is one."""
         self._objects = objects
         self._repair = repair
-        self._heeding: asyncio.Task[None] | None = None
+        self._heeding: Repeating | None = None
+        self._heeded = ""
         self._started = time.time()
         everything, reading = Routes(), Routes()
         for routes in (everything, reading):
@@ -103,21 +105,20 @@ class ApiServer:
 
     def begin(self) -> None:
         """Begin to heed the repair, until the server is closed."""
-        self._heeding = asyncio.get_running_loop().create_task(self._heed_repair())
+        if self._repair is not None:
+            self._heeding = Repeating(partial(self._heed_repair, self._repair))
 
-    async def _heed_repair(self) -> None:
-        heeded = ""
-        while self._repair is not None:
-            said = self._repair()
-            if said != heeded:
-                self.heed(said)
-                heeded = said
-            await asyncio.sleep(_HEED)
+    async def _heed_repair(self, repair: Callable[[], str]) -> float:
+        said = repair()
+        if said != self._heeded:
+            self.heed(said)
+            self._heeded = said
+        return _HEED
 
     async def aclose(self) -> None:
         """Close every store of the cluster."""
         if self._heeding is not None:
-            self._heeding.cancel()
+            await self._heeding.aclose()
         await self._objects.aclose()
 
     async def upload(self, request: Request, _: str) -> Response:

@@ -2,7 +2,7 @@
 
 It speaks what an sos blob server speaks (`POST`, `GET`, `HEAD /blob/{name}`, `GET
 /blobs`, `GET /alive`) and beside it everything a store of the contract can do, so
-that `dolmen.stores.remote` is the same store again. `docs/wire-api.md` lists the
+that `dolmen.stores.remote_server` is the same store again. `docs/wire-api.md` lists the
 routes.
 """
 

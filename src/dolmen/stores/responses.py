@@ -1,19 +1,23 @@
-"""What a dolmen server's HTTP response means: the error it stands for, or its JSON."""
+"""What a dolmen server's HTTP response means: the error, a blob's facts, or JSON."""
 
 from __future__ import annotations
 
 import json
+from base64 import b64decode
 from contextlib import suppress
 from typing import Any
 
-from dolmen.errors import DolmenError, InvalidName, NotFound, from_text
-from dolmen.http import ClientResponse
+from dolmen.errors import DolmenError, InvalidName, NotFound, Unavailable, from_text
+from dolmen.http import ClientResponse, Headers
+from dolmen.record import Kind
 from dolmen.stamps import parse_stamp
+from dolmen.store import BlobInfo
 
 ANSWER_MAX = 64 << 20
 """The largest answer that is read whole, in bytes."""
 NONSENSE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, DolmenError)
 """What reading an answer raises that is not of the agreed form."""
+_KINDS = {b"blob": Kind.BLOB, b"manifest": Kind.MANIFEST, b"tombstone": Kind.TOMBSTONE}
 _BY_STATUS = {
     400: "InvalidName",
     401: "Unauthorized",
@@ -68,3 +72,20 @@ async def object_of(
     except NONSENSE as error:
         raise senseless(address, error, kind) from error
     return said
+
+
+def info_of(address: str, name: str, headers: Headers) -> BlobInfo:
+    """What an answer's header fields say of a blob; raises `Unavailable` for anything else."""
+    try:
+        part = headers.get(b"content-range")
+        return BlobInfo(
+            name,
+            int(part.rpartition(b"/")[2] if part else headers[b"content-length"]),
+            _KINDS[headers.get(b"x-dolmen-kind", b"")],
+            parse_stamp(headers[b"x-dolmen-stamp"].decode()),
+            bytes.fromhex(headers[b"etag"].strip(b'"').decode()),
+            b64decode(headers.get(b"x-dolmen-metadata", b""), validate=True),
+            int(headers[b"x-dolmen-arrived"]),
+        )
+    except NONSENSE as error:
+        raise senseless(address, error, Unavailable) from error

@@ -15,7 +15,7 @@ from dolmen.digests import Digests
 from dolmen.errors import DolmenError, InvalidName, NotFound, ReadOnly, Unavailable
 from dolmen.http import Client, ClientResponse, Streamed
 from dolmen.names import check_name, partition_of
-from dolmen.payload import Bytes, Stream
+from dolmen.payload import Bytes, Stream, to_the_end
 from dolmen.record import Kind
 from dolmen.resolve import check
 from dolmen.store import (
@@ -58,7 +58,7 @@ class SosStore(OneByOne):
             raise self._refusal("told to delete or touch")
         payload = write.payload
         whole = payload.whole
-        body = whole if whole is not None else Streamed(aiter(payload), payload.size)
+        body = whole if whole is not None else Streamed(to_the_end(payload), payload.size)
         headers = [*metadata.decode(write.metadata)]
         response = await self._ask("POST", f"/blob/{write.name}", headers, body)
         await response.body.read(_ANSWER_MAX)

@@ -1,0 +1,392 @@
+"""A dolmen blob server as a store, asked over HTTP.
+
+What the far store promises holds here too: `capabilities` are those it gave when it was first
+asked, and each write's answer says anew whether it is durable. One blob at a time goes by GET and
+PUT; listings, deletes, touches and everything in bulk by streams of records and entries
+(`dolmen.stores.records`, `dolmen.stores.wire`).
+
+A request that may have been acted on is never repeated: the caller gets `OutcomeUnknown` and
+decides. What comes is only believed as far as it answers what was asked: names in order, one
+answer each; anything else is `Unavailable`.
+"""
+
+from __future__ import annotations
+
+import json
+from base64 import b64decode, b64encode
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from dolmen.digests import Digests
+from dolmen.errors import Corrupt, DolmenError, OutcomeUnknown, Unavailable
+from dolmen.http import Client, ClientResponse, Streamed
+from dolmen.names import check_name, checksum_of, is_chunk_name, is_object_id, partition_of
+from dolmen.payload import Bytes, Piece, Stream, to_the_end
+from dolmen.record import Kind
+from dolmen.resolve import check, check_key
+from dolmen.stamps import format_stamp, parse_stamp
+from dolmen.store import (
+    ALL_PARTITIONS,
+    EVERYTHING,
+    Blob,
+    BlobInfo,
+    Capabilities,
+    Condition,
+    Failed,
+    Listing,
+    Outcome,
+    Put,
+    Range,
+    Remove,
+    Write,
+)
+from dolmen.stores import records
+from dolmen.stores.base import OneByOne, UnderWay, write_any
+from dolmen.stores.remote_batches import NAMES, as_blob, goes_alone, in_batches
+from dolmen.stores.responses import (
+    ANSWER_MAX,
+    NONSENSE,
+    Unsatisfiable,
+    error_of,
+    info_of,
+    object_of,
+    senseless,
+)
+from dolmen.stores.wire import EntryReader, decode_answers
+
+_PAGE = 10_000
+_UNDER_WAY = 2
+"""How many batches, or blobs by themselves, are written at once."""
+_EXPECTED = Capabilities(durable=True, largest=1 << 44, digests=True, ordered=True, conflicts=True)
+"""Taken for true of a server that could not be asked yet; it is before anything else is."""
+
+
+class DolmenServer(OneByOne):
+    """A dolmen blob server at an address. Connections are made when they are needed."""
+
+    def __init__(self, address: str, client: Client, is_other: Callable[[], None]) -> None:
+        self.address = address
+        self._client = client
+        self._is_other = is_other  # called when it turns out to be no dolmen blob server
+        self.capabilities = _EXPECTED
+        self._known = False
+        self._digests: tuple[bytes, Digests] | None = None
+
+    # Writing
+
+    async def write(self, write: Write) -> Put:
+        """See `BlobStore.write`."""
+        check(write)
+        if write.kind == Kind.TOUCH or (write.kind == Kind.TOMBSTONE and write.stamp is not None):
+            answer = (await self._send([write]))[0]
+            if isinstance(answer, Failed):
+                raise answer.error
+            return answer
+        if write.kind == Kind.TOMBSTONE:
+            response = await self._ask("DELETE", f"/blob/{write.name}")
+            said = {
+                key: response.headers.get(b"x-dolmen-" + key.encode(), b"").decode("latin-1")
+                for key in ("status", "stamp")
+            }
+        else:
+            response = await self._put(write)
+            said = await object_of(self.address, response, OutcomeUnknown)
+        durable = response.headers.get(b"x-dolmen-durable") != b"no"
+        if durable is not self.capabilities.durable:
+            self.capabilities = replace(self.capabilities, durable=durable)
+        try:
+            if said["status"] == "OK":
+                outcome = Outcome.CREATED if response.status == 201 else Outcome.UNCHANGED
+            else:
+                outcome = Outcome(said["status"])
+            return Put(outcome, parse_stamp(said["stamp"]))
+        except NONSENSE as error:
+            raise senseless(self.address, error, OutcomeUnknown) from error
+
+    async def _put(self, write: Write) -> ClientResponse:
+        headers: list[tuple[bytes, bytes]] = []
+        if write.stamp is not None:
+            headers.append((b"X-Dolmen-Stamp", format_stamp(write.stamp).encode()))
+        if write.kind == Kind.MANIFEST:
+            headers.append((b"X-Dolmen-Kind", b"manifest"))
+        if write.checksum is not None:
+            headers.append((b"X-Dolmen-Checksum", write.checksum.hex().encode()))
+        if write.metadata:
+            headers.append((b"X-Dolmen-Metadata", b64encode(write.metadata)))
+        payload = write.payload
+        whole = payload.whole
+        body = whole if whole is not None else Streamed(to_the_end(payload), payload.size)
+        return await self._ask(
+            "POST", f"/blob/{write.name}", headers, body, expect_continue=whole is None
+        )
+
+    async def write_many(self, writes: AsyncIterator[Write]) -> AsyncIterator[Put | Failed]:
+        """See `BlobStore.write_many`. Two batches are under way at once.
+
+        What is streamed is written by itself, while nothing else is: its payload must be read
+        before the next write is asked for.
+        """
+        async with UnderWay[Sequence[Put | Failed]]() as under_way:
+            async for batch in in_batches(writes):
+                streamed = batch[0].payload.whole is None
+                if not streamed:
+                    under_way.add(self._written(batch))
+                while under_way and (streamed or len(under_way) == _UNDER_WAY):
+                    for answer in await under_way.next():
+                        yield answer
+                if streamed:
+                    yield await write_any(self, batch[0])
+            while under_way:
+                for answer in await under_way.next():
+                    yield answer
+
+    async def _written(self, batch: Sequence[Write]) -> Sequence[Put | Failed]:
+        if goes_alone(batch[0]):
+            return [await write_any(self, batch[0])]
+        return await self._send(batch)
+
+    async def _send(self, batch: Sequence[Write]) -> Sequence[Put | Failed]:
+        """The answers to stamped writes in memory, sent as records in one request."""
+        answers: list[Put | Failed | None] = []
+        framed: list[Piece] = []
+        for write in batch:
+            try:  # here, for a single one that is not allowed would fail the whole stream there
+                framed += records.frame(as_blob(check(write)))
+            except DolmenError as error:
+                answers.append(Failed(write.name, error))
+            else:
+                answers.append(None)
+        failure: DolmenError = OutcomeUnknown(f"{self.address} did not answer for every write")
+        came: list[Put | DolmenError] = []
+        try:
+            response = await self._ask("POST", "/records", (), b"".join(framed))
+            came.extend(decode_answers(await response.body.read(ANSWER_MAX)))
+        except Corrupt as error:
+            failure = senseless(self.address, error, OutcomeUnknown)
+        except DolmenError as error:
+            failure = error
+        left = iter(came)
+        done: list[Put | Failed] = []
+        for write, known in zip(batch, answers, strict=True):
+            answer = known or next(left, failure)
+            done.append(answer if isinstance(answer, Put | Failed) else Failed(write.name, answer))
+        return done
+
+    async def remove_many(
+        self, removes: Sequence[Remove], *, min_age: float = 0, epoch: int | None = None
+    ) -> Sequence[bool]:
+        """See `BlobStore.remove_many`."""
+        items = [[check_name(name), format_stamp(stamp)] for name, stamp in removes]
+        order: dict[str, object] = {"removes": items, "min_age": min_age, "epoch": epoch}
+        body = json.dumps(order).encode()
+        response = await self._ask("POST", "/records/remove", (), body, reads=False)
+        said = await object_of(self.address, response, OutcomeUnknown)
+        removed = said.get("removed")
+        if not isinstance(removed, list) or len(removed) != len(removes):
+            raise OutcomeUnknown(f"{self.address} did not answer for every name to remove")
+        return [each is True for each in removed]
+
+    # Reading
+
+    async def get(self, name: str, *, byte_range: Range | None = None) -> Blob:
+        """See `BlobStore.get`."""
+        check_name(name)
+        headers: list[tuple[bytes, bytes]] = []
+        if byte_range is not None:
+            start, stop = byte_range
+            if stop <= start:
+                return Blob(await self.stat(name), Bytes(b""))
+            headers.append((b"Range", b"bytes=%d-%d" % (start, stop - 1)))
+        try:
+            response = await self._ask("GET", f"/blob/{name}", headers)
+        except Unsatisfiable:
+            return Blob(await self.stat(name), Bytes(b""))
+        info = info_of(self.address, name, response.headers)
+        data = response.body.whole
+        if data is None:
+            size, body = response.body.length, response.body
+            if size is None:
+                raise Unavailable(f"{self.address} does not say how long {name} is")
+            pieces = Stream(size, lambda: aiter(body), rereadable=False, fill=body.receive_into)
+            return Blob(info, pieces)
+        # An object or chunk is checked against its name by whoever reads it; the rest here.
+        named = info.kind == Kind.BLOB and (is_object_id(name) or is_chunk_name(name))
+        if response.status != 206 and not named and checksum_of(data) != info.checksum:
+            raise Corrupt(f"{self.address} sent {name} with another checksum than it has")
+        return Blob(info, Bytes(data))
+
+    async def stat(self, name: str) -> BlobInfo:
+        """See `BlobStore.stat`."""
+        check_name(name)
+        response = await self._ask("HEAD", f"/blob/{name}")
+        return info_of(self.address, name, response.headers)
+
+    async def list(self, listing: Listing = EVERYTHING) -> AsyncIterator[BlobInfo]:
+        """See `BlobStore.list`."""
+        wanted, after = listing.partitions, listing.after
+        everything = len(wanted) == len(ALL_PARTITIONS)
+        last = (partition_of(after), after) if after is not None else (-1, "")
+        for first in range(0, 1 if everything else len(wanted), NAMES):
+            order: dict[str, object] = {
+                "prefix": listing.prefix,
+                "tombstones": listing.tombstones,
+                "quarantined": listing.quarantined,
+                "limit": _PAGE,
+            }
+            if not everything:
+                order["partitions"] = list(wanted[first : first + NAMES])
+            cursor = after
+            while True:
+                order["after"] = cursor
+                before = last
+                async with await self._order("/records/list", order) as response:
+                    entries = EntryReader(aiter(response.body))
+                    async for info in self._sound(entries):
+                        if isinstance(info, Failed):
+                            raise info.error
+                        place = (partition_of(info.name), info.name)
+                        if place <= last:
+                            raise Unavailable(
+                                f"{self.address} lists out of order: {last[1]}, then {info.name}"
+                            )
+                        last = place
+                        yield info
+                cursor = entries.next_page
+                if cursor is None:
+                    break
+                if last == before:
+                    raise Unavailable(f"{self.address} lists nothing from {cursor!r} on")
+
+    async def verify_many(self, names: Sequence[str]) -> AsyncIterator[BlobInfo | Failed]:
+        """See `BlobStore.verify_many`: no data is sent."""
+        for first in range(0, len(names), NAMES):
+            some = names[first : first + NAMES]
+            left = iter(some)
+            async with await self._order("/records/verify", {"names": [*some]}) as response:
+                async for item in self._sound(EntryReader(aiter(response.body))):
+                    if next(left, None) != item.name:
+                        raise Unavailable(f"{self.address} verified {item.name}, not what is next")
+                    yield item
+            if (name := next(left, None)) is not None:
+                raise Unavailable(f"{self.address} did not say how {name} is")
+
+    async def _sound(self, entries: EntryReader) -> AsyncIterator[BlobInfo | Failed]:
+        try:
+            async for item in entries:
+                yield item
+        except Corrupt as error:
+            raise senseless(self.address, error, Unavailable) from error
+
+    async def get_many(self, names: Sequence[str]) -> AsyncIterator[Blob | Failed]:
+        """See `BlobStore.get_many`."""
+        done = 0
+        barren = False
+        while done < len(names):
+            begin, stop = done, min(done + NAMES, len(names))
+            failure: DolmenError = Unavailable(f"{self.address} did not answer for {names[done]}")
+            astray = False
+            order = {"names": [*names[begin:stop]]}
+            async with await self._order("/records/read", order) as response:
+                try:
+                    async for answer in records.decode(aiter(response.body)):
+                        name = answer.name if isinstance(answer, Failed) else answer.info.name
+                        if done == stop or name != names[done]:
+                            failure = Unavailable(f"{self.address} sent {name}, not what is next")
+                            astray = True
+                            break
+                        done += 1
+                        yield answer
+                except DolmenError as error:
+                    failure = error
+            if astray or (barren and done == begin):
+                raise failure
+            barren = done == begin
+            if barren:  # it may be this one that can't be read to its end
+                yield Failed(names[done], failure)
+                done += 1
+
+    async def digests(self) -> Digests:
+        """See `BlobStore.digests`."""
+        known = self._digests
+        condition = [(b"If-None-Match", known[0])] if known is not None else []
+        response = await self._ask("GET", "/digests", condition)
+        if response.status == 304 and known is not None:
+            return known[1]
+        digests = Digests.decode(await response.body.read(ANSWER_MAX))
+        self._digests = response.headers.get(b"etag", b""), digests
+        return digests
+
+    # The store itself
+
+    async def note(self, key: str, value: bytes) -> None:
+        """See `BlobStore.note`."""
+        order = {"key": check_key(key), "value": b64encode(value).decode()}
+        await self._ask("POST", "/notes", (), json.dumps(order).encode())
+
+    async def notes(self) -> dict[str, bytes]:
+        """See `BlobStore.notes`."""
+        said = await object_of(self.address, await self._ask("GET", "/notes"), Unavailable)
+        try:
+            return {key: b64decode(value) for key, value in said.items()}
+        except NONSENSE as error:
+            raise senseless(self.address, error, Unavailable) from error
+
+    async def condition(self) -> Condition:
+        """See `BlobStore.condition`."""
+        said = await object_of(self.address, await self._ask("GET", "/status"), Unavailable)
+        return Condition(
+            said.get("free_bytes"),
+            said.get("total_bytes"),
+            writable=said.get("writable", True),
+            reasons=said.get("degraded", []),
+            remarks=said.get("remarks", []),
+        )
+
+    async def aclose(self) -> None:
+        """See `BlobStore.aclose`."""
+        await self._client.close()
+
+    # How it asks
+
+    async def learn(self) -> bool:
+        """Ask what the server is; False for one that is no dolmen blob server.
+
+        Raises `Unavailable` where it can't be asked.
+        """
+        response = await self._client.request("GET", "/status")
+        if response.status in (404, 405):
+            await response.body.read(ANSWER_MAX)
+            self._is_other()
+            return False
+        if response.status >= 400:
+            raise await error_of(self.address, response)
+        try:
+            said = await object_of(self.address, response, Unavailable)
+            self.capabilities, self._known = Capabilities(**said["capabilities"]), True
+        except (KeyError, TypeError) as error:
+            raise Unavailable(f"{self.address} does not say what it keeps: {error}") from error
+        return True
+
+    async def _order(self, target: str, order: dict[str, Any]) -> ClientResponse:
+        """Ask for something that reads, described in JSON."""
+        return await self._ask("POST", target, (), json.dumps(order).encode(), reads=True)
+
+    async def _ask(
+        self,
+        method: str,
+        target: str,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        body: bytes | memoryview | Streamed | None = None,
+        *,
+        expect_continue: bool = False,
+        reads: bool | None = None,
+    ) -> ClientResponse:
+        if not self._known and not await self.learn():
+            raise Unavailable(f"{self.address} is a plain sos blob server, as it now says")
+        response = await self._client.request(
+            method, target, headers, body, expect_continue=expect_continue, reads=reads
+        )
+        if response.status >= 400:
+            raise await error_of(self.address, response)
+        return response
