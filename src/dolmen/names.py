@@ -68,6 +68,12 @@ def checksum_of(data: Buffer) -> bytes:
     return blake3(data).digest(CHECKSUM_SIZE)
 
 
+def id_hasher(object_id: str, data: Buffer = b"") -> hashlib._Hash:
+    """A hash that begins with `data`, of the kind of this object id: SHA-256 or SHA-1."""
+    kind = "sha256" if len(object_id) == 64 else "sha1"
+    return hashlib.new(kind, data, usedforsecurity=False)
+
+
 def matches_name(name: str, data: Buffer) -> bool:
     """Whether these bytes may be stored whole under `name`.
 
@@ -76,8 +82,7 @@ def matches_name(name: str, data: Buffer) -> bool:
     every content is right.
     """
     if is_object_id(name):
-        hasher = hashlib.sha256 if len(name) == 64 else hashlib.sha1
-        return hasher(data).hexdigest() == name
+        return id_hasher(name, data).hexdigest() == name
     if is_chunk_name(name):
         return chunk_name(data) == name
     return True

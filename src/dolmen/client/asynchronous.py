@@ -19,7 +19,7 @@ from dolmen.client.objects import (
 from dolmen.errors import BadContent, BadSetting, Corrupt, InvalidName, OutcomeUnknown, Unavailable
 from dolmen.http import Client as Connections
 from dolmen.http import ClientResponse, Streamed, Timeouts
-from dolmen.names import is_object_id
+from dolmen.names import id_hasher, is_object_id
 from dolmen.stores.responses import error_of, object_of
 
 DEFAULT_SERVER = "http://127.0.0.1:9991"
@@ -43,7 +43,7 @@ class Download:
         self._verify = verify
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        hasher = hashlib.sha256() if len(self.id) == 64 else hashlib.sha1()  # noqa: S324
+        hasher = id_hasher(self.id)
         async for piece in self._body:
             if self._verify:
                 hasher.update(piece)

@@ -8,13 +8,12 @@ names is checked as a whole while it streams. Every other name takes any content
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator
 
 from dolmen.closing import closing
 from dolmen.cluster.manifest import CHUNK
 from dolmen.errors import Corrupt
-from dolmen.names import Buffer, is_chunk_name, is_object_id, matches_name
+from dolmen.names import Buffer, id_hasher, is_chunk_name, is_object_id, matches_name
 from dolmen.payload import Bytes, Piece, Stream, read_whole
 from dolmen.record import Kind
 from dolmen.store import Blob, BlobInfo
@@ -60,7 +59,7 @@ async def digest_checked(object_id: str, pieces: AsyncIterator[Piece]) -> AsyncI
 
     Hashing goes on in a thread beside the sending. Raises `Corrupt` otherwise.
     """
-    hasher = hashlib.sha256() if len(object_id) == 64 else hashlib.sha1(usedforsecurity=False)
+    hasher = id_hasher(object_id)
     in_thread = asyncio.get_running_loop().run_in_executor
     hashing: asyncio.Future[None] | None = None
     tail: Piece = b""

@@ -10,13 +10,13 @@ Read first: `dolmen.stores.retrying`, `dolmen.replication.compare`.
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from dolmen.closing import closing
+from dolmen.cluster.verify import digest_checked
 from dolmen.errors import Corrupt, DolmenError, Full, NotFound, TooLarge, Unavailable
 from dolmen.names import checksum_of, is_object_id, matches_name
 from dolmen.pace import Pace
@@ -240,18 +240,11 @@ def _checked(blob: Blob) -> Blob | Failed:
 
 
 async def _hashed(name: str, body: Payload) -> AsyncIterator[Piece]:
-    digest = hashlib.new("sha256" if len(name) == 64 else "sha1", usedforsecurity=False)
-    held: Piece = b""
-    async with closing(aiter(body)) as pieces:
-        async for piece in pieces:
-            if held:
-                yield held
-            digest.update(piece)
-            held = piece
-    if digest.hexdigest() != name:
-        error = Corrupt(f"the data under {name} does not have that digest")
+    try:
+        async with closing(digest_checked(name, aiter(body))) as pieces:
+            async for piece in pieces:
+                yield piece
+    except Corrupt as error:
         if isinstance(body, Resumed):
             body.error = error
-        raise error
-    if held:
-        yield held
+        raise

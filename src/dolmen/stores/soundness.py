@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 
 from blake3 import blake3
 
 from dolmen.closing import closing
 from dolmen.errors import Corrupt, DolmenError
-from dolmen.names import CHECKSUM_SIZE, CHUNK_PREFIX, is_chunk_name, is_object_id
+from dolmen.names import CHECKSUM_SIZE, CHUNK_PREFIX, id_hasher, is_chunk_name, is_object_id
 from dolmen.record import Kind
 from dolmen.store import Blob, BlobInfo, Failed
 
@@ -28,8 +27,7 @@ async def verify(blob: Blob) -> BlobInfo | Failed:
     checksum = blake3()
     digest = None
     if info.kind == Kind.BLOB and is_object_id(info.name):
-        kind = "sha256" if len(info.name) == 64 else "sha1"
-        digest = hashlib.new(kind, usedforsecurity=False)
+        digest = id_hasher(info.name)
     loop = asyncio.get_running_loop()
     size = 0
     try:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import hashlib
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from functools import partial
@@ -26,7 +25,7 @@ from crc32c import crc32c
 
 from dolmen.buffers import Buffers
 from dolmen.errors import Corrupt, DolmenError, Unavailable
-from dolmen.names import CHECKSUM_SIZE, CHUNK_PREFIX, is_chunk_name, is_object_id
+from dolmen.names import CHECKSUM_SIZE, CHUNK_PREFIX, id_hasher, is_chunk_name, is_object_id
 from dolmen.payload import Bytes, Payload, Piece, Stream
 from dolmen.record import (
     BLOCK,
@@ -361,7 +360,7 @@ def _examine(
     offset, length = entry.data_at(encoded), entry.length
     checksum, digest = blake3(), None
     if named and entry.kind == Kind.BLOB and is_object_id(name):
-        digest = hashlib.new("sha256" if len(name) == 64 else "sha1", usedforsecurity=False)
+        digest = id_hasher(name)
     room = memoryview(bytearray(min(_WINDOW, length)))
     for at in range(0, length, _WINDOW):
         data = room[: min(_WINDOW, length - at)]
