@@ -13,7 +13,7 @@ AT_ONCE := --numprocesses auto --maxprocesses 4 --dist worksteal
 help:            ## what there is to make
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
 
-$(RUNS): pyproject.toml constraints.txt
+$(RUNS): pyproject.toml constraints.txt src/dolmen/native.c
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "dolmen needs Python 3.11 or later; set PYTHON=/path/to/python3"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }

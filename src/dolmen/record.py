@@ -186,6 +186,24 @@ def blocks_match(data: bytes | memoryview, sums: bytes | memoryview) -> bool:
     return block_sums(data) == sums
 
 
+def data_in(
+    record: bytes | bytearray, name: bytes, inner: int, length: int, checksum: bytes
+) -> memoryview | None:
+    """The data in a whole record, if it is the one meant and its data fits the block checksums.
+
+    `inner` is the length of its metadata.
+    """
+    start = HEADER_SIZE + len(name) + inner
+    view = memoryview(record)
+    if (
+        record.startswith(checksum, CHECKSUM_AT)
+        and record.startswith(name, HEADER_SIZE)
+        and block_sums(view[start : start + length]) == view[start + length :]
+    ):
+        return view[start : start + length]
+    return None
+
+
 class BlockSums:
     """Block checksums of data that arrives in pieces of any length."""
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 import dolmen
+from dolmen import native
 from dolmen.cli import (
     api_server,
     blob_server,
@@ -60,7 +61,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"dolmen {dolmen.__version__}")
+        typer.echo(f"dolmen {dolmen.__version__} ({native.DESCRIPTION})")
         raise typer.Exit
 
 

@@ -12,6 +12,7 @@ import re
 
 from dolmen.http.messages import Headers
 from dolmen.http.problems import HTTPError
+from dolmen.native import accelerated
 
 Lines = dict[bytes, tuple[bytes, bytes]]
 """Header lines that were read before, each with its lower-case name and its value."""
@@ -54,6 +55,7 @@ class Head:
         self.same_site = True
 
 
+@accelerated
 def recognize(data: bytes, block: bytes) -> tuple[str, bytes, int] | None:
     """Method, target and where the body begins, of a plain request with this block of lines.
 

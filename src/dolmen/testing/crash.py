@@ -24,8 +24,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
+from dolmen.record import data_in, record_size
 from dolmen.stores.volume.disk import Buffer, Disk
 from dolmen.stores.volume.index import Changed, DigestChange, Index, TailIndex
 
@@ -420,6 +421,17 @@ class SimulatedDisk(Disk):
     def read_cached(self, fd: int, room: bytearray | memoryview, offset: int) -> int | None:
         """See `Disk`."""
         return self.read_into(fd, memoryview(room), offset)
+
+    def read_record(
+        self, fd: int, offset: int, name: bytes, inner: int, length: int, checksum: bytes
+    ) -> bytes | memoryview | Literal[False] | None:
+        """See `Disk`."""
+        size = record_size(len(name), inner, length)
+        record = self.read(fd, size, offset)
+        if len(record) != size:
+            return None
+        data = data_in(record, name, inner, length, checksum)
+        return False if data is None else data
 
     def lock(self, path: str, *, shared: bool) -> int | None:
         """See `Disk`. One holder at a time, shared or not."""

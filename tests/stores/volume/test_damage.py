@@ -6,6 +6,7 @@ import random
 import shutil
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -168,15 +169,15 @@ async def test_a_disk_that_cannot_read_a_copy_loses_that_copy_only(opened: Opene
     store = await opened()
     await put(store, "a", b"a" * 10)
     await put(store, "b", b"b" * 10)
-    cached = store._disk.read_cached
+    reading = store._disk.read_record
     at = store._live("a").data[1]
 
-    def failing(fd: int, room: bytearray | memoryview, offset: int) -> int | None:
+    def failing(fd: int, offset: int, *record: Any) -> Any:
         if offset == at:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return cached(fd, room, offset)
+        return reading(fd, offset, *record)
 
-    store._disk.read_cached = failing  # type: ignore[method-assign]
+    store._disk.read_record = failing  # type: ignore[method-assign]
     with pytest.raises(Corrupt):
         await store.get("a")
     assert await data_of(store, "b") == b"b" * 10

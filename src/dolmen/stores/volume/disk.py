@@ -3,7 +3,7 @@
 Every open, write, flush, rename, truncate, lock and unlink of a volume goes through `Disk`,
 so that a simulated disk (`dolmen.testing.crash`) can stand under it and lose what was not
 flushed. The index's files are RocksDB's own affair; it is opened here. All calls block; on
-an event loop use a thread, except for `read_cached`, `space` and `identity`.
+an event loop use a thread, except for `read_cached`, `read_record`, `space` and `identity`.
 
 Errors of the operating system come through as `OSError`.
 """
@@ -16,7 +16,10 @@ import fcntl
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Literal
 
+from dolmen.native import accelerated
+from dolmen.record import data_in, record_size
 from dolmen.stores.volume.index import Index, RocksIndex
 
 Buffer = bytes | bytearray | memoryview
@@ -27,6 +30,35 @@ _SYNC_FILE_RANGE_WRITE = 2
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
 WRITE_MAX = 1024
 """How many buffers one `write` takes at most (IOV_MAX)."""
+
+
+@accelerated
+def read_record(
+    fd: int, offset: int, name: bytes, inner: int, length: int, checksum: bytes
+) -> bytes | memoryview | Literal[False] | None:
+    """The data of a record of at most 256 KiB, read at once; False when it fails its check.
+
+    None when the disk would have to be waited for, or has less. `inner` is the length of its
+    metadata. Raises `OSError`.
+    """
+    record = bytearray(record_size(len(name), inner, length))
+    if read_cached(fd, record, offset) != len(record):
+        return None
+    data = data_in(record, name, inner, length, checksum)
+    return False if data is None else data
+
+
+def read_cached(fd: int, room: bytearray | memoryview, offset: int) -> int | None:
+    """Read into `room` without waiting for the disk; None where it would have to wait.
+
+    Some file systems (tmpfs) know no such read; there the answer is None too.
+    """
+    try:
+        return os.preadv(fd, (room,), offset, _NOWAIT)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS):
+            return None
+        raise
 
 
 class Disk:
@@ -133,17 +165,8 @@ class Disk:
             got += more
         return got
 
-    def read_cached(self, fd: int, room: bytearray | memoryview, offset: int) -> int | None:
-        """Read into `room` without waiting for the disk; None where it would have to wait.
-
-        Some file systems (tmpfs) know no such read; there the answer is None too.
-        """
-        try:
-            return os.preadv(fd, (room,), offset, _NOWAIT)
-        except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS):
-                return None
-            raise
+    read_cached = staticmethod(read_cached)
+    read_record = staticmethod(read_record)
 
     def lock(self, path: str, *, shared: bool) -> int | None:
         """Open a file and take its `flock`; None when somebody else has it.

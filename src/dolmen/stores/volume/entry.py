@@ -25,6 +25,7 @@ import struct
 import zlib
 from typing import NamedTuple
 
+from dolmen.native import accelerated
 from dolmen.record import BLOCK, HEADER_SIZE, Head, Kind
 from dolmen.store import BlobInfo
 
@@ -157,6 +158,7 @@ def entry_of(head: Head, place: Place, data: bytes) -> Entry | None:
     )
 
 
+@accelerated
 def key_of(name: str) -> bytes:
     """The key of a name; raises `UnicodeEncodeError` for what can be none."""
     encoded = name.encode()

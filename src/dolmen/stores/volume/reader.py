@@ -21,7 +21,6 @@ from functools import partial
 from typing import TypeVar
 
 from blake3 import blake3
-from crc32c import crc32c
 
 from dolmen.buffers import Buffers
 from dolmen.errors import Corrupt, DolmenError, Unavailable
@@ -34,6 +33,7 @@ from dolmen.record import (
     HEADER_SIZE,
     Kind,
     block_sums,
+    data_in,
     decode_head,
     sums_size,
 )
@@ -51,8 +51,6 @@ _ROOM = 64 << 20
 """What the pieces on their way take together, unless there are hundreds of readers."""
 _WINDOW = 1 << 20
 _OPEN_MAX = 256
-_RESIDUE = 0x48674BC7
-"""The CRC-32C of anything followed by its own CRC-32C, little-endian."""
 
 
 class File:
@@ -101,19 +99,17 @@ class Reader:
 
     # Whole small blobs
 
-    def cached(self, name: bytes, entry: Entry) -> memoryview | None:
+    def cached(self, name: bytes, entry: Entry) -> bytes | memoryview | None:
         """The data of a small blob, checked, if the page cache has it all."""
-        record = bytearray(entry.record_size(name))
         number, offset = entry.data
         try:
             file = self._files.get(number) or self.file(entry)
-            got = self._disk.read_cached(file.fd, record, offset)
+            data = self._disk.read_record(
+                file.fd, offset, name, entry.inner, entry.length, entry.checksum
+            )
         except OSError as error:
             raise self.refused(name.decode(), entry, error) from error
-        if got != len(record):  # the disk must be waited for, or says how much there is
-            return None
-        data = _checked(record, name, entry)
-        if data is None:
+        if data is False:
             raise self.corrupt(name.decode(), entry)
         return data
 
@@ -130,7 +126,7 @@ class Reader:
                 record = await self._in_thread(
                     self._disk.read, file.fd, entry.record_size(encoded), entry.data[1]
                 )
-                data = _checked(record, encoded, entry)
+                data = data_in(record, encoded, entry.inner, entry.length, entry.checksum)
                 if data is None:
                     raise self.corrupt(name, entry)
                 return Bytes(data)
@@ -209,7 +205,7 @@ class Reader:
                 record = bytearray(entry.record_size(encoded))
                 got = self._disk.read_cached(file.fd, record, entry.data[1])
                 if got == len(record):
-                    if _checked(record, encoded, entry) is None:
+                    if data_in(record, encoded, entry.inner, entry.length, entry.checksum) is None:
                         self._damaged(name, entry)
                         return False
                     return _head_is_sound(record, encoded, entry)
@@ -300,25 +296,6 @@ def _read_into(disk: Disk, file: File, room: memoryview, offset: int) -> int:
     return disk.read_into(file.fd, room, offset)
 
 
-def _checked(record: bytes | bytearray, name: bytes, entry: Entry) -> memoryview | None:
-    """The data in a record, if it is the one that the entry means and fits its checksums."""
-    length = entry.length
-    start = HEADER_SIZE + len(name) + entry.inner
-    end = start + length
-    view = memoryview(record)
-    if (
-        record.startswith(entry.checksum, CHECKSUM_AT)
-        and record.startswith(name, HEADER_SIZE)
-        and (
-            crc32c(view[start:]) == _RESIDUE
-            if 0 < length <= BLOCK
-            else block_sums(view[start:end]) == view[end:]
-        )
-    ):
-        return view[start:end]
-    return None
-
-
 def _is_of(head: memoryview, name: bytes, entry: Entry) -> bool:
     """Whether this is the head of the record that the entry means."""
     checksum = head[CHECKSUM_AT : CHECKSUM_AT + CHECKSUM_SIZE]
@@ -342,7 +319,7 @@ def read_now(disk: Disk, fd: int, name: bytes, entry: Entry) -> memoryview | Non
         if error.errno == errno.EIO:
             return None
         raise
-    return _checked(record, name, entry)
+    return data_in(record, name, entry.inner, entry.length, entry.checksum)
 
 
 def _examine(
