@@ -76,12 +76,14 @@ def test_a_head_is_recognized_the_same(
     same(recognize, data, data[len(data) // 2 :])
 
 
-def test_a_plain_request_is_recognized() -> None:
+@pytest.mark.parametrize("method", [b"GET", b"HEAD", b"PUT", b"POST", b"DELETE"])
+def test_a_plain_request_cut_anywhere_is_recognized_the_same(method: bytes) -> None:
     block = b"\r\nHost: a\r\n\r\n"
-    for method in (b"GET", b"HEAD", b"PUT", b"POST", b"DELETE"):
-        data = method + b" /blob/x HTTP/1.1" + block
-        expected = method.decode(), b"/blob/x", len(data)
-        assert same(recognize, data + b"body", block) == expected
+    data = method + b" /blob/x HTTP/1.1" + block
+    assert same(recognize, data + b"body", block) == (method.decode(), b"/blob/x", len(data))
+    for cut in range(len(data)):
+        assert same(recognize, data[:cut], block) is None
+        same(recognize, data, data[cut:])
 
 
 @settings(max_examples=EXAMPLES)
