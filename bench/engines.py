@@ -15,22 +15,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import uvloop
 
 from bench.figures import Bench, Figure, Measured, NotMeasured, measures
-from bench.filling import name_of, put
+from bench.filling import copied, name_of, put
 from dolmen.payload import Bytes
-from dolmen.replication import replicate
 from dolmen.store import BlobStore
 from dolmen.stores import open_store
 from dolmen.stores.memory import MemoryStore
 from dolmen.testing import calls
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))  # what starts engines is there
+T = TypeVar("T")
 SIZE = 1024
 CLIENTS = 50
 COUNT = 20_000
@@ -38,86 +39,80 @@ COUNT = 20_000
 
 @dataclass(frozen=True)
 class Running:
-    """An engine that runs: URLs of empty stores, and its tool's rates in so many seconds."""
+    """An engine that runs: URLs of empty stores, and its tool's rate of "get" or "put"."""
 
     url: Callable[[str], str]
-    get: Callable[[int], float]
-    put: Callable[[int], float]
+    rate: Callable[[str, int], float]
+    """Requests a second, in so many seconds."""
 
 
-@dataclass(frozen=True)
-class Engine:
-    """`start` gets a folder. The marks are for gets and for puts, as ratios to the tool's."""
+Marks = tuple[float, float] | tuple[None, None]
+NONE: Marks = (None, None)
 
-    name: str
-    tool: str
-    start: Callable[[Path], AbstractContextManager[Running]]
-    get_marks: tuple[float, float] | tuple[None, None] = (None, None)
-    put_marks: tuple[float, float] | tuple[None, None] = (None, None)
-    count: int = COUNT
-    """Blobs that are replicated."""
 
-    def figures(self) -> tuple[Figure, ...]:
-        """What is measured of it."""
-        return (
-            Figure(f"{self.name} replicate into", "/s"),
-            Figure(f"{self.name} replicate out of", "/s"),
-            Figure(f"{self.name} put 1 KiB", "/s", *self.put_marks, against=f"{self.tool} put"),
-            Figure(f"{self.name} get 1 KiB", "/s", *self.get_marks, against=f"{self.tool} get"),
-            Figure(f"{self.name} list", "/s"),
+def engine(
+    name: str, tool: str, get: Marks = NONE, put: Marks = NONE, count: int = COUNT
+) -> Callable[[Callable[[Path], Iterator[Running]]], None]:
+    """Register what starts an engine in a folder. Marks are ratios to its tool's rates.
+
+    `count` blobs are replicated.
+    """
+
+    def register(start: Callable[[Path], Iterator[Running]]) -> None:
+        @measures(
+            Figure(f"{name} replicate into", "/s"),
+            Figure(f"{name} replicate out of", "/s"),
+            Figure(f"{name} put 1 KiB", "/s", *put, against=f"{tool} put"),
+            Figure(f"{name} get 1 KiB", "/s", *get, against=f"{tool} get"),
+            Figure(f"{name} list", "/s"),
         )
+        def run(bench: Bench) -> Iterator[Measured]:
+            with (
+                contextmanager(start)(bench.folder) as running,
+                asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+            ):
+                yield from _measured(bench, running, runner.run, count)
 
-    def run(self, bench: Bench) -> Iterator[Measured]:
-        """Measure them."""
-        with (
-            self.start(bench.folder) as running,
-            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
-        ):
-            into, out_of = Measured([]), Measured([])
-            for at in range(bench.rounds):  # first, for there are engines that list everything
-                there, back = runner.run(_replicate(running.url(f"copy{at}"), self.count))
-                into.samples.append(there)
-                out_of.samples.append(back)
-            yield into
-            yield out_of
-            store = runner.run(open_store(running.url("rates")))
-            yield from _rates(bench, running, store, runner.run)
-            yield Measured([runner.run(_list(store)) for _ in range(bench.rounds)])
-            runner.run(store.aclose())
+    return register
 
 
-def _rates(
-    bench: Bench,
-    running: Running,
-    store: BlobStore,
-    run: Callable[[Coroutine[object, object, float]], float],
+def _measured(
+    bench: Bench, running: Running, run: Callable[[Coroutine[object, object, T]], T], count: int
 ) -> Iterator[Measured]:
-    puts, gets = Measured([]), Measured([])
+    into, out_of, puts, gets = (Measured([]) for _ in range(4))
+    for at in range(bench.rounds):  # first, for there are engines that list everything
+        there, back = run(_replicated(running.url(f"copy{at}"), count))
+        into.samples.append(count / there)
+        out_of.samples.append(count / back)
+    yield into
+    yield out_of
+    store = run(open_store(running.url("rates")))
     numbers = itertools.count()
     for _ in range(bench.rounds):
-        puts.against.append(running.put(bench.seconds))
+        puts.against.append(running.rate("put", bench.seconds))
         puts.samples.append(run(_rate(lambda: _put(store, next(numbers)), bench.seconds)))
     yield puts
     rng = random.Random(1)
     stored = range(next(numbers))
     for _ in range(bench.rounds):
-        gets.against.append(running.get(bench.seconds))
+        gets.against.append(running.rate("get", bench.seconds))
         gets.samples.append(run(_rate(lambda: _get(store, rng.choice(stored)), bench.seconds)))
     yield gets
+    yield Measured([run(_listed(store)) for _ in range(bench.rounds)])
+    run(store.aclose())
 
 
 async def _rate(ask: Callable[[], Awaitable[None]], seconds: int) -> float:
     """How often a second, by so many clients."""
     done = 0
-    end = time.perf_counter() + seconds
+    start = time.perf_counter()
 
     async def client() -> None:
         nonlocal done
-        while time.perf_counter() < end:
+        while time.perf_counter() < start + seconds:
             await ask()
             done += 1
 
-    start = time.perf_counter()
     await asyncio.gather(*(client() for _ in range(CLIENTS)))
     return done / (time.perf_counter() - start)
 
@@ -132,103 +127,69 @@ async def _get(store: BlobStore, number: int) -> None:
         raise NotMeasured("a blob came back in another size")
 
 
-async def _list(store: BlobStore) -> float:
+async def _listed(store: BlobStore) -> float:
     start = time.perf_counter()
-    count = 0
-    async for _ in store.list():
-        count += 1
+    count = len([info async for info in store.list()])
     return count / (time.perf_counter() - start)
 
 
-async def _replicate(url: str, count: int) -> tuple[float, float]:
-    """Small blobs a second from memory to an empty store, and from there to memory."""
-    source, destination = MemoryStore(), MemoryStore()
+async def _replicated(url: str, count: int) -> tuple[float, float]:
+    """Seconds from memory to an empty store, and from there to memory."""
+    source = MemoryStore()
     await put(source, range(count), size=SIZE)
-    store = await open_store(url)
-    try:
-        return await _copied(source, store, count), await _copied(store, destination, count)
-    finally:
-        await store.aclose()
+    async with aclosing(await open_store(url)) as store:
+        return await copied(source, store, count), await copied(store, MemoryStore(), count)
 
 
-async def _copied(source: BlobStore, destination: BlobStore, count: int) -> float:
-    start = time.perf_counter()
-    report = await replicate(source, destination)
-    seconds = time.perf_counter() - start
-    if not report.complete or report.copied != count:
-        raise NotMeasured(f"{count} blobs were to be copied, but the report says {report}")
-    return count / seconds
-
-
-def _program(name: str) -> str:
-    found = shutil.which(name)
-    if found is None:
-        raise NotMeasured(f"{name} is not installed: run bench/install")
-    return found
-
-
-def _output(*command: str) -> str:
+def _output(program: str, *arguments: object) -> str:
+    if shutil.which(program) is None:
+        raise NotMeasured(f"{program} is not installed: run bench/install")
+    command = [program, *map(str, arguments)]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     if ran.returncode:
-        raise NotMeasured(f"{command[0]}: {ran.stderr.strip()[-200:]}")
+        raise NotMeasured(f"{program}: {ran.stderr.strip()[-200:]}")
     return ran.stdout
 
 
-def _found(pattern: str, text: str) -> float:
-    found = re.search(pattern, text)
-    if found is None:
+def _last(pattern: str, text: str) -> float:
+    found = re.findall(pattern, text)
+    if not found:
         raise NotMeasured(f"there is no {pattern} in {text[-200:]!r}")
-    return float(found[1])
+    return float(found[-1])
 
 
-@contextmanager
+@engine("memcached", "memcaslap")
 def _memcached(folder: Path) -> Iterator[Running]:
     from engines.memcached import Memcached
 
     server = Memcached("-m", "2048")
-    files = {}
-    for what, share in (("get", 1.0), ("put", 0.0)):
-        files[what] = folder / f"{what}.cfg"
-        commands = f"0 {1 - share + 0.1 * share:g}\n1 {share * 0.9:g}\n"
-        files[what].write_text(f"key\n64 64 1\nvalue\n{SIZE} {SIZE} 1\ncmd\n{commands}")
+    for what, commands in (("get", "0 0.1\n1 0.9\n"), ("put", "0 1\n1 0\n")):
+        text = f"key\n64 64 1\nvalue\n{SIZE} {SIZE} 1\ncmd\n{commands}"
+        (folder / f"{what}.cfg").write_text(text)
 
     def rate(what: str, seconds: int) -> float:
-        return _found(
-            r"TPS: (\d+)",
-            _output(
-                _program("memcaslap"),
-                *("-s", f"127.0.0.1:{server.port}", "-T", "1", "-c", str(CLIENTS)),
-                *("-t", f"{seconds}s", "-F", str(files[what])),
-            ),
-        )
+        where = ("-s", f"127.0.0.1:{server.port}", "-F", folder / f"{what}.cfg")
+        load = ("-T", 1, "-c", CLIENTS, "-t", f"{seconds}s")
+        return _last(r"TPS: (\d+)", _output("memcaslap", *where, *load))
 
     try:
-        yield Running(server.url, lambda s: rate("get", s), lambda s: rate("put", s))
+        yield Running(server.url, rate)
     finally:
         server.kill()
 
 
-@contextmanager
+@engine("Redis", "redis-benchmark", get=(0.4, 0.6))
 def _redis(folder: Path) -> Iterator[Running]:
     from engines.redis import DURABLE, RedisServer
 
-    def rate(test: str, seconds: int) -> float:
-        count = str(40_000 * seconds if test == "get" else 5_000 * seconds)
-        return _found(
-            r"([\d.]+) requests per second",
-            _output(
-                _program("redis-benchmark"),
-                *("-p", str(server.port), "-t", test, "-d", str(SIZE), "-c", str(CLIENTS)),
-                *("-n", count, "-q"),
-            ).split("\r")[-1],
-        )
+    def rate(what: str, seconds: int) -> float:
+        test, count = ("get", 40_000 * seconds) if what == "get" else ("set", 5_000 * seconds)
+        load = ("-t", test, "-d", SIZE, "-c", CLIENTS, "-n", count, "-q")
+        said = _output("redis-benchmark", "-p", server.port, *load)
+        return _last(r"([\d.]+) requests per second", said)
 
     with RedisServer(folder / "redis", *DURABLE) as server:
-        yield Running(
-            lambda prefix: f"redis://{server.address}?prefix={prefix}",
-            lambda seconds: rate("get", seconds),
-            lambda seconds: rate("set", seconds),
-        )
+        yield Running(lambda prefix: f"redis://{server.address}?prefix={prefix}", rate)
 
 
 PGBENCH = {
@@ -251,12 +212,12 @@ PGBENCH = {
 """What the store has to do for one request, as statements of one client."""
 
 
-@contextmanager
+@engine("PostgreSQL", "pgbench", (0.6, 1.0), (0.6, 1.0))
 def _postgresql(folder: Path) -> Iterator[Running]:
     from engines.postgresql import PostgresServer
 
     with PostgresServer(folder / "data") as server:
-        asyncio.run(_opened(server.schema("pgbench")))
+        asyncio.run(_made(server.schema("pgbench")))
         server.sql(
             "SET search_path = pgbench",
             "INSERT INTO dolmen_kept SELECT"
@@ -274,12 +235,12 @@ def _postgresql(folder: Path) -> Iterator[Running]:
             options = ("-n", "-M", "prepared", "-c", str(CLIENTS), "-j", "1", "-T", str(seconds))
             values = ("-D", f"count={COUNT}", "-D", f"data={'ab' * SIZE}")
             said = server.client("pgbench", *options, *values, "-f", str(files[what]), "dolmen")
-            return _found(r"tps = ([0-9.]+)", said)
+            return _last(r"tps = ([0-9.]+)", said)
 
-        yield Running(server.schema, lambda s: rate("get", s), lambda s: rate("put", s))
+        yield Running(server.schema, rate)
 
 
-@contextmanager
+@engine("S3 (rclone)", "obstore", count=2_000)
 def _rclone(folder: Path) -> Iterator[Running]:
     """Beside it the driver alone, an object a request; the store needs two."""
     import obstore
@@ -307,22 +268,8 @@ def _rclone(folder: Path) -> Iterator[Running]:
         return await _rate(ask, seconds)
 
     with Rclone(folder / "rclone") as server:
-        yield Running(
-            server.url,
-            lambda seconds: asyncio.run(rate("get", seconds)),
-            lambda seconds: asyncio.run(rate("put", seconds)),
-        )
+        yield Running(server.url, lambda what, seconds: asyncio.run(rate(what, seconds)))
 
 
-async def _opened(url: str) -> None:
+async def _made(url: str) -> None:
     await (await open_store(url)).aclose()
-
-
-ENGINES = (
-    Engine("memcached", "memcaslap", _memcached),
-    Engine("Redis", "redis-benchmark", _redis, get_marks=(0.4, 0.6)),
-    Engine("PostgreSQL", "pgbench", _postgresql, (0.6, 1.0), (0.6, 1.0)),
-    Engine("S3 (rclone)", "obstore", _rclone, count=2_000),
-)
-for _engine in ENGINES:
-    measures(*_engine.figures())(_engine.run)

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from dolmen.cli.cluster_table import ago, cluster_lines
+from dolmen.cli.status import ago, cluster_lines
 
 GOOD = {
     "server": "cellar",

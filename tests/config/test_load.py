@@ -186,7 +186,7 @@ def test_an_sos_conf_counts_only_where_nothing_else_names_servers(
         (GROUPS.replace("2.5", "0"), "copies = 2, which should be at most the number of its ser"),
         (GROUPS.replace("2.5", "inf"), "weight is inf, but should be a finite number"),
         (GROUPS.replace('name = "b", ', ""), "groups.0.servers.1.name is not set"),
-        (GROUPS.replace('"b"', '"a"'), "should not have two servers with the name a"),
+        (GROUPS.replace('"b"', '"a"'), "names the server a twice"),
         (GROUPS.replace('"c"', '"a"'), "names the server a twice"),
         (GROUPS.replace('"right"', '"left"'), "names the group left twice"),
         (GROUPS.replace("copies = 2", "copies = 3"), "copies = 3, which should be at most"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dolmen.config.sosconf import read_groups
+from dolmen.config.load import read_sos_groups as read_groups
 from dolmen.errors import BadSetting
 
 
