@@ -35,7 +35,8 @@ def show_line(line: Line) -> None:
     """One figure as soon as it is there, with its note."""
     parts = [_samples(line), _yardstick(line), line.measured.note]
     text = "; ".join(filter(None, parts))
-    console.print(f"{line.figure.name}: {text} [{line.reached}]", highlight=False, markup=False)
+    reached = f" [{line.reached}]" if line.reached else ""
+    console.print(f"{line.figure.name}: {text}{reached}", highlight=False, markup=False)
 
 
 def show(lines: list[Line]) -> None:

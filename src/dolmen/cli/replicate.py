@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,13 +53,20 @@ async def replicate(
     if (source is None) != (destination is None):
         raise typer.BadParameter("give both SOURCE and DESTINATION, or none of them")
     if source is None or destination is None:
-        return await _cluster(config, watch=watch, as_json=json)
-    if config is not None:
+        runs = _cluster(config, as_json=json)
+    elif config is None:
+        runs = _pair(source, destination, as_json=json)
+    else:
         raise typer.BadParameter("give two stores or --config, not both")
-    return await _pair(source, destination, watch=watch, as_json=json)
+    async with contextlib.aclosing(runs):
+        async for status in runs:
+            if not watch:
+                return status
+    return 0  # not reached: the runs have no end
 
 
-async def _pair(source: str, destination: str, *, watch: bool, as_json: bool) -> int:
+async def _pair(source: str, destination: str, *, as_json: bool) -> AsyncGenerator[int, None]:
+    """Copy again and again, each time with what the stores then say of themselves."""
     from dolmen.replication import replicate as copy
     from dolmen.replication.repair import PAUSE
     from dolmen.stores import open_existing, open_store
@@ -73,9 +80,7 @@ async def _pair(source: str, destination: str, *, watch: bool, as_json: bool) ->
         ):
             with progress_bar("replicate") as bar:
                 report = await copy(origin, target, progress=of_report(bar))
-        status = show_run(*names, report, as_json=as_json)
-        if not watch:
-            return status
+        yield show_run(*names, report, as_json=as_json)
         await asyncio.sleep(PAUSE)
 
 
@@ -87,15 +92,12 @@ def _check_apart(*urls: str) -> None:
         raise BadSetting(f"{urls[0]} and {urls[1]} are the same volume")
 
 
-async def _cluster(config: str | None, *, watch: bool, as_json: bool) -> int:
+async def _cluster(config: str | None, *, as_json: bool) -> AsyncGenerator[int, None]:
     from dolmen.replication.repair import watch as watched
 
     async with _repairing(config) as repair, contextlib.aclosing(watched(repair)) as rounds:
         async for done in rounds:
-            status = _show_round(done, len(repair.members), as_json=as_json)
-            if not watch:
-                return status
-    return 0  # not reached: the rounds have no end
+            yield _show_round(done, len(repair.members), as_json=as_json)
 
 
 async def drain(server: Member, config: Config = None, json: Json = False) -> int:
