@@ -7,10 +7,11 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
-from bench.figures import SUBJECTS, Bench, Line, NotMeasured, Subject
+from bench.figures import SUBJECTS, Bench, Figure, Line, Measured, NotMeasured, Run
 from bench.machine import machine
 from bench.report import compare, save, show, show_line, show_machine
 
@@ -21,7 +22,14 @@ RESULTS = Path("bench", "results")
 
 
 def main() -> None:
-    options = _options()
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--long", action="store_true", help="the long forms: up to an hour")
+    parser.add_argument("--only", metavar="SUBSTRING", default="", help="figures with this in them")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="save the run")
+    parser.add_argument(
+        "--compare", nargs=2, metavar=("A", "B"), type=Path, help="compare two saved runs"
+    )
+    options = parser.parse_args()
     if options.compare:
         compare(*options.compare)
         return
@@ -34,10 +42,12 @@ def main() -> None:
         facts = machine(Path(folder))
         show_machine(facts)
         try:
-            for at, subject in enumerate(_chosen(options.only, long=options.long)):
+            for at, (figures, run) in enumerate(_chosen(options.only, long=options.long)):
                 own = Path(folder, str(at))
                 own.mkdir()
-                lines += _measure(subject, Bench(own, options.long), long=options.long)
+                for line in _measure(figures, run, Bench(own, options.long)):
+                    lines.append(line)
+                    show_line(line)
                 shutil.rmtree(own)
         except KeyboardInterrupt:
             print("\ninterrupted; this is what there is", file=sys.stderr)
@@ -46,42 +56,25 @@ def main() -> None:
         save(options.json, facts, lines, long=options.long)
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--long", action="store_true", help="the long forms: up to an hour")
-    parser.add_argument("--only", metavar="SUBSTRING", default="", help="figures with this in them")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="save the run")
-    parser.add_argument(
-        "--compare", nargs=2, metavar=("A", "B"), type=Path, help="compare two saved runs"
-    )
-    return parser.parse_args()
+def _chosen(only: str, *, long: bool) -> Iterator[tuple[list[Figure], Run]]:
+    for figures, run in SUBJECTS:
+        wanted = [figure for figure in figures if long or not figure.long]
+        if any(only.lower() in figure.name.lower() for figure in wanted):
+            yield wanted, run
 
 
-def _chosen(only: str, *, long: bool) -> list[Subject]:
-    return [
-        subject
-        for subject in SUBJECTS
-        if any(only.lower() in figure.name.lower() for figure in subject.figures)
-        and (long or not all(figure.long for figure in subject.figures))
-    ]
-
-
-def _measure(subject: Subject, bench: Bench, *, long: bool) -> list[Line]:
-    lines: list[Line] = []
-    figures = [figure for figure in subject.figures if long or not figure.long]
+def _measure(figures: list[Figure], run: Run, bench: Bench) -> Iterator[Line]:
+    left = list(figures)
     missing = ""
     try:
-        for figure, measured in zip(figures, subject.run(bench), strict=False):
-            lines.append(Line(figure, measured))
-            show_line(lines[-1])
+        for measured in run(bench):
+            yield Line(left.pop(0), measured)
     except NotMeasured as error:
         missing = str(error)
     except Exception as error:  # noqa: BLE001 - one that fails must not cost the others
         missing = f"{type(error).__name__}: {error}"
-    for figure in figures[len(lines) :]:
-        lines.append(Line(figure, None, missing))
-        show_line(lines[-1])
-    return lines
+    for figure in left:
+        yield Line(figure, Measured([], note=missing))
 
 
 if __name__ == "__main__":

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 
 class NotMeasured(Exception):  # noqa: N818 - it reads as what it is
@@ -43,17 +42,14 @@ class Measured:
 
 @dataclass
 class Line:
-    """A figure with what was measured, or why it was not."""
+    """A figure with what was measured; without samples, the note says why."""
 
     figure: Figure
-    measured: Measured | None
-    missing: str = ""
+    measured: Measured
 
     @property
     def values(self) -> list[float]:
         """What the marks are about: the ratios of neighbouring samples, or the samples."""
-        if self.measured is None:
-            return []
         if self.figure.against is None:
             return self.measured.samples
         return [a / b for a, b in zip(self.measured.samples, self.measured.against, strict=False)]
@@ -72,18 +68,6 @@ class Line:
                 return name
         return "below"
 
-    def saved(self) -> dict[str, Any]:
-        """As it goes into a JSON file."""
-        return {
-            **asdict(self.figure),
-            **(
-                asdict(self.measured) if self.measured else {"samples": [], "missing": self.missing}
-            ),
-            "yardstick": self.figure.against,
-            "value": median(self.values) if self.values else None,
-            "reached": self.reached,
-        }
-
 
 @dataclass(frozen=True)
 class Bench:
@@ -97,24 +81,15 @@ class Bench:
 
 
 Run = Callable[[Bench], Iterator[Measured]]
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A function that measures these figures and yields them in this order."""
-
-    figures: tuple[Figure, ...]
-    run: Run
-
-
-SUBJECTS: list[Subject] = []
+SUBJECTS: list[tuple[tuple[Figure, ...], Run]] = []
+"""Functions with the figures they measure, and yield in this order."""
 
 
 def measures(*figures: Figure) -> Callable[[Run], Run]:
     """Register a function as what measures these figures."""
 
     def register(run: Run) -> Run:
-        SUBJECTS.append(Subject(figures, run))
+        SUBJECTS.append((figures, run))
         return run
 
     return register

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
 import time
@@ -13,7 +14,6 @@ from typing import Any, TypeVar
 
 from bench.figures import Bench, Figure, Measured, NotMeasured, measures
 from bench.processes import Server, api_server, blob_server
-from bench.transfer import receive, send
 
 T = TypeVar("T")
 SIZE = 64 << 20
@@ -26,7 +26,7 @@ ROUNDS = 7
 )
 def blob_large(bench: Bench) -> Iterator[Measured]:
     with blob_server(bench.folder / "volume") as server:
-        yield from _transfers(bench, server, lambda name: (f"/blob/{name}", f"/blob/{name}"))
+        yield from _transfers(bench, server, "/blob/{}", "/blob/{}")
 
 
 @measures(
@@ -35,12 +35,10 @@ def blob_large(bench: Bench) -> Iterator[Measured]:
 )
 def api_large(bench: Bench) -> Iterator[Measured]:
     with blob_server(bench.folder / "volume") as blobs, api_server([blobs]) as server:
-        yield from _transfers(bench, server, lambda name: ("/upload", f"/fetch/{name}"))
+        yield from _transfers(bench, server, "/upload", "/fetch/{}")
 
 
-def _transfers(
-    bench: Bench, server: Server, paths: Callable[[str], tuple[str, str]]
-) -> Iterator[Measured]:
+def _transfers(bench: Bench, server: Server, upload: str, download: str) -> Iterator[Measured]:
     """Every round puts other bytes and gets them again; the first is to warm up.
 
     The client compares and hashes outside the time measured.
@@ -53,11 +51,10 @@ def _transfers(
         hashing, digest = _timed(hashlib.sha256, data)
         name = digest.hexdigest()
         flushing, _ = _timed(_write, bench.folder / "file", data)
-        upload, download = paths(name)
-        putting, said = _timed(send, server.port, upload, [data], SIZE)
-        getting, _ = _timed(receive, server.port, download, buffer)
-        if said["id"] != name or buffer != data:
-            raise NotMeasured(f"{download} came back other than it was stored")
+        putting, said = _timed(_put, server, upload.format(name), data)
+        getting, got = _timed(_get, server, download.format(name), buffer)
+        if said["id"] != name or got != SIZE or buffer != data:
+            raise NotMeasured(f"{name} came back other than it was stored")
         buffer[:] = bytes(SIZE)  # so that the next comparison can't see these bytes
         if counts:
             disk.append(SIZE / flushing / 1e6)
@@ -69,14 +66,21 @@ def _transfers(
     yield get
 
 
+def _put(server: Server, path: str, data: bytes) -> Any:
+    with server.asked("POST", path, data) as response:
+        return json.load(response)
+
+
+def _get(server: Server, path: str, buffer: memoryview) -> int:
+    with server.asked("GET", path) as response:
+        return response.readinto(buffer)
+
+
 def _write(path: Path, data: bytes) -> None:
     """Write a file and flush it."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        os.write(fd, data)
-        os.fdatasync(fd)
-    finally:
-        os.close(fd)
+    with path.open("wb", buffering=0) as file:
+        file.write(data)
+        os.fdatasync(file.fileno())
 
 
 def _timed(work: Callable[..., T], *arguments: Any) -> tuple[float, T]:

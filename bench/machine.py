@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -13,61 +14,46 @@ from typing import Any
 
 def machine(folder: Path) -> dict[str, Any]:
     """Processor, file system and flush latency (ms) of `folder`, versions, commit, time."""
+    processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    where = ["findmnt", "--noheadings", "--output", "FSTYPE,SOURCE", "--target", str(folder)]
     return {
         "commit": commit(),
         "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "processors": os.cpu_count(),
-        "processor": _processor(),
+        "processor": processor[1] if processor else platform.machine(),
         "load": round(os.getloadavg()[0], 2),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "file_system": file_system(folder),
+        "file_system": " on ".join(said(*where).split()) or "unknown file system",
         "flush_ms": round(flush_latency(folder) * 1000, 3),
     }
 
 
 def commit() -> str:
     """The commit the code is at, with a plus sign where it was changed since."""
-    here = Path(__file__).parent
-
-    def git(*words: str) -> str:
-        ran = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=False)
-        return ran.stdout.strip()
-
-    found = git("rev-parse", "--short=12", "HEAD")
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", "../src")
+    found = said("git", "rev-parse", "--short=12", "HEAD")
+    changed = said("git", "status", "--porcelain", "--untracked-files=no", "--", "../src")
     return (found or "unknown") + ("+" if changed else "")
 
 
-def file_system(folder: Path) -> str:
-    """Type and device of the file system a folder lies on."""
-    path = folder.resolve()
-    best = ("", "unknown")
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        device, mount, kind = line.split()[:3]
-        if path.is_relative_to(mount) and len(mount) >= len(best[0]):
-            best = (mount, f"{kind} on {device}")
-    return best[1]
+def said(*command: str) -> str:
+    """What a command prints, run beside this file; nothing where it fails."""
+    here = Path(__file__).parent
+    try:
+        ran = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return ran.stdout.strip()
 
 
 def flush_latency(folder: Path) -> float:
     """Seconds that `fdatasync` after an append of 4 KiB takes, median of 200."""
     path, block, times = folder / "flush", bytes(4096), []
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
-    try:
+    with path.open("wb", buffering=0) as file:
         for _ in range(200):
-            os.write(fd, block)
+            file.write(block)
             before = time.perf_counter()
-            os.fdatasync(fd)
+            os.fdatasync(file.fileno())
             times.append(time.perf_counter() - before)
-    finally:
-        os.close(fd)
-        path.unlink()
+    path.unlink()
     return median(times)
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

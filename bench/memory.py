@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 
 from bench.figures import Bench, Figure, Measured, NotMeasured, measures
 from bench.processes import Server, api_server, blob_server
-from bench.transfer import received, send
 
 SIZE = 256 << 20
 TRANSFERS = 64
@@ -50,12 +49,13 @@ def _memory(bench: Bench, server: Server, upload: str, download: str) -> Measure
     tags = itertools.count()
 
     def put(slow: bool, stop: threading.Event) -> str:
-        said = send(server.port, upload.format(next(tags)), _body(tags, slow, stop), SIZE)
-        return str(said["id"])
+        path, body = upload.format(next(tags)), _body(tags, slow, stop)
+        with server.asked("POST", path, body, SIZE) as response:
+            return str(json.load(response)["id"])
 
     def get(slow: bool, stop: threading.Event) -> str:
-        with closing(received(server.port, download.format(name), SIZE)) as pieces:
-            for piece in pieces:
+        with server.asked("GET", download.format(name)) as response:
+            while piece := response.read(_PIECE):
                 _pace(slow, stop, len(piece))
         return name
 

@@ -1,18 +1,18 @@
-"""The servers that are measured, as processes of their own, ended with the block that uses them."""
+"""The servers that are measured, each one process of its own, ended with the block that uses it."""
 
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +21,10 @@ from bench.figures import NotMeasured
 DOLMEN = str(Path(sys.executable).with_name("dolmen"))
 _PATIENCE = 30
 """Seconds a server may take to start or to end."""
+_STALLED = 120
+"""Seconds without a byte after which a request has failed."""
 _NGINX = """
-worker_processes 1; worker_rlimit_nofile 30000; daemon off; %(user)s
+worker_processes 1; worker_rlimit_nofile 30000; daemon off; master_process off;
 pid %(folder)s/pid; error_log %(folder)s/log;
 events { worker_connections 4096; }
 http {
@@ -51,50 +53,42 @@ class Server:
         """The port of `base`."""
         return int(self.base.rpartition(":")[2])
 
-    def family(self) -> list[int]:
-        """Its process and all that descend from it."""
-        family = [self.process.pid]
-        for pid in family:
-            with contextlib.suppress(OSError):
-                for tasks in Path(f"/proc/{pid}/task").iterdir():
-                    family += map(int, (tasks / "children").read_text().split())
-        return family
-
     def anonymous(self) -> int:
-        """Anonymous memory of the whole family that is in RAM, in bytes."""
-        total = 0
-        for pid in self.family():
-            with contextlib.suppress(OSError):  # it may end while we look
-                text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-                total += sum(map(int, re.findall(r"^Anonymous: +(\d+) kB", text, re.MULTILINE)))
-        return total * 1024
+        """Its anonymous memory that is in RAM, in bytes."""
+        text = Path(f"/proc/{self.process.pid}/smaps_rollup").read_text()
+        found = re.search(r"^Anonymous: +(\d+) kB", text, re.MULTILINE)
+        return int(found[1]) * 1024 if found else 0
 
     def busy(self) -> float:
-        """Seconds of processor time the whole family has used."""
-        ticks = 0
-        for pid in self.family():
-            with contextlib.suppress(OSError):
-                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                ticks += int(fields[11]) + int(fields[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
+        """Seconds of processor time it has used."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    def kill(self) -> None:
-        """End the whole family with SIGKILL, as if the power of its programs were cut."""
-        family = self.family()
-        for pid in family:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self.process.wait()
-        for pid in family[1:]:
-            until = time.monotonic() + _PATIENCE
-            while os.path.exists(f"/proc/{pid}") and time.monotonic() < until:
-                time.sleep(0.01)
+    @contextlib.contextmanager
+    def asked(
+        self,
+        method: str,
+        path: str,
+        body: bytes | Iterable[bytes | memoryview] | None = None,
+        size: int | None = None,
+    ) -> Iterator[http.client.HTTPResponse]:
+        """Its response to a request on a connection of its own; `size` is that of the body."""
+        headers = {"Content-Length": str(size)} if size is not None else {}
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_STALLED)
+        with contextlib.closing(connection):
+            connection.request(method, path, body, headers)
+            response = connection.getresponse()
+            if response.status not in (200, 201):
+                said = response.read(300)
+                raise NotMeasured(f"{method} {path} was answered {response.status}: {said!r}")
+            yield response
 
 
 @contextlib.contextmanager
-def blob_server(volume: Path) -> Iterator[Server]:
-    """A dolmen blob server on a volume."""
-    with _dolmen("blob-server", "--store", f"volume:{volume}", "--listen", "127.0.0.1:0") as server:
+def blob_server(volume: Path, **settings: str) -> Iterator[Server]:
+    """A dolmen blob server on a volume; settings are given as variables of the environment."""
+    arguments = ("--store", f"volume:{volume}", "--listen", "127.0.0.1:0")
+    with _dolmen("blob-server", *arguments, **settings) as server:
         yield server
 
 
@@ -109,17 +103,17 @@ def api_server(blob_servers: list[Server]) -> Iterator[Server]:
 
 @contextlib.contextmanager
 def nginx(root: Path) -> Iterator[Server | None]:
-    """An nginx with one worker that serves the files in `root`; None where there is no nginx."""
+    """An nginx of one process that serves the files in `root`; None where there is no nginx."""
     program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
     if program is None:
         yield None
         return
     with tempfile.TemporaryDirectory(prefix="nginx-", dir=root.parent) as folder:
-        port = _free_port()
-        user = "user root;" if os.geteuid() == 0 else ""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = int(listener.getsockname()[1])
         config = Path(folder, "nginx.conf")
-        config.write_text(_NGINX % {"folder": folder, "root": root, "port": port, "user": user})
-        with _running([program, "-e", f"{folder}/log", "-c", str(config)]) as process:
+        config.write_text(_NGINX % {"folder": folder, "root": root, "port": port})
+        with _running([program, "-e", f"{folder}/log", "-c", str(config)], {}) as process:
             server = Server(f"http://127.0.0.1:{port}", process)
             if not _listens(server):
                 raise NotMeasured(f"nginx did not start: {Path(folder, 'log').read_text()[-300:]}")
@@ -127,19 +121,22 @@ def nginx(root: Path) -> Iterator[Server | None]:
 
 
 @contextlib.contextmanager
-def _dolmen(*arguments: str) -> Iterator[Server]:
-    with _running([DOLMEN, *arguments]) as process:
+def _dolmen(*arguments: str, **settings: str) -> Iterator[Server]:
+    with _running([DOLMEN, *arguments], settings) as process:
         assert process.stdout is not None
         found = re.search(r"http://[\d.]+:\d+", process.stdout.readline())
         server = Server(found[0] if found else "", process)
         if found is None or not _listens(server):
-            raise NotMeasured(f"dolmen {arguments[0]} did not start: {_said(process)}")
-        _settle(server)
+            process.wait(_PATIENCE)
+            assert process.stderr is not None
+            process.stderr.seek(0)
+            said = (process.stderr.read().splitlines() or ["it said nothing"])[-1]
+            raise NotMeasured(f"dolmen {arguments[0]} did not start: {said}")
         yield server
 
 
 @contextlib.contextmanager
-def _running(command: list[str]) -> Iterator[subprocess.Popen[str]]:
+def _running(command: list[str], settings: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
     """A process, with its standard error in a temporary file."""
     environment = {key: value for key, value in os.environ.items() if "DOLMEN" not in key}
     with tempfile.TemporaryFile("w+") as errors:
@@ -148,7 +145,7 @@ def _running(command: list[str]) -> Iterator[subprocess.Popen[str]]:
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env=environment,
+            env=environment | settings,
             process_group=0,  # a Ctrl-C is for us, and we end it
         )
         process.stderr = errors
@@ -163,26 +160,6 @@ def _running(command: list[str]) -> Iterator[subprocess.Popen[str]]:
                 process.wait()
             assert process.stdout is not None
             process.stdout.close()
-
-
-def _said(process: subprocess.Popen[str]) -> str:
-    """The last line of a process's standard error."""
-    assert process.stderr is not None
-    process.stderr.seek(0)
-    return (process.stderr.read().splitlines() or ["it said nothing"])[-1]
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
-def _settle(server: Server) -> None:
-    """Wait until a server's companions have started too: that is not what is measured."""
-    until, before = time.monotonic() + _PATIENCE, -1.0
-    while time.monotonic() < until and (busy := server.busy()) > before:
-        before = busy
-        time.sleep(0.25)
 
 
 def _listens(server: Server) -> bool:

@@ -1,16 +1,16 @@
-"""Replication of small objects from one blob server to another, both on a volume."""
+"""Replication between two blob servers over HTTP, beside them on the same machine."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import aclosing
 
 import uvloop
 
-from bench.figures import Bench, Figure, Measured, NotMeasured, measures
-from bench.filling import fill, put
+from bench.figures import Bench, Figure, Measured, measures
+from bench.filling import add, copied, fill
 from bench.processes import Server, blob_server
-from dolmen.replication import Report, replicate
 from dolmen.stores import open_store
 
 SIZE = 1024
@@ -35,42 +35,27 @@ def replication(bench: Bench) -> Iterator[Measured]:
                 copying.samples.append(count / _run(source, destination, count))
                 after = source.busy(), destination.busy(), time.process_time()
                 each = [(b - a) / count * 1e6 for a, b in zip(before, after, strict=True)]
-                if at == bench.rounds - 1:
-                    copying.note += (
-                        "; µs of processor time a blob: source {:.0f}, destination {:.0f}, "
-                        "replicator {:.0f}".format(*each)
-                    )
-                    yield copying
-                    in_step.samples = [_run(source, destination, 0) for _ in range(5)]
-                    yield in_step
-                    for begin in range(count, count + bench.rounds * MISSING, MISSING):
-                        uvloop.run(_add(source, range(begin, begin + MISSING)))
-                        missing.samples.append(_run(source, destination, MISSING))
-                    yield missing
+                if at < bench.rounds - 1:
+                    continue
+                copying.note += (
+                    "; µs of processor time a blob: source {:.0f}, destination {:.0f}, "
+                    "replicator {:.0f}".format(*each)
+                )
+                yield copying
+                in_step.samples = [_run(source, destination, 0) for _ in range(5)]
+                yield in_step
+                for begin in range(count, count + bench.rounds * MISSING, MISSING):
+                    uvloop.run(add(source.base, range(begin, begin + MISSING), size=SIZE))
+                    missing.samples.append(_run(source, destination, MISSING))
+                yield missing
 
 
 def _run(source: Server, destination: Server, expected: int) -> float:
-    """Seconds of a run that has so many blobs to copy, connections and all."""
+    async def run() -> float:
+        async with (
+            aclosing(await open_store(source.base)) as origin,
+            aclosing(await open_store(destination.base)) as target,
+        ):
+            return await copied(origin, target, expected)
 
-    async def run() -> tuple[float, Report]:
-        start = time.perf_counter()
-        stores = await open_store(source.base), await open_store(destination.base)
-        try:
-            report = await replicate(*stores)
-            return time.perf_counter() - start, report
-        finally:
-            for store in stores:
-                await store.aclose()
-
-    seconds, report = uvloop.run(run())
-    if not report.complete or report.copied != expected:
-        raise NotMeasured(f"{expected} blobs were to be copied, but the report says {report}")
-    return seconds
-
-
-async def _add(server: Server, numbers: range) -> None:
-    store = await open_store(server.base)
-    try:
-        await put(store, numbers, size=SIZE)
-    finally:
-        await store.aclose()
+    return uvloop.run(run())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,71 +32,60 @@ def show_machine(facts: dict[str, Any]) -> None:
 
 
 def show_line(line: Line) -> None:
-    """One figure as soon as it is there."""
-    if line.measured is None:
-        text = f"not measured: {line.missing}"
-    else:
-        text = _measured(line) + (f"; {line.measured.note}" if line.measured.note else "")
-    console.print(f"{line.figure.name}: {text}", highlight=False, markup=False)
+    """One figure as soon as it is there, with its note."""
+    parts = [_samples(line), _yardstick(line), line.measured.note]
+    text = "; ".join(filter(None, parts))
+    reached = f" [{line.reached}]" if line.reached else ""
+    console.print(f"{line.figure.name}: {text}{reached}", highlight=False, markup=False)
 
 
 def show(lines: list[Line]) -> None:
     """The table."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("figure", "measured (min to max)", "yardstick", "value", "at least", "aim"):
-        table.add_column(title, justify="left" if title == "figure" else "right")
-    table.add_column("reached")
+    table = _table("measured (min to max)", "yardstick", "value", "at least", "aim", "reached")
     for line in lines:
-        figure, values = line.figure, line.values
-        table.add_row(
-            figure.name,
-            _samples(line.measured.samples, figure.unit) if line.measured else "-",
-            f"{figure.against} {_yardstick(line)}" if figure.against else "",
-            number(median(values)) if values else "-",
-            number(figure.at_least) if figure.at_least is not None else "",
-            number(figure.aim) if figure.aim is not None else "",
-            line.reached if line.measured else "not measured",
-            style=_STYLE[line.reached],
-        )
+        figure, value = line.figure, median(line.values) if line.values else None
+        numbers = map(number, (value, figure.at_least, figure.aim))
+        cells = (_samples(line), _yardstick(line), *numbers, line.reached)
+        table.add_row(figure.name, *cells, style=_STYLE[line.reached])
     console.print(table)
-    for line in lines:
-        note = line.measured.note if line.measured else f"not measured: {line.missing}"
-        if note:
-            console.print(f"{line.figure.name}: {note}", highlight=False, markup=False)
 
 
-def _measured(line: Line) -> str:
-    assert line.measured is not None
-    text = _samples(line.measured.samples, line.figure.unit)
-    if line.figure.against and line.values:
-        ratio = number(median(line.values))
-        text += f"; {line.figure.against} {_yardstick(line)}; ratio {ratio}"
-    return f"{text} [{line.reached}]" if line.reached else text
+def _table(*titles: str) -> Table:
+    table = Table("figure", box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in titles:
+        table.add_column(title, justify="right")
+    return table
 
 
 def _yardstick(line: Line) -> str:
-    found = line.measured.against if line.measured else []
-    return f"{number(median(found))} {line.figure.unit}" if found else "-"
+    found = line.measured.against
+    return f"{line.figure.against} {number(median(found))} {line.figure.unit}" if found else ""
 
 
-def _samples(samples: list[float], unit: str) -> str:
-    if len(samples) == 1:
-        return f"{number(samples[0])} {unit}"
-    low, high = number(min(samples)), number(max(samples))
-    return f"{number(median(samples))} {unit} ({low} to {high})"
+def _samples(line: Line) -> str:
+    samples, unit = line.measured.samples, line.figure.unit
+    if not samples:
+        return "not measured"
+    spread = f" ({number(min(samples))} to {number(max(samples))})" if len(samples) > 1 else ""
+    return f"{number(median(samples))} {unit}{spread}"
 
 
-def number(value: float) -> str:
+def number(value: float | None) -> str:
     """A number with three figures that count, and no more than needed."""
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def save(path: Path, facts: dict[str, Any], lines: list[Line], *, long: bool) -> None:
     """Keep a run as JSON."""
-    run = {"machine": facts, "long": long, "figures": [line.saved() for line in lines]}
+    figures = {
+        line.figure.name: asdict(line)
+        | {"value": median(line.values) if line.values else None, "reached": line.reached}
+        for line in lines
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
+    run = {"machine": facts, "long": long, "figures": figures}
     path.write_text(json.dumps(run, indent=1) + "\n")
 
 
@@ -104,24 +94,23 @@ def compare(before: Path, after: Path) -> None:
     runs = [json.loads(path.read_text()) for path in (before, after)]
     for run in runs:
         show_machine(run["machine"])
-    first, second = ({each["name"]: each for each in run["figures"]} for run in runs)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("figure", "of", "before", "after", "change", "reached"):
-        table.add_column(title, justify="left" if title == "figure" else "right")
+    first, second = (run["figures"] for run in runs)
+    table = _table("of", "before", "after", "change", "reached")
     for name, shown in (first | second).items():
+        figure = shown["figure"]
         was, now = (run.get(name, {}).get("value") for run in (first, second))
         change, style = "", None
         if was and now:
             change = f"{now / was - 1:+.0%}"
-            better = (now > was) == ((shown["aim"] or 1) > (shown["at_least"] or 0))
+            better = (now > was) == ((figure["aim"] or 1) > (figure["at_least"] or 0))
             style = None if abs(now / was - 1) < _NOISE else "green" if better else "red"
         table.add_row(
             name,
-            f"ratio to {shown['yardstick']}" if shown["yardstick"] else shown["unit"],
-            number(was) if was is not None else "-",
-            number(now) if now is not None else "-",
+            f"ratio to {figure['against']}" if figure["against"] else figure["unit"],
+            number(was),
+            number(now),
             change,
-            second.get(name, {}).get("reached", "-"),
+            second.get(name, {}).get("reached", ""),
             style=style,
         )
     console.print(table)

@@ -19,56 +19,45 @@ from bench.processes import Server, api_server, blob_server, nginx
 SIZE = 1024
 COUNT = 2_000
 """Objects that are read in turn."""
-Rate = Callable[..., float]
-"""Requests a second, given `connections` and `seconds`."""
 
 
-@measures(Figure("blob server GET", "/s", 0.7, 0.9, against="nginx"))
-def blob_get(bench: Bench) -> Iterator[Measured]:
-    with blob_server(bench.folder / "volume") as server:
-        paths = store(server, "/blob/{}", bench.folder)
-        yield _beside_nginx(bench, [server], partial(wrk.get, server.base, paths))
+def _get(name: str, at_least: float, aim: float, copies: int) -> None:
+    """The rate of GETs of objects in so many blob servers, under an API server; 0: in one alone."""
+
+    @measures(Figure(name, "/s", at_least, aim, against="nginx"))
+    def run(bench: Bench) -> Iterator[Measured]:
+        with _servers(bench, copies) as servers:
+            paths = store(servers[0], "/upload" if copies else "/blob/{}", bench.folder)
+            yield _beside_nginx(bench, servers, partial(wrk.get, servers[0].base, paths))
 
 
-@measures(Figure("blob server PUT, 32 connections", "/s", 0.18, 0.25, against="nginx"))
-def blob_put(bench: Bench) -> Iterator[Measured]:
-    with blob_server(bench.folder / "volume") as server:
-        yield put_rate(bench, [server], "/blob/*")
+def _put(name: str, at_least: float, aim: float, copies: int, connections: int = 32) -> None:
+    """The same for PUTs."""
+
+    @measures(Figure(name, "/s", at_least, aim, against="nginx"))
+    def run(bench: Bench) -> Iterator[Measured]:
+        with _servers(bench, copies) as servers:
+            path = "/upload" if copies else "/blob/*"
+            yield put_rate(bench, servers, path, connections=connections)
 
 
-@measures(Figure("blob server PUT, 128 connections", "/s", 0.3, 0.5, against="nginx"))
-def blob_put_wide(bench: Bench) -> Iterator[Measured]:
-    with blob_server(bench.folder / "volume") as server:
-        yield put_rate(bench, [server], "/blob/*", connections=128)
-
-
-@measures(Figure("API server GET", "/s", 0.35, 0.5, against="nginx"))
-def api_get(bench: Bench) -> Iterator[Measured]:
-    with _api(bench, copies=1) as servers:
-        paths = store(servers[0], "/upload", bench.folder)
-        yield _beside_nginx(bench, servers, partial(wrk.get, servers[0].base, paths))
-
-
-@measures(Figure("API server PUT", "/s", 0.12, 0.18, against="nginx"))
-def api_put(bench: Bench) -> Iterator[Measured]:
-    with _api(bench, copies=1) as servers:
-        yield put_rate(bench, servers, "/upload")
-
-
-@measures(Figure("API server PUT, two copies", "/s", 0.08, 0.12, against="nginx"))
-def api_put_twice(bench: Bench) -> Iterator[Measured]:
-    with _api(bench, copies=2) as servers:
-        yield put_rate(bench, servers, "/upload")
+_get("blob server GET", 0.7, 0.9, copies=0)
+_put("blob server PUT, 32 connections", 0.18, 0.25, copies=0)
+_put("blob server PUT, 128 connections", 0.3, 0.5, copies=0, connections=128)
+_get("API server GET", 0.35, 0.5, copies=1)
+_put("API server PUT", 0.12, 0.18, copies=1)
+_put("API server PUT, two copies", 0.08, 0.12, copies=2)
 
 
 @contextlib.contextmanager
-def _api(bench: Bench, *, copies: int) -> Iterator[list[Server]]:
-    """An API server and the blob servers it lies across."""
+def _servers(bench: Bench, copies: int) -> Iterator[list[Server]]:
+    """A blob server, or an API server and the blob servers it lies across."""
     with contextlib.ExitStack() as stack:
         blobs = [
-            stack.enter_context(blob_server(bench.folder / f"volume-{at}")) for at in range(copies)
+            stack.enter_context(blob_server(bench.folder / f"volume-{at}"))
+            for at in range(copies or 1)
         ]
-        yield [stack.enter_context(api_server(blobs)), *blobs]
+        yield [stack.enter_context(api_server(blobs)), *blobs] if copies else blobs
 
 
 def put_rate(
@@ -134,39 +123,29 @@ def beside(bench: Bench) -> Iterator[tuple[Server | None, Path]]:
 
 
 def _beside_nginx(
-    bench: Bench, servers: Sequence[Server], rate: Rate, *, connections: int = 32
+    bench: Bench, servers: Sequence[Server], rate: Callable[..., float], *, connections: int = 32
 ) -> Measured:
     """Rates of servers, each with nginx's GET rate of static files just before it.
 
     Notes how much processor time a request takes of either: of all figures the one
     that suffers least when others use the machine as well.
     """
-    measured, ours, its = Measured([]), list[float](), list[float]()
-    run = partial(_effort, connections=connections, seconds=bench.seconds)
+
+    def effort(servers: Sequence[Server], rate: Callable[..., float]) -> tuple[float, float]:
+        """A rate, and the processor time in µs that all the servers took for a request."""
+        before = sum(server.busy() for server in servers)
+        found = rate(connections=connections, seconds=bench.seconds)
+        busy = sum(server.busy() for server in servers) - before
+        return found, busy / (found * bench.seconds) * 1e6
+
+    ours, its = [], []
     with beside(bench) as (other, paths):
         rate(connections=connections, seconds=1)
         for _ in range(bench.rounds):
             if other:
-                get = partial(wrk.get, other.base, paths)
-                run([other], get, measured.against, its)
-            run(servers, rate, measured.samples, ours)
-    measured.note = f"{median(ours):.1f} µs of processor time a request"
+                its.append(effort([other], partial(wrk.get, other.base, paths)))
+            ours.append(effort(servers, rate))
+    note = f"{median(time for _, time in ours):.1f} µs of processor time a request"
     if its:
-        measured.note += f", nginx {median(its):.1f}"
-    return measured
-
-
-def _effort(
-    servers: Sequence[Server],
-    rate: Rate,
-    rates: list[float],
-    efforts: list[float],
-    *,
-    connections: int,
-    seconds: int,
-) -> None:
-    """Append a rate, and the processor time in µs that all the servers took for a request."""
-    before = sum(server.busy() for server in servers)
-    rates.append(rate(connections=connections, seconds=seconds))
-    busy = sum(server.busy() for server in servers) - before
-    efforts.append(busy / (rates[-1] * seconds) * 1e6)
+        note += f", nginx {median(time for _, time in its):.1f}"
+    return Measured([found for found, _ in ours], [found for found, _ in its], note)

@@ -1,8 +1,7 @@
 """How long GETs take while a volume is compacted, scrubbed or collected beside them.
 
-GETs at full speed, in turns without and with the work, which goes on within its usual bandwidth
-in a process of its own. Compaction is that of the server's companion, which is stopped (SIGSTOP)
-in between.
+GETs at full speed, with and without the work, which goes on within its usual bandwidth:
+compaction in the server, scrub and gc by commands that ask it.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import uvloop
@@ -28,9 +27,9 @@ from dolmen.testing import calls
 
 _SEGMENT = 64 << 20
 _COUNT, _SIZE = 12_000, 65_536
-_KEPT = 0.3
+_KEPT = 0.4
 _MANY = 200_000
-_COMPACTING = b"dolmen.servers.compacting"
+_SETTINGS = {"DOLMEN_SCRUB_EVERY_DAYS": "0"}  # no other work than the one that is measured
 
 
 @measures(
@@ -39,24 +38,31 @@ _COMPACTING = b"dolmen.servers.compacting"
     Figure("GET p99 beside gc", "ms", 2, 1, against="without"),
 )
 def upkeep(bench: Bench) -> Iterator[Measured]:
-    """A volume most of which was removed; then one with many blobs."""
-    holes = bench.folder / "holes"
+    """A volume most of which was removed, without and with compaction; then one with many blobs."""
+    holes, many = bench.folder / "holes", bench.folder / "many"
     uvloop.run(_with_holes(holes))
-    with blob_server(holes) as server, _stopped(_companion(server)) as companion:
-        sealed = _sealed(holes)
-        yield _beside(bench, server, lambda: _going_on(companion))
-        if not 0 < _sealed(holes) < sealed:
-            raise NotMeasured(f"of {sealed} segments {_sealed(holes)} are left: choose other sizes")
-    many = bench.folder / "many"
     fill(many, _MANY, size=1024)
-    scrub = [DOLMEN, "scrub", "--again", "--bandwidth", "20000000", f"volume:{many}"]
-    with blob_server(many) as server:
-        yield _beside(bench, server, lambda: _working(scrub))
-        yield _beside(bench, server, lambda: _working([DOLMEN, "gc", "--dry-run", server.base]))
+    with blob_server(many, **_SETTINGS) as server:
+        paths = _warmed_up(bench, server)
+        quiet = [_p99(bench, server, paths) for _ in range(bench.rounds)]
+        by_commands = []
+        for work in (["scrub", "--again", "--bandwidth", "20000000"], ["gc", "--dry-run"]):
+            by_commands.append(measured := Measured([]))
+            for _ in range(bench.rounds):
+                measured.against.append(_p99(bench, server, paths))
+                with _working([DOLMEN, *work, server.base]):
+                    measured.samples.append(_p99(bench, server, paths))
+    with blob_server(holes, **_SETTINGS) as server:
+        before, paths = _segments(holes), _warmed_up(bench, server)
+        compacting = Measured([_p99(bench, server, paths) for _ in range(bench.rounds)], quiet)
+        if not 1 < _segments(holes) < before:
+            compacting = Measured([], note=f"{before} segments became {_segments(holes)} too fast")
+    yield compacting
+    yield from by_commands
 
 
 async def _with_holes(folder: Path) -> None:
-    """Segments of which little stands."""
+    """Segments of which little is live."""
     rng = random.Random(3)
     opened = await open_volume(str(folder), segment_size=_SEGMENT)
     try:
@@ -69,51 +75,19 @@ async def _with_holes(folder: Path) -> None:
         await opened.aclose()
 
 
-def _beside(
-    bench: Bench, server: Server, work: Callable[[], contextlib.AbstractContextManager[None]]
-) -> Measured:
-    """The 99th percentile without the work, and beside it, in turns."""
+def _warmed_up(bench: Bench, server: Server) -> Path:
+    """Objects to get, which were got for a second."""
     paths = store(server, "/blob/{}", bench.folder)
     wrk.get(server.base, paths, seconds=1)
-    measured = Measured([])
-    for _ in range(bench.rounds):
-        measured.against.append(wrk.p99(server.base, paths, seconds=bench.seconds))
-        with work():
-            measured.samples.append(wrk.p99(server.base, paths, seconds=bench.seconds))
-    return measured
+    return paths
 
 
-def _companion(server: Server) -> int:
-    """The process that compacts beside a server."""
-    for pid in server.family():
-        with contextlib.suppress(OSError):
-            if _COMPACTING in Path(f"/proc/{pid}/cmdline").read_bytes():
-                return pid
-    raise NotMeasured("nothing compacts beside the server")
+def _p99(bench: Bench, server: Server, paths: Path) -> float:
+    return wrk.p99(server.base, paths, seconds=bench.seconds)
 
 
-def _sealed(folder: Path) -> int:
-    return max(0, sum(1 for _ in folder.rglob("*.seg")) - 1)
-
-
-@contextlib.contextmanager
-def _stopped(pid: int) -> Iterator[int]:
-    """A process stands still for as long as the block, unless it is `_going_on`."""
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield pid
-    finally:
-        os.kill(pid, signal.SIGCONT)
-
-
-@contextlib.contextmanager
-def _going_on(pid: int) -> Iterator[None]:
-    """A stopped process goes on for as long as the block."""
-    os.kill(pid, signal.SIGCONT)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGSTOP)
+def _segments(folder: Path) -> int:
+    return sum(1 for _ in folder.rglob("*.seg"))
 
 
 @contextlib.contextmanager

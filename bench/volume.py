@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from pathlib import Path
 
 import uvloop
@@ -37,7 +38,7 @@ def opening(bench: Bench) -> Iterator[Measured]:
         with blob_server(volume) as server, ThreadPoolExecutor(1) as pool:
             load = pool.submit(wrk.put, server.base, "/blob/*", seconds=2 * LOAD)
             time.sleep(LOAD)
-            server.kill()
+            server.process.kill()
             load.exception()  # it finds the server gone, as it should
         measured.samples.append(uvloop.run(_open(volume, count)))
     yield measured
@@ -57,13 +58,10 @@ def crowded(bench: Bench) -> Iterator[Measured]:
 async def _open(volume: Path, count: int) -> float:
     """Seconds until the first and the last blob of a volume are found."""
     start = time.perf_counter()
-    store = await open_store(f"volume:{volume}")
-    try:
+    async with aclosing(await open_store(f"volume:{volume}")) as store:
         await store.stat(name_of(0))
         await store.stat(name_of(count - 1))
         return time.perf_counter() - start
-    finally:
-        await store.aclose()
 
 
 def _allocated(folder: Path) -> int:

@@ -8,21 +8,15 @@ import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
 
+from client.conftest import api
 from dolmen.client import AsyncClient
 from dolmen.errors import NotFound, Unavailable
 
-_spec = spec_from_file_location("client_api", Path(__file__).parents[1] / "client" / "conftest.py")
-assert _spec is not None
-assert _spec.loader is not None
-_module = module_from_spec(_spec)
-_spec.loader.exec_module(_module)
-api = _module.api
-
+__all__ = ["api"]
 PROGRAM = (sys.executable, "-W", "error", "-c", "from dolmen.cli import main; main()")
 
 

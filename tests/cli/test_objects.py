@@ -65,20 +65,31 @@ async def test_pipes_work_both_ways(dolmen: Any, server: Any) -> None:
     assert "piped.bin" in (await dolmen("stat", digest(BIG))).out
 
 
-async def test_a_file_that_is_there_is_not_replaced_unless_told_to(
+async def test_a_file_that_is_no_utf_8_keeps_its_name(dolmen: Any, server: Any) -> None:
+    name = os.fsdecode(b"\xff \xc3\xa4.txt")
+    (dolmen.folder / name).write_bytes(b"hello")
+    dolmen.environment["PYTHONIOENCODING"] = "utf-8:strict"  # as with a language set
+    process = await dolmen.start("put", name)
+    out, err = await process.communicate()
+    assert (os.fsencode(f"{digest(b'hello')}  {name}\n"), b"") == (out, err)
+    assert json.loads((await dolmen("put", name, "--json")).out)["file"] == name
+    (dolmen.folder / name).unlink()
+    process = await dolmen.start("get", digest(b"hello"))
+    out, _ = await process.communicate()
+    assert out == os.fsencode(f"{name}\n")
+    assert (dolmen.folder / name).read_bytes() == b"hello"
+
+
+async def test_what_is_there_is_not_replaced_unless_told_to_and_only_a_file(
     dolmen: Any, server: Any
 ) -> None:
     (dolmen.folder / "a.txt").write_bytes(b"hello")
+    os.mkfifo(dolmen.folder / "pipe")
     await dolmen("put", "a.txt")
     got = await dolmen("get", digest(b"hello"))
     assert got.status == 2
     assert got.err == "dolmen: a.txt is there already; --force replaces it, -o names another file\n"
     assert (await dolmen("get", digest(b"hello"), "--force")).status == 0
-
-
-async def test_a_device_or_a_pipe_is_never_replaced(dolmen: Any, server: Any) -> None:
-    os.mkfifo(dolmen.folder / "pipe")
-    await dolmen("put", "-", given=b"hello")
     got = await dolmen("get", digest(b"hello"), "-o", "pipe", "--force")
     assert got.status == 2
     assert "pipe is no file that could be replaced" in got.err
@@ -170,11 +181,6 @@ async def test_status_shows_the_cluster(dolmen: Any, server: Any) -> None:
     assert json.loads((await dolmen("status", "--json")).out)["groups"][0]["group"] == "all"
     server.stores[0].down = True
     assert (await dolmen("status")).status == 1
-
-
-async def test_no_bar_without_a_terminal(dolmen: Any, server: Any) -> None:
-    (dolmen.folder / "b.bin").write_bytes(BIG)
-    assert (await dolmen("put", "b.bin")).err == ""
 
 
 async def test_help_teaches_with_examples_and_unknown_options_are_usage(

@@ -13,22 +13,24 @@ import sys
 
 def main() -> None:
     """Run the program. Ctrl-C ends it quietly from its first moment, which loading takes."""
-    _give_streams()
+    _prepare_streams()
     try:
-        from dolmen.cli.program import run
+        from dolmen.cli.app import run
 
         run()
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def _give_streams() -> None:
-    """Where a standard stream was closed, put one to nowhere in its place.
+def _prepare_streams() -> None:
+    """Have all standard streams, and have them take file names, which are bytes, as they are.
 
-    Else the next file or socket gets its descriptor, and what is printed with it.
+    Where one was closed, the next file or socket would get its descriptor, and what is printed.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
+        stream = getattr(sys, name)
+        if stream is None:
             stream = open(os.devnull, mode)  # noqa: SIM115 - for as long as the program
             os.set_inheritable(stream.fileno(), True)
             setattr(sys, name, stream)
+        stream.reconfigure(errors="surrogateescape")

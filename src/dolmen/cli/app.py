@@ -1,36 +1,23 @@
-"""The table of commands. Each is a module; what they need is imported when they run."""
+"""The table of commands, and how each runs and ends.
+
+A command is a function, or a coroutine to be run on an event loop; what it returns is its exit
+status, None for 0. What it needs is imported when it runs, so that `dolmen --help` is quick.
+"""
 
 from __future__ import annotations
 
+import functools
 import inspect
-from typing import Annotated
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
 import dolmen
 from dolmen import native
-from dolmen.cli import (
-    api_server,
-    blob_server,
-    check,
-    compact,
-    config,
-    drain,
-    export,
-    gc,
-    get,
-    import_,
-    ls,
-    put,
-    reindex,
-    rejoin,
-    replicate,
-    rm,
-    scrub,
-    serve,
-    stat,
-    status,
-)
+from dolmen.cli import archive, config, maintenance, objects, replicate, servers, status
+from dolmen.cli.ending import run_on_loop, seen_enough, status_of, tell
 
 
 def _filled(text: str | None) -> str:
@@ -74,25 +61,50 @@ def _dolmen(
     pass
 
 
-_SERVE, _OBJECTS, _MAINTENANCE = "Servers", "Objects", "Maintenance"
-for panel, commands in {
-    _SERVE: (serve.serve, blob_server.blob_server, api_server.api_server),
-    _OBJECTS: (put.put, get.get, ls.ls, stat.stat, rm.rm),
-    _MAINTENANCE: (
-        replicate.replicate,
-        drain.drain,
-        rejoin.rejoin,
-        status.status,
-        check.check,
-        scrub.scrub,
-        gc.gc,
-        compact.compact,
-        reindex.reindex,
-        export.export,
-        import_.import_,
-    ),
-}.items():
-    for command in commands:
-        name = command.__name__.strip("_").replace("_", "-")
-        app.command(name, help=_filled(command.__doc__), rich_help_panel=panel)(command)
-app.add_typer(config.app, name="config", rich_help_panel=_MAINTENANCE)
+def _command(work: Callable[..., Any]) -> Callable[..., None]:
+    """A command as typer runs it: errors become a line on stderr and an exit status."""
+
+    @functools.wraps(work)
+    def command(**options: object) -> None:
+        try:
+            ended = work(**options)
+            status = run_on_loop(ended) if inspect.iscoroutine(ended) else ended
+        except BrokenPipeError:
+            seen_enough()
+            status = 0
+        except Exception as error:
+            if (known := status_of(error)) is None:
+                raise
+            tell(error)
+            raise typer.Exit(known) from error
+        raise typer.Exit(status or 0)
+
+    return command
+
+
+_settings = typer.Typer(no_args_is_help=True, help="Look at the settings.")
+_settings.callback()(lambda: None)
+for group, panel, commands in (
+    (app, "Servers", (servers.serve, servers.blob_server, servers.api_server)),
+    (app, "Objects", (objects.put, objects.get, objects.ls, objects.stat, objects.rm)),
+    (app, "Maintenance", (replicate.replicate, replicate.drain, replicate.rejoin, status.status)),
+    (app, "Maintenance", (maintenance.check, maintenance.scrub, maintenance.gc)),
+    (app, "Maintenance", (maintenance.compact, maintenance.reindex)),
+    (app, "Maintenance", (archive.export, archive.import_)),
+    (_settings, None, (config.show,)),
+):
+    for each in commands:
+        name = each.__name__.strip("_").replace("_", "-")
+        group.command(name, help=_filled(each.__doc__), rich_help_panel=panel)(_command(each))
+app.add_typer(_settings, name="config", rich_help_panel="Maintenance")
+
+
+def run() -> None:
+    """Run the command of `sys.argv`."""
+    try:
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        seen_enough()

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
-
-import typer
 
 from dolmen.cli.options import Config, Json
 from dolmen.cli.output import emit
 from dolmen.stores.secrets import without_secrets
 
-app = typer.Typer(no_args_is_help=True, help="Look at the settings.")
 
-
-@app.callback()
-def _config() -> None:
-    pass
-
-
-@app.command()
 def show(config: Config = None, json: Json = False) -> None:
     """Print the settings in effect, and where each came from.
 
@@ -32,19 +23,23 @@ def show(config: Config = None, json: Json = False) -> None:
     for table, inner in tables.items():
         values |= {f"{table}.{key}": value for key, value in inner.items()}
     for key, value in values.items():
+        origin = loaded.origin(key)
         if json:
-            emit({"key": key, "value": value, "origin": loaded.origin(key)})
-        elif key == "groups":
-            for group in value:
-                print(f"group {group['name']:<20} ({loaded.origin(key)})")
-                for count in ("copies", "write_copies", "min_copies"):
-                    if group[count] is not None:
-                        print(f"  {count:<24} {group[count]}")
-                for each in group["servers"]:
-                    zone = f"  zone {each['zone']}" if each["zone"] else ""
-                    print(f"  {each['name']:<24} {each['url']}  weight {each['weight']:g}{zone}")
+            emit({"key": key, "value": value, "origin": origin})
+        elif key != "groups":
+            print(f"{key:<26} {value!s:<24} ({origin})")
         else:
-            print(f"{key:<26} {value!s:<24} ({loaded.origin(key)})")
+            for group in value:
+                print(f"group {group['name']:<20} ({origin})", *_group_lines(group), sep="\n  ")
+
+
+def _group_lines(group: dict[str, Any]) -> Iterator[str]:
+    for count in ("copies", "write_copies", "min_copies"):
+        if group[count] is not None:
+            yield f"{count:<24} {group[count]}"
+    for each in group["servers"]:
+        zone = f"  zone {each['zone']}" if each["zone"] else ""
+        yield f"{each['name']:<24} {each['url']}  weight {each['weight']:g}{zone}"
 
 
 def _without_secrets(value: Any) -> Any:

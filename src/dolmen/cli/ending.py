@@ -1,39 +1,34 @@
-"""How a command ends: the exit status of an error, and the line that tells of it."""
+"""How a command ends: the exit status of an error, the line that tells of it, and signals."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
-from collections.abc import Coroutine
-from typing import TypeVar
-
-import typer
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
 from dolmen import errors
 from dolmen.stores.secrets import without_secrets
 
-T = TypeVar("T")
-
 FAILED, USAGE, NOT_FOUND, UNAVAILABLE, DAMAGED = 1, 2, 3, 4, 5
 
-_STATUS: list[tuple[type[Exception], int]] = [
-    (errors.BadSetting, USAGE),
-    (errors.InvalidName, USAGE),
-    (errors.NotFound, NOT_FOUND),
-    (errors.Unavailable, UNAVAILABLE),
-    (errors.OutcomeUnknown, UNAVAILABLE),
-    (errors.Corrupt, DAMAGED),
-    (errors.BadContent, DAMAGED),
-    (errors.DolmenError, FAILED),
-    (OSError, FAILED),
-]
+_STATUS: dict[type[Exception], int] = {
+    errors.BadSetting: USAGE,
+    errors.InvalidName: USAGE,
+    errors.NotFound: NOT_FOUND,
+    errors.Unavailable: UNAVAILABLE,
+    errors.OutcomeUnknown: UNAVAILABLE,
+    errors.Corrupt: DAMAGED,
+    errors.BadContent: DAMAGED,
+    errors.DolmenError: FAILED,
+    OSError: FAILED,
+}
+"""The first that fits counts."""
 
 
 def status_of(error: Exception) -> int | None:
     """The exit status an error stands for; None for one that nobody foresaw."""
-    return next((status for kind, status in _STATUS if isinstance(error, kind)), None)
+    return next((status for kind, status in _STATUS.items() if isinstance(error, kind)), None)
 
 
 def tell(error: Exception, about: str = "") -> None:
@@ -46,44 +41,55 @@ def tell(error: Exception, about: str = "") -> None:
     print(f"dolmen: {text}", file=sys.stderr, flush=True)
 
 
-def run(work: Coroutine[object, object, T]) -> T:
-    """Run a command's coroutine. A signal cancels it, and it cleans up.
+async def for_each(items: Sequence[str], work: Callable[[str], Awaitable[None]]) -> int:
+    """Do the same for each; one that fails does not stop the others. Returns the worst status."""
+    worst = 0
+    for item in items:
+        try:
+            await work(item)
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            status = status_of(error)
+            if status is None:
+                raise
+            tell(error, item)
+            worst = max(worst, status)
+    return worst
 
-    After Ctrl-C typer exits with 130, after SIGTERM the program dies of that.
+
+def run_on_loop(work: Coroutine[object, object, int | None]) -> int | None:
+    """Run a command's coroutine; returns its status. A signal cancels it, and it cleans up.
+
+    After Ctrl-C the program exits with 130, after SIGTERM it dies of that.
     """
     import asyncio
 
     import uvloop
 
-    ended: list[T] = []
-    told: list[signal.Signals] = []
+    caught: list[signal.Signals] = []
 
-    async def main() -> None:
+    async def main() -> int | None:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
 
         def stop(number: signal.Signals) -> None:
-            told.append(number)
+            caught.append(number)
             task.cancel()
 
         # Between two callbacks; the runner's own handler would cancel in the midst of one.
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop, number)
-        with contextlib.suppress(asyncio.CancelledError):
-            ended.append(await work)
+        return await work
 
     try:
-        uvloop.run(main())
-    except BrokenPipeError:
-        seen_enough()
-        raise typer.Exit(0) from None
-    if not ended:
-        if signal.SIGTERM in told:
+        return uvloop.run(main())
+    except asyncio.CancelledError:
+        if signal.SIGTERM in caught:
             sys.stdout.flush()
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.raise_signal(signal.SIGTERM)
-        raise KeyboardInterrupt
-    return ended[0]
+        raise KeyboardInterrupt from None
 
 
 def seen_enough() -> None:

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from dolmen.replication import Report
+Show = Callable[..., None]
+"""Called with how much is done, and where they are known, of how much, and a word on it."""
 
 
 def emit(value: object) -> None:
-    """A line of JSON on stdout."""
-    print(json.dumps(value, ensure_ascii=False, separators=(",", ":")), flush=True)
+    """A line of JSON on stdout; errors as their text, file names that are no UTF-8 escaped."""
+    print(json.dumps(value, separators=(",", ":"), default=str), flush=True)
+
+
+def show(facts: object, lines: Iterable[str], *, as_json: bool) -> None:
+    """A report: one line of JSON for programs, or lines for people."""
+    if as_json:
+        emit(facts)
+        return
+    for line in lines:
+        print(line, flush=True)
 
 
 def readable(size: int) -> str:
@@ -28,62 +36,27 @@ def readable(size: int) -> str:
 
 
 @contextmanager
-def transfer_bar(name: str) -> Iterator[Callable[[int, int | None], None] | None]:
-    """A bar for bytes moved, on stderr; None where that is no terminal."""
+def progress_bar(name: str, *, unit: str = "") -> Iterator[Show]:
+    """A bar on stderr while the block lasts; nothing is shown where that is no terminal.
+
+    With `unit="bytes"` sizes and a speed are shown, else numbers and the word.
+    """
     if not sys.stderr.isatty():
-        yield None
+        yield lambda *_: None
         return
+    from rich import progress
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    with Progress(
-        *columns, TransferSpeedColumn(), console=Console(stderr=True), transient=True
-    ) as progress:
-        task = progress.add_task(name, total=None)
-        yield lambda moved, total: progress.update(task, completed=moved, total=total)
-
-
-@contextmanager
-def report_bar(name: str) -> Iterator[Callable[[Report], None] | None]:
-    """A bar for a run of replication, on stderr; None where that is no terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(
-        *columns,
-        TextColumn("compared, {task.fields[copied]} copied"),
-        console=Console(stderr=True),
-        transient=True,
-    ) as progress:
-        task = progress.add_task(name, total=None, copied=0)
-
-        def show(report: Report) -> None:
-            progress.update(
-                task, completed=report.compared, total=report.total, copied=report.copied
-            )
-
-        yield show
-
-
-@contextmanager
-def counting_bar(name: str) -> Iterator[Callable[[int, int | None, str], None] | None]:
-    """A bar for things counted, with a word on them, on stderr; None where that is no terminal."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(
-        *columns, TextColumn("{task.fields[said]}"), console=Console(stderr=True), transient=True
-    ) as progress:
-        task = progress.add_task(name, total=None, said="")
-        yield lambda done, total, said: progress.update(
+    columns: list[progress.ProgressColumn] = [
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+    ]
+    if unit == "bytes":
+        columns += [progress.DownloadColumn(), progress.TransferSpeedColumn()]
+    else:
+        columns += [progress.MofNCompleteColumn(), progress.TextColumn("{task.fields[said]}")]
+    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(name, total=None, said="")
+        yield lambda done, total=None, said="": bar.update(
             task, completed=done, total=total, said=said
         )

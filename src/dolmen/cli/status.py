@@ -1,27 +1,30 @@
-"""`dolmen status`: the state of a cluster or a store."""
+"""`dolmen status`: the state of a cluster, as a table, or of a store."""
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from typing import Annotated
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Annotated, Any
 
 import typer
 
-from dolmen.cli.cluster_table import cluster_lines
-from dolmen.cli.ending import FAILED, run
+from dolmen.cli.ending import FAILED
 from dolmen.cli.options import SERVER, Json, ServerOption
-from dolmen.cli.output import emit, readable
+from dolmen.cli.output import readable, show
+
+_HEAD = ("server", "state", "free", "blobs", "data", "missing", "misplaced", "compared", "scrubbed")
+_SIZES = ("bytes", "free", "total")
 
 
-def status(
+async def status(
     store: Annotated[
         str | None,
         typer.Argument(metavar="STORE", help="A store's URL; without it the API server's view."),
     ] = None,
     server: ServerOption = SERVER,
     json: Json = False,
-) -> None:
+) -> int:
     """Show the state of a cluster, or of one store. Exit status 1 when there are problems.
 
     [green]dolmen status[/green]
@@ -30,70 +33,136 @@ def status(
 
     [green]dolmen status volume:./dolmen-data[/green]
     """
-    said = run(_of_store(store) if store else _of_cluster(server))
-    if json:
-        emit(said)
+    if store is not None:
+        said = await _of_store(store)
+        problems = bool(said["reasons"] or said.get("quarantined"))
+        show(said, _store_lines(said), as_json=json)
     else:
-        for line in _lines(said) if store else cluster_lines(said, time.time()):
-            print(line)
-    raise typer.Exit(FAILED if _has_problems(said) else 0)
+        from dolmen.client import AsyncClient
+
+        async with AsyncClient(server) as client:
+            said = await client.cluster()
+        problems = _has_problems(said)
+        show(said, cluster_lines(said, time.time()), as_json=json)
+    return FAILED if problems else 0
 
 
-async def _of_cluster(server: str) -> dict[str, object]:
-    from dolmen.client import AsyncClient
-
-    async with AsyncClient(server) as client:
-        return await client.cluster()
-
-
-async def _of_store(url: str) -> dict[str, object]:
+async def _of_store(url: str) -> dict[str, Any]:
     from dolmen.closing import closing
     from dolmen.store import Listing
     from dolmen.stores import open_existing
     from dolmen.stores.secrets import without_secrets
 
     store = await open_existing(url, read_only=True)
-    url = without_secrets(url)
+    said: dict[str, Any] = {"store": without_secrets(url)}
     try:
-        condition = dataclasses.asdict(await store.condition())
-        if not store.capabilities.digests:  # it would have to list everything
-            return {"store": url, **condition}
-        digests = await store.digests()
-        async with closing(store.list(Listing(quarantined=True))) as infos:
-            quarantined = [info.name async for info in infos]
+        condition = await store.condition()
+        if store.capabilities.digests:  # else it would have to list everything
+            digests = await store.digests()
+            said |= {"blobs": digests.count, "bytes": digests.size, "root": digests.root}
+            async with closing(store.list(Listing(quarantined=True))) as infos:
+                if quarantined := len([info async for info in infos]):
+                    said["quarantined"] = quarantined
     finally:
         await store.aclose()
-    held = {"blobs": digests.count, "bytes": digests.size, "root": digests.root}
-    if quarantined:
-        held["quarantined"] = len(quarantined)
-    return {"store": url, **held, **condition}
+    return said | asdict(condition)
 
 
-def _has_problems(value: object) -> bool:
-    """Whether a store somewhere in this reports a problem."""
-    if isinstance(value, dict):
-        if value.get("reachable") is False:
-            return True
-        if value.get("missing") or value.get("trouble") or value.get("quarantined"):
-            return True
-        return bool(value.get("reasons")) or any(map(_has_problems, value.values()))
-    return isinstance(value, list) and any(map(_has_problems, value))
+def _store_lines(said: dict[str, Any]) -> Iterator[str]:
+    for key, value in said.items():
+        if isinstance(value, list):
+            if value:
+                yield key
+            yield from (f"  {line}" for line in value)
+        elif value is not None:
+            yield f"{key:10} {readable(value) if key in _SIZES else value}"
 
 
-def _lines(value: object, indent: str = "") -> list[str]:
-    """A JSON value as indented lines."""
-    lines: list[str] = []
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            if isinstance(inner, dict | list) and inner:
-                lines += [f"{indent}{key}", *_lines(inner, indent + "  ")]
-            elif isinstance(inner, int) and key in ("bytes", "free", "total", "free_bytes"):
-                lines.append(f"{indent}{key:10} {readable(inner)}")
-            elif inner not in (None, [], {}):
-                lines.append(f"{indent}{key:10} {inner}")
-    elif isinstance(value, list):
-        for inner in value:
-            lines += _lines(inner, indent)
+def _has_problems(said: dict[str, Any]) -> bool:
+    """Whether an API server knows of something that is wrong with its cluster."""
+    servers = [server for group in said["groups"] for server in group["servers"]]
+    return bool((said.get("repair") or {}).get("trouble")) or any(
+        not each["reachable"] or each.get("reasons") or each.get("missing") for each in servers
+    )
+
+
+def cluster_lines(said: dict[str, Any], now: float) -> Iterator[str]:
+    """The lines for what an API server says of its cluster. `now` is in seconds since 1970."""
+    for group in said["groups"]:
+        servers = group["servers"]
+        yield f"group {group['group']}: {len(servers)} servers, {group['copies']} copies of all"
+        yield from _table([_HEAD, *(_row(server, now) for server in servers)])
+        for server in servers:
+            remarks = [server.get("detail"), *server.get("reasons", []), *server.get("remarks", [])]
+            yield from (f"  {server['server']}: {line}" for line in remarks if line)
+        yield ""
+    if "repair" in said:
+        yield f"repair: {_repair(said['repair'], now)}"
     else:
-        lines.append(f"{indent}{value}")
-    return lines
+        yield "repair: disabled in this API server (or run dolmen replicate --watch)"
+
+
+def _row(server: dict[str, Any], now: float) -> Sequence[str]:
+    free, total = server.get("free"), server.get("total")
+    return (
+        server["server"],
+        _state(server),
+        f"{readable(free)} of {readable(total)}" if free is not None and total else "-",
+        _count(server.get("blobs")),
+        readable(server["bytes"]) if "bytes" in server else "-",
+        _count(server.get("missing")),
+        _count(server.get("misplaced")),
+        ago(server["compared_at"], now) if "compared_at" in server else "-",
+        ago(server["scrubbed_at"], now) if "scrubbed_at" in server else "-",
+    )
+
+
+def _state(server: dict[str, Any]) -> str:
+    if not server["reachable"]:
+        return "UNREACHABLE"
+    if not server["writable"]:
+        return "READ-ONLY"
+    if server["reasons"]:
+        return "DEGRADED"
+    return "ok" if server["weight"] else "draining"
+
+
+def _count(number: int | None) -> str:
+    return "-" if number is None else f"{number:,}"
+
+
+def ago(when: float | None, now: float) -> str:
+    """How long ago something was, in one unit."""
+    if when is None:
+        return "never"
+    seconds = max(0.0, now - when)
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def _repair(told: dict[str, Any] | None, now: float) -> str:
+    if told is None:
+        return "has just begun"
+    if told["trouble"]:
+        return f"failed: {told['trouble']}"
+    done = f"{told['copied']:,} copied ({readable(told['bytes'])}), {told['removed']:,} removed"
+    if told["copying"]:
+        return f"copying from {told['copying']}; {done} before"
+    if not told["rounds"]:
+        return "has just begun"
+    state = "fully replicated" if told["complete"] else "not fully replicated"
+    failing = "".join(f"; {name}: {why}" for name, why in told["failing"].items())
+    return f"{state} {ago(told['ended'], now)}; {done} since it began{failing}"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    left = 2  # columns of words; the others are numbers
+    for row in rows:
+        cells = [
+            cell.ljust(width) if at < left else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        yield f"  {'  '.join(cells)}".rstrip()

@@ -6,16 +6,10 @@ import hashlib
 import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from types import MappingProxyType
-from typing import Self
+from typing import Any, Self
 from urllib.parse import quote, urlencode, urlsplit
 
-from dolmen.client.objects import (
-    ObjectInfo,
-    Uploaded,
-    decode_metadata,
-    metadata_headers,
-)
+from dolmen.client.objects import ObjectInfo, Uploaded, decode_metadata, metadata_headers
 from dolmen.errors import BadContent, BadSetting, Corrupt, InvalidName, OutcomeUnknown, Unavailable
 from dolmen.http import Client as Connections
 from dolmen.http import ClientResponse, Streamed, Timeouts
@@ -23,7 +17,6 @@ from dolmen.names import id_hasher, is_object_id
 from dolmen.stores.responses import error_of, object_of
 
 DEFAULT_SERVER = "http://127.0.0.1:9991"
-_NO_METADATA: Mapping[str, str] = MappingProxyType({})
 _PATIENT = Timeouts(first_byte=600.0)  # a large upload is answered when its last copy is on disk
 
 
@@ -76,7 +69,7 @@ class AsyncClient:
         size: int | None = None,
         file_name: str | None = None,
         mime_type: str | None = None,
-        metadata: Mapping[str, str] = _NO_METADATA,
+        metadata: Mapping[str, str] | None = None,
         expected_id: str | None = None,
     ) -> Uploaded:
         """Store an object; `size` is the length of an iterator's data, where it is known.
@@ -85,17 +78,18 @@ class AsyncClient:
         not be sent what it has. Otherwise the id it answers is compared with the
         SHA-256 of what was sent.
         """
-        headers = metadata_headers(file_name, mime_type, metadata)
+        headers = metadata_headers(file_name, mime_type, metadata or {})
         method, target = "POST", "/upload"
         if expected_id is not None:
             method, target = "PUT", f"/objects/{_checked(expected_id)}"
         hasher = hashlib.sha256()
+        body: bytes | memoryview | Streamed
         if isinstance(data, bytes | memoryview):
             hasher.update(data)
-            response = await self._ask(method, target, headers, data)
+            body = data
         else:
             body = Streamed(_hashing(data, hasher), size)
-            response = await self._ask(method, target, headers, body)
+        response = await self._ask(method, target, headers, body)
         said = await object_of(self.server, response, OutcomeUnknown)
         stored = Uploaded(said["id"], said["size"], said.get("copies", 1))
         if expected_id is None and len(stored.id) == 64 and stored.id != hasher.hexdigest():
@@ -122,23 +116,15 @@ class AsyncClient:
 
     async def stat(self, object_id: str) -> ObjectInfo:
         """What is known of an object, and where its copies are; raises `NotFound`."""
-        said = await object_of(
-            self.server, await self._ask("GET", f"/objects/{_checked(object_id)}"), Unavailable
-        )
-        return ObjectInfo(
-            object_id,
-            said["size"],
-            said["metadata"],
-            said["copies"],
-            said["wanted"],
-            tuple(said["servers"]),
-        )
+        said = await self._get(f"/objects/{_checked(object_id)}")
+        told = ("size", "metadata", "copies", "wanted", "servers")
+        return ObjectInfo(object_id, *(said[what] for what in told))
 
     async def list(self) -> AsyncIterator[str]:
         """The id of every object, once each, in pages behind the scenes."""
         target = "/objects"
         while True:
-            said = await object_of(self.server, await self._ask("GET", target), Unavailable)
+            said = await self._get(target)
             for object_id in said["ids"]:
                 yield object_id
             if said["next"] is None:
@@ -149,9 +135,12 @@ class AsyncClient:
         """Delete an object everywhere. Deleting what is not there is no error."""
         await self._ask("DELETE", f"/objects/{_checked(object_id)}")
 
-    async def cluster(self) -> dict[str, object]:
+    async def cluster(self) -> dict[str, Any]:
         """How the servers behind the API server are."""
-        return await object_of(self.server, await self._ask("GET", "/cluster"), Unavailable)
+        return await self._get("/cluster")
+
+    async def _get(self, target: str) -> dict[str, Any]:
+        return await object_of(self.server, await self._ask("GET", target), Unavailable)
 
     async def _ask(
         self,

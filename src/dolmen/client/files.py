@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import mimetypes
 import os
-import tempfile
+import secrets
+import stat
 from collections.abc import AsyncIterator, Callable
 from typing import IO, BinaryIO
 
@@ -25,26 +26,25 @@ async def upload_file(
 ) -> Uploaded:
     """Upload a file; its name and the type its name tells are kept. Raises `OSError` as well."""
     with _opened(path) as file:
-        return await upload_stream(
-            client,
-            file,
-            size=os.fstat(file.fileno()).st_size,
-            file_name=os.path.basename(path),
-            mime_type=mimetypes.guess_type(path, strict=False)[0],
-            progress=progress,
-        )
+        name = os.path.basename(path)
+        return await upload_stream(client, file, file_name=name, progress=progress)
+
+
+def _opened(path: str) -> BinaryIO:
+    return open(path, "rb")
 
 
 async def upload_stream(
     client: AsyncClient,
     file: BinaryIO,
     *,
-    size: int | None = None,
     file_name: str | None = None,
-    mime_type: str | None = None,
     progress: Progress | None = None,
 ) -> Uploaded:
-    """Upload what is read from an open file or pipe, from where it stands to its end."""
+    """Upload what is read from an open file or pipe, from where it is to its end."""
+    about, size = os.fstat(file.fileno()), None
+    if stat.S_ISREG(about.st_mode):
+        size = max(0, about.st_size - file.tell())
 
     async def pieces() -> AsyncIterator[bytes]:
         sent = 0
@@ -56,6 +56,7 @@ async def upload_stream(
         if size is not None and sent != size:
             raise BadContent(f"{file_name} had {size} bytes, but {sent} while it was read")
 
+    mime_type = mimetypes.guess_type(file_name, strict=False)[0] if file_name else None
     return await client.upload(pieces(), size=size, file_name=file_name, mime_type=mime_type)
 
 
@@ -77,22 +78,19 @@ async def download_file(
     """
     async with client.download(object_id) as download:
         path = _place(path, download.info.file_name or object_id, force=force)
-        file = tempfile.NamedTemporaryFile(  # noqa: SIM115 - closed below, before it is named
-            prefix=".dolmen-", dir=os.path.dirname(path) or ".", delete=False
-        )
+        beside = os.path.join(os.path.dirname(path), f".dolmen-{secrets.token_hex(8)}")
         try:
-            with file:
+            with _created(beside) as file:
                 await copy_to(download, file, progress=progress)
-                os.fchmod(file.fileno(), 0o666 & ~_umask())
-            _name(file.name, path, force=force)
+            _name(beside, path, force=force)
         finally:
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(file.name)
+                os.unlink(beside)
     return path
 
 
-def _opened(path: str) -> BinaryIO:
-    return open(path, "rb")
+def _created(path: str) -> BinaryIO:
+    return open(path, "xb")
 
 
 def _place(path: str | None, name: str, *, force: bool) -> str:
@@ -131,9 +129,3 @@ def _name(beside: str, path: str, *, force: bool) -> None:
 
 def _taken(path: str) -> BadSetting:
     return BadSetting(f"{path} is there already; --force replaces it, -o names another file")
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, unquote
@@ -33,7 +34,7 @@ class ObjectInfo:
     metadata: Mapping[str, str] = field(default_factory=dict)
     copies: int = 0
     wanted: int = 0
-    servers: tuple[Mapping[str, Any], ...] = ()
+    servers: Sequence[Mapping[str, Any]] = ()
 
     @property
     def degraded(self) -> bool:
@@ -61,7 +62,7 @@ def metadata_headers(
             raise ValueError(f"metadata is named x-…, and not x-dolmen-…: {name!r} is not")
     if file_name is not None:
         # Percent-encoded (RFC 3986): a header field takes no line ends and no certain charset.
-        pairs[FILE_NAME] = quote(file_name, safe=_PLAIN)
+        pairs[FILE_NAME] = quote(os.fsencode(file_name), safe=_PLAIN)
     if mime_type is not None:
         pairs[MIME_TYPE] = mime_type
     return [(name.encode(), value.encode()) for name, value in pairs.items()]
@@ -72,16 +73,20 @@ def decode_metadata(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     return {
         name.decode(): value.decode("utf-8", "replace")
         for name, value in headers
-        if name.startswith(b"x-") and not name.startswith(b"x-dolmen-") and name not in _OURS
+        if name.startswith(b"x-") and not name.startswith(_OURS)
     }
 
 
-_OURS = (b"x-content-type-options", b"x-request-id")
+_OURS = (b"x-dolmen-", b"x-content-type-options", b"x-request-id")
 
 
 def decode_file_name(value: str | None) -> str | None:
-    """The file name in metadata, made safe to create: no folder, nothing hidden, no control."""
+    """The file name in metadata, made safe to create: no folder, nothing hidden, no control.
+
+    Bytes that are no UTF-8 come as `os.fsdecode` gives them.
+    """
     if value is None:
         return None
-    name = unquote(value).replace("\\", "/").rpartition("/")[2].lstrip(".")
-    return "".join(each for each in name if each.isprintable())[:200] or None
+    name = unquote(value, errors="surrogateescape").replace("\\", "/").rpartition("/")[2]
+    safe = (each for each in name.lstrip(".") if each.isprintable() or "\udc80" <= each <= "\udcff")
+    return "".join(safe)[:200] or None

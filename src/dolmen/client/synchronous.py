@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from typing import Self
 
 from dolmen.client.asynchronous import DEFAULT_SERVER, AsyncClient
 from dolmen.client.files import download_file, upload_file
 from dolmen.client.objects import ObjectInfo, Uploaded
-
-_NO_METADATA: Mapping[str, str] = MappingProxyType({})
 
 
 class Client:
@@ -19,8 +17,9 @@ class Client:
 
     def __init__(self, server: str = DEFAULT_SERVER) -> None:
         self._client = AsyncClient(server)
-        self._runner = asyncio.Runner()
-        self._closed = False
+        self._ending = ExitStack()
+        self._runner = self._ending.enter_context(asyncio.Runner())
+        self._ending.callback(lambda: self._runner.run(self._client.aclose()))
 
     def upload(
         self,
@@ -28,7 +27,7 @@ class Client:
         *,
         file_name: str | None = None,
         mime_type: str | None = None,
-        metadata: Mapping[str, str] = _NO_METADATA,
+        metadata: Mapping[str, str] | None = None,
         expected_id: str | None = None,
     ) -> Uploaded:
         """See `AsyncClient.upload`."""
@@ -66,7 +65,11 @@ class Client:
     def list(self) -> Iterator[str]:
         """See `AsyncClient.list`."""
         listing = aiter(self._client.list())
-        while (object_id := self._runner.run(_next(listing))) is not None:
+
+        async def following() -> str | None:
+            return await anext(listing, None)
+
+        while (object_id := self._runner.run(following())) is not None:
             yield object_id
 
     def delete(self, object_id: str) -> None:
@@ -75,17 +78,10 @@ class Client:
 
     def close(self) -> None:
         """Close every connection. May be called twice."""
-        if not self._closed:
-            self._closed = True
-            self._runner.run(self._client.aclose())
-            self._runner.close()
+        self._ending.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-async def _next(listing: AsyncIterator[str]) -> str | None:
-    return await anext(listing, None)

@@ -6,25 +6,12 @@ Every value remembers where it came from, and one that can't be used is a
 
 from __future__ import annotations
 
-from dolmen.config.load import Loaded, Origin, load, split_list
-from dolmen.config.settings import (
-    Compaction,
-    Group,
-    Limits,
-    Scrub,
-    Server,
-    Settings,
-    join_address,
-    split_address,
-)
+from dolmen.config.load import Loaded, load, split_list
+from dolmen.config.settings import Group, Server, Settings, join_address, split_address
 
 __all__ = [
-    "Compaction",
     "Group",
-    "Limits",
     "Loaded",
-    "Origin",
-    "Scrub",
     "Server",
     "Settings",
     "join_address",

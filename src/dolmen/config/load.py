@@ -7,14 +7,22 @@ import logging
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, get_origin
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from dolmen.config.settings import Settings, is_loopback
-from dolmen.config.sosconf import read_groups
+from dolmen.config.settings import (
+    Compaction,
+    Group,
+    Limits,
+    Replication,
+    Scrub,
+    Server,
+    Settings,
+    server_name,
+)
 from dolmen.errors import BadSetting
 from dolmen.stores import SCHEMES
 from dolmen.stores.secrets import without_secrets
@@ -26,9 +34,26 @@ SOS_FILES = ("~/.sos.conf", "/etc/sos.conf")
 
 Origin = str
 """A file's path, `environment DOLMEN_X`, `--flag`, or `default`."""
+Layer = tuple[dict[str, Any], Origin]
+"""Settings as a file has them, tables within, and where they came from."""
+
 _SERVERS = ("blob_servers", "groups")
 _APART = ("DOLMEN_CONFIG", "DOLMEN_SERVER", "DOLMEN_TEST_LONG")
 """Variables that are no settings: those of the command line, and of the project's tests."""
+_PLATFORM = re.compile(
+    r"DOLMEN_(.*_)?(SERVICE_(HOST|PORT.*)|PORT(_[0-9]+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)?)"
+)
+"""Variables that a container platform sets for a service named dolmen, or dolmen-something."""
+_TABLES: dict[str, type[BaseModel]] = {
+    "groups": Group,
+    "servers": Server,
+    "replication": Replication,
+    "scrub": Scrub,
+    "compaction": Compaction,
+    "limits": Limits,
+}
+"""What is in the tables of a file, by their names."""
+log = logging.getLogger("dolmen.config")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,25 +68,14 @@ class Loaded:
         return self.origins.get(key, "default")
 
 
-_PLATFORM = re.compile(
-    r"DOLMEN_(.*_)?(SERVICE_(HOST|PORT.*)|PORT(_[0-9]+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)?)"
-)
-"""Variables that a container platform sets for a service named dolmen, or dolmen-something."""
-log = logging.getLogger("dolmen.config")
-
-
-Layer = tuple[dict[str, Any], dict[str, Origin]]
-"""Values by key (those of tables as `limits.x`), and the origin of each."""
-
-
 def load(
     flags: Mapping[str, Any] | None = None,
     *,
     config: str | None = None,
     needs_servers: bool = False,
     environ: Mapping[str, str] | None = None,
-    files: tuple[str, ...] = FILES,
-    sos_files: tuple[str, ...] = SOS_FILES,
+    files: Sequence[str] = FILES,
+    sos_files: Sequence[str] = SOS_FILES,
 ) -> Loaded:
     """The settings in effect. Flags that are None were not given.
 
@@ -70,123 +84,148 @@ def load(
     blob servers. Raises `BadSetting`.
     """
     environ = os.environ if environ is None else environ
-    given = {key: value for key, value in (flags or {}).items() if value is not None}
-    origins = {key: "--" + _flag(key) for key in given}
-    layers: list[Layer] = [_from_file(config or environ.get("DOLMEN_CONFIG"), files)]
-    layers += [_from_environment(environ), (given, origins)]
-    values, origins = _merge(layers)
-    if needs_servers and not any(values.get(key) for key in _SERVERS):
-        groups, path = _from_sos(sos_files)
-        if groups:
-            values["groups"], origins["groups"] = groups, path
-    loaded = Loaded(_validated(values, origins), origins)
-    _check_listening(loaded)
-    return loaded
+    layers = [
+        _from_file(config or environ.get("DOLMEN_CONFIG"), files),
+        *_from_environment(environ),
+        *(({key: value}, _flag(key)) for key, value in (flags or {}).items() if value is not None),
+    ]
+    if needs_servers and not any(found.get(key) for found, _ in layers for key in _SERVERS):
+        layers.append(_from_sos(None, sos_files))
+    return _validated(*_merge(layers))
 
 
-def _flag(key: str) -> str:
-    return {"blob_servers": "blob-server"}.get(key, key.replace("_", "-"))
+def _flag(key: str) -> Origin:
+    return "--blob-server" if key == "blob_servers" else "--" + key.replace("_", "-")
 
 
-def _merge(layers: list[Layer]) -> Layer:
-    """Later layers win. Whichever last names servers names all of them."""
+def _merge(layers: Iterable[Layer]) -> tuple[dict[str, Any], dict[str, Origin]]:
+    """Later layers win, key by key. Whichever last names servers names all of them."""
     values: dict[str, Any] = {}
     origins: dict[str, Origin] = {}
-    for layer, named in layers:
-        both = [key for key in _SERVERS if layer.get(key)]
-        if len(both) == 2:
+    for found, origin in layers:
+        naming = [key for key in _SERVERS if found.get(key)]
+        if len(naming) == 2:
             raise BadSetting(
-                f"{named['groups']}: sets both blob_servers and groups, but should set one of them"
+                f"{origin}: sets both blob_servers and groups, but should set one of them"
             )
-        if both:
-            values = {key: value for key, value in values.items() if key not in _SERVERS}
-        values |= layer
-        origins |= named
-    return values, {key: origin for key, origin in origins.items() if key in values}
+        for key in _SERVERS if naming else ():
+            values.pop(key, None)
+            origins.pop(key, None)
+        for key, value in found.items():
+            if isinstance(value, dict):
+                table = values.get(key)
+                values[key] = (table if isinstance(table, dict) else {}) | value
+                origins |= {f"{key}.{inner}": origin for inner in value}
+            else:
+                values[key], origins[key] = value, origin
+    return values, origins
 
 
-def _from_file(config: str | None, files: tuple[str, ...]) -> Layer:
+def _from_file(config: str | None, files: Sequence[str]) -> Layer:
     if config and config.endswith(".conf"):
-        groups, path = _from_sos((config,), given=True)
-        if not groups:
-            raise BadSetting(f"{config}: there is no such file, or it names no server")
-        return {"groups": groups}, {"groups": path}
-    candidates = (config,) if config else tuple(map(os.path.expanduser, files))
-    for path in candidates:
+        return _from_sos(config, ())
+    path, text = _read(config, files)
+    try:
+        return tomllib.loads(text), path
+    except tomllib.TOMLDecodeError as error:
+        raise BadSetting(f"{path}: invalid TOML: {error}") from error
+
+
+def _read(given: str | None, usual: Sequence[str]) -> tuple[str, str]:
+    """The path and the text of the file that was given, or of the first of the usual ones.
+
+    One that was not asked for, and can't be read, is passed over.
+    """
+    for path in [given] if given else map(os.path.expanduser, usual):
         try:
-            with open(path, "rb") as file:
-                found = tomllib.load(file)
+            with open(path, encoding="utf-8") as file:
+                return path, file.read()
         except FileNotFoundError:
-            if config:
+            if given:
                 raise BadSetting(f"{path}: there is no such file; see --config") from None
-            continue
+        except UnicodeDecodeError as error:
+            raise BadSetting(f"{path}: should be UTF-8, but is not: {error}") from error
         except OSError as error:
-            if not config:
-                log.warning("%s is passed over: %s", path, error.strerror)
-                continue
-            raise BadSetting(f"{path}: can't be read: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise BadSetting(f"{path}: invalid TOML: {error}") from error
-        flat = _flat(found)
-        return flat, dict.fromkeys(flat, path)
-    return {}, {}
+            if given:
+                raise BadSetting(f"{path}: can't be read: {error.strerror}") from error
+            log.warning("%s is passed over: %s", path, error.strerror)
+    return "", ""
 
 
-def _flat(found: dict[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in found.items():
-        if isinstance(value, dict):
-            flat |= {f"{key}.{inner}": each for inner, each in value.items()}
-        else:
-            flat[key] = value
-    return flat
+_SECTION = re.compile(r"\[\s*([^\[\]]+?)\s*\]")
+_SERVER = re.compile(r"(?:[\w.-]+\s*[:=]\s*)?(https?://[^\s/]+)/?")
+_COMMENT = re.compile(r"(^|\s)[#;].*")
 
 
-def _from_environment(environ: Mapping[str, str]) -> Layer:
+def _from_sos(given: str | None, usual: Sequence[str]) -> Layer:
+    path, text = _read(given, usual)
+    groups = read_sos_groups(text, path)
+    if given and not groups:
+        raise BadSetting(f"{path}: names no server")
+    return {"groups": groups} if groups else {}, path
+
+
+def read_sos_groups(text: str, path: str) -> list[dict[str, object]]:
+    """The groups of an sos.conf in the form `Settings` takes; raises `BadSetting` with the line.
+
+    Plain lines `http://host:port` are one group; in sections (`[name]`) each is a group, with
+    lines `- : http://host:port` or bare ones. `#` and `;` begin comments.
+    """
+    found: dict[str, list[str]] = {}
+    group = "all"
+    for number, raw in enumerate(text.splitlines(), 1):
+        line = _COMMENT.sub("", raw).strip()
+        if section := _SECTION.fullmatch(line):
+            group = re.sub(r"[^A-Za-z0-9._-]", "-", section[1])
+        elif server := _SERVER.fullmatch(line):
+            found.setdefault(group, []).append(server[1])
+        elif line:
+            raise BadSetting(
+                f"{path}: line {number} is {line[:80]!r}, but should be http://HOST:PORT, "
+                "[GROUP], or - : http://HOST:PORT"
+            )
+    return [
+        {"name": name, "servers": [{"name": server_name(url), "url": url} for url in urls]}
+        for name, urls in found.items()
+    ]
+
+
+def _from_environment(environ: Mapping[str, str]) -> Iterator[Layer]:
     """`DOLMEN_WORKERS=2`, `DOLMEN_LIMITS_CONNECTIONS=50`, lists separated by commas."""
-    keys = {_variable(key): key for key in _keys() if key != "groups"}
-    values: dict[str, Any] = {}
-    origins: dict[str, Origin] = {}
+    kinds = _kinds()
+    keys = {PREFIX + key.replace(".", "_").upper(): key for key in kinds if key != "groups"}
     for variable, text in environ.items():
         if not variable.startswith(PREFIX) or variable in _APART or _PLATFORM.fullmatch(variable):
             continue
         origin = f"environment {variable}"
-        key = keys.get(variable)
-        if key is None:
+        if variable not in keys:
             hint = _nearest(variable, keys)
             raise BadSetting(f"{origin}: unknown setting{hint}; see `dolmen config show`")
-        values[key], origins[key] = _parsed(key, text, origin), origin
-    return values, origins
+        value = _parsed(text, kinds[keys[variable]], origin)
+        table, dot, key = keys[variable].partition(".")
+        yield ({table: {key: value}} if dot else {table: value}), origin
 
 
-def _variable(key: str) -> str:
-    return PREFIX + key.replace(".", "_").upper()
-
-
-def _keys() -> dict[str, Any]:
-    """Every key with its type; those in tables as `table.key`."""
-    keys: dict[str, Any] = {}
+def _kinds() -> dict[str, Any]:
+    """The type of every key; those in tables as `table.key`."""
+    kinds: dict[str, Any] = {}
     for name, field in Settings.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            keys |= {f"{name}.{at}": inner.annotation for at, inner in kind.model_fields.items()}
+        if name in _TABLES and name != "groups":
+            inner = _TABLES[name].model_fields
+            kinds |= {f"{name}.{key}": each.annotation for key, each in inner.items()}
         else:
-            keys[name] = kind
-    return keys
+            kinds[name] = field.annotation
+    return kinds
 
 
-def _parsed(key: str, text: str, origin: Origin) -> Any:
-    """The text of a variable as the type of its key; bounds are checked with everything else."""
-    kind = _keys()[key]
-    if list in (getattr(kind, "__origin__", None), kind):
+def _parsed(text: str, kind: Any, origin: Origin) -> Any:
+    """The text of a variable as the type of its key; other bounds are checked with all else."""
+    if get_origin(kind) is list:
         return split_list(text)
-    plain = next((each for each in (bool, int, float) if kind is each or each in _parts(kind)), str)
-    if plain is str:
-        return text
     try:
-        return TypeAdapter(plain).validate_strings(text)
+        return TypeAdapter(kind).validate_strings(text)
     except ValidationError as error:
-        raise BadSetting(f"{origin}: is {text!r}, but {_wish(error)}") from None
+        raise BadSetting(f"{origin}: is {_shown(text)}, but {_wish(error)}") from None
 
 
 def split_list(text: str) -> list[str]:
@@ -201,38 +240,9 @@ def split_list(text: str) -> list[str]:
     return parts
 
 
-def _parts(kind: Any) -> tuple[Any, ...]:
-    return sum((_parts(part) for part in get_args(kind)), (kind,))
-
-
-def _from_sos(
-    files: tuple[str, ...], *, given: bool = False
-) -> tuple[list[dict[str, object]], Origin]:
-    for path in map(os.path.expanduser, files):
-        try:
-            with open(path, encoding="utf-8") as file:
-                return read_groups(file.read(), path), path
-        except FileNotFoundError:
-            continue
-        except PermissionError as error:
-            if given:
-                raise BadSetting(f"{path}: can't be read: {error.strerror}") from error
-            log.warning("%s is passed over: %s", path, error.strerror)
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadSetting(f"{path}: can't be read: {error}") from error
-    return [], ""
-
-
-def _validated(values: dict[str, Any], origins: Mapping[str, Origin]) -> Settings:
-    nested: dict[str, Any] = {}
-    for key, value in values.items():
-        table, dot, name = key.partition(".")
-        if dot:
-            nested.setdefault(table, {})[name] = value
-        else:
-            nested[key] = value
+def _validated(values: dict[str, Any], origins: Mapping[str, Origin]) -> Loaded:
     try:
-        return Settings.model_validate(nested)
+        return Loaded(Settings.model_validate(values), origins)
     except ValidationError as error:
         raise BadSetting(_explained(error, origins)) from None
 
@@ -240,13 +250,15 @@ def _validated(values: dict[str, Any], origins: Mapping[str, Origin]) -> Setting
 def _explained(error: ValidationError, origins: Mapping[str, Origin]) -> str:
     """The first problem as one line: where, which key, what was found, what is allowed."""
     first = error.errors(include_url=False)[0]
-    path = ".".join(str(part) for part in first["loc"])
-    top = str(first["loc"][0]) if first["loc"] else ""
-    origin = origins.get(path) or origins.get(top)
-    if origin is None:  # a rule between several keys
-        origin = next((origins[key] for key in _SERVERS if key in origins), "settings")
+    where = [str(part) for part in first["loc"]]
+    path = ".".join(where)
+    # A rule between several keys has no place.
+    candidates = [path, *where[:1]] if where else _SERVERS
+    origin = next((origins[key] for key in candidates if key in origins), "settings")
     if first["type"] == "extra_forbidden":
-        return f"{origin}: unknown setting {path}{_nearest(str(first['loc'][-1]), _siblings(path))}"
+        tables = [_TABLES[part] for part in where[:-1] if part in _TABLES]
+        known = (tables or [Settings])[-1].model_fields
+        return f"{origin}: unknown setting {path}{_nearest(where[-1], known)}"
     if first["type"] == "missing":
         return f"{origin}: {path} is not set, but has no default"
     if not path:
@@ -264,28 +276,6 @@ def _shown(value: object) -> str:
     return shown if len(shown) <= 80 else shown[:79] + "…"
 
 
-def _siblings(path: str) -> list[str]:
-    """The keys that could have been meant where an unknown one stands."""
-    model: type[BaseModel] = Settings
-    for part in path.split(".")[:-1]:
-        if part in model.model_fields:
-            kinds = _parts(model.model_fields[part].annotation)
-            model = next(k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel))
-    return list(model.model_fields)
-
-
-def _nearest(word: str, known: Mapping[str, Any] | list[str]) -> str:
+def _nearest(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(known)}"
-
-
-def _check_listening(loaded: Loaded) -> None:
-    settings = loaded.settings
-    for key in ("listen", "download_listen"):
-        address = getattr(settings, key)
-        if address and not settings.open and not is_loopback(address):
-            raise BadSetting(
-                f"{loaded.origin(key)}: {key} is {address!r}, which other machines can reach; "
-                "that should be said outright with --open (or open = true), "
-                "or else be an address of this machine alone, such as 127.0.0.1:PORT"
-            )

@@ -21,48 +21,41 @@ async def open_groups(
 ) -> Sequence[Group]:
     """Open every store of these groups; whoever gets them closes them.
 
-    `volatile` lets a group pass that has no durable server: what may be written to is for
-    whoever writes there to decide. With `existing` no new volume is
+    `volatile` lets a group pass that has no durable server. With `existing` no new volume is
     made, with `read_only` nothing is written at opening either. Raises `BadSetting` for
     numbers of copies that can't be kept, and what opening raises; nothing is left open then.
     """
     async with AsyncExitStack() as stack:
-        ready = []
-        for group in groups:
-            members = []
-            for server in group.servers:
-                url = server.url
-                store = (
-                    await open_existing(url, read_only=read_only)
-                    if existing or read_only
-                    else await open_store(url)
-                )
-                stack.push_async_callback(store.aclose)
-                members.append(Member(server.name, store, server.weight, server.zone))
-            ready.append(
-                make_group(
-                    group.name,
-                    members,
-                    copies=group.copies,
-                    write_copies=group.write_copies,
-                    min_copies=group.min_copies,
-                    volatile=volatile,
-                )
+
+        async def member(server: settings.Server) -> Member:
+            if existing or read_only:
+                store = await open_existing(server.url, read_only=read_only)
+            else:
+                store = await open_store(server.url)
+            stack.push_async_callback(store.aclose)
+            return Member(server.name, store, server.weight, server.zone)
+
+        ready = [
+            make_group(
+                group.name,
+                [await member(server) for server in group.servers],
+                copies=group.copies,
+                write_copies=group.write_copies,
+                min_copies=group.min_copies,
+                volatile=volatile,
             )
+            for group in groups
+        ]
         stack.pop_all()
     return ready
 
 
 @asynccontextmanager
 async def opened_groups(
-    groups: Sequence[settings.Group],
-    *,
-    volatile: bool = False,
-    existing: bool = False,
-    read_only: bool = False,
+    groups: Sequence[settings.Group], *, existing: bool = False, read_only: bool = False
 ) -> AsyncIterator[Sequence[Group]]:
-    """These groups, open for as long as the context lasts."""
-    ready = await open_groups(groups, volatile=volatile, existing=existing, read_only=read_only)
+    """These groups, durable or not, open for as long as the context lasts (see `open_groups`)."""
+    ready = await open_groups(groups, volatile=True, existing=existing, read_only=read_only)
     try:
         yield ready
     finally:
@@ -76,6 +69,6 @@ async def opened_store(
     groups: Sequence[settings.Group], *, read_only: bool = False
 ) -> AsyncIterator[BlobStore]:
     """The one store that these groups are: the cluster, or the only server."""
-    async with opened_groups(groups, volatile=True, read_only=read_only) as ready:
+    async with opened_groups(groups, read_only=read_only) as ready:
         members = [member for group in ready for member in group.members]
         yield members[0].store if len(members) == 1 else Cluster(ready)

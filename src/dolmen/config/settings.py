@@ -9,7 +9,15 @@ from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from blake3 import blake3
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from dolmen.stores import SCHEMES
 
@@ -32,7 +40,7 @@ def join_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def is_loopback(address: str) -> bool:
+def _is_loopback(address: str) -> bool:
     """Whether only this machine can reach what listens there."""
     host, _ = split_address(address)
     if host == "localhost":
@@ -67,12 +75,15 @@ def _host_name(name: str) -> str:
 Address = Annotated[str, AfterValidator(_address)]
 HostName = Annotated[str, AfterValidator(_host_name)]
 StoreUrl = Annotated[str, AfterValidator(_store_url)]
+Bandwidth = Annotated[int, Field(ge=1)] | None
+"""Bytes a second, at most; None: as fast as it goes."""
+Seconds = Annotated[float, Field(gt=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Copies = Annotated[int, Field(ge=1, le=64)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Server(_Strict):
@@ -81,7 +92,7 @@ class Server(_Strict):
     name: Name
     """What placement knows it by: it may move to another URL, but not change its name."""
     url: StoreUrl
-    weight: Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)] = 1.0
+    weight: Annotated[float, Field(ge=0, le=1_000_000)] = 1.0
     """Its share of its group; set it by disk size. 0: it should hold nothing (`dolmen drain`)."""
     zone: Name | None = None
     """Copies go to different zones."""
@@ -96,14 +107,6 @@ class Group(_Strict):
     write_copies: Copies | None = None
     min_copies: Copies | None = None
 
-    @model_validator(mode="after")
-    def _agrees(self) -> Self:
-        for what in ("name", "url"):
-            seen = [getattr(server, what) for server in self.servers]
-            if twice := next((each for each in seen if seen.count(each) > 1), None):
-                raise ValueError(f"should not have two servers with the {what} {twice}")
-        return self
-
 
 class Limits(_Strict):
     """What one client may cost. Sizes in bytes, times in seconds."""
@@ -114,36 +117,33 @@ class Limits(_Strict):
     """The largest upload; 413 beyond."""
     upload_memory: Annotated[int, Field(ge=32 << 20)] = 192 << 20
     """Bodies in flight, in a process; readers wait when it is spent."""
-    header_deadline: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 10.0
-    body_idle: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 30.0
-    keep_alive: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 75.0
+    header_deadline: Seconds = 10.0
+    body_idle: Seconds = 30.0
+    keep_alive: Seconds = 75.0
 
 
 class Replication(_Strict):
     """How servers are brought to what they should hold."""
 
-    bandwidth: Annotated[int, Field(ge=1)] | None = None
-    """Bytes copied a second, at most; None: as fast as it goes."""
+    bandwidth: Bandwidth = None
     parallel: Annotated[int, Field(ge=1, le=64)] = 4
     """Servers that are copied to at once."""
-    reclaim_days: Annotated[float, Field(ge=1, le=36_500, allow_inf_nan=False)] = 30.0
+    reclaim_days: Annotated[float, Field(ge=1, le=36_500)] = 30.0
     """Days after which a delete is forgotten; no server may be away for longer."""
 
 
 class Scrub(_Strict):
     """How a server with a volume reads it through, to find damage in time."""
 
-    bandwidth: Annotated[int, Field(ge=1)] | None = 20_000_000
-    """Bytes read a second, at most; None: as fast as it goes."""
-    every_days: Annotated[float, Field(ge=0, le=36_500, allow_inf_nan=False)] = 30.0
+    bandwidth: Bandwidth = 20_000_000
+    every_days: Annotated[float, Field(ge=0, le=36_500)] = 30.0
     """Days from the end of one to the beginning of the next; 0: never."""
 
 
 class Compaction(_Strict):
     """How a server with a volume gives back the room of what was deleted or replaced."""
 
-    bandwidth: Annotated[int, Field(ge=1)] | None = 32_000_000
-    """Bytes read and written a second, at most; None: as fast as it goes."""
+    bandwidth: Bandwidth = 32_000_000
 
 
 class Settings(_Strict):
@@ -153,11 +153,11 @@ class Settings(_Strict):
     """`dolmen serve`: the folder of its volume."""
     store: StoreUrl | None = None
     """`dolmen blob-server`: what it is a front of."""
+    open: bool = False
+    """Listen on addresses that other machines reach, to whoever asks."""
     listen: Address | None = None
     download_listen: Address | None = None
     """Where an API server answers downloads only."""
-    open: bool = False
-    """Listen on addresses that other machines reach, to whoever asks."""
     hosts: list[HostName] = []
     """Names under which a proxy answers for addresses on loopback."""
     workers: Annotated[int, Field(ge=1, le=256)] = 1
@@ -180,6 +180,17 @@ class Settings(_Strict):
     digest: Literal["sha256", "sha1"] = "sha256"
     """Of which an object's id is made; sha1 for objects that came from sos."""
     limits: Limits = Limits()
+
+    @field_validator("listen", "download_listen")
+    @classmethod
+    def _said_outright(cls, address: str | None, others: ValidationInfo) -> str | None:
+        if address and not others.data.get("open") and not _is_loopback(address):
+            raise ValueError(
+                "should be an address of this machine alone, such as 127.0.0.1:PORT: other "
+                "machines can reach this one, which has to be said outright with --open "
+                "(or open = true)"
+            )
+        return address
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
@@ -220,26 +231,25 @@ class Settings(_Strict):
         return blake3(json.dumps(placed).encode()).hexdigest(8)
 
     def _complete(self, group: Group) -> Group:
-        least = group.min_copies or self.min_copies
-        wanted = group.copies or self.copies
-        to_write = group.write_copies or self.write_copies
+        chosen = {
+            what: getattr(group, what) or getattr(self, what)
+            for what in ("copies", "write_copies", "min_copies")
+        }
         # A group that holds nothing any more only has to take deletes.
         count = sum(each.weight > 0 for each in group.servers) or len(group.servers)
-        copies = wanted or count
-        write = to_write or min(2, copies)
+        copies = chosen["copies"] or count
+        write_copies = chosen["write_copies"] or min(2, copies)
         for what, number, bound, limit in (
             ("copies", copies, "the number of its servers with a weight", count),
-            ("write_copies", write, "copies", copies),
-            ("min_copies", least, "write_copies", write),
+            ("write_copies", write_copies, "copies", copies),
+            ("min_copies", chosen["min_copies"], "write_copies", write_copies),
         ):
             if number > limit:
                 raise ValueError(
                     f"gives the group {group.name} {what} = {number}, "
                     f"which should be at most {bound}, {limit}"
                 )
-        return group.model_copy(
-            update={"copies": wanted, "write_copies": to_write, "min_copies": least}
-        )
+        return group.model_copy(update=chosen)
 
 
 def server_name(url: str) -> str:

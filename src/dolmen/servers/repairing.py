@@ -148,7 +148,7 @@ async def _repair(settings: config.Settings, told: Told) -> None:
             told.copying = f"{source} to {destination}: {run.copied:,} of {run.total or 0:,}"
             say(json.dumps(asdict(told)))
 
-    async with opened_groups(settings.all_groups(), volatile=True) as groups:
+    async with opened_groups(settings.all_groups()) as groups:
         seen = Seen(settings.epoch, settings.fingerprint())
         async for done in watch(Repair(groups, seen, terms, progress=progress)):
             told.add(done)
