@@ -1,8 +1,9 @@
-"""`python -m bench.calls`: how many calls one small PUT and GET of a blob server take.
+"""`python -m bench.calls`: how many calls one small PUT and GET of a server take.
 
-The server runs with `sys.setprofile` on its event loop's thread while some requests come one
-after the other; printed are the Python and C functions called for one request, and how many
-modules of dolmen they are in. The C ones include every method of a built-in type.
+First those of a blob server, then those of an API server over two. The server runs with
+`sys.setprofile` on its event loop's thread while some requests come one after the other; printed
+are the Python and C functions called for one request, and how many modules of dolmen they are in.
+The C ones include every method of a built-in type.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -51,8 +54,8 @@ def serve() -> None:
     main()
 
 
-def _ask(sock: socket.socket, method: str, name: str, body: bytes = b"") -> None:
-    head = f"{method} /blob/{name} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n"
+def _ask(sock: socket.socket, method: str, target: str, body: bytes = b"") -> bytes:
+    head = f"{method} {target} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n"
     sock.sendall(head.encode() + b"\r\n" + body)
     answer = b""
     while b"\r\n\r\n" not in answer:
@@ -61,9 +64,9 @@ def _ask(sock: socket.socket, method: str, name: str, body: bytes = b"") -> None
     if not top.startswith(b"HTTP/1.1 20"):
         raise SystemExit(f"{method} was answered {top.decode()}")
     found = re.search(rb"(?i)content-length: (\d+)", top)
-    left = int(found[1]) - len(rest) if found else 0
-    while left > 0:
-        left -= len(sock.recv(left))
+    while found and len(rest) < int(found[1]):
+        rest += sock.recv(65_536)
+    return rest
 
 
 def _print(what: str, python: dict[str, int], native: dict[str, int], shown: int) -> None:
@@ -77,38 +80,58 @@ def _print(what: str, python: dict[str, int], native: dict[str, int], shown: int
         print(f"    {count / REQUESTS:6.2f}  {key.rpartition('/dolmen/')[2]}")
 
 
+@contextmanager
+def _running(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A server, and its port."""
+    command = [sys.executable, "-c", "from bench.calls import serve; serve()", *arguments]
+    root = Path(__file__).parents[1]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root)
+    try:
+        assert server.stdout is not None
+        while not (found := _STARTED.search(server.stdout.readline())):
+            pass
+        yield server, int(found[1])
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _count(server: subprocess.Popen[str], port: int, put: str, get: str, shown: int) -> None:
+    """Count for one server; `put` and `get` have a place for the blob's name."""
+    names = [f"blob-{number}" for number in range(2 * REQUESTS)]
+    assert server.stdout is not None
+    with socket.create_connection(("127.0.0.1", port)) as sock:
+        for method, target in (("PUT", put), ("GET", get)):
+            for number, name in enumerate(names):
+                if number == REQUESTS:
+                    os.kill(server.pid, signal.SIGUSR1)
+                body = os.urandom(SIZE) if method == "PUT" else b""
+                said = _ask(sock, method, target.format(name), body)
+                if method == "PUT":
+                    names[number] = json.loads(said)["id"]
+            os.kill(server.pid, signal.SIGUSR2)
+            _ask(sock, "GET", "/alive")  # a signal is handled when Python runs
+            line = server.stdout.readline()
+            while not line.startswith("["):
+                line = server.stdout.readline()
+            _print(f"{method} {target}", *json.loads(line), shown)
+
+
 def main() -> None:
     """Print the figures; with a number, so many of the functions called most as well."""
     shown = int(sys.argv[1]) if len(sys.argv) > 1 else 0
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-c", "from bench.calls import serve; serve()", "blob-server"]
-        command += ["--store", f"volume:{folder}/volume", "--listen", "127.0.0.1:0"]
-        server = subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]
-        )
-        try:
-            assert server.stdout is not None
-            port = 0
-            while not port:
-                found = _STARTED.search(server.stdout.readline())
-                port = int(found[1]) if found else 0
-            with socket.create_connection(("127.0.0.1", port)) as sock:
-                for what, method in (("PUT", "PUT"), ("GET", "GET")):
-                    for number in range(2 * REQUESTS):
-                        if number == REQUESTS:
-                            os.kill(server.pid, signal.SIGUSR1)
-                        name = f"blob-{number}"
-                        body = os.urandom(SIZE) if method == "PUT" else b""
-                        _ask(sock, method, name, body)
-                    os.kill(server.pid, signal.SIGUSR2)
-                    _ask(sock, "GET", "blob-0")  # a signal is handled when Python runs
-                    line = server.stdout.readline()
-                    while not line.startswith("["):
-                        line = server.stdout.readline()
-                    _print(what, *json.loads(line), shown)
-        finally:
-            server.terminate()
-            server.wait()
+    listen = "--listen", "127.0.0.1:0"
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as running:
+        blobs = [
+            running.enter_context(
+                _running("blob-server", "--store", f"volume:{folder}/{number}", *listen)
+            )
+            for number in range(2)
+        ]
+        _count(*blobs[0], "/blob/{}", "/blob/{}", shown)
+        urls = ",".join(f"http://127.0.0.1:{port}" for _, port in blobs)
+        api = "api-server", "--blob-server", urls, "--no-repair", "--download-listen", "127.0.0.1:0"
+        _count(*running.enter_context(_running(*api, *listen)), "/upload", "/fetch/{}", shown)
 
 
 if __name__ == "__main__":
