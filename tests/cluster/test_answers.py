@@ -19,6 +19,7 @@ from dolmen.errors import Corrupt, Full, NoCopies, NotFound, Unavailable
 from dolmen.names import partition_of
 from dolmen.payload import Bytes, read_whole
 from dolmen.record import Kind
+from dolmen.store import Write
 from dolmen.stores.memory import MemoryStore
 from dolmen.testing import calls
 from dolmen.testing.faulty import Fault, FaultyStore
@@ -184,10 +185,10 @@ def test_puts(drawn, write_copies, min_copies):
         awake = [how for how in taking if not how.resting]
         if len(taking) < group.min_copies:
             with pytest.raises(NoCopies) as raised:
-                await cluster.writer.put(NAME, Bytes(DATA))
+                await cluster.writer.put(Write(NAME, Bytes(DATA)))
             assert len(raised.value.failures) == len(drawn) - len(taking)
             return
-        written = await cluster.writer.put(NAME, Bytes(DATA))
+        written = await cluster.writer.put(Write(NAME, Bytes(DATA)))
         # As many as are wanted where so many are to be had without asking who rests.
         least = min(group.write_copies, max(len(awake), group.min_copies))
         assert written.copies == least

@@ -8,7 +8,7 @@ from dolmen.cluster.groups import Member, make_group
 from dolmen.errors import Full, NoCopies, NotFound, OutcomeUnknown, ReadOnly, Unavailable
 from dolmen.names import partition_of
 from dolmen.payload import Bytes
-from dolmen.store import Condition
+from dolmen.store import Condition, Write
 from dolmen.stores.memory import MemoryStore
 from dolmen.testing import calls
 from dolmen.testing.faulty import Fault, FaultyStore
@@ -50,7 +50,7 @@ async def made_with_one_resting(count=3, *, hangs=False, **numbers):
 
         stores[0].pause = hang
     for _ in range(FAILURES):
-        await cluster.writer.put("name", Bytes(b"data"))
+        await cluster.writer.put(Write("name", Bytes(b"data")))
     stores[0].down = False
     stores[0].pause = None
     assert cluster.breaker.state(order[0]) == "failing"
@@ -64,7 +64,7 @@ async def test_who_failed_often_enough_is_not_waited_for_until_its_rest_is_over(
     for _ in range(3):
         await cluster.get("name")
         await cluster.stat("name")
-        await cluster.writer.put("name", Bytes(b"data"))
+        await cluster.writer.put(Write("name", Bytes(b"data")))
     assert stores[0].calls == []
     cluster.breaker.rounds += ROUNDS
     now.passed += REST - 1
@@ -97,7 +97,7 @@ async def test_only_failures_in_a_row_count(fault):
     for _ in range(3):
         stores[0].script("put", *[fault] * (FAILURES - 1))
         for _ in range(FAILURES):
-            await cluster.writer.put("name", Bytes(b"data"))
+            await cluster.writer.put(Write("name", Bytes(b"data")))
     assert cluster.breaker.state(order[0]) == "ok"
     assert not cluster.breaker.troubles
     for _ in range(2 * FAILURES):
@@ -109,23 +109,23 @@ async def test_only_failures_in_a_row_count(fault):
 async def test_an_upload_tries_who_rests_before_it_fails():
     cluster, stores, _order, _now = await made_with_one_resting(2)
     stores[1].down = True
-    assert (await cluster.writer.put("name", Bytes(b"data"))).copies == 1
+    assert (await cluster.writer.put(Write("name", Bytes(b"data")))).copies == 1
     assert asked(stores[0], "put") == 1
     stores[0].down = True
     with pytest.raises(NoCopies) as raised:
-        await cluster.writer.put("name", Bytes(b"data"))
+        await cluster.writer.put(Write("name", Bytes(b"data")))
     assert len(raised.value.failures) == 2
 
 
 async def test_an_upload_tries_who_rests_for_the_copies_that_are_wanted():
     cluster, _stores, order, _now = await made_with_one_resting(2, write_copies=2)
-    assert (await cluster.writer.put("name", Bytes(b"data"))).copies == 2
+    assert (await cluster.writer.put(Write("name", Bytes(b"data")))).copies == 2
     assert cluster.breaker.state(order[0]) == "behind"
 
 
 async def test_an_upload_of_enough_copies_does_not_wait_for_who_hangs():
     cluster, stores, _order, _now = await made_with_one_resting(2, hangs=True, write_copies=2)
-    assert (await cluster.writer.put("name", Bytes(b"data"))).copies == 1
+    assert (await cluster.writer.put(Write("name", Bytes(b"data")))).copies == 1
     assert stores[0].calls == []
 
 
@@ -181,10 +181,10 @@ async def test_deletes_go_to_everyone_all_the_same():
 @pytest.mark.parametrize("refusal", [Full("no room"), ReadOnly("the disk failed")])
 async def test_who_is_full_is_written_to_last_and_serves_reads_and_deletes(refusal):
     cluster, stores, order, now = made(write_copies=2)
-    await cluster.writer.put("name", Bytes(b"data"))
+    await cluster.writer.put(Write("name", Bytes(b"data")))
     for _ in range(FAILURES):
         stores[0].script("put", refusal)
-        assert (await cluster.writer.put("name", Bytes(b"data"))).copies == 2
+        assert (await cluster.writer.put(Write("name", Bytes(b"data")))).copies == 2
     assert asked(stores[0], "put") == 2  # the first time it had room, the second it had not
     assert cluster.breaker.state(order[0]) == "full"
     await cluster.get("name")
@@ -194,7 +194,7 @@ async def test_who_is_full_is_written_to_last_and_serves_reads_and_deletes(refus
     assert cluster.breaker.state(order[0]) == "full"
     now.passed += FULL_REST
     stores[0]._script.clear()
-    await cluster.writer.put("name", Bytes(b"data"))
+    await cluster.writer.put(Write("name", Bytes(b"data")))
     assert asked(stores[0], "put") == 1
     assert not cluster.breaker.troubles
 
@@ -208,7 +208,7 @@ async def test_who_says_that_it_takes_no_writes_is_written_to_last(monkeypatch):
     monkeypatch.setattr(stores[0], "condition", condition)
     await cluster.condition()
     assert cluster.breaker.state(order[0]) == "full"
-    await cluster.writer.put("name", Bytes(b"data"))
+    await cluster.writer.put(Write("name", Bytes(b"data")))
     assert asked(stores[0], "put") == 0
     monkeypatch.undo()
     await cluster.condition()
@@ -220,8 +220,8 @@ async def test_the_full_are_asked_when_nobody_else_has_room():
     for store in stores:
         store.script("put", Full("no room"))
     with pytest.raises(NoCopies, match="no room"):
-        await cluster.writer.put("name", Bytes(b"data"))
-    assert (await cluster.writer.put("name", Bytes(b"data"))).copies == 2
+        await cluster.writer.put(Write("name", Bytes(b"data")))
+    assert (await cluster.writer.put(Write("name", Bytes(b"data")))).copies == 2
 
 
 async def test_a_request_that_is_cancelled_does_not_leave_the_server_alone_for_ever():
@@ -237,7 +237,7 @@ async def test_a_request_that_is_cancelled_does_not_leave_the_server_alone_for_e
 
 async def test_a_server_that_missed_a_delete_is_read_last_until_repair_has_compared_it():
     cluster, stores, order, _now = made(2, write_copies=2)
-    await cluster.writer.put("name", Bytes(b"data"))
+    await cluster.writer.put(Write("name", Bytes(b"data")))
     stores[0].down = True
     await calls.delete(cluster, "name")
     stores[0].down = False

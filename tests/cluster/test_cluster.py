@@ -20,7 +20,7 @@ from dolmen.names import chunk_name, partition_of
 from dolmen.payload import Bytes, read_whole
 from dolmen.record import Kind
 from dolmen.stamps import Clock
-from dolmen.store import BlobStore, Outcome
+from dolmen.store import BlobStore, Outcome, Write
 from dolmen.stores.base import Delegating
 from dolmen.stores.epoch import Seen, tell
 from dolmen.stores.memory import MemoryStore
@@ -78,10 +78,10 @@ async def test_a_write_goes_to_so_many_servers_and_passes_over_those_that_fail()
             stores[number].down = True
         if len(down) == 4:
             with pytest.raises(NoCopies) as raised:
-                await cluster.writer.put("name", Bytes(b"data"))
+                await cluster.writer.put(Write("name", Bytes(b"data")))
             assert len(raised.value.failures) == 4
             continue
-        written = await cluster.writer.put("name", Bytes(b"data"))
+        written = await cluster.writer.put(Write("name", Bytes(b"data")))
         assert written.copies == min(2, 4 - len(down))
 
 
@@ -90,7 +90,7 @@ async def test_every_server_of_every_group_is_tried_before_giving_up():
     up = in_order(cluster, "name")[-1]
     for store in stores:
         store.down = store is not up
-    assert (await cluster.writer.put("name", Bytes(b"data"))).copies == 1
+    assert (await cluster.writer.put(Write("name", Bytes(b"data")))).copies == 1
     assert await read(cluster, "name") == b"data"
 
 
@@ -98,14 +98,14 @@ async def test_fewer_copies_than_the_least_is_a_failed_write():
     stores, cluster = made(3, write_copies=2, min_copies=2)
     stores[0].down = stores[1].down = True
     with pytest.raises(NoCopies):
-        await cluster.writer.put("name", Bytes(b"data"))
+        await cluster.writer.put(Write("name", Bytes(b"data")))
 
 
 async def test_a_write_that_meets_a_newer_stamp_is_repeated_above_it_everywhere():
     stores, cluster = made(3, write_copies=3)
     newer = cluster.clock.next() + 1000
     await calls.delete(stores[1], "name", stamp=newer)
-    written = await cluster.writer.put("name", Bytes(b"data"))
+    written = await cluster.writer.put(Write("name", Bytes(b"data")))
     assert written.stamp > newer
     for store in stores:
         assert (await store.stat("name")).stamp == written.stamp
@@ -160,7 +160,7 @@ async def test_wrong_bytes_are_passed_over(size):
     data = random.Random(1).randbytes(size)
     for name in (id_of(data), hashlib.sha1(data).hexdigest(), chunk_name(data)):
         stores, cluster = made(3, write_copies=3)
-        await cluster.writer.put(name, Bytes(data))
+        await cluster.writer.put(Write(name, Bytes(data)))
         first, second, _ = in_order(cluster, name)
         first.script("get", Fault.WRONG)
         second.script("get", Fault.ROTTEN)
@@ -229,11 +229,11 @@ async def test_a_delete_is_repeated_above_what_is_newer():
 async def test_a_chunk_that_is_there_is_touched_and_not_sent_again():
     stores, cluster = made(3, write_copies=2)
     name = chunk_name(b"data")
-    await cluster.writer.put(name, Bytes(b"data"))
+    await cluster.writer.put(Write(name, Bytes(b"data")))
     before = (await cluster.stat(name)).stamp
     for store in stores:
         store.calls.clear()
-    written = await cluster.writer.put(name, Bytes(b"data"), known=True)
+    written = await cluster.writer.put(Write(name, Bytes(b"data")), known=True)
     assert written.outcome is Outcome.UNCHANGED
     assert written.stamp > before
     assert not [call for store in stores for call in store.calls if call[0] == "put"]
@@ -253,7 +253,7 @@ async def test_a_listing_is_whole_while_every_object_must_be_on_a_server_that_an
     stores, cluster = made(3, write_copies=2)
     names = {id_of(b"%d" % number) for number in range(30)}
     for number in range(30):
-        await cluster.writer.put(id_of(b"%d" % number), Bytes(b"%d" % number))
+        await cluster.writer.put(Write(id_of(b"%d" % number), Bytes(b"%d" % number)))
     for count in range(4):
         for away in itertools.combinations(range(3), count):
             for number, store in enumerate(stores):
@@ -276,7 +276,7 @@ async def test_a_server_that_breaks_off_its_listing_or_is_stale_is_one_that_is_a
     for number in range(30):
         data = b"%d" % number
         names.add(id_of(data))
-        await cluster.writer.put(id_of(data), Bytes(data))
+        await cluster.writer.put(Write(id_of(data), Bytes(data)))
     stores[1].down = how == "down"
     cluster.members[1].stale = "it missed a purge" if how == "stale" else None
     if how == "cut":
@@ -308,7 +308,7 @@ async def test_two_members_of_one_identity_are_found_out():
 async def test_an_older_configuration_says_no_of_nothing_and_deletes_nothing(epoch):
     stores, whole = made(3)
     cluster = Cluster(whole.groups, epoch=epoch)
-    await cluster.writer.put("name", Bytes(b"data"))
+    await cluster.writer.put(Write("name", Bytes(b"data")))
     await tell(stores[1], Seen(2, "newer"))
     if epoch != 1:
         with pytest.raises(NotFound):
@@ -333,7 +333,7 @@ async def test_a_write_that_is_cancelled_leaves_nothing_under_way():
 
     for store in stores:
         store.pause = pause
-    writing = asyncio.create_task(cluster.writer.put("name", Bytes(b"data")))
+    writing = asyncio.create_task(cluster.writer.put(Write("name", Bytes(b"data"))))
     while sum(len(store.calls) for store in stores) < 2:
         await asyncio.sleep(0)
     writing.cancel()
@@ -360,9 +360,9 @@ async def test_writes_that_are_futures_are_replaced_by_the_next_like_any_other()
             store.down = number < down
         if down == 3:
             with pytest.raises(NoCopies):
-                await cluster.writer.put("name", Bytes(b"data"))
+                await cluster.writer.put(Write("name", Bytes(b"data")))
         else:
-            written = await cluster.writer.put("name", Bytes(b"data"))
+            written = await cluster.writer.put(Write("name", Bytes(b"data")))
             assert written.copies == min(2, 3 - down)
 
 
@@ -407,7 +407,7 @@ async def _workload(rng):
             rng.choice(stores).script(rng.choice(["put", "delete"]), Fault.UNHEARD)
         elif choice < 0.7:
             try:
-                await cluster.writer.put(name, Bytes(data))
+                await cluster.writer.put(Write(name, Bytes(data)))
             except (NoCopies, Unavailable):
                 known.unsure.add(name)
             else:
@@ -453,7 +453,7 @@ async def test_what_is_not_durable_takes_writes_and_counts_for_nothing():
     keeping = FaultyStore(Keeping())
     members = [Member("forgetful", MemoryStore()), Member("keeping", keeping)]
     cluster = Cluster([make_group("g", members)])
-    assert (await cluster.writer.put("a", Bytes(b"a"))).copies == 1
+    assert (await cluster.writer.put(Write("a", Bytes(b"a")))).copies == 1
     keeping.down = True
     with pytest.raises(NoCopies, match="not durable") as error:
         await calls.put(cluster, "b", Bytes(b"b"))

@@ -26,8 +26,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from dolmen.cluster.failures import Failures
-from dolmen.cluster.groups import Member
+from dolmen.cluster.groups import Failures, Member
 from dolmen.errors import DolmenError, Full, OutcomeUnknown, ReadOnly, Unavailable
 from dolmen.store import Condition
 

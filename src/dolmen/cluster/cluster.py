@@ -16,9 +16,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dolmen.closing import closing
 from dolmen.cluster.breaker import Breaker
 from dolmen.cluster.budget import Budget
-from dolmen.cluster.failures import Failures, fail
 from dolmen.cluster.fan_out import each
-from dolmen.cluster.groups import Group, Member
+from dolmen.cluster.groups import Failures, Group, Member, fail
 from dolmen.cluster.hedging import Hedging
 from dolmen.cluster.manifest import MANIFEST_MAX
 from dolmen.cluster.placement import Placement
@@ -107,7 +106,7 @@ class Cluster(OneByOne):
         """See `BlobStore.write`. Of two plain puts the newer stamp wins; none is a conflict."""
         if write.kind == Kind.TOMBSTONE:
             await self.check_current()
-        return await self.writer.write(write, largest=MANIFEST_MAX)
+        return await self.writer.write(write)
 
     async def remove_many(
         self, removes: Sequence[Remove], *, min_age: float = 0, epoch: int | None = None
