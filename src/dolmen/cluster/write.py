@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 from dolmen.closing import closing
@@ -82,7 +83,7 @@ class Writer:
             except (NotFound, Corrupt):
                 return await member.store.write(write)
 
-        def send(member: Member, at: int) -> Awaitable[Put]:
+        def send(at: int, member: Member) -> Awaitable[Put]:
             write = Write(name, payload, kind, meta, at, checksum)
             if known and member.store.capabilities.stamps:
                 return touch_or_write(member, at, write)
@@ -96,7 +97,7 @@ class Writer:
         Raises `NoCopies` when it is sound, and of this checksum, on fewer than `min_copies`.
         """
         return await self._write(
-            name, lambda member, at: _touch(member, name, at, checksum, meta), None
+            name, lambda at, member: _touch(member, name, at, checksum, meta), None
         )
 
     async def renew_chunks(self, chunks: Sequence[str], which: Iterable[int]) -> int:
@@ -158,14 +159,17 @@ class Writer:
         raise OutcomeUnknown(f"{name} is being written by others all the time; try again")
 
     async def _write(
-        self, name: str, send: Callable[[Member, int], Awaitable[Put]], stamp: int | None
+        self, name: str, send: Callable[[int, Member], Awaitable[Put]], stamp: int | None
     ) -> Written:
         place = self._placement.place_of(name)
         group = place.group
 
         async def attempt(at: int) -> Written:
-            fan_out = FanOut(lambda member: send(member, at), self._breaker, group.counts)
-            await self._first(place, fan_out)
+            fan_out = FanOut(partial(send, at), self._breaker, group.counts)
+            if self._breaker.troubles:
+                await self._despite_troubles(place, fan_out)
+            else:
+                await fan_out.run(place.order, group.write_copies)
             if fan_out.counted < group.min_copies:
                 failures = fan_out.failures + _volatile(group, fan_out.answers)
                 raise NoCopies(f"{name} could not be stored", failures)
@@ -178,13 +182,10 @@ class Writer:
 
         return await self._above(name, stamp, attempt)
 
-    async def _first(self, place: Place, fan_out: FanOut[Put]) -> None:
-        """Write to the first members that take it; who does not count comes on top."""
+    async def _despite_troubles(self, place: Place, fan_out: FanOut[Put]) -> None:
+        """Write to the first members that take it; to those that rest where there are too few."""
         wanted = place.group.write_copies
         breaker = self._breaker
-        if not breaker.troubles:
-            await fan_out.run(place.order, wanted)
-            return
         resting: list[Member] = []
         await fan_out.run(breaker.writing(place.order, resting), wanted)
         # Who fails at once is asked for every copy that is wanted, who hangs for those needed.
