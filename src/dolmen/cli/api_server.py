@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -88,12 +87,13 @@ def serve_api(groups: list[Group], settings: Settings) -> int:
     from dolmen.servers.api import open_api
     from dolmen.servers.metrics import Board
     from dolmen.servers.repairing import Repairing
-    from dolmen.servers.running import Application, Beside, run
+    from dolmen.servers.routes import Application
+    from dolmen.servers.running import run
 
     repairs = settings.repair and sum(len(group.servers) for group in groups) > 1
-    beside: list[Beside] = [Repairing(settings)] if repairs else []
-    board = Board(settings.workers, len(beside))
-    repair = partial(board.said, 0) if repairs else None
+    repairing = Repairing(settings) if repairs else None
+    board = Board(settings.workers)
+    repair = board.said if repairs else None
 
     async def opened() -> Application:
         return await open_api(groups, settings, repair=repair)
@@ -123,4 +123,4 @@ def serve_api(groups: list[Group], settings: Settings) -> int:
             f"uploads and downloads can't both be served on port {addresses[0][1]}: "
             "choose another with --listen or --download-listen"
         )
-    return run(opened, addresses, settings=settings, ready=ready, beside=beside, board=board)
+    return run(opened, addresses, settings=settings, ready=ready, repairing=repairing, board=board)
