@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from dolmen.cluster.breaker import Breaker
 from dolmen.cluster.groups import Failures, Member, stale
-from dolmen.errors import BadContent, DolmenError, InvalidName
+from dolmen.errors import BadContent, DolmenError, InvalidName, Unavailable
 
 T = TypeVar("T")
 _EVERYWHERE = (BadContent, InvalidName)
@@ -80,17 +80,30 @@ class FanOut(Generic[T]):
 
 
 async def each(
-    members: Sequence[Member], ask: Callable[[Member], Awaitable[T]]
+    members: Sequence[Member],
+    ask: Callable[[Member], Awaitable[T]],
+    patience: float | None = None,
 ) -> tuple[list[tuple[Member, T]], Failures]:
-    """Ask every member of the state it is in: all at once, stale ones too."""
+    """Ask every member of the state it is in: all at once, stale ones too.
+
+    One that has not answered after `patience` seconds has failed.
+    """
+
+    async def one(member: Member) -> T | DolmenError:
+        try:
+            async with asyncio.timeout(patience):
+                return await ask(member)
+        except TimeoutError:
+            return Unavailable(f"it did not answer within {patience:.0f} seconds")
+        except DolmenError as error:
+            return error
+
     answers: list[tuple[Member, T]] = []
     failures: Failures = []
-    said = await asyncio.gather(*map(ask, members), return_exceptions=True)
+    said = await asyncio.gather(*map(one, members))
     for member, answer in zip(members, said, strict=True):
         if isinstance(answer, DolmenError):
             failures.append((member.name, answer))
-        elif isinstance(answer, BaseException):
-            raise answer
         else:
             answers.append((member, answer))
     return answers, failures
