@@ -287,7 +287,6 @@ async def test_a_server_that_is_asked_last_is_told_of(api):
 async def test_what_repair_says_is_heeded(api):
     said = ['{"complete_rounds": 3, "stale": {"server1": "it missed a purge"}}']
     server = ApiServer(api.objects, repair=lambda: said[0])
-    server.begin()
     async with asyncio.timeout(10):
         while api.objects.cluster.members[1].stale is None:
             await asyncio.sleep(0)

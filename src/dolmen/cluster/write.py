@@ -9,13 +9,11 @@ Read first: `dolmen.cluster.fan_out`.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
-from dolmen.closing import closing
 from dolmen.cluster.breaker import Breaker
 from dolmen.cluster.fan_out import FanOut
 from dolmen.cluster.groups import Failures, Group, Member, fail
@@ -27,10 +25,14 @@ from dolmen.payload import Bytes, read_whole
 from dolmen.record import Kind
 from dolmen.resolve import check, check_content
 from dolmen.stamps import Clock
-from dolmen.store import Failed, Outcome, Put, Write
+from dolmen.store import Outcome, Put, Write
+from dolmen.stores.base import UnderWay
 
 _ROUNDS = 8
 """How often a write is repeated above what it met before it gives up."""
+
+_RENEWED_AT_ONCE = 16
+"""Chunks. A server reads each to its end first, beside which a request for each costs little."""
 
 
 class Written(NamedTuple):
@@ -101,40 +103,19 @@ class Writer:
         )
 
     async def renew_chunks(self, chunks: Sequence[str], which: Iterable[int]) -> int:
-        """Make sure that chunks are there, and young: raise their stamps, many in a request.
+        """Make sure that chunks are there, and young. `which` are numbers of `chunks`.
 
-        `which` are numbers of `chunks`. Returns the copies of the chunk that has fewest;
-        raises `NoCopies` for one that has too few.
+        Returns the copies of the chunk that has fewest; raises `NoCopies` for one that has
+        too few.
         """
-        touched = bytearray(len(chunks))
-        at = self._clock.next()
-
-        async def touch(member: Member) -> None:
-            asked: deque[int] = deque()
-
-            async def touches() -> AsyncIterator[Write]:
-                for number in which:
-                    name = chunks[number]
-                    place = self._placement.place_of(name)
-                    if member in place.order[: place.group.write_copies]:
-                        asked.append(number)
-                        yield Write.touch(name, stamp=at, checksum=checksum_in(name))
-
-            async with closing(member.store.write_many(touches())) as answers:
-                async for put in answers:
-                    number = asked.popleft()
-                    if not isinstance(put, Failed) and put.outcome is not Outcome.SUPERSEDED:
-                        group = self._placement.place_of(chunks[number]).group
-                        touched[number] += group.counts(member)
-
-        able = [member for member in self._members if member.store.capabilities.stamps]
-        await FanOut(touch, self._breaker).run(able, len(able))
         fewest = 255
-        for number in which:
-            name, copies = chunks[number], touched[number]
-            if copies < self._placement.place_of(name).group.write_copies:
-                copies = (await self.renew(name, checksum_in(name))).copies
-            fewest = min(fewest, copies)
+        async with UnderWay[Written]() as under_way:
+            for name in (chunks[number] for number in which):
+                if len(under_way) == _RENEWED_AT_ONCE:
+                    fewest = min(fewest, (await under_way.next()).copies)
+                under_way.add(self.renew(name, checksum_in(name)))
+            while under_way:
+                fewest = min(fewest, (await under_way.next()).copies)
         return fewest
 
     async def _touch_all(self, write: Write) -> Put:

@@ -52,7 +52,7 @@ class ApiServer(Application):
         """`repair` gives what the companion that repairs said last, where there is one."""
         self._objects = objects
         self._repair = repair
-        self._heeding: Repeating | None = None
+        self._heeding = repair and Repeating(partial(self._heed_repair, repair))
         self._heeded = ""
         self._started = time.time()
         everything, reading = Routes(), Routes()
@@ -88,11 +88,6 @@ class ApiServer(Application):
         cluster.breaker.rounds = report.get("complete_rounds", 0)
         for member in cluster.members:
             member.stale = report.get("stale", {}).get(member.name)
-
-    def begin(self) -> None:
-        """Begin to heed the repair, until the server is closed."""
-        if self._repair is not None:
-            self._heeding = Repeating(partial(self._heed_repair, self._repair))
 
     async def _heed_repair(self, repair: Callable[[], str]) -> float:
         said = repair()
@@ -205,9 +200,7 @@ async def open_api(
         await cluster.aclose()
         pairs = ", ".join(f"{one} and {other}" for one, other in twins)
         raise BadSetting(f"one store is configured as two servers ({pairs}); remove one of them")
-    server = ApiServer(Objects(cluster, digest=settings.digest), repair=repair)
-    server.begin()
-    return server
+    return ApiServer(Objects(cluster, digest=settings.digest), repair=repair)
 
 
 def _checked(name: str) -> str:
