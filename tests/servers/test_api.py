@@ -199,6 +199,7 @@ async def test_where_an_object_is_and_how_the_cluster_is(api):
     told = json.loads((await api.ask("GET", f"/objects/{object_id}"))[2])
     assert told["metadata"] == {"x-owner": "Zoë"}
     assert (told["size"], told["copies"], told["wanted"], told["degraded"]) == (100_000, 2, 3, True)
+    assert sorted(server["state"] for server in told["servers"]) == ["absent", "blob", "blob"]
     await api.servers[0].close()
     groups = json.loads((await api.ask("GET", "/cluster"))[2])["groups"]
     assert [server["reachable"] for server in groups[0]["servers"]] == [False, True, True]
