@@ -72,12 +72,11 @@ async def test_what_becomes_of_a_name(server):
 
 
 async def test_x_headers_come_back_and_the_mime_type_counts(server):
-    colour = "Grün".encode().decode("latin-1")
     for name, sent, back in (
         (
             "a",
-            {"X_Colour": colour, "X_Mime_Type": "image/png", "X_Forwarded_For": "1.2.3.4"},
-            {"x-colour": colour, "content-type": "image/png", "x-forwarded-for": None},
+            {"X_Colour": "Grün", "X_Mime_Type": "image/png", "X_Forwarded_For": "1.2.3.4"},
+            {"x-colour": "Grün", "content-type": "image/png", "x-forwarded-for": None},
         ),
         ("b", {"X_Accel_Redirect": "/etc"}, {"x-accel-redirect": None}),
         ("c", {"Content_Type": "text/css"}, {"content-type": "text/css"}),
@@ -90,7 +89,7 @@ async def test_x_headers_come_back_and_the_mime_type_counts(server):
         await server("POST", f"/blob/{name}", b"x", **sent)
         headers = (await server("GET", f"/blob/{name}"))[1]
         for field, value in back.items():
-            assert headers.get(field.encode()) == (value and value.encode("latin-1"))
+            assert headers.get(field.encode()) == (value and value.encode())
 
 
 async def test_ranges_and_conditions(server):
