@@ -7,21 +7,21 @@ delete answer is compared with what follows from the contract for just that mix.
 import asyncio
 import enum
 import hashlib
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster.conftest import made as clusters
 from dolmen.cluster.breaker import FAILURES, REST, Trouble
-from dolmen.cluster.cluster import Cluster
-from dolmen.cluster.groups import Member, make_group
 from dolmen.errors import Corrupt, Full, NoCopies, NotFound, Unavailable
 from dolmen.names import partition_of
 from dolmen.payload import Bytes, read_whole
 from dolmen.record import Kind
-from dolmen.stores.memory import MemoryStore
+from dolmen.store import Write
 from dolmen.testing import calls
-from dolmen.testing.faulty import Fault, FaultyStore
+from dolmen.testing.faulty import Fault
 
 DATA = b"what was put"
 NAME = hashlib.sha256(DATA).hexdigest()
@@ -36,15 +36,18 @@ class State(enum.Enum):
     DOWN = enum.auto()
 
 
+@dataclass
 class Drawn:
     """One member: what it holds with which stamp, how it is, and what the breaker thinks of it."""
 
-    def __init__(self, state, stamp, full, slow, failures, rested, behind, stale):
-        self.state, self.stamp, self.full, self.slow = state, stamp, full, slow
-        self.failures, self.rested, self.behind, self.stale = failures, rested, behind, stale
-
-    def __repr__(self):
-        return repr(vars(self))
+    state: State
+    stamp: int
+    full: bool
+    slow: int
+    failures: int
+    rested: bool
+    behind: bool
+    stale: bool
 
     @property
     def resting(self):
@@ -70,16 +73,13 @@ MEMBERS = st.lists(
 
 async def made(drawn, write_copies, min_copies):
     """A cluster whose members, in the order in which the name is placed, are as drawn."""
-    members = [Member(f"m{n}", FaultyStore(MemoryStore())) for n in range(len(drawn))]
     write_copies = min(write_copies, len(drawn))
-    group = make_group(
-        "g",
-        members,
+    _, cluster = clusters(
+        len(drawn),
+        now=lambda: 1000.0,
         write_copies=write_copies,
         min_copies=min(min_copies, write_copies),
-        volatile=True,
     )
-    cluster = Cluster([group], now=lambda: 1000.0)
     order = cluster.placement.of(partition_of(NAME)).order
     for member, how in zip(order, drawn, strict=True):
         store = member.store
@@ -184,10 +184,10 @@ def test_puts(drawn, write_copies, min_copies):
         awake = [how for how in taking if not how.resting]
         if len(taking) < group.min_copies:
             with pytest.raises(NoCopies) as raised:
-                await cluster.writer.put(NAME, Bytes(DATA))
+                await cluster.writer.put(Write(NAME, Bytes(DATA)))
             assert len(raised.value.failures) == len(drawn) - len(taking)
             return
-        written = await cluster.writer.put(NAME, Bytes(DATA))
+        written = await cluster.writer.put(Write(NAME, Bytes(DATA)))
         # As many as are wanted where so many are to be had without asking who rests.
         least = min(group.write_copies, max(len(awake), group.min_copies))
         assert written.copies == least

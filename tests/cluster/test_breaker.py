@@ -1,277 +1,193 @@
-"""Members that fail, or are full, are asked last; and what is answered meanwhile stays true."""
+"""Members that fail, or are full, are asked last; and what is answered meanwhile stays true.
+
+`test_answers` tries every mix of members and of what the breaker thinks of them; here is how it
+comes to think so, and what is not asked.
+"""
 
 import pytest
 
+from cluster.conftest import Time, asked, in_order, made
 from dolmen.cluster.breaker import FAILURES, FULL_REST, HANGS, REST, ROUNDS
-from dolmen.cluster.cluster import Cluster
-from dolmen.cluster.groups import Member, make_group
-from dolmen.errors import Full, NoCopies, NotFound, OutcomeUnknown, ReadOnly, Unavailable
+from dolmen.errors import Full, NotFound, OutcomeUnknown, ReadOnly, Unavailable
 from dolmen.names import partition_of
 from dolmen.payload import Bytes
-from dolmen.store import Condition
-from dolmen.stores.memory import MemoryStore
+from dolmen.store import Condition, Write
 from dolmen.testing import calls
-from dolmen.testing.faulty import Fault, FaultyStore
+from dolmen.testing.faulty import Fault
 
 
-class Time:
-    """Seconds that go by only when a test lets them."""
+class Setting:
+    """A cluster with its stores and members in the order in which "name" is placed."""
 
-    def __init__(self):
-        self.passed = 0.0
+    def __init__(self, count=3, **numbers):
+        self.now = Time()
+        _, self.cluster = made(count, now=self.now, **numbers)
+        self.stores = in_order(self.cluster, "name")
+        self.first = self.stores[0]
 
-    def __call__(self):
-        return self.passed
+    def put(self):
+        return self.cluster.writer.put(Write("name", Bytes(b"data")))
 
+    def state(self, number=0):
+        """What the breaker thinks of a member."""
+        order = self.cluster.placement.of(partition_of("name")).order
+        return self.cluster.breaker.state(order[number])
 
-def made(count=3, **numbers):
-    """A cluster, its stores in the order in which "name" is placed, and its time."""
-    now = Time()
-    members = [Member(f"m{number}", FaultyStore(MemoryStore())) for number in range(count)]
-    cluster = Cluster([make_group("g", members, volatile=True, **numbers)], now=now)
-    order = cluster.placement.of(partition_of("name")).order
-    return cluster, [member.store for member in order], [*order], now
+    def repaired(self):
+        """Let enough rounds of repair end well."""
+        self.cluster.breaker.rounds += ROUNDS
 
-
-def asked(store, method):
-    """How often, and forget it."""
-    count = sum(1 for called, _ in store.calls if called == method)
-    store.calls.clear()
-    return count
-
-
-async def made_with_one_resting(count=3, *, hangs=False, **numbers):
-    cluster, stores, order, now = made(count, min_copies=numbers.pop("min_copies", 1), **numbers)
-    stores[0].down = True
-    if hangs:
+    async def let_first_rest(self, *, hangs=False):
+        """Have the first member fail until it is not asked any more; it is up again then."""
 
         async def hang(_method, _name):
-            now.passed += HANGS
+            self.now.passed += HANGS
 
-        stores[0].pause = hang
-    for _ in range(FAILURES):
-        await cluster.writer.put("name", Bytes(b"data"))
-    stores[0].down = False
-    stores[0].pause = None
-    assert cluster.breaker.state(order[0]) == "failing"
-    for store in stores:
-        store.calls.clear()
-    return cluster, stores, order, now
+        self.first.down = True
+        self.first.pause = hang if hangs else None
+        for _ in range(FAILURES):
+            await self.put()
+        self.first.down = False
+        self.first.pause = None
+        assert self.state() == "failing"
+        for store in self.stores:
+            store.calls.clear()
 
 
 async def test_who_failed_often_enough_is_not_waited_for_until_its_rest_is_over():
-    cluster, stores, order, now = await made_with_one_resting(write_copies=2)
+    trial = Setting(write_copies=2)
+    await trial.let_first_rest()
     for _ in range(3):
-        await cluster.get("name")
-        await cluster.stat("name")
-        await cluster.writer.put("name", Bytes(b"data"))
-    assert stores[0].calls == []
-    cluster.breaker.rounds += ROUNDS
-    now.passed += REST - 1
-    await cluster.get("name")
-    assert stores[0].calls == []
-    now.passed += 1
-    await cluster.get("name")
-    assert asked(stores[0], "get") == 1
-    assert cluster.breaker.state(order[0]) == "ok"
+        await trial.cluster.get("name")
+        await trial.cluster.stat("name")
+        await trial.put()
+    trial.repaired()
+    trial.now.passed += REST - 1
+    await trial.cluster.get("name")
+    assert trial.first.calls == []
+    trial.now.passed += 1
+    await trial.cluster.get("name")
+    assert asked(trial.first, "get") == 1
+    assert trial.state() == "ok"
 
 
 async def test_after_its_rest_one_request_tries_it_and_the_others_wait_for_its_answer():
-    cluster, stores, order, now = await made_with_one_resting()
-    now.passed += REST
-    cluster.breaker.rounds += ROUNDS
-    stores[0].script("get", Fault.UNAVAILABLE)
-    await cluster.get("name")
-    for _ in range(3):
-        await cluster.get("name")
-    assert asked(stores[0], "get") == 1
-    now.passed += REST
-    cluster.breaker.rounds += ROUNDS
-    await cluster.get("name")
-    assert cluster.breaker.state(order[0]) == "ok"
+    trial = Setting()
+    await trial.let_first_rest()
+    trial.now.passed += REST
+    trial.repaired()
+    trial.first.script("get", Fault.UNAVAILABLE)
+    for _ in range(4):
+        await trial.cluster.get("name")
+    assert asked(trial.first, "get") == 1
+    trial.now.passed += REST
+    trial.repaired()
+    # One that is cancelled says nothing of how it went, and leaves it alone no longer than that.
+    order = trial.cluster.placement.of(partition_of("name")).order
+    assert next(trial.cluster.breaker.reading(order, [])) is order[0]
+    await trial.cluster.get("name")
+    assert asked(trial.first, "get") == 0
+    trial.now.passed += REST
+    await trial.cluster.get("name")
+    assert asked(trial.first, "get") == 1
+    assert trial.state() == "ok"
 
 
 @pytest.mark.parametrize("fault", [Unavailable("down"), OutcomeUnknown("silent")])
 async def test_only_failures_in_a_row_count(fault):
-    cluster, stores, order, _now = made(write_copies=2)
+    trial = Setting(write_copies=2)
     for _ in range(3):
-        stores[0].script("put", *[fault] * (FAILURES - 1))
+        trial.first.script("put", *[fault] * (FAILURES - 1))
         for _ in range(FAILURES):
-            await cluster.writer.put("name", Bytes(b"data"))
-    assert cluster.breaker.state(order[0]) == "ok"
-    assert not cluster.breaker.troubles
+            await trial.put()
     for _ in range(2 * FAILURES):
         with pytest.raises(NotFound):
-            await cluster.get("absent")
-    assert not cluster.breaker.troubles
+            await trial.cluster.get("absent")
+    assert not trial.cluster.breaker.troubles
 
 
-async def test_an_upload_tries_who_rests_before_it_fails():
-    cluster, stores, _order, _now = await made_with_one_resting(2)
-    stores[1].down = True
-    assert (await cluster.writer.put("name", Bytes(b"data"))).copies == 1
-    assert asked(stores[0], "put") == 1
-    stores[0].down = True
-    with pytest.raises(NoCopies) as raised:
-        await cluster.writer.put("name", Bytes(b"data"))
-    assert len(raised.value.failures) == 2
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_who_rests_is_asked_for_the_copies_that_are_wanted_unless_it_hangs(hangs):
+    trial = Setting(2, write_copies=2)
+    await trial.let_first_rest(hangs=hangs)
+    assert (await trial.put()).copies == (1 if hangs else 2)
+    assert asked(trial.first, "put") == (not hangs)
+    assert trial.state() == ("failing" if hangs else "behind")
 
 
-async def test_an_upload_tries_who_rests_for_the_copies_that_are_wanted():
-    cluster, _stores, order, _now = await made_with_one_resting(2, write_copies=2)
-    assert (await cluster.writer.put("name", Bytes(b"data"))).copies == 2
-    assert cluster.breaker.state(order[0]) == "behind"
-
-
-async def test_an_upload_of_enough_copies_does_not_wait_for_who_hangs():
-    cluster, stores, _order, _now = await made_with_one_resting(2, hangs=True, write_copies=2)
-    assert (await cluster.writer.put("name", Bytes(b"data"))).copies == 1
-    assert stores[0].calls == []
-
-
-async def test_when_all_others_say_no_one_that_fails_at_once_is_asked_all_the_same():
-    cluster, stores, order, _now = await made_with_one_resting()
-    with pytest.raises(NotFound):
-        await cluster.get("absent")
-    assert asked(stores[0], "get") == 1
-    assert cluster.breaker.state(order[0]) == "behind"
-    cluster, stores, _order, _now = await made_with_one_resting()
-    await calls.put(stores[0].store, "other", Bytes(b"data"))
-    assert (await cluster.stat("other")).size == 4
-
-
-async def test_when_all_others_say_no_the_answer_is_not_known_and_nobody_waits_for_who_hangs():
-    cluster, stores, _order, _now = await made_with_one_resting(hangs=True)
-    for ask in (cluster.get, cluster.stat):
-        with pytest.raises(Unavailable, match="skipped for a while"):
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_when_all_others_say_no_who_rests_is_asked_unless_it_hangs(hangs):
+    trial = Setting()
+    await trial.let_first_rest(hangs=hangs)
+    for ask in (trial.cluster.get, trial.cluster.stat):
+        with pytest.raises(Unavailable if hangs else NotFound):
             await ask("absent")
-    assert stores[0].calls == []
-
-
-async def test_a_read_that_another_failed_asks_who_rests():
-    cluster, stores, _order, _now = await made_with_one_resting(2)
-    stores[1].script("get", Fault.CORRUPT)
-    stores[0].script("get", None)
-    await calls.put(stores[0].store, "name", Bytes(b"data"))
-    await cluster.get("name")
-    assert ("get", "name") in stores[0].calls
-
-
-async def test_when_all_rest_all_are_asked():
-    cluster, stores, order, _now = made(2)
-    for store in stores:
-        store.down = True
-    for _ in range(FAILURES):
-        with pytest.raises(Unavailable):
-            await cluster.get("name")
-    assert [cluster.breaker.state(member) for member in order] == ["failing"] * 2
-    for store in stores:
-        store.down = False
-    with pytest.raises(NotFound):
-        await cluster.get("name")
-
-
-async def test_deletes_go_to_everyone_all_the_same():
-    cluster, stores, order, _now = await made_with_one_resting()
-    await calls.delete(cluster, "name")
-    assert all(asked(store, "delete") for store in stores)
-    assert cluster.breaker.state(order[0]) == "behind"
+    assert (trial.first.calls == []) is hangs
 
 
 @pytest.mark.parametrize("refusal", [Full("no room"), ReadOnly("the disk failed")])
 async def test_who_is_full_is_written_to_last_and_serves_reads_and_deletes(refusal):
-    cluster, stores, order, now = made(write_copies=2)
-    await cluster.writer.put("name", Bytes(b"data"))
+    trial = Setting(write_copies=2)
+    await trial.put()
     for _ in range(FAILURES):
-        stores[0].script("put", refusal)
-        assert (await cluster.writer.put("name", Bytes(b"data"))).copies == 2
-    assert asked(stores[0], "put") == 2  # the first time it had room, the second it had not
-    assert cluster.breaker.state(order[0]) == "full"
-    await cluster.get("name")
-    assert asked(stores[0], "get") == 1
-    await calls.delete(cluster, "name")
-    assert asked(stores[0], "delete") == 1
-    assert cluster.breaker.state(order[0]) == "full"
-    now.passed += FULL_REST
-    stores[0]._script.clear()
-    await cluster.writer.put("name", Bytes(b"data"))
-    assert asked(stores[0], "put") == 1
-    assert not cluster.breaker.troubles
+        trial.first.script("put", refusal)
+        assert (await trial.put()).copies == 2
+    assert asked(trial.first, "put") == 2  # the first time it had room, the second it had not
+    await trial.cluster.get("name")
+    assert asked(trial.first, "get") == 1
+    await calls.delete(trial.cluster, "name")
+    assert asked(trial.first, "delete") == 1
+    assert trial.state() == "full"
+    trial.now.passed += FULL_REST
+    trial.first._script.clear()
+    await trial.put()
+    assert asked(trial.first, "put") == 1
+    assert not trial.cluster.breaker.troubles
 
 
 async def test_who_says_that_it_takes_no_writes_is_written_to_last(monkeypatch):
-    cluster, stores, order, _now = made(write_copies=2)
+    trial = Setting(write_copies=2)
 
     async def condition():
         return Condition(writable=False)
 
-    monkeypatch.setattr(stores[0], "condition", condition)
-    await cluster.condition()
-    assert cluster.breaker.state(order[0]) == "full"
-    await cluster.writer.put("name", Bytes(b"data"))
-    assert asked(stores[0], "put") == 0
+    monkeypatch.setattr(trial.first, "condition", condition)
+    await trial.cluster.condition()
+    assert trial.state() == "full"
+    await trial.put()
+    assert asked(trial.first, "put") == 0
     monkeypatch.undo()
-    await cluster.condition()
-    assert not cluster.breaker.troubles
-
-
-async def test_the_full_are_asked_when_nobody_else_has_room():
-    cluster, stores, _order, _now = made(2, write_copies=2)
-    for store in stores:
-        store.script("put", Full("no room"))
-    with pytest.raises(NoCopies, match="no room"):
-        await cluster.writer.put("name", Bytes(b"data"))
-    assert (await cluster.writer.put("name", Bytes(b"data"))).copies == 2
-
-
-async def test_a_request_that_is_cancelled_does_not_leave_the_server_alone_for_ever():
-    cluster, stores, order, now = await made_with_one_resting()
-    now.passed += REST
-    cluster.breaker.rounds += ROUNDS
-    trying = cluster.breaker.reading(order, [])
-    assert next(trying) is order[0]  # and nothing is ever said of how it went
-    now.passed += REST
-    await cluster.get("name")
-    assert asked(stores[0], "get") == 1
+    await trial.cluster.condition()
+    assert not trial.cluster.breaker.troubles
 
 
 async def test_a_server_that_missed_a_delete_is_read_last_until_repair_has_compared_it():
-    cluster, stores, order, _now = made(2, write_copies=2)
-    await cluster.writer.put("name", Bytes(b"data"))
-    stores[0].down = True
-    await calls.delete(cluster, "name")
-    stores[0].down = False
+    trial = Setting(2, write_copies=2)
+    await trial.put()
+    trial.first.down = True
+    await calls.delete(trial.cluster, "name")
+    trial.first.down = False
     for rounds in range(ROUNDS):
-        cluster.breaker.rounds = rounds
-        assert cluster.breaker.state(order[0]) == "behind"
-        for ask in (cluster.get, cluster.stat):
+        trial.cluster.breaker.rounds = rounds
+        assert trial.state() == "behind"
+        for ask in (trial.cluster.get, trial.cluster.stat):
             with pytest.raises(NotFound):  # its copy is older than the tombstone of the other
                 await ask("name")
-    await calls.delete(stores[0], "name", stamp=(1 << 63))  # as repair does
-    cluster.breaker.rounds = ROUNDS
-    assert cluster.breaker.state(order[0]) == "ok"
-    stores[0].calls.clear()
+    await calls.delete(trial.first, "name", stamp=(1 << 63))  # as repair does
+    trial.cluster.breaker.rounds = ROUNDS
+    assert trial.state() == "ok"
+    trial.first.calls.clear()
     with pytest.raises(NotFound):
-        await cluster.get("name")
-    assert stores[0].calls[0] == ("get", "name")
-    assert not cluster.breaker.troubles
-
-
-async def test_what_only_a_server_behind_has_is_read_from_it():
-    cluster, stores, _order, _now = made(2)
-    await calls.put(stores[0], "name", Bytes(b"data"))
-    stores[0].down = True
-    await calls.delete(cluster, "other")
-    stores[0].down = False
-    stores[1].down = True
-    assert (await cluster.get("name")).info.size == 4
+        await trial.cluster.get("name")
+    assert trial.first.calls[0] == ("get", "name")
+    assert not trial.cluster.breaker.troubles
 
 
 async def test_repair_that_counts_anew_is_waited_for_all_the_same():
-    cluster, _stores, order, _now = made()
-    cluster.breaker.rounds = 100
-    cluster.breaker.missed(order[0].name)
-    cluster.breaker.rounds = 1
-    assert cluster.breaker.state(order[0]) == "behind"
-    cluster.breaker.rounds = 1 + ROUNDS
-    assert cluster.breaker.state(order[0]) == "ok"
+    trial = Setting()
+    breaker = trial.cluster.breaker
+    breaker.rounds = 100
+    breaker.missed(trial.cluster.placement.of(partition_of("name")).order[0].name)
+    for rounds, state in ((1, "behind"), (1 + ROUNDS, "ok")):
+        breaker.rounds = rounds
+        assert trial.state() == state

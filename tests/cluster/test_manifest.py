@@ -10,7 +10,8 @@ from dolmen.errors import Corrupt
 def test_what_is_encoded_is_decoded(size, rng):
     chunks = [f"chunk{rng.randbytes(32).hex()}" for _ in range(-(-size // CHUNK))]
     manifest = Manifest(size, chunks)
-    assert decode(manifest.encode()) == manifest
+    assert decode(manifest.encode()).size == size
+    assert [*decode(manifest.encode()).chunks] == chunks
     assert manifest.encode() == decode(manifest.encode()).encode()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -173,7 +172,8 @@ def _serve_api(groups: list[Group], settings: Settings) -> int:
     from dolmen.servers.api import open_api
     from dolmen.servers.metrics import Board
     from dolmen.servers.repairing import Repairing
-    from dolmen.servers.running import Application, Beside, run
+    from dolmen.servers.routes import Application
+    from dolmen.servers.running import run
 
     urls = [server.url for group in groups for server in group.servers]
     if settings.workers > 1 and any(url.startswith("volume:") for url in urls):
@@ -191,9 +191,9 @@ def _serve_api(groups: list[Group], settings: Settings) -> int:
             "choose another with --listen or --download-listen"
         )
     repairs = settings.repair and len(urls) > 1
-    beside: list[Beside] = [Repairing(settings)] if repairs else []
-    board = Board(settings.workers, len(beside))
-    repair = partial(board.said, 0) if repairs else None
+    repairing = Repairing(settings) if repairs else None
+    board = Board(settings.workers)
+    repair = board.said if repairs else None
 
     async def opened() -> Application:
         return await open_api(groups, settings, repair=repair)
@@ -208,4 +208,4 @@ def _serve_api(groups: list[Group], settings: Settings) -> int:
             flush=True,
         )
 
-    return run(opened, addresses, settings=settings, ready=ready, beside=beside, board=board)
+    return run(opened, addresses, settings=settings, ready=ready, repairing=repairing, board=board)

@@ -26,8 +26,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from dolmen.cluster.failures import Failures
-from dolmen.cluster.groups import Member
+from dolmen.cluster.groups import Failures, Member
 from dolmen.errors import DolmenError, Full, OutcomeUnknown, ReadOnly, Unavailable
 from dolmen.store import Condition
 
@@ -87,29 +86,36 @@ class Breaker:
 
     def answered(self, member: Member, *, wrote: bool = False) -> None:
         """Note that a member answered, with what it has or with a "no"."""
-        trouble = self.troubles.get(member.name)
-        if trouble is not None:
-            trouble.failures, trouble.rests_until = 0, 0.0
-            if wrote:
-                trouble.full_until = 0.0
-            self._forget(member, trouble)
+        trouble = self._of(member)
+        trouble.failures, trouble.rests_until = 0, 0.0
+        if wrote:
+            trouble.full_until = 0.0
+        self._forget(member)
 
     def says(self, member: Member, condition: Condition) -> None:
         """Note what a member says of itself. That it can be asked this is no sign of the rest."""
         if not condition.writable:
             self._full(member)
-        elif trouble := self.troubles.get(member.name):
-            trouble.full_until = 0.0
-            self._forget(member, trouble)
+        else:
+            self._of(member).full_until = 0.0
+            self._forget(member)
+
+    def _of(self, member: Member) -> Trouble:
+        return self.troubles.get(member.name) or Trouble()
 
     def _full(self, member: Member) -> None:
         self.troubles.setdefault(member.name, Trouble()).full_until = self.now() + FULL_REST
 
-    def _forget(self, member: Member, trouble: Trouble) -> None:
-        if not (trouble.failures or self._is_behind(trouble) or trouble.full_until > self.now()):
-            del self.troubles[member.name]
+    def _forget(self, member: Member) -> None:
+        """Forget a member that has no trouble any more."""
+        if not (self._of(member).failures or self._is_behind(member) or self._is_full(member)):
+            self.troubles.pop(member.name, None)
 
-    def _is_behind(self, trouble: Trouble) -> bool:
+    def _is_full(self, member: Member) -> bool:
+        return self._of(member).full_until > self.now()
+
+    def _is_behind(self, member: Member) -> bool:
+        trouble = self._of(member)
         if trouble.behind is not None:
             if self.rounds >= trouble.behind + ROUNDS:
                 trouble.behind = None
@@ -121,42 +127,26 @@ class Breaker:
         """`ok`; `stale`: not used; `failing`: asked last, for anything but a delete; `behind`:
         read last; `full`: written to last.
         """
-        trouble = self.troubles.get(member.name)
         if member.stale is not None:
             return "stale"
-        if trouble is None:
-            return "ok"
-        if trouble.failures >= FAILURES:
+        if self._of(member).failures >= FAILURES:
             return "failing"
-        if self._is_behind(trouble):
+        if self._is_behind(member):
             return "behind"
-        return "full" if trouble.full_until > self.now() else "ok"
+        return "full" if self._is_full(member) else "ok"
 
     def hangs(self, member: Member) -> bool:
         """Whether a member that fails takes its time to."""
-        trouble = self.troubles.get(member.name)
-        return trouble is not None and trouble.hangs
+        return self._of(member).hangs
 
     def writing(self, order: Sequence[Member], resting: list[Member]) -> Iterator[Member]:
         """Whom to write to, in turn; who rests goes onto that list."""
-        full = []
-        for member in self._awake(order, resting):
-            trouble = self.troubles.get(member.name)
-            if trouble is not None and trouble.full_until > self.now():
-                full.append(member)
-            else:
-                yield member
-        yield from full
+        return self._awake(sorted(order, key=self._is_full), resting)
 
     def reading(self, order: Sequence[Member], failures: Failures) -> Iterator[Member]:
         """Whom to ask, in turn. Who is not to be waited for is added to the failures met."""
         resting: list[Member] = []
-        behind: list[Member] = []
-        ahead: list[Member] = []
-        for member in order:
-            trouble = self.troubles.get(member.name)
-            (behind if trouble and self._is_behind(trouble) else ahead).append(member)
-        yield from self._awake((*ahead, *behind), resting)
+        yield from self._awake(sorted(order, key=self._is_behind), resting)
         all_matter = failures or len(resting) == len(order)
         for member in resting:
             if all_matter or not self.hangs(member):
@@ -167,8 +157,8 @@ class Breaker:
 
     def _awake(self, order: Sequence[Member], resting: list[Member]) -> Iterator[Member]:
         for member in order:
-            trouble = self.troubles.get(member.name)
-            if trouble is not None and trouble.failures >= FAILURES:
+            trouble = self._of(member)
+            if trouble.failures >= FAILURES:
                 if trouble.rests_until > self.now():
                     resting.append(member)
                     continue

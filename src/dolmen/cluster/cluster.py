@@ -12,13 +12,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 
 from dolmen.closing import closing
 from dolmen.cluster.breaker import Breaker
 from dolmen.cluster.budget import Budget
-from dolmen.cluster.failures import Failures, fail
 from dolmen.cluster.fan_out import each
-from dolmen.cluster.groups import Group, Member
+from dolmen.cluster.groups import Failures, Group, Member, fail
 from dolmen.cluster.hedging import Hedging
 from dolmen.cluster.manifest import MANIFEST_MAX
 from dolmen.cluster.placement import Placement
@@ -82,7 +82,7 @@ class Cluster(OneByOne):
             self.placement, self.breaker, self.hedging, self.budget, self.check_current
         )
         self._epoch, self._epoch_checked = epoch, -_CHECKED
-        self.outdated: str | None = None
+        self._outdated: str | None = None
         """Why this configuration is not to be acted on: a server has seen a newer one."""
         self.capabilities = Capabilities(
             durable=all(member.store.capabilities.durable for member in self.members),
@@ -107,7 +107,7 @@ class Cluster(OneByOne):
         """See `BlobStore.write`. Of two plain puts the newer stamp wins; none is a conflict."""
         if write.kind == Kind.TOMBSTONE:
             await self.check_current()
-        return await self.writer.write(write, largest=MANIFEST_MAX)
+        return await self.writer.write(write)
 
     async def remove_many(
         self, removes: Sequence[Remove], *, min_age: float = 0, epoch: int | None = None
@@ -167,46 +167,32 @@ class Cluster(OneByOne):
         """Raise `Unavailable` when a server has seen a configuration newer than this one."""
         if self._epoch is None:
             return
-        if self.breaker.now() - self._epoch_checked >= _CHECKED and self.outdated is None:
-            self._epoch_checked = self.breaker.now()
-            await self._look_at_epochs()
-        if self.outdated is not None:
-            raise Unavailable(self.outdated)
-
-    async def _look_at_epochs(self) -> None:
-        for member, notes in await self._notes():
-            try:
-                seen = seen_in(notes).epoch
-            except DolmenError:  # `dolmen check` tells of a damaged note
-                continue
-            if self._epoch is not None and seen > self._epoch:
-                self.outdated = (
-                    f"{member.name} has seen epoch {seen} of the configuration, this is epoch "
-                    f"{self._epoch}: give this server the newer configuration and restart it"
-                )
+        now = self.breaker.now()
+        if self._outdated is None and now - self._epoch_checked >= _CHECKED:
+            self._epoch_checked = now
+            for member, notes in await self._notes():
+                with suppress(DolmenError):  # `dolmen check` tells of a damaged note
+                    if (seen := seen_in(notes).epoch) > self._epoch:
+                        self._outdated = (
+                            f"{member.name} has seen epoch {seen} of the configuration, this is "
+                            f"epoch {self._epoch}: give this server the newer configuration and "
+                            "restart it"
+                        )
+        if self._outdated is not None:
+            raise Unavailable(self._outdated)
 
     async def _notes(self) -> Sequence[tuple[Member, Mapping[str, bytes]]]:
         """The notes of those members that answer soon."""
-
-        async def ask(member: Member) -> Mapping[str, bytes]:
-            try:
-                async with asyncio.timeout(_PATIENCE):
-                    return await member.store.notes()
-            except TimeoutError as error:
-                raise Unavailable("it did not answer in time") from error
-
         keeping = [member for member in self.members if member.store.capabilities.stamps]
-        return (await each(keeping, ask))[0]
+        return (await each(keeping, lambda member: member.store.notes(), _PATIENCE))[0]
 
     async def twins(self) -> Sequence[tuple[str, str]]:
         """Pairs of members that are one store under two addresses, of those that answer."""
-        first: dict[bytes, str] = {}
-        pairs = [
-            (first.setdefault(identity, member.name), member.name)
-            for member, notes in await self._notes()
-            if (identity := notes.get(IDENTITY))
-        ]
-        return [pair for pair in pairs if pair[0] != pair[1]]
+        names: dict[bytes, list[str]] = {}
+        for member, notes in await self._notes():
+            if identity := notes.get(IDENTITY):
+                names.setdefault(identity, []).append(member.name)
+        return [(first, other) for first, *others in names.values() for other in others]
 
     async def note(self, key: str, value: bytes) -> None:
         """See `BlobStore.note`: on every member."""
@@ -227,17 +213,18 @@ class Cluster(OneByOne):
         answers, failures = await each(self.members, lambda member: member.store.condition())
         for member, condition in answers:
             self.breaker.says(member, condition)
-        if self._epoch is not None:
-            await self._look_at_epochs()
+        writable = any(said.writable for member, said in answers if member.stale is None)
         reasons = [f"{name}: {error}" for name, error in failures]
         reasons += [f"{each.name} is stale: {each.stale}" for each in self.members if each.stale]
-        reasons += [self.outdated] if self.outdated is not None else []
+        try:
+            await self.check_current()
+        except Unavailable as error:
+            writable, reasons = False, [*reasons, str(error)]
         said = [condition for _, condition in answers]
         return Condition(
             sum(each.free or 0 for each in said) or None,
             sum(each.total or 0 for each in said) or None,
-            writable=self.outdated is None
-            and any(said.writable for member, said in answers if member.stale is None),
+            writable=writable,
             reasons=reasons + [reason for each in said for reason in each.reasons],
             remarks=[remark for each in said for remark in each.remarks],
         )

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 
 from dolmen.cluster.budget import Budget
+from dolmen.cluster.fan_out import heard
 from dolmen.cluster.manifest import CHUNK, Manifest, decode
 from dolmen.cluster.read import Reader, halves
 from dolmen.cluster.verify import digest_checked
@@ -40,40 +42,34 @@ def object_payload(
     start, stop = byte_range or (0, size)
     stop = min(stop, size)
     start = min(start, stop)
-    download = _Download(reader, budget)
 
-    def opened() -> AsyncIterator[Piece]:
-        pieces = download.pieces(info, size, start, stop, manifest)
-        return digest_checked(info.name, pieces) if (start, stop) == (0, size) else pieces
-
-    return Stream(stop - start, opened)
-
-
-class _Download:
-    def __init__(self, reader: Reader, budget: Budget) -> None:
-        self._reader, self._budget = reader, budget
-
-    async def pieces(
-        self, info: BlobInfo, size: int, start: int, stop: int, manifest: Manifest | None
-    ) -> AsyncIterator[Piece]:
-        if start == stop:
-            return
-        budget = self._budget
+    async def pieces() -> AsyncIterator[Piece]:
         held = min(CHUNK + info.size, budget.size)
         await budget.take(held)  # all at once: nobody holds some of it and waits for more
         ahead: dict[int, asyncio.Task[Piece]] = {}
+        this = object()
+
+        def begin(number: int) -> asyncio.Task[Piece]:
+            task = asyncio.create_task(_chunk(reader, chunks, number))
+            task.add_done_callback(heard)  # one fetched ahead may be dropped
+            return task
+
+        def drop(number: int) -> None:
+            ahead.pop(number).cancel()
+
         try:
-            if manifest is None:
-                manifest = decode(await self._reader.whole(info.name))
-            if manifest.size != size:
+            chunks = manifest or decode(await reader.whole(info.name))
+            if chunks.size != size:
                 raise Unavailable(f"{info.name} was written anew while it was read; try again")
-            first, last = start // CHUNK, (stop - 1) // CHUNK
-            for number in range(first, last + 1):
-                task = ahead.pop(number, None) or self._fetch(manifest, number)
-                budget.settle(task)  # what is sent now has its place in what is held
+            last = (stop - 1) // CHUNK
+            for number in range(start // CHUNK, last + 1):
+                task = ahead.pop(number, None) or begin(number)
+                budget.settle((this, number))  # what is sent now has its place in what is held
                 for following in range(number + 1, min(number + AHEAD, last) + 1):
-                    if following not in ahead:
-                        self._lend(ahead, following, manifest)
+                    if following not in ahead and budget.lend(
+                        (this, following), CHUNK, partial(drop, following)
+                    ):
+                        ahead[following] = begin(following)
                 try:
                     data = memoryview(await task)
                 finally:
@@ -82,39 +78,26 @@ class _Download:
                     yield piece
                 del data, task
         finally:
-            for task in ahead.values():
+            for number, task in ahead.items():
                 task.cancel()
-                budget.settle(task)
+                budget.settle((this, number))
             budget.give(held)
 
-    def _lend(self, ahead: dict[int, asyncio.Task[Piece]], number: int, manifest: Manifest) -> None:
-        if self._budget.free < CHUNK:
-            return
-        task = self._fetch(manifest, number)
-        if self._budget.lend(task, CHUNK, lambda: ahead.pop(number).cancel()):
-            ahead[number] = task
-        else:
-            task.cancel()
+    def opened() -> AsyncIterator[Piece]:
+        return digest_checked(info.name, pieces()) if (start, stop) == (0, size) else pieces()
 
-    def _fetch(self, manifest: Manifest, number: int) -> asyncio.Task[Piece]:
-        task = asyncio.create_task(self._chunk(manifest, number))
-        task.add_done_callback(_heard)
-        return task
-
-    async def _chunk(self, manifest: Manifest, number: int) -> Piece:
-        name = manifest.chunks[number]
-        try:
-            data = await self._reader.whole(name)
-        except NotFound as error:
-            raise Unavailable(
-                f"{name}, a chunk of this object, is on none of the servers; "
-                "run `dolmen replicate`, or upload the object again"
-            ) from error
-        if len(data) != min(CHUNK, manifest.size - number * CHUNK):
-            raise Corrupt(f"{name} is not as long as the manifest says")
-        return data
+    return Stream(stop - start, opened)
 
 
-def _heard(task: asyncio.Task[Piece]) -> None:
-    if not task.cancelled():
-        task.exception()  # one fetched ahead may be dropped before anybody asks how it went
+async def _chunk(reader: Reader, manifest: Manifest, number: int) -> Piece:
+    name = manifest.chunks[number]
+    try:
+        data = await reader.whole(name)
+    except NotFound as error:
+        raise Unavailable(
+            f"{name}, a chunk of this object, is on none of the servers; "
+            "run `dolmen replicate`, or upload the object again"
+        ) from error
+    if len(data) != min(CHUNK, manifest.size - number * CHUNK):
+        raise Corrupt(f"{name} is not as long as the manifest says")
+    return data

@@ -1,6 +1,5 @@
 """Asking several members at once. There is no other fan-out in a cluster.
 
-A store's `write` returns a future or a coroutine: a future costs no task here.
 Read first: `dolmen.cluster.groups`, `dolmen.cluster.breaker`.
 """
 
@@ -8,12 +7,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from dolmen.cluster.breaker import Breaker
-from dolmen.cluster.failures import Failures, stale
-from dolmen.cluster.groups import Member
-from dolmen.errors import BadContent, DolmenError, InvalidName
+from dolmen.cluster.groups import Failures, Member, stale
+from dolmen.errors import BadContent, DolmenError, InvalidName, Unavailable
 
 T = TypeVar("T")
 _EVERYWHERE = (BadContent, InvalidName)
@@ -32,95 +30,71 @@ class FanOut(Generic[T]):
         ask: Callable[[Member], Awaitable[T]],
         breaker: Breaker,
         counts: Callable[[Member], bool] | None = None,
-        *,
-        wrote: bool = False,
     ) -> None:
-        """`counts` says whether the answer of a member is one of those wanted; `wrote` that
-        an answer shows that the member takes writes.
-        """
-        self._ask, self._breaker, self._counts, self._wrote = ask, breaker, counts, wrote
-        self._members: Iterator[Member] = iter(())
-        self._pending: dict[asyncio.Future[T], tuple[Member, float]] = {}
-        self._done: asyncio.Future[None] | None = None
+        """`counts` is for writes, and says whether what this member keeps is a copy."""
+        self._ask, self._breaker, self._counts = ask, breaker, counts
         self.answers: list[tuple[Member, T]] = []
         self.failures: Failures = []
+        self.counted = 0
+        """How many of those that answered count."""
 
     async def run(self, members: Iterable[Member], wanted: int) -> None:
         """Ask members in turn, `wanted` at once, until that many have answered or none is left.
 
-        Raises at once what every member would answer. When it raises or is cancelled, what
-        is under way is cancelled.
+        Raises what every member would answer. When it raises or is cancelled, what is under
+        way is cancelled.
         """
-        self._members = iter(members)
+        turns = iter(members)
+        beside = [asyncio.ensure_future(self._ask_in_turn(turns)) for _ in range(wanted - 1)]
         try:
-            for _ in range(wanted):
-                self._next()
-            if self._pending:
-                self._done = asyncio.get_running_loop().create_future()
-                await self._done
+            await self._ask_in_turn(turns)
+            for task in beside:
+                await task
         finally:
-            for future in self._pending:
-                future.cancel()
+            for task in beside:
+                if not task.cancel():
+                    heard(task)
 
-    def _next(self) -> None:
-        for member in self._members:
+    async def _ask_in_turn(self, members: Iterator[Member]) -> None:
+        """Until one has given an answer that counts."""
+        breaker, counts = self._breaker, self._counts
+        for member in members:
             if member.stale is not None:
                 self.failures.append((member.name, stale(member)))
                 continue
-            began = self._breaker.now()
+            began = breaker.now()
             try:
-                asked = self._ask(member)
+                answer = await self._ask(member)
+            except _EVERYWHERE:
+                raise
             except DolmenError as error:
-                self._failed(member, error, began)
+                self.failures.append((member.name, error))
+                breaker.failed(member, error, began)
                 continue
-            future = asyncio.ensure_future(asked)
-            self._pending[future] = member, began
-            future.add_done_callback(self._ended)
-            return
-
-    def _ended(self, future: asyncio.Future[T]) -> None:
-        member, began = self._pending.pop(future)
-        done = self._done
-        if done is None or done.done():  # nobody waits any more
-            if not future.cancelled():
-                future.exception()
-            return
-        try:
-            self._take(member, began, future)
-        except BaseException as error:  # noqa: BLE001 - it is raised where `run` waits
-            done.set_exception(error)
-        else:
-            if not self._pending:
-                done.set_result(None)
-
-    def _take(self, member: Member, began: float, future: asyncio.Future[T]) -> None:
-        try:
-            answer = future.result()
-        except DolmenError as error:
-            self._failed(member, error, began)
-            self._next()
-            return
-        self.answers.append((member, answer))
-        if self._breaker.troubles:
-            self._breaker.answered(member, wrote=self._wrote)
-        if self._counts is not None and not self._counts(member):
-            self._next()
-
-    def _failed(self, member: Member, error: DolmenError, began: float) -> None:
-        if isinstance(error, _EVERYWHERE):
-            raise error
-        self.failures.append((member.name, error))
-        self._breaker.failed(member, error, began)
+            self.answers.append((member, answer))
+            if breaker.troubles:
+                breaker.answered(member, wrote=counts is not None)
+            if counts is None or counts(member):
+                self.counted += 1
+                return
 
 
 async def each(
-    members: Sequence[Member], ask: Callable[[Member], Awaitable[T]]
+    members: Sequence[Member],
+    ask: Callable[[Member], Awaitable[T]],
+    patience: float | None = None,
 ) -> tuple[list[tuple[Member, T]], Failures]:
-    """Ask every member of the state it is in: all at once, stale ones too."""
+    """Ask every member of the state it is in: all at once, stale ones too.
+
+    One that has not answered after `patience` seconds has failed.
+    """
 
     async def one(member: Member) -> T | DolmenError:
         try:
-            return await ask(member)
+            async with asyncio.timeout(patience):
+                return await ask(member)
+        except TimeoutError:
+            return Unavailable(f"it did not answer within {patience:.0f} seconds")
         except DolmenError as error:
             return error
 
@@ -133,3 +107,9 @@ async def each(
         else:
             answers.append((member, answer))
     return answers, failures
+
+
+def heard(task: asyncio.Future[Any]) -> None:
+    """Take note of how a task ended that nobody may wait for any more."""
+    if not task.cancelled():
+        task.exception()

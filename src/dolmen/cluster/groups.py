@@ -1,11 +1,12 @@
-"""Groups and their members: what a configuration says of a cluster."""
+"""Groups and their members: what a configuration says of a cluster; and members that failed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
-from dolmen.errors import BadSetting
+from dolmen.errors import BadSetting, DolmenError, NotFound, Unavailable
 from dolmen.store import BlobStore
 
 
@@ -82,3 +83,26 @@ def make_group(
             f"{counted} durable servers with a weight"
         )
     return Group(name, tuple(members), copies, write_copies, min_copies, not durable)
+
+
+Failures = list[tuple[str, DolmenError]]
+"""Members by name, and how they failed."""
+
+
+def stale(member: Member) -> Unavailable:
+    """Why a stale member is not asked."""
+    return Unavailable(
+        f"it is stale and not used ({member.stale}); empty it, or run `dolmen rejoin {member.name}`"
+    )
+
+
+def fail(what: str, failures: Failures) -> NoReturn:
+    """Raise for members that failed; `NotFound` when all of them said so."""
+    if failures and all(isinstance(error, NotFound) for _, error in failures):
+        raise failures[0][1]
+    raise Unavailable(f"{what} ({in_words(failures)})")
+
+
+def in_words(failures: Failures) -> str:
+    """What the members that failed said, in one line."""
+    return "; ".join(f"{member}: {error}" for member, error in failures)

@@ -17,6 +17,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from dolmen.cluster.fan_out import heard
 from dolmen.cluster.groups import Member
 from dolmen.errors import NotFound
 from dolmen.names import is_chunk_name
@@ -72,42 +73,32 @@ class Hedging:
         first, second = order[:2]
         if first.stale or second.stale:
             return None
-        loop = asyncio.get_running_loop()
-        good: asyncio.Future[tuple[Member, Blob] | None] = loop.create_future()
-        asked: dict[asyncio.Future[Blob], Member] = {}
         began = self.now()
-
-        def ask(member: Member) -> None:
-            task = asyncio.ensure_future(member.store.get(name))
-            asked[task] = member
-            task.add_done_callback(ended)
-
-        def ended(task: asyncio.Future[Blob]) -> None:
-            member = asked.pop(task)
-            if task.cancelled():  # the reader has gone, or has its answer
-                return
-            failed = task.exception() is not None
-            if good.done():
-                return
-            if failed and asked and not isinstance(task.exception(), NotFound):
-                return  # a "no" may overrule what the other one has
-            good.set_result(None if failed else (member, task.result()))
-            if not failed:
-                # If the second was faster the first is late, however late it will have been.
-                seconds = self.now() - began if member is first else math.inf
-                self.took(first, seconds)
-
-        def hedge() -> None:
-            if self._left >= 1 and not good.done():
+        asked = {_begin(first, name): first}
+        try:
+            answered, _ = await asyncio.wait(asked, timeout=self._patience)
+            if not answered and self._left >= 1:
                 self._left -= 1
                 self.hedged += 1
-                ask(second)
-
-        ask(first)
-        timer = loop.call_later(self._patience, hedge)
-        try:
-            return await good
+                asked[_begin(second, name)] = second
+            while asked:
+                answered, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+                if any(isinstance(task.exception(), NotFound) for task in answered):
+                    return None  # it may overrule what the other one has
+                for task in answered:
+                    member = asked.pop(task)
+                    if task.exception() is None:
+                        # If the second was faster the first is late, however late it will be.
+                        late = math.inf if member is second else self.now() - began
+                        self.took(first, late)
+                        return member, task.result()
         finally:
-            timer.cancel()
             for task in asked:
                 task.cancel()
+        return None
+
+
+def _begin(member: Member, name: str) -> asyncio.Future[Blob]:
+    task = asyncio.ensure_future(member.store.get(name))
+    task.add_done_callback(heard)
+    return task

@@ -16,7 +16,7 @@ is itself one blob of at most 16 MiB, which bounds an object at 2 TiB.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import overload
 
@@ -38,13 +38,8 @@ class ChunkNames(Sequence[str]):
 
     __slots__ = ("digests",)
 
-    def __init__(self, digests: bytes | bytearray | memoryview = b"") -> None:
+    def __init__(self, digests: bytes | bytearray | memoryview) -> None:
         self.digests = digests
-
-    @classmethod
-    def of(cls, names: Iterable[str]) -> ChunkNames:
-        """Names that are at hand."""
-        return cls(b"".join(bytes.fromhex(name.removeprefix(CHUNK_PREFIX)) for name in names))
 
     def __len__(self) -> int:
         return len(self.digests) // _DIGEST
@@ -59,13 +54,6 @@ class ChunkNames(Sequence[str]):
             return [self[place] for place in places]
         return CHUNK_PREFIX + self.digests[places * _DIGEST : (places + 1) * _DIGEST].hex()
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Sequence):
-            return NotImplemented
-        return len(self) == len(other) and all(map(str.__eq__, self, other))
-
-    __hash__ = None  # type: ignore[assignment]
-
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
@@ -76,10 +64,12 @@ class Manifest:
 
     def encode(self) -> bytes:
         """The manifest's bytes."""
-        names = self.chunks
-        if not isinstance(names, ChunkNames):
-            names = ChunkNames.of(names)
-        return b"".join((_HEAD.pack(_MAGIC, _VERSION, CHUNK, self.size), names.digests))
+        digests = (
+            [self.chunks.digests]
+            if isinstance(self.chunks, ChunkNames)
+            else [bytes.fromhex(name.removeprefix(CHUNK_PREFIX)) for name in self.chunks]
+        )
+        return b"".join((_HEAD.pack(_MAGIC, _VERSION, CHUNK, self.size), *digests))
 
 
 def decode(data: bytes | bytearray | memoryview) -> Manifest:

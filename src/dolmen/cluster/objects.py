@@ -6,7 +6,7 @@ it names. Read first: `dolmen.cluster.upload`, `dolmen.cluster.download`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -14,9 +14,9 @@ from dolmen import metadata
 from dolmen.closing import closing
 from dolmen.cluster.cluster import Cluster
 from dolmen.cluster.download import object_payload
-from dolmen.cluster.failures import Failures
+from dolmen.cluster.groups import Failures
 from dolmen.cluster.manifest import Manifest, decode
-from dolmen.cluster.upload import Digest, Source, Uploaded, make_young, upload, upload_small
+from dolmen.cluster.upload import Digest, Source, Uploaded, Uploads
 from dolmen.errors import Incomplete, NoCopies, NotFound, Unavailable
 from dolmen.names import is_object_id, partition_of
 from dolmen.payload import read_whole
@@ -38,33 +38,23 @@ class Objects:
 
     def __init__(self, cluster: Cluster, *, digest: Digest = "sha256") -> None:
         self.cluster = cluster
-        self._digest: Digest = digest
+        self._uploads = Uploads(cluster.writer, cluster.budget, digest)
 
-    async def upload(
+    def upload(
         self,
         source: Source,
         *,
         whole: bytes | None = None,
         meta: bytes = b"",
         expected_id: str | None = None,
-    ) -> Uploaded:
+    ) -> Awaitable[Uploaded]:
         """Store a body; `whole` is all of it where it is in memory anyway.
 
         Raises `BadContent`, `NoCopies`, `TooLarge`, and what receiving raises.
         """
-        cluster, digest = self.cluster, self._digest
         if whole is not None:
-            return await upload_small(
-                cluster.writer, whole, meta=meta, expected_id=expected_id, digest=digest
-            )
-        return await upload(
-            cluster.writer,
-            source,
-            cluster.budget,
-            meta=meta,
-            expected_id=expected_id,
-            digest=digest,
-        )
+            return self._uploads.small(whole, meta, expected_id)
+        return self._uploads.any(source, meta, expected_id)
 
     async def renew(self, object_id: str, meta: bytes) -> Uploaded | None:
         """Upload an object again that is stored, without its bytes; None when they are needed.
@@ -79,9 +69,8 @@ class Objects:
             if info.kind == Kind.MANIFEST:
                 manifest = await self._manifest(object_id)
                 size = manifest.size
-                every = range(len(manifest.chunks))
-                copies = await make_young(writer, manifest.chunks, size, every)
-            written = await writer.renew(object_id, info.size, meta)
+                copies = await writer.renew_chunks(manifest.chunks, range(len(manifest.chunks)))
+            written = await writer.renew(object_id, info.checksum, meta)
         except (NotFound, Unavailable, NoCopies):
             return None
         return Uploaded(object_id, size, min(copies, written.copies), Outcome.UNCHANGED)

@@ -20,8 +20,7 @@ from hashlib import sha256
 from dolmen.closing import closing
 from dolmen.cluster.breaker import Breaker
 from dolmen.cluster.budget import Budget
-from dolmen.cluster.failures import Failures, in_words, stale
-from dolmen.cluster.groups import Member
+from dolmen.cluster.groups import Failures, Member, in_words, stale
 from dolmen.cluster.hedging import TIMED, Hedging
 from dolmen.cluster.manifest import CHUNK
 from dolmen.cluster.merge import merge_listings
@@ -29,7 +28,7 @@ from dolmen.cluster.placement import Place, Placement
 from dolmen.cluster.verify import digest_checked, is_right
 from dolmen.errors import Corrupt, DolmenError, Incomplete, InvalidName, NotFound, Unavailable
 from dolmen.names import is_object_id
-from dolmen.payload import Bytes, Piece, Stream, read_whole
+from dolmen.payload import EMPTY, Bytes, Piece, Stream, read_whole
 from dolmen.record import Kind
 from dolmen.store import EVERYTHING, Blob, BlobInfo, Listing, Range
 
@@ -59,12 +58,11 @@ class Reader:
         """See `BlobStore.get`."""
         failures: Failures = []
         while True:
-            member, info, blob = await self._ask(name, failures)
-            assert blob is not None
-            data = blob.payload.whole
+            begun = member, blob = await self._ask(name, failures)
+            info, data = blob.info, blob.payload.whole
             if data is None:
                 if info.size > SMALL:
-                    return self._later(info, (member, blob))
+                    return Blob(info, self._later(info, 0, info.size, begun))
             elif len(name) == 64 and len(data) <= SMALL and sha256(data).hexdigest() == name:
                 return blob  # the usual case, in the fewest steps
             data = await self._right(member, blob, failures)
@@ -75,12 +73,10 @@ class Reader:
         """A range of a blob of which so much is known."""
         start = min(byte_range[0], info.size)
         stop = max(start, min(byte_range[1], info.size))
-        if info.size > CHUNK:
-            return Blob(info, self._streamed(info, start, stop))
         if info.size > SMALL:
-            return Blob(info, self._held(info, start, stop))
+            return Blob(info, self._later(info, start, stop))
         blob = await self.get(info.name)  # only the whole can be checked against its name
-        data = await read_whole(blob.payload)
+        data = await read_whole(blob.payload) if blob.info.size == info.size else b""
         if len(data) != info.size:
             raise _changed(info)
         return Blob(blob.info, Bytes(memoryview(data)[start:stop]))
@@ -90,20 +86,16 @@ class Reader:
         accounts for it.
         """
         failures: Failures = []
-        if begun is not None:
-            data = await self._right(*begun, failures)
-            if data is not None:
-                return data
         while True:
-            member, _, blob = await self._ask(name, failures)
-            assert blob is not None
+            member, blob = begun or await self._ask(name, failures)
+            begun = None
             data = await self._right(member, blob, failures)
             if data is not None:
                 return data
 
     async def stat(self, name: str) -> BlobInfo:
         """See `BlobStore.stat`."""
-        return (await self._ask(name, [], stat=True))[1]
+        return (await self._ask(name, [], stat=True))[1].info
 
     async def _right(
         self, member: Member, blob: Blob, failures: Failures
@@ -124,29 +116,30 @@ class Reader:
 
     async def _ask(
         self, name: str, failures: Failures, part: Range | None = None, *, stat: bool = False
-    ) -> tuple[Member, BlobInfo, Blob | None]:
-        """The first answer of the members that have not failed yet; failures are added."""
+    ) -> _Begun:
+        """The first answer of the members that have not failed yet; failures are added.
+
+        What is known of a blob comes as one without its bytes.
+        """
         place = self._placement.place_of(name)
         breaker, hedging = self._breaker, self._hedging
         if hedging.gray and not (stat or part or failures or breaker.troubles):
             raced = await hedging.race(place.order, name)
             if raced is not None:
-                return raced[0], raced[1].info, raced[1]
+                return raced
         deleted = 0
         failed = {member for member, _ in failures} if failures else ()
         for member in self._order(place, failures):
             if member.name in failed:
                 continue
             began = hedging.now()
-            blob = None
             try:
                 if member.stale is not None:
                     raise stale(member)
                 if stat:
-                    info = await member.store.stat(name)
+                    blob = Blob(await member.store.stat(name), EMPTY)
                 else:
                     blob = await member.store.get(name, byte_range=part)
-                    info = blob.info
             except NotFound as absent:
                 deleted = max(deleted, absent.stamp)
                 breaker.failed(member, absent)
@@ -157,12 +150,13 @@ class Reader:
                 if member.stale is None:
                     breaker.failed(member, error, began)
             else:
+                info = blob.info
                 if breaker.troubles:
                     breaker.answered(member)
                 if info.stamp > deleted or not deleted:
-                    if blob is not None and info.size <= TIMED:
+                    if not stat and info.size <= TIMED:
                         hedging.took(member, hedging.now() - began)
-                    return member, info, blob
+                    return member, blob
         if not failures:
             await self._before_no()
             raise NotFound(f"{name} is on none of the servers", stamp=deleted)
@@ -179,64 +173,50 @@ class Reader:
 
     # What is read when the payload is
 
-    def _later(self, info: BlobInfo, begun: _Begun) -> Blob:
-        read = self._held if info.size <= CHUNK else self._streamed
-        return Blob(info, read(info, 0, info.size, begun))
-
-    def _held(self, info: BlobInfo, start: int, stop: int, begun: _Begun | None = None) -> Stream:
-        """A part of a blob of up to a chunk's size, of which the whole is read and checked."""
-
-        async def pieces() -> AsyncIterator[Piece]:
-            nonlocal begun
-            answer, begun = begun, None
-            if self._budget.is_spent(info.size):
-                answer = None  # others need its connection meanwhile
-            await self._budget.take(info.size)
-            try:
-                data = await self.whole(info.name, answer)
-                if len(data) != info.size:
-                    raise _changed(info)
-                for piece in halves(memoryview(data)[start:stop]):
-                    yield piece
-            finally:
-                self._budget.give(info.size)
-
-        rereadable = _rereadable(begun)
-        return Stream(stop - start, pieces, rereadable=rereadable)
-
-    def _streamed(
-        self, info: BlobInfo, start: int, stop: int, begun: _Begun | None = None
-    ) -> Stream:
-        """A blob larger than a chunk, put there by other software, or a part of it."""
-        whole = (start, stop) == (0, info.size)
+    def _later(self, info: BlobInfo, start: int, stop: int, begun: _Begun | None = None) -> Stream:
+        """A part of a blob, of the copy begun if that is good."""
 
         def opened() -> AsyncIterator[Piece]:
             nonlocal begun
             answer, begun = begun, None
-            pieces = self._pieces(info, start, stop, answer)
-            if whole and info.kind == Kind.BLOB and is_object_id(info.name):
+            if self._budget.is_spent(min(info.size, CHUNK)):
+                answer = None  # others need its connection meanwhile
+            if info.size <= CHUNK:
+                return self._held(info, start, stop, answer)
+            pieces = self._streamed(info, start, stop, answer)
+            whole = (start, stop) == (0, info.size) and info.kind == Kind.BLOB
+            if whole and is_object_id(info.name):
                 return digest_checked(info.name, pieces)
             return pieces
 
-        return Stream(stop - start, opened, rereadable=_rereadable(begun))
+        return Stream(stop - start, opened)
 
-    async def _pieces(
+    async def _held(
+        self, info: BlobInfo, start: int, stop: int, begun: _Begun | None
+    ) -> AsyncIterator[Piece]:
+        """A part of a blob of up to a chunk's size, of which the whole is read and checked."""
+        await self._budget.take(info.size)
+        try:
+            data = await self.whole(info.name, begun)
+            if len(data) != info.size:
+                raise _changed(info)
+            for piece in halves(memoryview(data)[start:stop]):
+                yield piece
+        finally:
+            self._budget.give(info.size)
+
+    async def _streamed(
         self, info: BlobInfo, at: int, stop: int, begun: _Begun | None
     ) -> AsyncIterator[Piece]:
-        """From one copy until it breaks off, then from another one at the offset reached."""
+        """A part of a larger blob, put there by other software: from one copy until it breaks
+        off, then from another one at the offset reached.
+        """
         failures: Failures = []
-        if self._budget.is_spent(SMALL):
-            begun = None
         await self._budget.take(SMALL)
         try:
             while at < stop:
-                if begun is not None:
-                    member, blob = begun
-                    begun = None
-                else:
-                    member, _, found = await self._ask(info.name, failures, (at, stop))
-                    assert found is not None
-                    blob = found
+                member, blob = begun or await self._ask(info.name, failures, (at, stop))
+                begun = None
                 try:
                     if (blob.info.size, blob.info.checksum) != (info.size, info.checksum):
                         raise _changed(info)
@@ -301,10 +281,6 @@ def halves(data: memoryview) -> Iterator[Piece]:
         yield data[:tail]
     if data:
         yield bytes(data[tail:])
-
-
-def _rereadable(begun: _Begun | None) -> bool:
-    return begun is None or begun[1].payload.rereadable
 
 
 def _changed(info: BlobInfo) -> Unavailable:

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from dolmen.cluster.cluster import Cluster
+from dolmen.cluster.fan_out import each
 from dolmen.cluster.groups import Member
 from dolmen.cluster.placement import Placement
-from dolmen.errors import DolmenError
 from dolmen.stores.scrub import scrub_in
 
 Counts = Mapping[int, int]
@@ -26,54 +26,53 @@ PATIENCE = 10.0
 
 async def cluster_status(cluster: Cluster) -> Sequence[dict[str, object]]:
     """Every group with its servers, as the API server says it."""
-    answers = await asyncio.gather(*(_of_server(cluster, member) for member in cluster.members))
-    states = {member.name: said for member, (said, _) in zip(cluster.members, answers, strict=True)}
-    counts = {member.name: held for member, (_, held) in zip(cluster.members, answers, strict=True)}
+    states: dict[str, dict[str, object]] = {}
+    counts: dict[str, Counts | None] = {}
+
+    async def ask(member: Member) -> None:
+        states[member.name], counts[member.name] = await _state_of(cluster, member)
+
+    _, failures = await each(cluster.members, ask, PATIENCE)
+    for name, error in failures:
+        states[name], counts[name] = {"reachable": False, "detail": str(error)}, {}
     loop = asyncio.get_running_loop()
     places = await loop.run_in_executor(None, _places, cluster.placement, cluster.members, counts)
+
+    def told(member: Member) -> dict[str, object]:
+        stale = {"stale": member.stale} if member.stale is not None else {}
+        return {
+            "server": member.name,
+            "weight": member.weight,
+            "zone": member.zone,
+            "state": cluster.breaker.state(member),
+            **stale,
+            **states[member.name],
+            **places[member.name],
+        }
+
     return [
         {
             "group": group.name,
             "copies": group.copies,
             "write_copies": group.write_copies,
             "min_copies": group.min_copies,
-            "servers": [
-                {"server": member.name, "weight": member.weight, "zone": member.zone}
-                | states[member.name]
-                | places[member.name]
-                for member in group.members
-            ],
+            "servers": [told(member) for member in group.members],
         }
         for group in cluster.groups
     ]
 
 
-async def _of_server(cluster: Cluster, member: Member) -> tuple[dict[str, object], Counts | None]:
-    state: dict[str, object] = {"state": cluster.breaker.state(member)}
-    if member.stale is not None:
-        state["stale"] = member.stale
-    try:
-        async with asyncio.timeout(PATIENCE):
-            return await _answers_of(cluster, member, state)
-    except TimeoutError:
-        why = f"it did not answer within {PATIENCE:.0f} seconds"
-    except DolmenError as error:
-        why = str(error)
-    return {"reachable": False} | state | {"detail": why}, {}
-
-
-async def _answers_of(
-    cluster: Cluster, member: Member, state: dict[str, object]
-) -> tuple[dict[str, object], Counts | None]:
+async def _state_of(cluster: Cluster, member: Member) -> tuple[dict[str, object], Counts | None]:
+    """What a server says of itself, and the entries it has, where it can tell."""
     store = member.store
     condition = await store.condition()
     cluster.breaker.says(member, condition)
-    said: dict[str, object] = {"reachable": True} | state | asdict(condition)
+    said: dict[str, object] = {"reachable": True} | asdict(condition)
     if not store.capabilities.stamps:
         return said, None
     notes = await store.notes()
-    said["compared_at"] = _at(notes.get("compared"))
     scrub = scrub_in(notes)
+    said["compared_at"] = _at(notes.get("compared"))
     said["scrubbed_at"] = scrub.last if scrub else None
     if not store.capabilities.digests:  # it would have to list everything
         return said, None

@@ -14,24 +14,24 @@ import hashlib
 import time
 from array import array
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 from dolmen.cluster.budget import Budget
+from dolmen.cluster.fan_out import heard
 from dolmen.cluster.manifest import CHUNK, OBJECT_MAX, ChunkNames, Manifest
 from dolmen.cluster.verify import INLINE
-from dolmen.cluster.write import Writer
+from dolmen.cluster.write import Writer, checksum_in
 from dolmen.errors import BadContent, TooLarge
 from dolmen.names import CHUNK_PREFIX, chunk_name
 from dolmen.payload import CHUNKS, Bytes
 from dolmen.record import Kind
-from dolmen.store import Outcome
+from dolmen.store import Outcome, Write
 
 Digest = Literal["sha256", "sha1"]
 IN_FLIGHT = 3
 """Chunks of one upload that are being sent at once."""
-GRACE = 24 * 3600
-"""Seconds for which garbage collection leaves a chunk alone that no manifest names."""
 YOUNG = 120.0
 """Seconds for which a chunk that was sent is taken to be there still, by the uploader's clock."""
 
@@ -55,108 +55,84 @@ class Uploaded(NamedTuple):
     outcome: Outcome
 
 
-async def upload(
-    writer: Writer,
-    source: Source,
-    budget: Budget,
-    *,
-    meta: bytes = b"",
-    expected_id: str | None = None,
-    digest: Digest = "sha256",
-    now: Callable[[], float] = time.monotonic,
-) -> Uploaded:
-    """Store a body as it arrives.
+@dataclass(slots=True)
+class Uploads:
+    """Uploads through a writer.
 
-    Raises `BadContent` when it has not the id expected, and nothing is stored then but
-    chunks nobody names; `NoCopies`, `TooLarge`, and what receiving raises.
+    Both raise `BadContent` when the content has not the id expected, and nothing is stored then
+    but chunks nobody names; and `NoCopies`.
     """
-    left = source.length
-    if left is not None and left > OBJECT_MAX:
-        raise TooLarge(f"{left} bytes are more than an object can have ({OBJECT_MAX})")
-    data, following = await _receive(source, budget, b"", left)
-    if not following and (left is None or left <= CHUNK):
+
+    writer: Writer
+    budget: Budget
+    digest: Digest = "sha256"
+    now: Callable[[], float] = time.monotonic
+
+    async def small(
+        self, data: bytes | memoryview, meta: bytes = b"", expected: str | None = None
+    ) -> Uploaded:
+        """Store an object that is in memory, of up to a chunk's size."""
+        hasher = hashlib.new(self.digest, usedforsecurity=False)
+        if len(data) <= INLINE:
+            hasher.update(data)
+        else:
+            await asyncio.get_running_loop().run_in_executor(None, hasher.update, data)
+        found = _expected(hasher.hexdigest(), expected)
+        written = await self.writer.put(Write(found, Bytes(data), metadata=meta))
+        return Uploaded(found, len(data), written.copies, written.outcome)
+
+    async def any(self, source: Source, meta: bytes = b"", expected: str | None = None) -> Uploaded:
+        """Store a body as it arrives. Also raises `TooLarge`, and what receiving raises."""
+        left = source.length
+        if left is not None and left > OBJECT_MAX:
+            raise TooLarge(f"{left} bytes are more than an object can have ({OBJECT_MAX})")
+        data, following = await self._receive(source, b"", left)
+        if not following and (left is None or left <= CHUNK):
+            try:
+                return await self.small(data, meta, expected)
+            finally:
+                self.budget.give(len(data))
+        large = _Large(self)
         try:
-            return await upload_small(
-                writer, data, meta=meta, expected_id=expected_id, digest=digest
-            )
+            while True:
+                await large.add(data)
+                left = None if left is None else left - len(data)
+                if not (following if left is None else left):
+                    return await large.finish(meta, expected)
+                data, following = await self._receive(source, following, left)
         finally:
-            budget.give(len(data))
-    large = _Large(writer, budget, digest, now)
-    try:
-        while True:
-            await large.add(data)
-            left = None if left is None else left - len(data)
-            if not (following if left is None else left):
-                break
-            data, following = await _receive(source, budget, following, left)
-        return await large.finish(meta, expected_id)
-    finally:
-        large.stop()
+            large.stop()
 
-
-async def _receive(
-    source: Source, budget: Budget, begun: bytes, left: int | None
-) -> tuple[memoryview, bytes]:
-    """The next chunk, which begins with bytes received before, and where the length of the
-    body is not known the byte after it. The caller gives the budget of the chunk back.
-    """
-    size = CHUNK if left is None else min(CHUNK, left)
-    await budget.take(size)
-    try:
-        data = (CHUNKS.take() if size > INLINE else memoryview(bytearray(size)))[:size]
-        data[: len(begun)] = begun
-        got = len(begun) + await source.receive_into(data[len(begun) :])
-        following = bytearray(left is None and got == CHUNK)
-        if following:
-            following = following[: await source.receive_into(memoryview(following))]
-        if left is not None and got < size:
-            raise BadContent(f"the body ended {left - got} bytes early")  # noqa: TRY301
-    except BaseException:
-        budget.give(size)
-        raise
-    budget.give(size - got)
-    return data[:got], bytes(following)
-
-
-async def upload_small(
-    writer: Writer,
-    data: bytes | memoryview,
-    *,
-    meta: bytes = b"",
-    expected_id: str | None = None,
-    digest: Digest = "sha256",
-) -> Uploaded:
-    """Store an object that is in memory, of up to a chunk's size."""
-    hasher = hashlib.sha256() if digest == "sha256" else hashlib.sha1(usedforsecurity=False)
-    if len(data) <= INLINE:
-        hasher.update(data)
-    else:
-        await asyncio.get_running_loop().run_in_executor(None, hasher.update, data)
-    found = hasher.hexdigest()
-    if expected_id is not None:
-        _expect(found, expected_id)
-    written = await writer.put(found, Bytes(data), meta)
-    return Uploaded(found, len(data), written.copies, written.outcome)
-
-
-async def make_young(writer: Writer, chunks: Sequence[str], size: int, which: Sequence[int]) -> int:
-    """Make sure that these chunks of an object of `size` bytes are there, and young.
-
-    Returns the copies of the one that has fewest. Raises `NoCopies` for one that is gone.
-    """
-    return await writer.renew_chunks(
-        chunks, which, lambda number: min(CHUNK, size - number * CHUNK)
-    )
+    async def _receive(
+        self, source: Source, begun: bytes, left: int | None
+    ) -> tuple[memoryview, bytes]:
+        """The next chunk, which begins with bytes received before, and where the length of the
+        body is not known the byte after it. The caller gives the budget of the chunk back.
+        """
+        size = CHUNK if left is None else min(CHUNK, left)
+        await self.budget.take(size)
+        got = 0
+        try:
+            data = (CHUNKS.take() if size > INLINE else memoryview(bytearray(size)))[:size]
+            data[: len(begun)] = begun
+            received = len(begun) + await source.receive_into(data[len(begun) :])
+            following = bytearray(left is None and received == CHUNK)
+            if following:
+                following = following[: await source.receive_into(memoryview(following))]
+            if left is not None and received < size:
+                raise BadContent(f"the body ended {left - received} bytes early")
+            got = received
+        finally:
+            self.budget.give(size - got)
+        return data[:got], bytes(following)
 
 
 class _Large:
     """An object of several chunks on its way in."""
 
-    def __init__(
-        self, writer: Writer, budget: Budget, digest: Digest, now: Callable[[], float]
-    ) -> None:
-        self._writer, self._budget, self._now = writer, budget, now
-        self._hasher = hashlib.new(digest, usedforsecurity=False)
+    def __init__(self, uploads: Uploads) -> None:
+        self._writer, self._budget, self._now = uploads.writer, uploads.budget, uploads.now
+        self._hasher = hashlib.new(uploads.digest, usedforsecurity=False)
         self._loop = asyncio.get_running_loop()
         self._hashed: asyncio.Future[None] | None = None
         self._sending: deque[asyncio.Task[tuple[str, int]]] = deque()
@@ -167,10 +143,16 @@ class _Large:
 
     async def add(self, chunk: memoryview) -> None:
         """Hash a chunk into the whole, in order, and begin to send it. Its budget is ours now."""
+        size = len(chunk)
+
+        def ended(task: asyncio.Task[tuple[str, int]]) -> None:
+            self._budget.give(size)
+            heard(task)
+
         task = self._loop.create_task(self._send(chunk))
+        task.add_done_callback(ended)
         self._sending.append(task)
-        task.add_done_callback(self._sent(len(chunk)))
-        self._size += len(chunk)
+        self._size += size
         self._begun.append(self._now())
         if self._size > OBJECT_MAX:
             raise TooLarge(f"an object has at most {OBJECT_MAX} bytes")
@@ -180,18 +162,10 @@ class _Large:
         if len(self._sending) >= IN_FLIGHT:
             await self._oldest()
 
-    def _sent(self, size: int) -> Callable[[asyncio.Task[tuple[str, int]]], None]:
-        def ended(task: asyncio.Task[tuple[str, int]]) -> None:
-            self._budget.give(size)
-            if not task.cancelled():
-                task.exception()  # whoever waits for it hears of it; nobody may wait any more
-
-        return ended
-
     async def _send(self, data: memoryview) -> tuple[str, int]:
         name = await self._loop.run_in_executor(None, chunk_name, data)
-        checksum = bytes.fromhex(name[-64:-32])
-        written = await self._writer.put(name, Bytes(data), checksum=checksum, known=True)
+        write = Write(name, Bytes(data), checksum=checksum_in(name))
+        written = await self._writer.put(write, known=True)
         return name, written.copies
 
     async def _oldest(self) -> None:
@@ -206,14 +180,13 @@ class _Large:
             await self._oldest()
         if self._hashed is not None:
             await self._hashed
-        object_id = self._hasher.hexdigest()
-        _expect(object_id, expected)
+        object_id = _expected(self._hasher.hexdigest(), expected)
         chunks = ChunkNames(self._digests)
         too_old = self._now() - YOUNG
         old = array("Q", (number for number, at in enumerate(self._begun) if at < too_old))
-        copies = min(self._copies, await make_young(self._writer, chunks, self._size, old))
+        copies = min(self._copies, await self._writer.renew_chunks(chunks, old))
         manifest = Bytes(Manifest(self._size, chunks).encode())
-        written = await self._writer.put(object_id, manifest, meta, kind=Kind.MANIFEST)
+        written = await self._writer.put(Write(object_id, manifest, Kind.MANIFEST, meta))
         return Uploaded(object_id, self._size, min(written.copies, copies), written.outcome)
 
     def stop(self) -> None:
@@ -222,6 +195,8 @@ class _Large:
             task.cancel()
 
 
-def _expect(found: str, expected: str | None) -> None:
+def _expected(found: str, expected: str | None) -> str:
+    """The id found, if it is the one expected."""
     if expected is not None and found != expected:
         raise BadContent(f"the content's id is {found}, not {expected}; nothing was stored")
+    return found

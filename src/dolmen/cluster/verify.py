@@ -11,12 +11,11 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from dolmen.closing import closing
-from dolmen.cluster.manifest import CHUNK
 from dolmen.errors import Corrupt
-from dolmen.names import Buffer, id_hasher, is_chunk_name, is_object_id, matches_name
-from dolmen.payload import Bytes, Piece, Stream, read_whole
+from dolmen.names import Buffer, id_hasher, is_chunk_name, matches_name
+from dolmen.payload import Piece
 from dolmen.record import Kind
-from dolmen.store import Blob, BlobInfo
+from dolmen.store import BlobInfo
 
 INLINE = 65_536
 """Up to this size hashing takes less time than handing it to a thread."""
@@ -31,27 +30,6 @@ async def is_right(info: BlobInfo, data: Buffer) -> bool:
         in_thread = asyncio.get_running_loop().run_in_executor
         return await in_thread(None, matches_name, info.name, data)
     return matches_name(info.name, data)
-
-
-async def verified(blob: Blob) -> Blob | None:
-    """The blob with a payload that is known to be right; None when it is not.
-
-    A blob of up to a chunk's size is read whole. A larger one under an object id, put
-    there by other software, is checked while it streams (`digest_checked`). What has no
-    digest in its name was checked by its store. Raises what reading raises.
-    """
-    info, payload = blob.info, blob.payload
-    if info.size > CHUNK:
-        if info.kind != Kind.BLOB or not is_object_id(info.name):
-            return blob
-        pieces = Stream(
-            info.size,
-            lambda: digest_checked(info.name, aiter(payload)),
-            rereadable=payload.rereadable,
-        )
-        return Blob(info, pieces)
-    data = await read_whole(payload)
-    return Blob(info, Bytes(data)) if await is_right(info, data) else None
 
 
 async def digest_checked(object_id: str, pieces: AsyncIterator[Piece]) -> AsyncIterator[Piece]:

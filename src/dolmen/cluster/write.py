@@ -9,35 +9,30 @@ Read first: `dolmen.cluster.fan_out`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
-from dolmen.closing import closing
 from dolmen.cluster.breaker import Breaker
-from dolmen.cluster.failures import Failures, fail
 from dolmen.cluster.fan_out import FanOut
-from dolmen.cluster.groups import Group, Member
+from dolmen.cluster.groups import Failures, Group, Member, fail
+from dolmen.cluster.manifest import MANIFEST_MAX
 from dolmen.cluster.placement import Place, Placement
-from dolmen.errors import (
-    Corrupt,
-    DolmenError,
-    NoCopies,
-    NotFound,
-    OutcomeUnknown,
-    TooLarge,
-    Unavailable,
-)
+from dolmen.errors import Corrupt, NoCopies, NotFound, OutcomeUnknown, TooLarge, Unavailable
 from dolmen.names import checksum_of, is_chunk_name
-from dolmen.payload import Bytes, Payload, read_whole
+from dolmen.payload import Bytes, read_whole
 from dolmen.record import Kind
 from dolmen.resolve import check, check_content
 from dolmen.stamps import Clock
-from dolmen.store import Failed, Outcome, Put, Write
+from dolmen.store import Outcome, Put, Write
+from dolmen.stores.base import UnderWay
 
-Action = Callable[[Member], Awaitable[Put]]
-Puts = Sequence[tuple[Member, Put]]
 _ROUNDS = 8
 """How often a write is repeated above what it met before it gives up."""
+
+_RENEWED_AT_ONCE = 16
+"""Chunks. A server reads each to its end first, beside which a request for each costs little."""
 
 
 class Written(NamedTuple):
@@ -57,118 +52,70 @@ class Writer:
         self._members, self._placement = members, placement
         self._breaker, self._clock = breaker, clock
 
-    async def write(self, write: Write, *, largest: int) -> Put:
+    async def write(self, write: Write) -> Put:
         """See `BlobStore.write`. Of two plain puts the newer stamp wins; none is a conflict."""
         check(write)
-        if write.kind == Kind.TOMBSTONE:
-            return await self._delete(write.name, write.stamp)
         if write.kind == Kind.TOUCH:
             return await self._touch_all(write)
-        payload = write.payload
-        if payload.size > largest:
-            raise TooLarge(f"a cluster keeps blobs of up to {largest} bytes; upload an object")
-        if payload.whole is None:
-            payload = Bytes(await read_whole(payload))
+        if write.kind == Kind.TOMBSTONE:
+            written = await self._delete(write.name, write.stamp)
+            return Put(written.outcome, written.stamp)
+        if write.payload.size > MANIFEST_MAX:
+            raise TooLarge(f"a cluster keeps blobs of up to {MANIFEST_MAX} bytes; upload an object")
+        data = await read_whole(write.payload)
         if is_chunk_name(write.name):
-            check_content(write, checksum_of(payload.whole or b""))
-        meta, kind = write.metadata, Kind(write.kind)
-        written = await self.put(
-            write.name, payload, meta, stamp=write.stamp, kind=kind, checksum=write.checksum
-        )
+            check_content(write, checksum_of(data))
+        written = await self.put(replace(write, payload=Bytes(data)))
         return Put(written.outcome, written.stamp)
 
-    async def put(
-        self,
-        name: str,
-        payload: Payload,
-        meta: bytes = b"",
-        *,
-        stamp: int | None = None,
-        kind: Kind = Kind.BLOB,
-        checksum: bytes | None = None,
-        known: bool = False,
-    ) -> Written:
-        """Put a payload that is in memory, and say on how many members it is.
+    async def put(self, put: Write, *, known: bool = False) -> Written:
+        """Put a blob or manifest that is in memory, and say on how many members it is.
 
         `known` says that it may well be there already: each member is first asked to
         touch what it has, and sent the data only if it has not. Raises `NoCopies` when
         fewer than `min_copies` members took it.
         """
-        if checksum is None:
-            assert payload.whole is not None
-            checksum = checksum_of(payload.whole)
+        name, payload, kind, meta = put.name, put.payload, put.kind, put.metadata
+        assert payload.whole is not None
+        checksum = put.checksum or checksum_of(payload.whole)
 
-        def action(at: int) -> Action:
-            write = Write(name, payload, kind, meta, at, checksum)
-            if not known:
-                return lambda member: member.store.write(write)
-
-            async def touch_or_write(member: Member) -> Put:
-                if member.store.capabilities.stamps:
-                    try:
-                        return await _touch(member, name, payload.size, at, meta)
-                    except (NotFound, Corrupt):
-                        pass
+        async def touch_or_write(member: Member, at: int, write: Write) -> Put:
+            try:
+                return await _touch(member, name, at, checksum, meta)
+            except (NotFound, Corrupt):
                 return await member.store.write(write)
 
-            return touch_or_write
+        def send(at: int, member: Member) -> Awaitable[Put]:
+            write = Write(name, payload, kind, meta, at, checksum)
+            if known and member.store.capabilities.stamps:
+                return touch_or_write(member, at, write)
+            return member.store.write(write)
 
-        return await self._write(name, action, stamp)
+        return await self._write(name, send, put.stamp)
 
-    async def renew(self, name: str, size: int, meta: bytes = b"") -> Written:
+    async def renew(self, name: str, checksum: bytes, meta: bytes = b"") -> Written:
         """Raise the stamp of what is stored on as many members as a write would go to.
 
-        Raises `NoCopies` when it is sound, and of `size` bytes, on fewer than `min_copies`.
+        Raises `NoCopies` when it is sound, and of this checksum, on fewer than `min_copies`.
         """
+        return await self._write(
+            name, lambda at, member: _touch(member, name, at, checksum, meta), None
+        )
 
-        def action(at: int) -> Action:
-            return lambda member: _touch(member, name, size, at, meta)
+    async def renew_chunks(self, chunks: Sequence[str], which: Iterable[int]) -> int:
+        """Make sure that chunks are there, and young. `which` are numbers of `chunks`.
 
-        return await self._write(name, action, None)
-
-    async def renew_chunks(
-        self, chunks: Sequence[str], which: Sequence[int], size_of: Callable[[int], int]
-    ) -> int:
-        """Make sure that chunks are there, and young: raise their stamps, many in a request.
-
-        `which` are numbers of `chunks`, `size_of` gives the size of one. Returns the copies
-        of the chunk that has fewest; raises `NoCopies` for one that has too few.
+        Returns the copies of the chunk that has fewest; raises `NoCopies` for one that has
+        too few.
         """
-        touched = bytearray(len(chunks))
-        at = self._clock.next()
-
-        def group_of(number: int) -> Group:
-            return self._placement.place_of(chunks[number]).group
-
-        async def touch(member: Member) -> None:
-            numbers: list[int] = []
-
-            async def touches() -> AsyncIterator[Write]:
-                for number in which:
-                    name = chunks[number]
-                    place = self._placement.place_of(name)
-                    if member in place.order[: place.group.write_copies]:
-                        numbers.append(number)
-                        checksum = bytes.fromhex(name[-64:-32])
-                        yield Write.touch(name, stamp=at, checksum=checksum)
-
-            done = 0
-            async with closing(member.store.write_many(touches())) as answers:
-                async for put in answers:
-                    number, done = numbers[done], done + 1
-                    if not isinstance(put, Failed) and put.outcome is not Outcome.SUPERSEDED:
-                        touched[number] += group_of(number).counts(member)
-
-        fan_out = FanOut(touch, self._breaker)
-        able = [member for member in self._members if member.store.capabilities.stamps]
-        if len(which):
-            await fan_out.run(able, len(able))
         fewest = 255
-        for number in which:
-            copies = touched[number]
-            if copies < group_of(number).write_copies:
-                copies = (await self.renew(chunks[number], size_of(number))).copies
-            fewest = min(fewest, copies)
+        async with UnderWay[Written]() as under_way:
+            for name in (chunks[number] for number in which):
+                if len(under_way) == _RENEWED_AT_ONCE:
+                    fewest = min(fewest, (await under_way.next()).copies)
+                under_way.add(self.renew(name, checksum_in(name)))
+            while under_way:
+                fewest = min(fewest, (await under_way.next()).copies)
         return fewest
 
     async def _touch_all(self, write: Write) -> Put:
@@ -179,47 +126,56 @@ class Writer:
             fail(f"{write.name} could not be touched", fan_out.failures)
         return max((put for _, put in fan_out.answers), key=lambda put: put.stamp)
 
+    async def _above(
+        self, name: str, stamp: int | None, attempt: Callable[[int], Awaitable[Written]]
+    ) -> Written:
+        """Write with this stamp; or, where there is none, with one above whatever is met."""
+        at = self._clock.next() if stamp is None else stamp
+        for _ in range(_ROUNDS):
+            written = await attempt(at)
+            self._clock.observe(written.stamp)
+            if written.outcome is not Outcome.SUPERSEDED or stamp is not None:
+                return written
+            at = self._clock.next(above=written.stamp)
+        raise OutcomeUnknown(f"{name} is being written by others all the time; try again")
+
     async def _write(
-        self, name: str, action: Callable[[int], Action], stamp: int | None
+        self, name: str, send: Callable[[int, Member], Awaitable[Put]], stamp: int | None
     ) -> Written:
         place = self._placement.place_of(name)
         group = place.group
-        at = self._clock.next() if stamp is None else stamp
-        for _ in range(_ROUNDS):
-            fan_out = FanOut(action(at), self._breaker, group.counts, wrote=True)
-            await self._first(place, fan_out)
-            copies, newest, outcome = 0, 0, Outcome.UNCHANGED
-            for member, put in fan_out.answers:
-                copies += group.counts(member)
+
+        async def attempt(at: int) -> Written:
+            fan_out = FanOut(partial(send, at), self._breaker, group.counts)
+            if self._breaker.troubles:
+                await self._despite_troubles(place, fan_out)
+            else:
+                await fan_out.run(place.order, group.write_copies)
+            if fan_out.counted < group.min_copies:
+                failures = fan_out.failures + _volatile(group, fan_out.answers)
+                raise NoCopies(f"{name} could not be stored", failures)
+            newest, outcome = 0, Outcome.UNCHANGED
+            for _, put in fan_out.answers:
                 newest = max(newest, put.stamp)
                 if put.outcome is not Outcome.UNCHANGED and outcome is not Outcome.SUPERSEDED:
                     outcome = put.outcome
-            if copies < group.min_copies:
-                failures = fan_out.failures + _volatile(group, fan_out.answers)
-                raise NoCopies(f"{name} could not be stored", failures)
-            self._clock.observe(newest)
-            if outcome is not Outcome.SUPERSEDED or stamp is not None:
-                return Written(copies, newest, outcome)
-            at = self._clock.next(above=newest)
-        raise OutcomeUnknown(f"{name} is being written by others all the time; try again")
+            return Written(fan_out.counted, newest, outcome)
 
-    async def _first(self, place: Place, fan_out: FanOut[Put]) -> None:
-        """Write to the first members that take it; who does not count comes on top."""
+        return await self._above(name, stamp, attempt)
+
+    async def _despite_troubles(self, place: Place, fan_out: FanOut[Put]) -> None:
+        """Write to the first members that take it; to those that rest where there are too few."""
         wanted = place.group.write_copies
         breaker = self._breaker
-        if not breaker.troubles:
-            await fan_out.run(place.order, wanted)
-            return
         resting: list[Member] = []
         await fan_out.run(breaker.writing(place.order, resting), wanted)
         # Who fails at once is asked for every copy that is wanted, who hangs for those needed.
         for hangs, least in ((False, wanted), (True, place.group.min_copies)):
-            lacking = least - _counted(place.group, fan_out.answers)
-            if lacking > 0:
+            if fan_out.counted < least:
                 again = [member for member in resting if breaker.hangs(member) is hangs]
-                await fan_out.run(again, lacking)
+                await fan_out.run(again, least - fan_out.counted)
 
-    async def _delete(self, name: str, stamp: int | None) -> Put:
+    async def _delete(self, name: str, stamp: int | None) -> Written:
         """Leave a tombstone on every member that should hold it, and any other that does.
 
         Raises `Unavailable` unless `min_copies` members of its group took it, and every copy
@@ -228,76 +184,66 @@ class Writer:
         """
         place = self._placement.place_of(name)
         group = place.group
-        at = self._clock.next() if stamp is None else stamp
-        for _ in range(_ROUNDS):
-            puts, failures, missed = await self._bury(name, place, at)
-            within = _within(group, puts)
-            if missed or _counted(group, within) < group.min_copies:
-                failures += _volatile(group, within)
-                where = f"{name} could not be deleted in group {missed or group.name}"
-                raise Unavailable(str(NoCopies(where, failures)))
+
+        async def attempt(at: int) -> Written:
+            tombstone = Write.tombstone(name, stamp=at)
+            anyway = {*place.rightful}
+            left: dict[str, str] = {}
+            """Copies in other groups that are not overruled: their server and its group."""
+
+            async def bury(member: Member) -> Put | None:
+                if member not in anyway:
+                    if not await _holds(member, name):
+                        return None
+                    if member not in group.members:
+                        left[member.name] = self._group_of(member)
+                put = await member.store.write(tombstone)
+                left.pop(member.name, None)
+                return put
+
+            fan_out = FanOut(bury, self._breaker)
+            await fan_out.run(self._members, len(self._members))
+            puts = _puts(fan_out)
+            if _counted(group, puts) < group.min_copies:
+                done = anyway.union(member for member, _ in puts)
+                others = [member for member in group.members if member not in done]
+                anyway.update(others)
+                await fan_out.run(others, len(others))
+                puts = _puts(fan_out)
+            failures = fan_out.failures
+            if left or _counted(group, puts) < group.min_copies:
+                failures += _volatile(group, puts)
+                where = next(iter(left.values()), group.name)
+                raise Unavailable(
+                    str(NoCopies(f"{name} could not be deleted in group {where}", failures))
+                )
+            for server, error in failures:
+                if isinstance(error, (Unavailable, OutcomeUnknown)):
+                    self._breaker.missed(server)
             newest = max((put for _, put in puts), key=lambda put: put.stamp)
-            self._clock.observe(newest.stamp)
-            if newest.stamp <= at or stamp is not None:
-                for member, error in failures:
-                    if isinstance(error, (Unavailable, OutcomeUnknown)):
-                        self._breaker.missed(member)
-                return newest
-            at = self._clock.next(above=newest.stamp)
-        raise OutcomeUnknown(f"{name} is being written by others all the time; try again")
+            return Written(len(puts), newest.stamp, newest.outcome)
 
-    async def _bury(self, name: str, place: Place, stamp: int) -> tuple[Puts, Failures, str]:
-        """Write tombstones; also returns in which other group a copy was found and left."""
-        tombstone = Write.tombstone(name, stamp=stamp)
-        found: dict[str, str] = {}
-        nothing = Put(Outcome.UNCHANGED, -1)
-
-        async def bury_copy(member: Member) -> Put:
-            if not await _holds(member, name):
-                return nothing
-            if member not in place.group.members:
-                found[member.name] = self._group_of(member)
-            put = await member.store.write(tombstone)
-            found.pop(member.name, None)
-            return put
-
-        def bury(member: Member) -> Awaitable[Put]:
-            anyway = member in place.rightful
-            return member.store.write(tombstone) if anyway else bury_copy(member)
-
-        fan_out = FanOut(bury, self._breaker)
-        await fan_out.run(self._members, len(self._members))
-        puts = [(member, put) for member, put in fan_out.answers if put is not nothing]
-        failures = fan_out.failures
-        if _counted(place.group, _within(place.group, puts)) < place.group.min_copies:
-            done = [member for member, _ in puts]
-            others = [
-                member
-                for member in place.group.members
-                if member not in done and member not in place.rightful
-            ]
-            more = FanOut(lambda member: member.store.write(tombstone), self._breaker)
-            await more.run(others, len(others))
-            puts += more.answers
-            failures += more.failures
-        return puts, failures, next(iter(found.values()), "")
+        return await self._above(name, stamp, attempt)
 
     def _group_of(self, member: Member) -> str:
         return next(group.name for group in self._placement.groups if member in group.members)
 
 
-async def _touch(member: Member, name: str, size: int, stamp: int, meta: bytes) -> Put:
-    """Raise the stamp of one copy; costs little where there is none. Raises `NotFound`."""
+async def _touch(member: Member, name: str, stamp: int, checksum: bytes, meta: bytes) -> Put:
+    """Raise the stamp of one copy. Raises `NotFound` where there is none of this checksum."""
     try:
-        info = await member.store.stat(name)
+        return await member.store.write(
+            Write.touch(name, stamp=stamp, checksum=checksum, metadata=meta)
+        )
     except NotFound as absent:
         if absent.stamp < stamp:
             raise
         return Put(Outcome.SUPERSEDED, absent.stamp)  # by a delete: to be repeated above it
-    if info.size != size:
-        raise NotFound(f"{name} has another length there")
-    touch = Write.touch(name, stamp=stamp, checksum=info.checksum, metadata=meta)
-    return await member.store.write(touch)
+
+
+def checksum_in(chunk: str) -> bytes:
+    """The checksum of a chunk: the first half of the digest in its name."""
+    return bytes.fromhex(chunk[-64:-32])
 
 
 async def _holds(member: Member, name: str) -> bool:
@@ -310,15 +256,18 @@ async def _holds(member: Member, name: str) -> bool:
     return True
 
 
-def _counted(group: Group, puts: Puts) -> int:
-    return sum(group.counts(member) for member, _ in puts)
+def _puts(fan_out: FanOut[Put | None]) -> Sequence[tuple[Member, Put]]:
+    return [(member, put) for member, put in fan_out.answers if put is not None]
 
 
-def _within(group: Group, puts: Puts) -> Puts:
-    return [(member, put) for member, put in puts if member in group.members]
+def _counted(group: Group, puts: Sequence[tuple[Member, Put]]) -> int:
+    return sum(member in group.members and group.counts(member) for member, _ in puts)
 
 
-def _volatile(group: Group, puts: Puts) -> Failures:
-    """Who took a write and does not count."""
-    why: DolmenError = Unavailable("accepted, but not counted: not durable")
-    return [(member.name, why) for member, _ in puts if not group.counts(member)]
+def _volatile(group: Group, puts: Sequence[tuple[Member, Put]]) -> Failures:
+    """Who of a group took a write and does not count."""
+    return [
+        (member.name, Unavailable("accepted, but not counted: not durable"))
+        for member, _ in puts
+        if not group.counts(member)
+    ]

@@ -1,13 +1,18 @@
-"""From errors to status codes, and the JSON both servers answer with."""
+"""What both servers answer with: JSON, blobs or parts of them, and errors as status codes."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from dolmen import errors
-from dolmen.http import EncodedHeaders, Response, problem
+from dolmen.http import EncodedHeaders, Request, Response, Streamed, problem
+from dolmen.http.conditional import byte_range, not_modified, range_applies
+from dolmen.http.messages import Buffer
+from dolmen.payload import Piece
+from dolmen.servers.fields import modified
 from dolmen.stamps import format_stamp
+from dolmen.store import Blob, BlobInfo, Range
 
 _STATUS: list[tuple[type[errors.DolmenError], int]] = [
     (errors.InvalidName, 400),
@@ -61,3 +66,43 @@ def answer(
     """A JSON answer, ended by a line feed so that it reads well in a terminal."""
     body = json.dumps(value).encode() + b"\n"
     return Response(status, [_TYPE, *headers] if headers else JSON, body)
+
+
+def body_of(blob: Blob) -> Buffer | Streamed:
+    """The body of an answer with this blob."""
+    payload = blob.payload
+    whole = payload.whole
+    return whole if whole is not None else Streamed(aiter(payload), payload.size)
+
+
+async def selected(
+    request: Request,
+    stat: Callable[[], Awaitable[BlobInfo]],
+    get: Callable[[Range | None], Awaitable[Blob]],
+    tag_of: Callable[[BlobInfo], bytes],
+    described: Callable[[BlobInfo, Range | None], EncodedHeaders],
+) -> Response:
+    """Answer HEAD, or GET under a condition or of a range. The entity tag is `tag_of` a blob."""
+    headers = request.headers
+    while True:
+        info = await stat()
+        tag = tag_of(info)
+        if not_modified(headers, tag, modified(info)):
+            return Response(304, described(info, None))
+        if request.method == "HEAD":
+            return Response(200, described(info, None), _Nothing(info.size))
+        part = byte_range(headers.get(b"range"), info.size) if range_applies(headers, tag) else None
+        blob = await get(part)
+        if tag_of(blob.info) == tag:  # else it was replaced meanwhile: none of this was about it
+            return Response(200 if part is None else 206, described(blob.info, part), body_of(blob))
+
+
+class _Nothing:
+    """The body of an answer to HEAD: a length without bytes."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    async def __aiter__(self) -> AsyncIterator[Piece]:
+        raise AssertionError("HEAD has no body")
+        yield b""

@@ -12,7 +12,6 @@ import mimetypes
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import dolmen
 from dolmen import config
@@ -20,27 +19,18 @@ from dolmen.cluster.budget import Budget
 from dolmen.cluster.cluster import Cluster
 from dolmen.cluster.objects import Objects
 from dolmen.cluster.status import cluster_status
-from dolmen.cluster.upload import Source, Uploaded
 from dolmen.config.opening import open_groups
 from dolmen.errors import BadSetting, InvalidName
-from dolmen.http.body import Body
-from dolmen.http.conditional import (
-    byte_range,
-    not_modified,
-    range_applies,
-    refuse_conditions,
-    selects,
-)
-from dolmen.http.messages import Headers, Request, Response
-from dolmen.http.problems import HTTPError
+from dolmen.http import HTTPError, Request, Response
+from dolmen.http.conditional import refuse_conditions, selects
 from dolmen.names import check_name, is_object_id
 from dolmen.repeating import Repeating
-from dolmen.servers.answers import JSON, answer
-from dolmen.servers.blob import ALIVE, Nothing, body_of
-from dolmen.servers.fields import ContentDigest, describe, metadata_of, modified
+from dolmen.servers.answers import JSON, answer, body_of, selected
+from dolmen.servers.fields import describe
+from dolmen.servers.incoming import Checked, announced
 from dolmen.servers.metrics import Figure
 from dolmen.servers.records import PAGE, limit_of
-from dolmen.servers.routes import Routes
+from dolmen.servers.routes import Application, Routes
 
 _HEED = 1.0
 """Seconds between two looks at what the repair says."""
@@ -53,7 +43,7 @@ _SAFE = (
 """What a browser is told: believe the type, run nothing, and never ask again."""
 
 
-class ApiServer:
+class ApiServer(Application):
     """The routes over the objects of a cluster."""
 
     name = "api"
@@ -62,24 +52,20 @@ class ApiServer:
         """`repair` gives what the companion that repairs said last, where there is one."""
         self._objects = objects
         self._repair = repair
-        self._heeding: Repeating | None = None
+        self._heeding = repair and Repeating(partial(self._heed_repair, repair))
         self._heeded = ""
         self._started = time.time()
         everything, reading = Routes(), Routes()
-        for routes in (everything, reading):
-            routes.add("GET", "/fetch/{id}", self.fetch)
-            routes.add("GET", "/alive", self.alive)
-            routes.add("GET", "/healthz", self.healthz)
-            routes.add("GET", "/readyz", self.readyz)
         everything.add("POST PUT", "/upload", self.upload)
         everything.add("PUT", "/objects/{id}", self.upload_known)
         everything.add("GET", "/objects/{id}", self.locate)
         everything.add("DELETE", "/objects/{id}", self.delete)
         everything.add("GET", "/objects", self.list)
         everything.add("GET", "/cluster", self.cluster)
-        self.handle = everything
-        self.listeners = (everything, reading)
-        self.stores = tuple(member.store for member in objects.cluster.members)
+        for routes in (everything, reading):
+            routes.add("GET", "/fetch/{id}", self.fetch)
+        stores = tuple(member.store for member in objects.cluster.members)
+        super().__init__(objects.cluster, stores, (everything, reading))
 
     def figures(self) -> Iterable[Figure]:
         """Which servers are asked last, or not at all."""
@@ -103,11 +89,6 @@ class ApiServer:
         for member in cluster.members:
             member.stale = report.get("stale", {}).get(member.name)
 
-    def begin(self) -> None:
-        """Begin to heed the repair, until the server is closed."""
-        if self._repair is not None:
-            self._heeding = Repeating(partial(self._heed_repair, self._repair))
-
     async def _heed_repair(self, repair: Callable[[], str]) -> float:
         said = repair()
         if said != self._heeded:
@@ -119,7 +100,7 @@ class ApiServer:
         """Close every store of the cluster."""
         if self._heeding is not None:
             await self._heeding.aclose()
-        await self._objects.aclose()
+        await super().aclose()
 
     async def upload(self, request: Request, _: str) -> Response:
         """Store the body; the answer has its id."""
@@ -127,52 +108,49 @@ class ApiServer:
 
     async def upload_known(self, request: Request, name: str) -> Response:
         """Store the body if it has this id; nothing is read when it is stored already."""
-        _check_id(name)
-        stored = await self._objects.renew(name, metadata_of(request.headers))
-        return await self._store(request, name) if stored is None else _stored(stored)
+        return await self._store(request, _checked(name))
 
     async def _store(self, request: Request, expected: str | None) -> Response:
-        headers, body = request.headers, request.body
-        told = headers.meaning
-        if type(told) is not _Told:
-            told = headers.meaning = _told_by(headers)
-        source: Source = body
-        if told.digested:
-            digest = ContentDigest(headers)
-            source = _Checked(body, digest)
-            if body.whole is not None:
-                digest.update(body.whole)
-                digest.check()
-        stored = await self._objects.upload(
-            source, whole=body.whole, meta=told.metadata, expected_id=expected
-        )
-        return _stored(stored)
+        told = announced(request)
+        if request.headers.get(b"content-type", b"").startswith(_FORM):
+            raise HTTPError(
+                415,
+                "This is a form's envelope around a file, not the file. Send the file itself: "
+                "curl -T FILE http://…/upload, or curl --data-binary @FILE http://…/upload",
+            )
+        objects = self._objects
+        stored = await objects.renew(expected, told.metadata) if expected is not None else None
+        if stored is None:
+            body = Checked(request) if told.digested else request.body
+            stored = await objects.upload(
+                body, whole=body.whole, meta=told.metadata, expected_id=expected
+            )
+        # An id needs no quoting.
+        text = b'{"id": "%b", "status": "OK", "size": %d, "copies": %d}\n'
+        return Response(200, JSON, text % (stored.id.encode(), stored.size, stored.copies))
 
     async def fetch(self, request: Request, name: str) -> Response:
         """Send an object, or a range of it. An extension is for the reader, and guesses a type."""
         object_id, dot, extension = name.partition(".")
-        _check_id(object_id)
+        _checked(object_id)
         guess = _type_of(extension) if dot else _BINARY
         tag = b'"%b"' % object_id.encode()
-        headers = request.headers
-        part = None
-        if request.method == "HEAD" or selects(headers):
-            info = await self._objects.stat(object_id)
-            described = describe(info, tag=tag, more=_SAFE, guess=guess)
-            if not_modified(headers, tag, modified(info)):
-                return Response(304, described)
-            if request.method == "HEAD":
-                return Response(200, described, Nothing(info.size))
-            part = _part(headers, info.size, tag)
-        blob = await self._objects.download(object_id, byte_range=part)
-        described = describe(blob.info, tag=tag, part=part, more=_SAFE, guess=guess)
-        return Response(200 if part is None else 206, described, body_of(blob))
+        objects = self._objects
+        if request.method == "HEAD" or selects(request.headers):
+            return await selected(
+                request,
+                lambda: objects.stat(object_id),
+                lambda part: objects.download(object_id, byte_range=part),
+                lambda _: tag,
+                lambda info, part: describe(info, tag=tag, part=part, more=_SAFE, guess=guess),
+            )
+        blob = await objects.download(object_id)
+        return Response(200, describe(blob.info, tag=tag, more=_SAFE, guess=guess), body_of(blob))
 
     async def delete(self, request: Request, name: str) -> Response:
         """Delete an object everywhere."""
         refuse_conditions(request.headers)
-        _check_id(name)
-        await self._objects.delete(name)
+        await self._objects.delete(_checked(name))
         return Response(204)
 
     async def list(self, request: Request, _: str) -> Response:
@@ -191,8 +169,7 @@ class ApiServer:
 
     async def locate(self, _request: Request, name: str) -> Response:
         """Tell where the copies of an object are."""
-        _check_id(name)
-        return answer(await self._objects.locate(name))
+        return answer(await self._objects.locate(_checked(name)))
 
     async def cluster(self, _request: Request, _: str) -> Response:
         """Tell of every group and server."""
@@ -204,64 +181,6 @@ class ApiServer:
         if self._repair is not None:
             told["repair"] = json.loads(self._repair() or "null")
         return answer(told)
-
-    async def alive(self, _request: Request, _: str) -> Response:
-        """Say so."""
-        return ALIVE
-
-    async def healthz(self, _request: Request, _: str) -> Response:
-        """Say that the process runs."""
-        return answer({"status": "OK"})
-
-    async def readyz(self, _request: Request, _: str) -> Response:
-        """Say whether uploads can succeed: some server takes writes."""
-        condition = await self._objects.cluster.condition()
-        ready = condition.writable
-        return answer({"ready": ready, "reasons": condition.reasons}, 200 if ready else 503)
-
-
-class _Told(NamedTuple):
-    """What the header fields of an upload say of the object."""
-
-    metadata: bytes
-    digested: bool
-    """There is a `Content-Digest` to compare the body with."""
-
-
-def _told_by(headers: Headers) -> _Told:
-    refuse_conditions(headers)
-    if headers.get(b"content-type", b"").startswith(_FORM):
-        raise HTTPError(
-            415,
-            "This is a form's envelope around a file, not the file. Send the file itself: "
-            "curl -T FILE http://…/upload, or curl --data-binary @FILE http://…/upload",
-        )
-    return _Told(metadata_of(headers), b"content-digest" in headers)
-
-
-def _stored(stored: Uploaded) -> Response:
-    # An id needs no quoting.
-    text = b'{"id": "%b", "status": "OK", "size": %d, "copies": %d}\n'
-    return Response(200, JSON, text % (stored.id.encode(), stored.size, stored.copies))
-
-
-class _Checked:
-    """A body whose Content-Digest is checked before its end is given."""
-
-    def __init__(self, body: Body, digest: ContentDigest) -> None:
-        self._body, self._digest = body, digest
-        self.length = body.length
-        self._left = body.length
-
-    async def receive_into(self, buffer: memoryview) -> int:
-        """See `Body.receive_into`."""
-        got = await self._body.receive_into(buffer)
-        self._digest.update(buffer[:got])
-        if self._left is not None:
-            self._left -= got
-        if got < len(buffer) or self._left == 0:
-            self._digest.check()
-        return got
 
 
 async def open_api(
@@ -281,21 +200,17 @@ async def open_api(
         await cluster.aclose()
         pairs = ", ".join(f"{one} and {other}" for one, other in twins)
         raise BadSetting(f"one store is configured as two servers ({pairs}); remove one of them")
-    server = ApiServer(Objects(cluster, digest=settings.digest), repair=repair)
-    server.begin()
-    return server
+    return ApiServer(Objects(cluster, digest=settings.digest), repair=repair)
 
 
-def _check_id(name: str) -> None:
+def _checked(name: str) -> str:
+    """An object's id; raises `InvalidName` for what is none."""
     if not is_object_id(name):
         raise InvalidName(
             f"{name[:100]!r} is no object's id: an id is 64 (or 40) lower-case hex digits, "
             "as POST /upload answered it"
         )
-
-
-def _part(headers: Headers, size: int, tag: bytes) -> tuple[int, int] | None:
-    return byte_range(headers.get(b"range"), size) if range_applies(headers, tag) else None
+    return name
 
 
 def _type_of(extension: str) -> bytes:

@@ -12,18 +12,18 @@ import hashlib
 import re
 import time
 from binascii import hexlify
+from collections.abc import Callable
 from email.utils import formatdate
 from functools import lru_cache
 from typing import NamedTuple
 
-from crc32c import crc32c
+from crc32c import CRC32CHash
 
 from dolmen import metadata
 from dolmen.errors import BadContent, InvalidName
 from dolmen.http.conditional import content_range, refuse_conditions
 from dolmen.http.encoding import EncodedHeaders, encode_headers
 from dolmen.http.messages import Headers
-from dolmen.names import CHECKSUM_SIZE
 from dolmen.record import Kind
 from dolmen.stamps import milliseconds, parse_stamp
 from dolmen.store import BlobInfo
@@ -32,31 +32,22 @@ MIME_TYPE = b"x-mime-type"
 _OURS = b"x-dolmen-"
 _STARTED = int(time.time())  # nothing up to then is ahead of the clock
 _PROXY = frozenset(
-    (
-        b"x-real-ip",
-        b"x-request-id",
-        b"x-correlation-id",
-        b"x-sendfile",
-        b"x-lighttpd-send-file",
-        b"x-content-type-options",
-        b"x-frame-options",
-        b"x-xss-protection",
-        b"x-permitted-cross-domain-policies",
-        b"x-dns-prefetch-control",
-        b"x-download-options",
-        b"x-robots-tag",
-        b"x-ua-compatible",
-        b"x-powered-by",
-        b"x-http-method-override",
-        b"x-cluster-client-ip",
-        b"x-client-ip",
-        b"x-original-url",
-        b"x-rewrite-url",
-    )
+    b"""
+    x-real-ip x-request-id x-correlation-id x-cluster-client-ip x-client-ip x-original-url
+    x-rewrite-url x-http-method-override x-powered-by x-ua-compatible x-robots-tag x-sendfile
+    x-lighttpd-send-file x-content-type-options x-frame-options x-xss-protection
+    x-permitted-cross-domain-policies x-dns-prefetch-control x-download-options
+    """.split()
 )
 _PROXY_PREFIXES = (b"x-forwarded", b"x-accel-", b"x-envoy-", b"x-amzn-", b"x-b3-", b"x-goog-")
 _NAME = re.compile(rb"x-[a-z0-9!#$%&'*+.^_`|~-]+")
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_DIGESTS: dict[str, Callable[[], hashlib._Hash | CRC32CHash]] = {
+    "sha-256": hashlib.sha256,
+    "crc32c": CRC32CHash,
+}
+_CHECKSUM = re.compile(rb"[0-9a-fA-F]{32}")
+_SF_BYTES = re.compile(r":([A-Za-z0-9+/=]*):")
 _NOBODY_CHOSE = b"application/x-www-form-urlencoded"
 _KINDS = {b"blob": Kind.BLOB, b"manifest": Kind.MANIFEST}
 _KIND_NAMES = {kind.value: kind.name.lower().encode() for kind in Kind}
@@ -92,14 +83,6 @@ def stamp_of(headers: Headers) -> int | None:
     """The stamp a copy carries, or None; raises `InvalidName` for what is no stamp."""
     value = headers.get(b"x-dolmen-stamp")
     return None if value is None else parse_stamp(value.decode("latin-1"))
-
-
-def kind_of(headers: Headers) -> Kind:
-    """The kind a copy carries, a blob if it does not say."""
-    value = headers.get(b"x-dolmen-kind", b"blob")
-    if value not in _KINDS:
-        raise InvalidName(f"{value[:40]!r} is no kind of a blob: it is blob or manifest")
-    return _KINDS[value]
 
 
 def describe(
@@ -172,17 +155,6 @@ def _date(seconds: int) -> bytes:
     return formatdate(min(seconds, 253_402_300_799), usegmt=True).encode()
 
 
-def parse_checksum(text: str) -> bytes:
-    """The 16 bytes of a checksum in hex; raises `InvalidName`."""
-    try:
-        checksum = bytes.fromhex(text)
-    except ValueError:
-        checksum = b""
-    if len(checksum) != CHECKSUM_SIZE:
-        raise InvalidName(f"{text[:60]!r} is no checksum: it is 32 hex digits")
-    return checksum
-
-
 def parse_base64(text: bytes | str) -> bytes:
     """The bytes behind base64; raises `InvalidName`."""
     try:
@@ -206,12 +178,17 @@ def announced_by(headers: Headers) -> Announced:
     """Read the header fields of an upload; raises `HTTPError`, `InvalidName`, `TooLarge`."""
     refuse_conditions(headers)
     exact = headers.get(b"x-dolmen-metadata")
+    kind = headers.get(b"x-dolmen-kind", b"blob")
+    if kind not in _KINDS:
+        raise InvalidName(f"{kind[:40]!r} is no kind of a blob: it is blob or manifest")
     checksum = headers.get(b"x-dolmen-checksum")
+    if checksum is not None and not _CHECKSUM.fullmatch(checksum):
+        raise InvalidName(f"{checksum[:60]!r} is no checksum: it is 32 hex digits")
     return Announced(
         metadata.check(parse_base64(exact)) if exact is not None else metadata_of(headers),
         stamp_of(headers),
-        kind_of(headers),
-        parse_checksum(checksum.decode("latin-1")) if checksum is not None else None,
+        _KINDS[kind],
+        bytes.fromhex(checksum.decode()) if checksum is not None else None,
         b"content-digest" in headers,
     )
 
@@ -220,50 +197,37 @@ class ContentDigest:
     """The `Content-Digest` of a request (RFC 9530; sha-256 or crc32c), checked as bytes pass."""
 
     def __init__(self, headers: Headers) -> None:
-        value = headers.get(b"content-digest")
-        self._wanted: dict[str, bytes] = {} if value is None else _parse_digest(value)
-        self._sha256 = hashlib.sha256() if "sha-256" in self._wanted else None
-        self._crc = 0
+        self._wanted: list[tuple[str, bytes, hashlib._Hash | CRC32CHash]] = []
+        for member in headers.get(b"content-digest", b"").decode("latin-1").split(","):
+            algorithm, _, encoded = member.strip().partition("=")
+            make = _DIGESTS.get(algorithm)
+            if make is None:
+                continue  # RFC 9530: algorithms one does not know are passed over
+            hasher = make()
+            match = _SF_BYTES.fullmatch(encoded)
+            digest = parse_base64(match[1]) if match else b""
+            if len(digest) != hasher.digest_size:
+                raise InvalidName(
+                    f"Content-Digest: {member.strip()[:100]!r} is no digest; it has the form "
+                    f"{algorithm}=:base64 of {hasher.digest_size} bytes:"
+                )
+            self._wanted.append((algorithm, digest, hasher))
 
     def __bool__(self) -> bool:
         return bool(self._wanted)
 
     def update(self, piece: bytes | bytearray | memoryview) -> None:
         """Take the next bytes of the body."""
-        if self._sha256 is not None:
-            self._sha256.update(piece)
-        if "crc32c" in self._wanted:
-            self._crc = crc32c(piece, self._crc)
+        for _, _, hasher in self._wanted:
+            hasher.update(piece)
 
     def check(self) -> None:
         """Raise `BadContent` when the body was another one than announced."""
-        found = {"crc32c": self._crc.to_bytes(4, "big")}
-        if self._sha256 is not None:
-            found["sha-256"] = self._sha256.digest()
-        for algorithm, wanted in self._wanted.items():
-            if found[algorithm] != wanted:
+        for algorithm, wanted, hasher in self._wanted:
+            found = hasher.digest()
+            if found != wanted:
                 raise BadContent(
-                    f"the body's {algorithm} is :{base64.b64encode(found[algorithm]).decode()}:, "
+                    f"the body's {algorithm} is :{base64.b64encode(found).decode()}:, "
                     f"not :{base64.b64encode(wanted).decode()}: as its Content-Digest says; "
                     "nothing was stored"
                 )
-
-
-def _parse_digest(value: bytes) -> dict[str, bytes]:
-    wanted: dict[str, bytes] = {}
-    for member in value.decode("latin-1").split(","):
-        algorithm, _, encoded = member.strip().partition("=")
-        size = {"sha-256": 32, "crc32c": 4}.get(algorithm)
-        if size is None:
-            continue  # RFC 9530: algorithms one does not know are passed over
-        try:
-            digest = base64.b64decode(encoded.strip(":"), validate=True)
-        except ValueError:
-            digest = b""
-        if len(digest) != size or not (encoded.startswith(":") and encoded.endswith(":")):
-            raise InvalidName(
-                f"Content-Digest: {member.strip()[:100]!r} is no digest; it has the form "
-                f"{algorithm}=:base64 of {size} bytes:"
-            )
-        wanted[algorithm] = digest
-    return wanted

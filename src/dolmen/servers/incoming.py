@@ -1,4 +1,4 @@
-"""Request bodies as payloads."""
+"""The bodies of uploads: what was announced of them, checked, and as payloads."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 from functools import partial
 
 from dolmen.buffers import Buffers
+from dolmen.http import Request
 from dolmen.http.body import Body
 from dolmen.payload import Bytes, Payload, Piece, Stream
-from dolmen.servers.fields import ContentDigest
+from dolmen.servers.fields import Announced, ContentDigest, announced_by
 from dolmen.spool import Spool
 
 SMALL = 65_536
@@ -20,56 +21,82 @@ _ROOM = 64 << 20
 _receiving: set[Body] = set()
 
 
-async def payload_of(body: Body, digest: ContentDigest, spool_folder: str | None) -> Payload:
-    """The body of an upload as a payload of known size.
+def announced(request: Request) -> Announced:
+    """What the header fields of an upload say of it; worked out once for the same fields."""
+    headers = request.headers
+    told = headers.meaning
+    if type(told) is not Announced:
+        told = headers.meaning = announced_by(headers)
+    return told
 
-    A body that does not say its length (chunked) is first written to an unlinked
-    temporary file, in `spool_folder` where one is given. `digest` is checked before the
-    payload ends, so that a store never commits other bytes than were announced. Raises `Full`
-    when there is no room for the temporary file.
+
+class Checked:
+    """A body whose Content-Digest, if it has one, is checked before its end is given.
+
+    So a store never commits other bytes than were announced. `whole` is all of it where that
+    has arrived.
     """
-    if body.whole is not None or (body.length is not None and body.length <= SMALL):
-        data = await body.read(SMALL)
-        if digest:
-            digest.update(data)
-            digest.check()
-        return Bytes(data)
-    if body.length is not None:
-        pieces = partial(_received, body, body.length)
-        return Stream(body.length, lambda: _checked(pieces(), digest), rereadable=False)
-    return await _spooled(_checked(aiter(body), digest), spool_folder)
 
+    def __init__(self, request: Request) -> None:
+        self._body = request.body
+        self._digest = ContentDigest(request.headers)
+        self.length = self._left = self._body.length
+        self.whole = self._body.whole
+        if self.whole is not None:
+            self._digest.update(self.whole)
+            self._digest.check()
 
-async def _received(body: Body, length: int) -> AsyncIterator[Piece]:
-    """Large pieces, straight from the socket into memory."""
-    _receiving.add(body)
-    try:
-        while length:
-            share = max(SMALL, min(_PIECE, _ROOM // len(_receiving)))
-            piece = _buffers.take()[: min(length, share)]
-            length -= await body.receive_into(piece)
-            yield piece
-    finally:
-        _receiving.discard(body)
+    async def receive_into(self, buffer: memoryview) -> int:
+        """See `Body.receive_into`."""
+        got = await self._body.receive_into(buffer)
+        if self._digest:
+            run = asyncio.get_running_loop().run_in_executor
+            await run(None, self._digest.update, buffer[:got])
+        if self._left is not None:
+            self._left -= got
+        if got < len(buffer) or self._left == 0:
+            self._digest.check()
+        return got
 
+    async def payload(self, spool_folder: str | None) -> Payload:
+        """All of it as a payload of known size.
 
-async def _checked(pieces: AsyncIterator[Piece], digest: ContentDigest) -> AsyncIterator[Piece]:
-    in_thread = asyncio.get_running_loop().run_in_executor
-    async for piece in pieces:
-        if digest:
-            await in_thread(None, digest.update, piece)
-        yield piece
-    digest.check()
+        A body that does not say its length (chunked) is first written to an unlinked temporary
+        file, in `spool_folder` where one is given. Raises `Full` when there is no room for it.
+        """
+        if self.whole is not None:
+            return Bytes(self.whole)
+        if self.length is None:
+            return await self._spooled(spool_folder)
+        if self.length <= SMALL:
+            data = memoryview(bytearray(self.length))
+            await self.receive_into(data)
+            return Bytes(data)
+        return Stream(self.length, self._pieces, rereadable=False)
 
+    async def _pieces(self) -> AsyncIterator[Piece]:
+        """Large pieces, straight from the socket into memory."""
+        _receiving.add(self._body)
+        try:
+            while self._left:
+                share = max(SMALL, min(_PIECE, _ROOM // len(_receiving)))
+                piece = _buffers.take()[: min(self._left, share)]
+                await self.receive_into(piece)
+                yield piece
+        finally:
+            _receiving.discard(self._body)
 
-async def _spooled(pieces: AsyncIterator[Piece], folder: str | None) -> Payload:
-    in_thread = partial(asyncio.get_running_loop().run_in_executor, None)
-    spool = await in_thread(Spool, folder)
-    async for piece in pieces:
-        await in_thread(spool.append, piece)
+    async def _spooled(self, folder: str | None) -> Payload:
+        in_thread = partial(asyncio.get_running_loop().run_in_executor, None)
+        spool = await in_thread(Spool, folder)
+        got = _PIECE
+        while got == _PIECE:
+            piece = _buffers.take()
+            got = await self.receive_into(piece)
+            await in_thread(spool.append, piece[:got])
 
-    async def opened() -> AsyncIterator[Piece]:
-        for at in range(0, spool.size, _PIECE):
-            yield await in_thread(spool.read, at, _buffers.take())
+        async def opened() -> AsyncIterator[Piece]:
+            for at in range(0, spool.size, _PIECE):
+                yield await in_thread(spool.read, at, _buffers.take())
 
-    return Stream(spool.size, opened, rereadable=False)
+        return Stream(spool.size, opened, rereadable=False)

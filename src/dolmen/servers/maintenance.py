@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
+from typing import Literal
 
 from dolmen import config
 from dolmen.closing import closing
@@ -30,6 +31,26 @@ _SCRUB_LOOK = 3_600.0
 """Seconds at most between two looks whether a scrub is due."""
 _AGAIN = 60.0
 """Seconds before work that failed is tried again."""
+_FIGURES: Sequence[tuple[Literal["counter", "gauge"], str, str]] = (
+    ("counter", "scrub_checked", "Copies read and verified by the current scrub."),
+    ("counter", "scrub_bytes", "Bytes in copies read and verified by the current scrub."),
+    ("counter", "scrub_failed", "Copies the current scrub found damaged."),
+    ("gauge", "scrub_progress", "Share of the current scrub."),
+    (
+        "gauge",
+        "scrub_last_complete_seconds",
+        "When the last complete scrub ended, in seconds since 1970; 0: never.",
+    ),
+    ("gauge", "quarantined_copies", "Copies known to be damaged when last counted."),
+    ("counter", "compaction_reclaimed_bytes", "Disk space reclaimed."),
+    (
+        "gauge",
+        "compaction_last_complete_seconds",
+        "When compaction last looked at everything, in seconds since 1970; 0: never.",
+    ),
+    ("gauge", "compaction_failing", "1 when the last pass failed."),
+    ("gauge", "volume_reclaimable_bytes", "Dead bytes on disk."),
+)
 _log = logging.getLogger("dolmen.maintenance")
 
 
@@ -39,7 +60,7 @@ class Maintenance:
     def __init__(self, volume: Volume, settings: config.Settings) -> None:
         self._volume, self._settings = volume, settings
         self._scrub: Scrub | None = None
-        self._checked = self._bytes = self._failed = self._quarantined = 0
+        self._quarantined = 0
         self._compaction = Compaction()
         self._compactor = Compactor(volume, pace=Pace(settings.compaction.bandwidth))
         self._said: dict[str, str] = {}
@@ -49,46 +70,15 @@ class Maintenance:
 
     def figures(self) -> Iterator[Figure]:
         """Its metrics."""
-        at = "volume", self._volume.path
         scrubbed, compaction = self._scrub or Scrub(), self._compaction
-        for kind, name, text, value in (
-            ("counter", "scrub_checked", "Copies read and verified.", self._checked),
-            ("counter", "scrub_bytes", "Bytes in copies read and verified.", self._bytes),
-            ("counter", "scrub_failed", "Copies found damaged.", self._failed),
-            ("gauge", "scrub_progress", "Share of the current scrub.", scrubbed.done),
-            (
-                "gauge",
-                "scrub_last_complete_seconds",
-                "When the last complete scrub ended, in seconds since 1970; 0: never.",
-                scrubbed.last or 0,
-            ),
-            (
-                "gauge",
-                "quarantined_copies",
-                "Copies known to be damaged when last counted.",
-                self._quarantined,
-            ),
-            (
-                "counter",
-                "compaction_reclaimed_bytes",
-                "Disk space reclaimed.",
-                compaction.reclaimed + self._compactor.done.reclaimed,
-            ),
-            (
-                "gauge",
-                "compaction_last_complete_seconds",
-                "When compaction last looked at everything, in seconds since 1970; 0: never.",
-                compaction.looked or 0,
-            ),
-            (
-                "gauge",
-                "compaction_failing",
-                "1 when the last pass failed.",
-                bool(compaction.failing),
-            ),
-            ("gauge", "volume_reclaimable_bytes", "Dead bytes on disk.", compaction.reclaimable),
-        ):
-            yield Figure(kind, f"dolmen_{name}", text, *at, float(value))  # type: ignore[arg-type]
+        reclaimed = compaction.reclaimed + self._compactor.done.reclaimed
+        values = (
+            scrubbed.checked, scrubbed.bytes, scrubbed.failed, scrubbed.done, scrubbed.last or 0,
+            self._quarantined,
+            reclaimed, compaction.looked or 0, bool(compaction.failing), compaction.reclaimable,
+        )  # fmt: skip
+        for (kind, name, text), value in zip(_FIGURES, values, strict=True):
+            yield Figure(kind, f"dolmen_{name}", text, "volume", self._volume.path, float(value))
 
     async def aclose(self) -> None:
         """Stop. A pass that was under way is done again by the next."""
@@ -123,16 +113,9 @@ class Maintenance:
             since = time.time() - known.ended
             if 0 <= since < every:  # below: the clock was wrong then
                 return min(every - since, _SCRUB_LOOK)
-        before = known if known is not None and known.ended is None else Scrub()
-        checked, size, failed = before.checked, before.bytes, before.failed
         pace = Pace(self._settings.scrub.bandwidth)
         async with closing(scrub(self._volume, pace=pace)) as batches:
-            async for done, damaged in batches:
-                self._scrub = done
-                self._checked += done.checked - checked
-                self._bytes += done.bytes - size
-                self._failed += done.failed - failed
-                checked, size, failed = done.checked, done.bytes, done.failed
+            async for self._scrub, damaged in batches:
                 for each in damaged:
                     _log.error("scrub of %s: %s", self._volume.path, each.error)
         await self._count_quarantined()

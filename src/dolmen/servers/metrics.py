@@ -60,23 +60,23 @@ class Figure(NamedTuple):
 class Board:
     """The file the workers share. Made before they are forked.
 
-    Each worker has a part of it, and each companion of the server (`dolmen.companion`) one for
+    Each worker has a part of it, and the companion of the server (`dolmen.companion`) one for
     the last thing it said. A part is a turn and a length, 4 bytes each, and two halves, of which
     that of an even turn is the first: what a reader is looking at is never written to, nor lost
     with a killed worker.
     """
 
-    def __init__(self, workers: int, companions: int = 0) -> None:
+    def __init__(self, workers: int) -> None:
         self._workers = workers
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
-        size = (workers + companions) * _PART
+        size = (workers + 1) * _PART
         self._file.truncate(size)
         self._map = mmap.mmap(self._file.fileno(), size)
         self._mine: int | None = None
 
     @property
     def first(self) -> bool:
-        """Whether this process has the first part: it is the one that has companions."""
+        """Whether this process has the first part: it is the one that has the companion."""
         return self._mine == 0
 
     def take_part(self) -> dict[Key, Row]:
@@ -96,13 +96,13 @@ class Board:
             told = [[*key, *row] for key, row in rows.items()], [*figures]
             self._store(self._mine, json.dumps(told))
 
-    def tell(self, companion: int, line: str) -> None:
-        """Show what a companion said; they are numbered from 0."""
-        self._store(self._workers + companion, line)
+    def tell(self, line: str) -> None:
+        """Show what the companion said."""
+        self._store(self._workers, line)
 
-    def said(self, companion: int) -> str:
-        """The last thing a companion said; empty before it said any."""
-        return self._load(self._workers + companion).decode()
+    def said(self) -> str:
+        """The last thing the companion said; empty before it said any."""
+        return self._load(self._workers).decode()
 
     def _store(self, part: int, text: str) -> None:
         data = text.encode()
@@ -159,7 +159,7 @@ class Tally(Collector):
         figures: Callable[[], Iterable[Figure]] = tuple,
         beside: Callable[[], Iterable[Figure]] = tuple,
     ) -> None:
-        """`figures` are this worker's, `beside` those of the companions, the same for all."""
+        """`figures` are this worker's, `beside` those of the companion, the same for all."""
         self._server, self._board = server, board
         self._figures, self._beside = figures, beside
         self._rows = board.take_part()

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
-from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator
+from typing import Annotated, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from dolmen.closing import closing
 from dolmen.errors import BadContent, DolmenError
@@ -17,6 +19,7 @@ from dolmen.http import HTTPError, Request, Response, Streamed, not_modified
 from dolmen.names import PARTITIONS, check_name
 from dolmen.record import Kind
 from dolmen.servers.answers import answer
+from dolmen.servers.fields import parse_base64
 from dolmen.servers.routes import Routes
 from dolmen.stamps import format_stamp, parse_stamp
 from dolmen.store import ALL_PARTITIONS, BlobInfo, BlobStore, Failed, Listing, Remove, Write
@@ -33,6 +36,44 @@ _VERIFIED = 1
 _BINARY = [(b"Content-Type", b"application/octet-stream")]
 _RECORDS = [(b"Content-Type", b"application/x-dolmen-records")]
 _KINDS = {kind.value: kind.name.lower() for kind in Kind}
+
+
+_Name = Annotated[str, AfterValidator(check_name)]
+_Stamp = Annotated[int, BeforeValidator(lambda text: parse_stamp(str(text)))]
+_Base64 = Annotated[bytes, BeforeValidator(lambda text: parse_base64(str(text)))]
+
+
+class _Form(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+Order = TypeVar("Order", bound=_Form)
+
+
+class Note(_Form):
+    """`POST /notes`: a fact to keep, its value in base64."""
+
+    key: str = Field(min_length=1, max_length=250)
+    value: _Base64 = b""
+
+
+class _List(_Form):
+    partitions: list[Annotated[int, Field(ge=0, lt=PARTITIONS)]] | None = None
+    after: _Name | None = None
+    prefix: str = ""
+    tombstones: bool = False
+    quarantined: bool = False
+    limit: int = Field(PAGE, ge=1, le=PAGE_MAX)
+
+
+class _Names(_Form):
+    names: list[str]
+
+
+class _Remove(_Form):
+    removes: list[tuple[_Name, _Stamp]]
+    min_age: float = Field(0, ge=0)
+    epoch: int | None = None
 
 
 class Records:
@@ -97,83 +138,47 @@ class Records:
 
     async def list(self, request: Request, _: str) -> Response:
         """Send what is known of the blobs in some partitions, as entries."""
-        order = await order_of(
-            request, {"partitions", "after", "prefix", "tombstones", "quarantined", "limit"}
-        )
-        after = order.get("after")
+        order = await order_of(request, _List)
+        wanted = order.partitions
         listing = Listing(
-            partitions=partitions_of(order.get("partitions")),
-            after=check_name(str(after)) if after is not None else None,
-            prefix=str(order.get("prefix", "")),
-            tombstones=order.get("tombstones") is True,
-            quarantined=order.get("quarantined") is True,
+            ALL_PARTITIONS if wanted is None else sorted(set(wanted)),
+            order.after,
+            order.prefix,
+            order.tombstones,
+            order.quarantined,
         )
-        limit = limit_of(order.get("limit", PAGE))
-        return Response(
-            200, _BINARY, Streamed(wire.encode_entries(self._store.list(listing), limit))
-        )
+        entries = wire.encode_entries(self._store.list(listing), order.limit)
+        return Response(200, _BINARY, Streamed(entries))
 
     async def read(self, request: Request, _: str) -> Response:
         """Send the blobs named in the body as a stream of records."""
-        stream = records.encode(self._store.get_many(await names_of(request)))
+        stream = records.encode(self._store.get_many((await order_of(request, _Names)).names))
         return Response(200, _RECORDS, Streamed(stream))
 
     async def verify(self, request: Request, _: str) -> Response:
         """Read the blobs named in the body to their ends; an entry for each says how it is."""
-        found = self._store.verify_many(await names_of(request))
+        found = self._store.verify_many((await order_of(request, _Names)).names)
         return Response(200, _BINARY, Streamed(wire.encode_entries(found, together=_VERIFIED)))
 
     async def remove(self, request: Request, _: str) -> Response:
         """Drop this server's own copies of many blobs."""
-        order = await order_of(request, {"removes", "min_age", "epoch"})
-        min_age, epoch = order.get("min_age", 0), order.get("epoch")
-        if not isinstance(min_age, int | float) or not min_age >= 0:  # NaN is not
-            raise HTTPError(400, f"min_age is a number of seconds, not {min_age!r}.")
-        if epoch is not None and type(epoch) is not int:
-            raise HTTPError(400, f"epoch is a number, not {epoch!r}.")
-        removes = order.get("removes")
-        if not isinstance(removes, list) or not all(
-            isinstance(each, list) and len(each) == 2 for each in removes
-        ):
-            raise HTTPError(400, 'removes is a list of pairs ["name", "stamp"].')
-        items = [Remove(check_name(str(name)), parse_stamp(str(at))) for name, at in removes]
-        removed = await self._store.remove_many(items, min_age=min_age, epoch=epoch)
+        order = await order_of(request, _Remove)
+        items = [Remove(*each) for each in order.removes]
+        removed = await self._store.remove_many(items, min_age=order.min_age, epoch=order.epoch)
         return answer({"removed": list(removed)})
 
 
-async def order_of(request: Request, keys: set[str]) -> dict[str, Any]:
-    """The JSON object a request carries; raises `HTTPError` 400 for keys other than these."""
+async def order_of(request: Request, form: type[Order]) -> Order:
+    """What a request's JSON orders; raises `HTTPError` 400 for anything of another form."""
     body = await request.body.read(_LARGEST)
     try:
-        order = json.loads(body or b"{}")
-        if b"\\u" in body:
-            json.dumps(order, ensure_ascii=False).encode()  # half a surrogate pair is not text
-    except (ValueError, RecursionError) as error:
-        raise HTTPError(400, f"The body is not JSON: {error}.") from error
-    if not isinstance(order, dict) or not order.keys() <= keys:
-        raise HTTPError(
-            400, f"The body is a JSON object with the keys {', '.join(sorted(keys))} only."
+        return form.model_validate_json(body or b"{}")
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{'.'.join(map(str, each['loc']))}: {each['msg']}".removeprefix(": ")
+            for each in error.errors()[:3]
         )
-    return order
-
-
-async def names_of(request: Request) -> Sequence[str]:
-    """The names in a request's body; raises `HTTPError` 400."""
-    names = (await order_of(request, {"names"})).get("names")
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise HTTPError(400, 'The body is JSON of the form {"names": ["name", …]}.')
-    return names
-
-
-def partitions_of(value: object) -> Sequence[int]:
-    """The partitions to list, ascending; None means all. Raises `HTTPError` 400."""
-    if value is None:
-        return ALL_PARTITIONS
-    if isinstance(value, list) and all(
-        isinstance(item, int) and 0 <= item < PARTITIONS for item in value
-    ):
-        return sorted(set(value))
-    raise HTTPError(400, f"partitions is a list of numbers from 0 to {PARTITIONS - 1}.")
+        raise HTTPError(400, f"The body is not the JSON this takes. {wrong}.") from error
 
 
 def limit_of(value: object) -> int:
@@ -187,23 +192,33 @@ def limit_of(value: object) -> int:
     return limit
 
 
-async def _lines(infos: AsyncIterator[BlobInfo], limit: int) -> AsyncIterator[bytes]:
-    """A line of JSON for each of the first `limit` blobs, and one with the next page's cursor."""
-    gathered: list[str] = []
-    last = ""
+async def _pages(
+    infos: AsyncIterator[BlobInfo], limit: int | None
+) -> AsyncIterator[tuple[list[BlobInfo], bool]]:
+    """The first `limit` blobs, so many at a time; with the last of them whether there are more."""
+    page: list[BlobInfo] = []
     async with closing(infos) as listed:
         async for info in listed:
             if limit == 0:
-                gathered.append(json.dumps({"next": last}))
-                break
-            gathered.append(_line(info))
-            last = info.name
-            limit -= 1
-            if len(gathered) == PAGE:
-                yield "\n".join([*gathered, ""]).encode()
-                gathered = []
-    if gathered:
-        yield "\n".join([*gathered, ""]).encode()
+                yield page, True
+                return
+            if len(page) == PAGE:
+                yield page, False
+                page = []
+            page.append(info)
+            limit = None if limit is None else limit - 1
+    yield page, False
+
+
+async def _lines(infos: AsyncIterator[BlobInfo], limit: int) -> AsyncIterator[bytes]:
+    """A line of JSON for each of the first `limit` blobs, and one with the next page's cursor."""
+    async with closing(_pages(infos, limit)) as pages:
+        async for page, more in pages:
+            lines = [_line(info) for info in page]
+            if more:
+                lines.append(json.dumps({"next": page[-1].name}))
+            if lines:
+                yield "\n".join([*lines, ""]).encode()
 
 
 def _line(info: BlobInfo) -> str:
@@ -222,16 +237,10 @@ def _line(info: BlobInfo) -> str:
 
 async def _array(infos: AsyncIterator[BlobInfo], limit: int | None) -> AsyncIterator[bytes]:
     """Names as one JSON array, in pieces."""
-    gathered: list[str] = []
-    opening = "["
-    async with closing(infos) as listed:
-        async for info in listed:
-            if limit is not None:
-                if limit == 0:
-                    break
-                limit -= 1
-            gathered.append(f'"{info.name}"')
-            if len(gathered) == PAGE:
-                yield (opening + ",".join(gathered)).encode()
-                gathered, opening = [], ","
-    yield (opening + ",".join(gathered) if gathered or opening == "[" else "").encode() + b"]\n"
+    before = "["
+    async with closing(_pages(infos, limit)) as pages:
+        async for page, _ in pages:
+            if page:
+                yield (before + ",".join(f'"{info.name}"' for info in page)).encode()
+                before = ","
+    yield b"]\n" if before == "," else b"[]\n"

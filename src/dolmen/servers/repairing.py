@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from typing import Literal
 
 import uvloop
 
@@ -27,14 +28,25 @@ from dolmen.stores.secrets import without_secrets
 
 _AGAIN = 60.0
 """Seconds before a repair that can't be is begun again."""
-_COUNTED = {
-    "rounds": "Rounds of repair.",
-    "copied": "Copies made of what a server lacked.",
-    "bytes": "Bytes in copies made.",
-    "deletes": "Deletes carried to servers that had missed them.",
-    "removed": "Misplaced copies removed once the rightful ones were verified.",
-    "purged": "Deletes forgotten after their time.",
-}
+_FIGURES: Sequence[tuple[Literal["counter", "gauge"], str, str, str]] = (
+    ("counter", "rounds", "rounds", "Rounds of repair."),
+    ("counter", "copied", "copied", "Copies made of what a server lacked."),
+    ("counter", "bytes", "bytes", "Bytes in copies made."),
+    ("counter", "deletes", "deletes", "Deletes carried to servers that had missed them."),
+    (
+        "counter",
+        "removed",
+        "removed",
+        "Misplaced copies removed once the rightful ones were verified.",
+    ),
+    ("counter", "purged", "purged", "Deletes forgotten after their time."),
+    ("gauge", "refused", "refused", "Copies the last round could not make."),
+    ("gauge", "misplaced", "kept", "Misplaced copies the last round left."),
+    ("gauge", "failing_servers", "failing", "Servers the last round could not use."),
+    ("gauge", "complete", "complete", "1 when the last round left everything in its place."),
+    ("gauge", "last_round_seconds", "ended", "When the last round ended, in seconds since 1970."),
+)
+"""Kind, name, what of `Told` it is, help."""
 
 
 @dataclass(slots=True)
@@ -68,16 +80,15 @@ class Told:
 
     def add(self, done: Round) -> None:
         """Take in a round."""
+        runs, dropped = done.runs.values(), done.dropped.values()
         self.rounds += 1
-        self.copied += sum(run.copied + run.touched for run in done.runs.values())
-        self.bytes += sum(run.bytes for run in done.runs.values())
-        self.deletes += sum(run.tombstones for run in done.runs.values())
-        self.removed += sum(dropped.removed for dropped in done.dropped.values())
+        self.copied += sum(run.copied + run.touched for run in runs)
+        self.bytes += sum(run.bytes for run in runs)
+        self.deletes += sum(run.tombstones for run in runs)
+        self.removed += sum(each.removed for each in dropped)
         self.purged += done.purged
-        self.refused = sum(
-            refused.count for run in done.runs.values() for refused in run.refused.values()
-        )
-        self.kept = sum(dropped.kept for dropped in done.dropped.values())
+        self.refused = sum(why.count for run in runs for why in run.refused.values())
+        self.kept = sum(each.kept for each in dropped)
         self.failing = {name: without_secrets(why) for name, why in done.failing.items()}
         self.stale = done.stale
         self.complete, self.ended, self.copying = done.complete, round(time.time(), 3), None
@@ -96,20 +107,10 @@ class Repairing:
     def figures(self, said: str) -> Iterator[Figure]:
         """Its metrics."""
         told = json.loads(said) if said else asdict(Told())
-        for what, text in _COUNTED.items():
-            yield Figure("counter", f"dolmen_repair_{what}", text, "", "", told[what])
-        for what, text, value in (
-            ("refused", "Copies the last round could not make.", told["refused"]),
-            ("misplaced", "Misplaced copies the last round left.", told["kept"]),
-            ("failing_servers", "Servers the last round could not use.", len(told["failing"])),
-            ("complete", "1 when the last round left everything in its place.", told["complete"]),
-            (
-                "last_round_seconds",
-                "When the last round ended, in seconds since 1970.",
-                told["ended"],
-            ),
-        ):
-            yield Figure("gauge", f"dolmen_repair_{what}", text, "", "", value)
+        for kind, name, field_of, text in _FIGURES:
+            value = told[field_of]
+            number = len(value) if isinstance(value, dict) else value
+            yield Figure(kind, f"dolmen_repair_{name}", text, "", "", number)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Routes: from method and path to a handler.
+"""Routes, from method and path to a handler; and what both servers are made of.
 
 A route is an exact path (`/blobs`), or a path whose last part is a name
 (`/blob/{name}`). An unknown path is 404 and says which there are; a known one with
@@ -8,14 +8,16 @@ status here, for every handler alike.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from urllib.parse import unquote_to_bytes
 
 from dolmen.errors import DolmenError
-from dolmen.http.messages import Request, Response, problem
-from dolmen.http.problems import HTTPError
-from dolmen.servers.answers import refusal
+from dolmen.http import EncodedHeaders, HTTPError, Request, Response, problem
+from dolmen.servers.answers import answer, refusal
+from dolmen.servers.metrics import Figure
+from dolmen.store import BlobStore
 
+_ALIVE = Response(200, EncodedHeaders.of([(b"Content-Type", b"text/plain")]), b"alive")
 Handler = Callable[[Request, str], Response | Awaitable[Response]]
 
 
@@ -86,3 +88,39 @@ async def _awaited(response: Awaitable[Response]) -> Response:
 
 def _shown(path: bytes) -> str:
     return path[:200].decode("utf-8", "replace")
+
+
+class Application:
+    """What a process serves: a store, by one table of routes for each address.
+
+    `stores` are those it has open; the volumes among them are maintained. Every address says
+    whether the process lives and takes writes.
+    """
+
+    name: str
+
+    def __init__(
+        self, store: BlobStore, stores: Sequence[BlobStore], listeners: Sequence[Routes]
+    ) -> None:
+        self.store, self.stores, self.listeners = store, stores, listeners
+        self.handle = listeners[0]
+        for routes in listeners:
+            routes.add("GET", "/alive", lambda _request, _: _ALIVE)
+            routes.add("GET", "/healthz", lambda _request, _: answer({"status": "OK"}))
+            routes.add("GET", "/readyz", self._ready)
+
+    async def _ready(self, _request: Request, _: str) -> Response:
+        try:
+            condition = await self.store.condition()
+            ready, reasons = condition.writable, condition.reasons
+        except DolmenError as error:
+            ready, reasons = False, [str(error)]
+        return answer({"ready": ready, "reasons": reasons}, 200 if ready else 503)
+
+    def figures(self) -> Iterable[Figure]:
+        """What this process counted beyond requests, or sees, at this moment."""
+        return ()
+
+    async def aclose(self) -> None:
+        """Finish what is under way and let go of the stores."""
+        await self.store.aclose()

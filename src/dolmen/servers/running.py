@@ -11,8 +11,6 @@ import resource
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Protocol
 
 import uvloop
 
@@ -26,8 +24,8 @@ from dolmen.http.server import Server, start_server
 from dolmen.http.workers import run_workers
 from dolmen.servers.maintenance import Maintenance
 from dolmen.servers.metrics import Board, Figure, Tally
-from dolmen.servers.routes import Routes
-from dolmen.store import BlobStore
+from dolmen.servers.repairing import Repairing
+from dolmen.servers.routes import Application
 from dolmen.stores.volume import Volume
 
 Address = tuple[str, int]
@@ -37,69 +35,32 @@ _FILES = 1024
 _METRICS = [(b"Content-Type", b"text/plain; version=0.0.4; charset=utf-8")]
 
 
-class Beside(Protocol):
-    """Work in a process of its own beside the server, however many workers that has.
-
-    `module` has the companion's `main`, `order` is what it is told (`dolmen.companion`).
-    """
-
-    module: str
-    order: str
-
-    def figures(self, said: str) -> Iterable[Figure]:
-        """What there is to see in the last thing it said, which may be nothing yet."""
-        ...
-
-
-class Application(Protocol):
-    """What a process serves: one table of routes for each address, and an end."""
-
-    name: str
-
-    @property
-    def stores(self) -> Sequence[BlobStore]:
-        """The stores it has open; the volumes among them are maintained."""
-        ...
-
-    @property
-    def listeners(self) -> Sequence[Routes]:
-        """The routes of each address, in order."""
-        ...
-
-    def figures(self) -> Iterable[Figure]:
-        """What this process counted beyond requests, or sees, at this moment."""
-        ...
-
-    async def aclose(self) -> None:
-        """Finish what is under way and let go of the stores."""
-
-
 def run(
     opened: Callable[[], Awaitable[Application]],
     addresses: Sequence[Address],
     *,
     settings: config.Settings,
     ready: Callable[[list[Address]], None],
-    beside: Sequence[Beside] = (),
+    repairing: Repairing | None = None,
     board: Board | None = None,
 ) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit status.
 
     `opened` is called in every worker process, on its event loop, and gives the
     application. `ready` is told the real addresses once they are served (with several
-    workers: once the application could be opened, and the addresses be had). What its
-    companions said is on the `board`, made for so many workers and companions.
+    workers: once the application could be opened, and the addresses be had). One worker has
+    the companion that repairs; what it said is on the `board`, made for so many workers.
     Raises `BadSetting`, `BadVolume` and what else opening raises.
     """
     workers = settings.workers
-    limits = shared_out(limits_of(settings), len(addresses))
+    chosen = settings.limits.model_dump(exclude={"upload_memory"})
+    limits = shared_out(Limits(**chosen), len(addresses))
     policy = SitePolicy(frozenset(settings.hosts))
-    board = board or Board(workers, len(beside))
+    board = board or Board(workers)
     ending = contextlib.AsyncExitStack()
 
-    def told() -> Iterator[Figure]:
-        for number, work in enumerate(beside):
-            yield from work.figures(board.said(number))
+    def told() -> Iterable[Figure]:
+        return repairing.figures(board.said()) if repairing is not None else ()
 
     async def start(sockets: Sequence[socket.socket]) -> Sequence[Server]:
         application = await opened()
@@ -118,10 +79,9 @@ def run(
                 yield from each.figures()
 
         tally = Tally(application.name, board, figures, told)
-        if board.first:
-            for number, work in enumerate(beside):
-                companion = Companion(work.module, work.order, heard=partial(board.tell, number))
-                ending.push_async_callback(companion.close)
+        if repairing is not None and board.first:
+            companion = Companion(repairing.module, repairing.order, heard=board.tell)
+            ending.push_async_callback(companion.close)
 
         async def metrics(_request: Request, _: str) -> Response:
             return Response(200, _METRICS, tally.text())
@@ -198,18 +158,6 @@ def _try(opened: Callable[[], Awaitable[Application]]) -> None:
         raise Unavailable("the process that was to open the store for a trial ended without a word")
     if failed := pickle.loads(told):  # noqa: S301 - by this program
         raise failed
-
-
-def limits_of(settings: config.Settings) -> Limits:
-    """What one client may cost, as it is set."""
-    chosen = settings.limits
-    return Limits(
-        connections=chosen.connections,
-        body_size=chosen.body_size,
-        header_deadline=chosen.header_deadline,
-        body_idle=chosen.body_idle,
-        keep_alive=chosen.keep_alive,
-    )
 
 
 async def _share(tally: Tally) -> None:
