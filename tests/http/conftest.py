@@ -14,9 +14,8 @@ import uvloop
 
 from dolmen.http import Client, Limits, Request, Response, Server, SitePolicy, Timeouts
 from dolmen.http.client_connection import ClientConnection
-from dolmen.http.coalescer import WriteCoalescer
-from dolmen.http.exchange import Shared
-from dolmen.http.server_connection import ServerConnection
+from dolmen.http.connection import WriteCoalescer
+from dolmen.http.server_connection import ServerConnection, Shared
 
 
 def pytest_asyncio_loop_factories(config: Any, item: Any) -> dict[str, Any]:

@@ -437,7 +437,7 @@ async def test_expect_continue_sends_nothing_to_who_refuses(kit) -> None:
 
 
 async def test_a_server_that_never_says_continue_gets_the_body_anyway(monkeypatch) -> None:
-    monkeypatch.setattr("dolmen.http.client._CONTINUE_PATIENCE", 0.01)
+    monkeypatch.setattr("dolmen.http.client_connection._CONTINUE_PATIENCE", 0.01)
 
     async def serve(reader, writer) -> None:
         await reader.readuntil(b"\r\n\r\n")

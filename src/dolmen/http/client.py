@@ -15,9 +15,8 @@ from collections.abc import Callable, Sequence
 
 from dolmen.errors import Unavailable
 from dolmen.http.client_connection import ClientConnection, ClientResponse, NotSent
-from dolmen.http.coalescer import WriteCoalescer
-from dolmen.http.connection import BytesStream
-from dolmen.http.encoding import EXPECT, EncodedHeaders, encode_headers, join_request, length_line
+from dolmen.http.connection import WriteCoalescer
+from dolmen.http.encoding import EncodedHeaders, encode_headers, length_line
 from dolmen.http.head import Lines
 from dolmen.http.limits import Timeouts
 from dolmen.http.messages import Buffer, Stream, close_stream
@@ -27,8 +26,6 @@ _TOGETHER = 8  # requests that may wait for each other; with more, the server is
 _TARGET = re.compile(rb"/[!-~]*\Z")
 _METHOD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
 _READS = frozenset(("GET", "HEAD", "OPTIONS"))
-_COPY_UP_TO = 64 * 1024
-_CONTINUE_PATIENCE = 2.0
 _DEFAULT_TIMEOUTS = Timeouts()
 _Opening = asyncio.Task[tuple[asyncio.Transport, ClientConnection]]
 
@@ -99,6 +96,7 @@ class Client:
         if reads is None:
             reads = method in _READS
         stream: Stream | None = None
+        expect = expect_continue and body is not None
         lines = encode_headers(headers)
         if isinstance(body, (bytes, bytearray, memoryview)):
             lines += length_line(len(body))
@@ -107,50 +105,25 @@ class Client:
             lines += length_line(stream.length)
         elif method in ("POST", "PUT", "PATCH"):
             lines += length_line(0)
-        if expect_continue and body is not None:
-            lines += EXPECT
-        head = join_request(method, raw, self._host, lines)
+        if expect:
+            lines += b"Expect: 100-continue\r\n"
+        head = b"%b %b HTTP/1.1\r\nHost: %b\r\n%b\r\n" % (method.encode(), raw, self._host, lines)
+        only = method == "HEAD"
         try:
+            connection = self._take_idle() or await self._acquire()
             try:
-                return await self._send(method, head, body, reads=reads)
+                return await connection.exchange(
+                    head, body, expect=expect, head_only=only, reads=reads
+                )
             except NotSent:
                 if stream is not None:
                     raise
             self._cut_idle()  # kept as long as the closed one, or longer
-            return await self._send(method, head, body, reads=reads)
+            connection = await self._acquire()
+            return await connection.exchange(head, body, expect=expect, head_only=only, reads=reads)
         finally:
             if stream is not None:
                 await close_stream(stream)
-
-    async def _send(
-        self, method: str, head: bytes, body: Buffer | Stream | None, *, reads: bool
-    ) -> ClientResponse:
-        connection = self._take_idle() or await self._acquire()
-        response = connection.begin(head_only=method == "HEAD", reads=reads)
-        number = connection.number
-        try:
-            if body is None:
-                self.coalescer.send(connection.transport, head)
-            elif EXPECT in head or not isinstance(body, bytes) or len(body) > _COPY_UP_TO:
-                await self._send_slowly(connection, head, body)
-            else:
-                self.coalescer.send(connection.transport, head + body)
-            connection.sent = not connection.stop_sending()
-            return await response
-        except BaseException:
-            connection.give_up(number)
-            raise
-
-    async def _send_slowly(
-        self, connection: ClientConnection, head: bytes, body: Buffer | Stream
-    ) -> None:
-        self.coalescer.flush()
-        connection.transport.write(head)
-        if EXPECT in head:
-            await asyncio.wait([connection.expect_continue()], timeout=_CONTINUE_PATIENCE)
-        if not connection.stop_sending():
-            stream = BytesStream(body) if isinstance(body, (bytes, bytearray, memoryview)) else body
-            await connection.send_stream(stream, chunked=True)
 
     async def close(self) -> None:
         """Cut every connection, and wait until they are gone; requests under way fail."""

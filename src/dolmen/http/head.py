@@ -135,6 +135,8 @@ def read_request_line(line: bytes) -> tuple[str, bytes, bytes | None, bool]:
     Raises HTTPError: 400 for anything but three words with single spaces, or a target of no
     known form; 501 for methods unknown here; 505 for other versions.
     """
+    if line == b"PRI * HTTP/2.0":
+        raise HTTPError(400, "HTTP/2 is not supported here; use HTTP/1.1 (curl --http1.1).")
     match = _REQUEST.fullmatch(line)
     if match is None:
         raise HTTPError(400, "The request line is not method, target and version.")

@@ -11,11 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 
 from dolmen.errors import BadSetting
-from dolmen.http.exchange import Exchange, Handler, Observer, Shared
 from dolmen.http.limits import Limits
 from dolmen.http.messages import Address
 from dolmen.http.origins import SitePolicy, is_loopback
-from dolmen.http.server_connection import ServerConnection
+from dolmen.http.server_connection import Handler, Observer, ServerConnection, Shared
 
 TICK = 1.0
 _DEFAULT_LIMITS = Limits()
@@ -56,7 +55,7 @@ class Server:
     def sweep(self) -> None:
         """Take the time, and close the connections whose deadlines are over."""
         now = self._clock()
-        self.shared.starts.set_time(time.time())
+        self.shared.starts.clear()  # they have the date
         for connection in list(self.shared.connections):
             connection.check(now)
 
@@ -70,7 +69,7 @@ class Server:
         for connection in list(self.shared.connections):
             connection.hang_up_if_idle()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._until_empty(self.shared.connections), timeout)
+            await asyncio.wait_for(self._until_empty(), timeout)
         ended = not self.shared.connections
         await self.close()
         return ended
@@ -82,8 +81,7 @@ class Server:
             self._timer.cancel()
         for connection in list(self.shared.connections):
             connection.transport.abort()
-        await self._until_empty(self.shared.connections)
-        await self._until_empty(self.shared.waiting)
+        await self._until_empty()
         for listener in self._listeners:
             with contextlib.suppress(RuntimeError):
                 await listener.wait_closed()
@@ -94,8 +92,8 @@ class Server:
         for listener in self._listeners:
             listener.close()
 
-    async def _until_empty(self, connections: set[Exchange]) -> None:
-        while connections:
+    async def _until_empty(self) -> None:
+        while self.shared.connections:
             self.shared.emptied.clear()
             await self.shared.emptied.wait()
 
