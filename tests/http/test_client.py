@@ -578,7 +578,7 @@ async def test_a_request_cancelled_as_its_connection_is_made_leaves_none_behind(
         assert asking.cancelled()
         await client.close()
         await kit.settle(1000)
-        assert not server.shared.connections
+        assert not server.connections
         assert client._opening == 0
 
 
@@ -588,7 +588,7 @@ async def test_closing_twice_at_once_ends_both(kit) -> None:
         await client.request("GET", "/")
         await asyncio.wait_for(asyncio.gather(client.close(), client.close()), 20)
         _, writer = await asyncio.open_connection(*server.addresses[0])
-        while not server.shared.connections:
+        while not server.connections:
             await asyncio.sleep(0)
         await asyncio.wait_for(asyncio.gather(server.close(), server.close()), 20)
         writer.close()

@@ -38,7 +38,7 @@ async def test_many_answers_do_not_wait_for_each_other_without_bound(kit) -> Non
     first = kit.make_connection(echo)
     first.feed(GET % 0)
     for _ in range(100):
-        first.shared.coalescer.send(first.protocol, b"")
+        first.server.coalescer.send(first.protocol, b"")
     assert first.written
 
 
@@ -72,7 +72,7 @@ async def test_a_server_that_drains_sends_what_waits(kit) -> None:
 
 async def test_a_connection_that_is_lost_meanwhile_costs_the_others_nothing(kit) -> None:
     lost, other = kit.make_connection(echo), kit.make_connection(echo)
-    outbox = lost.shared.coalescer
+    outbox = lost.server.coalescer
     outbox.send(lost.protocol, b"never")
     outbox.send(other.protocol, b"sent")
     lost.abort()
@@ -82,7 +82,7 @@ async def test_a_connection_that_is_lost_meanwhile_costs_the_others_nothing(kit)
 
 async def test_what_was_never_written_to_a_lost_connection_is_known(kit) -> None:
     lost, other = kit.make_connection(echo), kit.make_connection(echo)
-    coalescer = lost.shared.coalescer
+    coalescer = lost.server.coalescer
     coalescer.send(lost.protocol, b"never")
     coalescer.send(other.protocol, b"sent")
     assert lost.protocol.unsent

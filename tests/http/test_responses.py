@@ -543,8 +543,8 @@ async def test_a_client_that_goes_away_cancels_the_handler(kit, first) -> None:
     transport.close()
     await kit.settle()
     assert cleaned == [True]
-    assert not transport.server.shared.connections
-    assert not transport.server.shared.connections
+    assert not transport.server.connections
+    assert not transport.server.connections
 
 
 async def test_a_handler_is_cancelled_even_where_it_has_just_moved_on(kit) -> None:
@@ -569,7 +569,7 @@ async def test_a_handler_is_cancelled_even_where_it_has_just_moved_on(kit) -> No
     transport.close()
     await kit.settle()
     assert seen == ["moved on", "cancelled"]
-    assert not transport.server.shared.connections
+    assert not transport.server.connections
 
 
 @pytest.mark.parametrize("size", [1_000_000, None])
@@ -686,7 +686,7 @@ async def test_an_answer_to_who_is_gone_is_dropped(kit) -> None:
         transport.close()
         await kit.settle()
         assert not transport.written
-        assert not transport.server.shared.connections
+        assert not transport.server.connections
     assert stream.closed == 1
 
 

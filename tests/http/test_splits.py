@@ -183,7 +183,7 @@ def test_a_chunked_body_cut_short_is_not_complete(kit) -> None:
             assert not transport.written
             transport.close()
             await kit.settle()
-            assert not transport.server.shared.connections
+            assert not transport.server.connections
 
         uvloop.run(play())
 
@@ -240,7 +240,7 @@ def test_no_bytes_break_the_server(kit) -> None:
             await kit.settle()
             transport.close()
             await kit.settle()
-            assert not transport.server.shared.connections
+            assert not transport.server.connections
             kit.parse_answers(transport.written)
 
         uvloop.run(play())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import parse_qsl
@@ -132,3 +132,12 @@ def problem(
     lines = [(b"Content-Type", b"application/problem+json"), *headers]
     text = json.dumps(value, ensure_ascii=False) + "\n"  # as a person reads it in a terminal
     return Response(status, lines, text.encode("utf-8", "replace"))
+
+
+Handler = Callable[[Request], Response | Awaitable[Response]]
+"""Returns a response, or an awaitable when it must wait. A coroutine is begun outside any task and
+in the connection's own context: one that needs `asyncio.timeout`, a `TaskGroup`, `current_task()`
+or context variables of its own awaits `asyncio.sleep(0)` first, after which it runs in a task."""
+Observer = Callable[[Request | None, int, int, float], None]
+"""Called after each response: the request (None when it could not be parsed), the status,
+the bytes of its body that were sent, and the seconds since the request's head was read."""

@@ -10,27 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from math import inf
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dolmen.errors import BadContent
 from dolmen.http.body import NO_BODY, Arriving, Body
-from dolmen.http.connection import Connection, Waiting, WriteCoalescer
-from dolmen.http.eager import EagerRun
+from dolmen.http.connection import Waiting
+from dolmen.http.eager import EagerConnection
 from dolmen.http.encoding import EncodedHeaders, encode_headers, length_line, response_start
-from dolmen.http.head import (
-    Head,
-    Lines,
-    may_begin,
-    read_headers,
-    read_request_head,
-    read_request_line,
-    recognize,
-)
-from dolmen.http.limits import Limits
+from dolmen.http.head import Head, check_beginning, read_request, recognize
 from dolmen.http.messages import (
     Address,
     Headers,
@@ -39,83 +28,54 @@ from dolmen.http.messages import (
     Streamed,
     close_stream,
     problem,
-)
-from dolmen.http.origins import SAFE_METHODS, SitePolicy
-from dolmen.http.problems import BodyTooLarge, HTTPError
+)  # fmt: skip
+from dolmen.http.origins import SAFE_METHODS
+from dolmen.http.problems import HTTPError
 
-Handler = Callable[[Request], Response | Awaitable[Response]]
-"""Returns a response, or an awaitable when it must wait. A coroutine is begun outside any task and
-in the connection's own context: one that needs `asyncio.timeout`, a `TaskGroup`, `current_task()`
-or context variables of its own awaits `asyncio.sleep(0)` first, after which it runs in a task."""
-Observer = Callable[[Request | None, int, int, float], None]
-"""Called after each response: the request (None when it could not be parsed), the status,
-the bytes of its body that were sent, and the seconds since the request's head was read."""
+if TYPE_CHECKING:
+    from dolmen.http.server import Server
 
 log = logging.getLogger("dolmen.http")
 _FAILED = "The server failed on this request; its log says why."
+_BYTES = (bytes, memoryview, bytearray)
 _JOINED = 64 * 1024  # a body no larger is joined to its head: one copy, one write
 _DISCARDED = 64 * 1024  # an unread body no larger is thrown away to keep the connection
 _BODILESS = (204, 304)
-_TOGETHER = 64  # responses that may wait for each other; about a millisecond's work
 _RATE_WINDOW = 60.0  # seconds over which the least rate of a body is taken
 _NO_BLOCK = b"?"
 _REFUSED = Head(Headers({b"connection": b"close"}), http11=True)
-_CLOSE = b"Connection: close\r\n"
 
 
-@dataclass(slots=True, eq=False)
-class Shared:
-    """What the connections of one server share."""
-
-    handler: Handler
-    limits: Limits
-    policy: SitePolicy | None
-    observe: Observer | None
-    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
-    lines: Lines = field(default_factory=dict)
-    starts: dict[int, bytes] = field(default_factory=dict)
-    """First lines of responses by their status, made anew each second."""
-    connections: set[ServerConnection] = field(default_factory=set)
-    """Those that are open, or whose handler cleans up."""
-    emptied: asyncio.Event = field(default_factory=asyncio.Event)
-    draining: bool = False
-    coalescer: WriteCoalescer = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.coalescer = WriteCoalescer(self.loop, most=_TOGETHER)
-
-
-class ServerConnection(Connection):
+class ServerConnection(EagerConnection):
     """Takes the requests of one connection; `loopback` is whether its listener is on loopback."""
 
     __slots__ = (
-        "_block", "_forgiven", "_handler", "_last", "_loopback", "_run", "_started",
-        "_target_max", "_window", "answered", "body", "head", "peer", "shared",
+        "_block", "_forgiven", "_handler", "_loopback", "_started", "_target_max", "_window",
+        "answered", "body", "head", "peer", "server",
     )  # fmt: skip
 
-    def __init__(self, shared: Shared, *, loopback: bool) -> None:
-        super().__init__(shared.loop, shared.limits.body_idle)
-        self.shared = shared
+    def __init__(self, server: Server, *, loopback: bool) -> None:
+        super().__init__(server.loop, server.limits.body_idle)
+        self.server = server
         self.peer: Address = None
         self.head = _REFUSED  # of the request that is answered, or was
         self.body: Arriving | None = None  # its body, unless that came whole
         self.answered = 0
-        self._handler = shared.handler
+        self._handler = server.handler
         self._loopback = loopback
         self._block = _NO_BLOCK  # the lines of `head`, where a request with them needs no look
-        self._target_max = shared.limits.request_line - len("DELETE  HTTP/1.1")
+        self._target_max = server.limits.request_line - len("DELETE  HTTP/1.1")
         self._forgiven = -1  # the number of the request before which an empty line was skipped
         self._started = 0.0
-        self._run: EagerRun | None = None
         self._window: tuple[float, int] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         peer = transport.get_extra_info("peername")
         self.peer = (peer[0], peer[1]) if isinstance(peer, tuple) else None
-        connections = self.shared.connections
+        connections = self.server.connections
         connections.add(self)
-        limit = self.shared.limits.connections
+        limit = self.server.limits.connections
         if len(connections) > limit:
             later = [(b"Retry-After", b"1")]
             self._begin(None, problem(503, "There are too many connections.", headers=later))
@@ -125,23 +85,18 @@ class ServerConnection(Connection):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self.error = BadContent("The client went away before the end of its body.")
-        if self._run is not None:
-            self._run.cancel()
+        if self.running is None:
+            self.server.forget(self)
         else:
-            self._leave()
+            self.cancel()
         self.interrupt(self.error)
 
-    def _leave(self) -> None:
-        self.shared.connections.discard(self)
-        if not self.shared.connections:
-            self.shared.emptied.set()
-
     def eof_received(self) -> bool | None:
-        self.shared.coalescer.flush()
+        self.server.coalescer.flush()
         return None  # the transport sends what is written and closes
 
     def data_received(self, data: bytes) -> None:
-        if self._run is None and not self.write_paused:
+        if self.running is None and not self.write_paused:
             known = recognize(data, self._block)
             if known is not None:
                 method, target, end = known
@@ -151,7 +106,7 @@ class ServerConnection(Connection):
                     self._answer(Request(method, target, self.head.headers, body, self.peer))
                     return
         super().data_received(data)
-        if self._run is None:
+        if self.running is None:
             self._begin(None)
 
     def _answer(self, request: Request) -> None:
@@ -164,25 +119,24 @@ class ServerConnection(Connection):
         except asyncio.CancelledError:
             self.transport.abort()
             return
-        body = answer.body if type(answer) is Response else None
-        if type(body) is not bytes or len(body) > _JOINED or self.shared.draining:
-            self._begin(request, answer)
-        else:
+        body: Any = answer.body if type(answer) is Response else None
+        if type(body) in _BYTES and len(body) <= _JOINED and not self.server.draining:
             self._respond(request, answer, body)
+        else:
+            self._begin(request, answer)
 
     def _begin(self, request: Request | None, answer: Any = None) -> None:
-        self._run = EagerRun(self._serve(request, answer), self._ended)
-        self._run.step()
+        self.running = self._serve(request, answer)
+        self.step()
 
-    def _ended(self, error: BaseException | None) -> None:
+    def ended(self, error: BaseException | None) -> None:
         """Nothing is left to do for now, or for ever."""
-        self._run = None
         if error is not None:
             if isinstance(error, Exception) and not isinstance(error, HTTPError):
                 log.error("a connection failed", exc_info=error)
             self.transport.abort()
         if self.lost:
-            self._leave()
+            self.server.forget(self)
         elif self.held and not self.transport.is_closing():  # it came while a task ended
             self._begin(None)
 
@@ -204,7 +158,7 @@ class ServerConnection(Connection):
             if request is None:
                 self.head, self._block = _REFUSED, _NO_BLOCK
             body = response.body
-            if isinstance(body, (bytes, bytearray, memoryview)) and len(body) <= _JOINED:
+            if isinstance(body, _BYTES) and len(body) <= _JOINED:
                 keep = self._respond(request, response, body)
             else:
                 keep = await self._stream(request, response)
@@ -213,10 +167,10 @@ class ServerConnection(Connection):
                 # Who still reads is told; the connection goes on without them.
                 rest.error = rest.error or HTTPError(400, "The request has already been answered.")
                 self.interrupt(rest.error)
-            if not keep or self.shared.draining:
+            if not keep or self.server.draining:
                 if request is None or (rest is not None and not rest.ended):
                     await self._linger()
-                self.shared.coalescer.flush()
+                self.server.coalescer.flush()
                 self.transport.close()
                 return
             while rest is not None and rest.left:
@@ -225,7 +179,8 @@ class ServerConnection(Connection):
                     await self.more("body")
             self.body = request = answer = None
             if not self.held:
-                self.resume()
+                if self._reading_paused:
+                    self.resume()
                 return
 
     # Reading.
@@ -240,19 +195,17 @@ class ServerConnection(Connection):
                 scanned = 0
                 if not self.held:
                     return None
-            end = self.held.find(b"\r\n\r\n", self.at + max(0, scanned - 3))
-            if end >= 0:
+            end = self.held.find(b"\r\n\r\n", self.at + max(0, scanned - 3)) + 4
+            if end >= 4:
                 break
             beginning = self.held[self.at :]
-            self._check_beginning(beginning, scanned)
+            check_beginning(beginning, scanned, self.server.limits)
             scanned = len(beginning)
             await self.more("head")
-        data = self.take(end + 4 - self.at)
-        cut = data.find(b"\r\n")
-        method, target = self._read_head(data[:cut], data[cut:])
+        method, target = self._read_head(self.take(end - self.at))
         self._started = perf_counter()
         head = self.head
-        length, whole = head.length, self.shared.limits.whole_body
+        length, whole = head.length, self.server.limits.whole_body
         if not length and not head.chunked:
             body = NO_BODY
         elif length is not None and length <= whole and not head.expects:
@@ -261,32 +214,15 @@ class ServerConnection(Connection):
             body = Body(self.take(length))
         else:
             self.body = body = Arriving(
-                self, length, limit=self.shared.limits.body_size,
+                self, length, limit=self.server.limits.body_size,
                 expects=head.expects and not self.held, finished=self.resume,
             )  # fmt: skip
         return Request(method, target, head.headers, body, self.peer)
 
-    def _check_beginning(self, data: bytes, scanned: int) -> None:
-        """Raise HTTPError where what has come can't become a head, or only one that is too long."""
-        limits = self.shared.limits
-        line = data.find(b"\r\n")
-        if (line if line >= 0 else len(data) - data.endswith(b"\r")) > limits.request_line:
-            raise HTTPError(414, f"The request line exceeds {limits.request_line} bytes.")
-        if line >= 0 and len(data) - line > limits.header_size:
-            raise HTTPError(431, f"The headers exceed {limits.header_size} bytes.")
-        if not line or not may_begin(data, scanned):
-            raise HTTPError(400, "This is not HTTP/1.1.")
-
-    def _read_head(self, line: bytes, block: bytes) -> tuple[str, bytes]:
+    def _read_head(self, data: bytes) -> tuple[str, bytes]:
         """Set `head`; returns the method and the target."""
-        limits, policy = self.shared.limits, self.shared.policy
-        if len(line) > limits.request_line:
-            raise HTTPError(414, f"The request line exceeds {limits.request_line} bytes.")
-        if block.count(b"\r\n") - 2 > limits.header_count or len(block) > limits.header_size:
-            many = f"There are more than {limits.header_count} headers or they are too long."
-            raise HTTPError(431, many)
-        method, target, authority, http11 = read_request_line(line)
-        head = read_request_head(read_headers(block, self.shared.lines), authority, http11=http11)
+        limits, policy = self.server.limits, self.server.policy
+        method, target, head, block = read_request(data, limits, self.server.lines)
         foreign = None
         if policy is not None:
             if self._loopback and (misdirected := policy.misdirected(head.headers)):
@@ -294,18 +230,16 @@ class ServerConnection(Connection):
             foreign = policy.foreign(head.headers)
             if foreign is not None and method not in SAFE_METHODS:
                 raise HTTPError(403, foreign)
-        if head.length is not None and head.length > limits.body_size:
-            raise BodyTooLarge(limits.body_size)
         small = not head.chunked and not head.expects and (head.length or 0) <= limits.whole_body
-        plain = head.plain and authority is None and foreign is None and small
-        self.head, self._block = head, block if plain else _NO_BLOCK
+        self.head = head
+        self._block = block if block and head.plain and small and foreign is None else _NO_BLOCK
         return method, target
 
     # Responses.
 
     def _respond(self, request: Request | None, response: Response, body: Any) -> bool:
         """Send a response whose body is small; whether the connection can be kept."""
-        shared, headers, status = self.shared, response.headers, response.status
+        server, headers, status = self.server, response.headers, response.status
         try:
             lines = headers.lines if type(headers) is EncodedHeaders else encode_headers(headers)
         except ValueError:
@@ -313,10 +247,10 @@ class ServerConnection(Connection):
             response = problem(500, _FAILED)
             lines, status, body = encode_headers(response.headers), 500, response.body
         keep = True
-        if self.body is not None or shared.draining or not self.head.plain:
+        if self.body is not None or server.draining or not self.head.plain:
             keep = self._keeps()
             lines += self._connection_line(keep=keep)
-        start = shared.starts.get(status) or self._start(status)
+        start = server.starts.get(status) or self._start(status)
         size = len(body)
         if status in _BODILESS:
             size, data = 0, b"%b%b\r\n" % (start, lines)
@@ -325,19 +259,19 @@ class ServerConnection(Connection):
         else:
             data = b"%b%bContent-Length: %d\r\n\r\n%b" % (start, lines, size, body)
         if self.held:  # more responses follow at once, which must not pile up
-            shared.coalescer.flush()
+            server.coalescer.flush()
             self.transport.write(data)
         else:
-            shared.coalescer.send(self, data)
+            server.coalescer.send(self, data)
         self.answered += 1
-        if shared.observe is not None:
-            shared.observe(request, status, size, perf_counter() - self._started)
+        if server.observe is not None:
+            server.observe(request, status, size, perf_counter() - self._started)
         return keep
 
     async def _stream(self, request: Request | None, response: Response) -> bool:
         """Send a response whose body is large, or produced; whether the connection can be kept."""
         body = response.body
-        if isinstance(body, (bytes, bytearray, memoryview)):
+        if isinstance(body, _BYTES):
             body = Streamed.of(body)
         status, http11, sent = response.status, self.head.http11, 0
         begun = keep = False
@@ -347,7 +281,7 @@ class ServerConnection(Connection):
             lines = encode_headers(response.headers) + self._connection_line(keep=keep)
             if status not in _BODILESS and (length is not None or http11):
                 lines += length_line(length)
-            self.shared.coalescer.flush()
+            self.server.coalescer.flush()
             if not self.stop_sending():
                 begun = True
                 if self.body is not None:
@@ -369,18 +303,18 @@ class ServerConnection(Connection):
             failed = problem(500, _FAILED)
             return self._respond(request, failed, failed.body)
         self.answered += 1
-        if self.shared.observe is not None:
-            self.shared.observe(request, status, sent, perf_counter() - self._started)
+        if self.server.observe is not None:
+            self.server.observe(request, status, sent, perf_counter() - self._started)
         return keep
 
     def _start(self, status: int) -> bytes:
         """A response's first lines; kept until the server's next tick."""
-        start = self.shared.starts[status] = response_start(status)
+        start = self.server.starts[status] = response_start(status)
         return start
 
     def _keeps(self) -> bool:
         """Whether the connection can take another request after this one's response."""
-        if not self.head.keep_alive or self.shared.draining:
+        if not self.head.keep_alive or self.server.draining:
             return False
         body = self.body
         if body is None or body.ended:
@@ -390,25 +324,25 @@ class ServerConnection(Connection):
 
     def _connection_line(self, *, keep: bool) -> bytes:
         if not keep:
-            return _CLOSE
+            return b"Connection: close\r\n"
         return b"" if self.head.http11 else b"Connection: keep-alive\r\n"
 
     def send_continue(self) -> None:
         if not self.transport.is_closing():
-            self.shared.coalescer.flush()
+            self.server.coalescer.flush()
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def hang_up_if_idle(self) -> None:
         """Close unless a request has begun to arrive or is being answered."""
-        if self._run is None:
-            self.shared.coalescer.flush()
+        if self.running is None:
+            self.server.coalescer.flush()
             self.transport.close()
 
     async def _linger(self) -> None:
         """Send FIN but read on for a moment: closing on unread bytes would reset the connection
         and could take the response from the client.
         """
-        self.shared.coalescer.flush()
+        self.server.coalescer.flush()
         if self.transport.can_write_eof():
             self.transport.write_eof()
         while not self.transport.is_closing():
@@ -425,14 +359,14 @@ class ServerConnection(Connection):
         elif (seconds := now - self._window[0]) >= _RATE_WINDOW:
             count = self.arrived - self._window[1]
             self._window = (now, self.arrived)
-            if count < self.shared.limits.body_rate * seconds:
+            if count < self.server.limits.body_rate * seconds:
                 self.expired("body")
                 return
         super().check(now)
 
     def waiting(self) -> Waiting:
-        limits = self.shared.limits
-        if self._run is None:
+        limits = self.server.limits
+        if self.running is None:
             allowed = limits.keep_alive if self.answered else limits.header_deadline
             return "idle", allowed, self.answered
         return {
