@@ -569,7 +569,7 @@ async def test_a_request_cancelled_as_its_connection_is_made_leaves_none_behind(
         opening = None
         while opening is None:
             await asyncio.sleep(0)
-            opening = next((t for t in asyncio.all_tasks() if "create_connection" in repr(t)), None)
+            opening = next((t for t in asyncio.all_tasks() if "Client._open" in repr(t)), None)
         while not opening.done():
             await asyncio.sleep(0)
         await kit.settle(later)

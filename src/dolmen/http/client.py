@@ -12,6 +12,7 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from dolmen.errors import Unavailable
 from dolmen.http.client_connection import ClientConnection, ClientResponse, NotSent
@@ -27,7 +28,6 @@ _TARGET = re.compile(rb"/[!-~]*\Z")
 _METHOD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
 _READS = frozenset(("GET", "HEAD", "OPTIONS"))
 _DEFAULT_TIMEOUTS = Timeouts()
-_Opening = asyncio.Task[tuple[asyncio.Transport, ClientConnection]]
 
 
 class Client:
@@ -108,19 +108,20 @@ class Client:
         if expect:
             lines += b"Expect: 100-continue\r\n"
         head = b"%b %b HTTP/1.1\r\nHost: %b\r\n%b\r\n" % (method.encode(), raw, self._host, lines)
-        only = method == "HEAD"
+        send = partial(
+            ClientConnection.exchange,
+            head=head, body=body, expect=expect, head_only=method == "HEAD", reads=reads,
+        )  # fmt: skip
         try:
-            connection = self._take_idle() or await self._acquire()
             try:
-                return await connection.exchange(
-                    head, body, expect=expect, head_only=only, reads=reads
-                )
+                return await send(self._take_idle() or await self._acquire())
             except NotSent:
                 if stream is not None:
                     raise
-            self._cut_idle()  # kept as long as the closed one, or longer
-            connection = await self._acquire()
-            return await connection.exchange(head, body, expect=expect, head_only=only, reads=reads)
+            for connection in self._idle[:]:  # kept as long as the closed one, or longer
+                self.forget(connection)
+                connection.transport.abort()
+            return await send(await self._acquire())
         finally:
             if stream is not None:
                 await close_stream(stream)
@@ -189,45 +190,36 @@ class Client:
 
     async def _connect(self) -> ClientConnection:
         self._opening += 1
-        task: _Opening = self.loop.create_task(
-            self.loop.create_connection(
-                lambda: ClientConnection(self), *self._address, ssl=self._tls
-            )
-        )
+        task = self.loop.create_task(self._open())
         try:
             await asyncio.wait([task], timeout=self.timeouts.connect)
-            connection = self._opened(task)
+            if task.done():
+                return task.result()
+            what = f"did not accept a connection within {self.timeouts.connect:g} s"
+            raise Unavailable(f"{self.name} {what}")  # noqa: TRY301
         except BaseException:
+            made = task.done() and not task.cancelled() and task.exception() is None
             task.cancel()
-            task.add_done_callback(_close_unwanted)
-            self._pass_on(None)
+            self._pass_on(task.result() if made else None)
             raise
         finally:
             self._opening -= 1
+
+    async def _open(self) -> ClientConnection:
+        try:
+            _, connection = await self.loop.create_connection(
+                lambda: ClientConnection(self), *self._address, ssl=self._tls
+            )
+        except OSError as error:
+            raise Unavailable(f"can't connect to {self.name}: {error}") from error
+        if connection.lost or self._closed:
+            connection.transport.abort()
+            what = f"the client for {self.name} is closed"
+            raise Unavailable(what if self._closed else f"{self.name} closed a new connection")
         self.connections.add(connection)
         if self._timer is None:
             self._timer = self.loop.call_later(TICK, self._tick)
         return connection
-
-    def _opened(self, task: _Opening) -> ClientConnection:
-        """The connection that was made; raises Unavailable with the reason when it was not."""
-        if not task.done():
-            patience = self.timeouts.connect
-            raise Unavailable(f"{self.name} did not accept a connection within {patience:g} s")
-        try:
-            connection = task.result()[1]
-        except OSError as error:
-            raise Unavailable(f"can't connect to {self.name}: {error}") from error
-        if self._closed:
-            raise Unavailable(f"the client for {self.name} is closed")
-        if connection.lost:
-            raise Unavailable(f"{self.name} closed a new connection at once")
-        return connection
-
-    def _cut_idle(self) -> None:
-        for connection in self._idle[:]:
-            self.forget(connection)
-            connection.transport.abort()
 
     def release(self, connection: ClientConnection) -> None:
         """Take back a connection that can carry another request."""
@@ -269,9 +261,3 @@ class Client:
         now = self._clock()
         for connection in list(self.connections):
             connection.check(now)
-
-
-def _close_unwanted(task: _Opening) -> None:
-    """Close a connection that came after everybody had stopped waiting for it."""
-    if not task.cancelled() and task.exception() is None:
-        task.result()[0].abort()

@@ -142,11 +142,11 @@ class ServerConnection(EagerConnection):
 
     async def _serve(self, request: Request | None, answer: Any) -> None:
         """Answer a request with what its handler gave, then take those that have come meanwhile."""
-        while not self.transport.is_closing():
+        while True:
             try:
-                if answer is None:
+                if request is None and answer is None:
                     await self.drain()
-                    request = await self._read_request()
+                    request = None if self.transport.is_closing() else await self._read_request()
                     if request is None:
                         return
                     answer = self._handler(request)
@@ -157,6 +157,7 @@ class ServerConnection(EagerConnection):
                 response = _failed(request, error)
             if request is None:
                 self.head, self._block = _REFUSED, _NO_BLOCK
+                self._started = perf_counter()
             body = response.body
             if isinstance(body, _BYTES) and len(body) <= _JOINED:
                 keep = self._respond(request, response, body)
