@@ -14,8 +14,7 @@ import uvloop
 
 from dolmen.http import Client, Limits, Request, Response, Server, SitePolicy, Timeouts
 from dolmen.http.client_connection import ClientConnection
-from dolmen.http.coalescer import WriteCoalescer
-from dolmen.http.exchange import Shared
+from dolmen.http.connection import WriteCoalescer
 from dolmen.http.server_connection import ServerConnection
 
 
@@ -30,7 +29,7 @@ class FakeTransport(asyncio.Transport):
         super().__init__()
         self.protocol = protocol
         self.sent = b""
-        self.shared: Shared | None = None
+        self.server: Server | None = None
         self.closing = self.aborted = self.eof = self.paused = False
         self.buffered = 0
         self.hangs = False
@@ -39,8 +38,8 @@ class FakeTransport(asyncio.Transport):
     @property
     def written(self) -> bytes:
         """What was sent until now, with what waits for the end of the turn."""
-        if self.shared is not None:
-            self.shared.coalescer.flush()
+        if self.server is not None:
+            self.server.coalescer.flush()
         return self.sent
 
     @written.setter
@@ -152,11 +151,9 @@ def make_connection(
     observe: Any = None,
 ) -> FakeTransport:
     """A server connection on a fake transport; the server is `transport.server`."""
-    shared = Shared(handler, limits or Limits(), policy, observe)
-    server = Server(shared, clock or Clock())
-    transport = FakeTransport(ServerConnection(shared, loopback=loopback))
-    transport.server = server  # type: ignore[attr-defined]
-    transport.shared = shared
+    server = Server(handler, limits or Limits(), policy, observe, clock or Clock())
+    transport = FakeTransport(ServerConnection(server, loopback=loopback))
+    transport.server = server
     return transport
 
 

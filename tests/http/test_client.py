@@ -437,7 +437,7 @@ async def test_expect_continue_sends_nothing_to_who_refuses(kit) -> None:
 
 
 async def test_a_server_that_never_says_continue_gets_the_body_anyway(monkeypatch) -> None:
-    monkeypatch.setattr("dolmen.http.client._CONTINUE_PATIENCE", 0.01)
+    monkeypatch.setattr("dolmen.http.client_connection._CONTINUE_PATIENCE", 0.01)
 
     async def serve(reader, writer) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -569,7 +569,7 @@ async def test_a_request_cancelled_as_its_connection_is_made_leaves_none_behind(
         opening = None
         while opening is None:
             await asyncio.sleep(0)
-            opening = next((t for t in asyncio.all_tasks() if "create_connection" in repr(t)), None)
+            opening = next((t for t in asyncio.all_tasks() if "Client._open" in repr(t)), None)
         while not opening.done():
             await asyncio.sleep(0)
         await kit.settle(later)
@@ -578,7 +578,7 @@ async def test_a_request_cancelled_as_its_connection_is_made_leaves_none_behind(
         assert asking.cancelled()
         await client.close()
         await kit.settle(1000)
-        assert not server.shared.connections
+        assert not server.connections
         assert client._opening == 0
 
 
@@ -588,7 +588,7 @@ async def test_closing_twice_at_once_ends_both(kit) -> None:
         await client.request("GET", "/")
         await asyncio.wait_for(asyncio.gather(client.close(), client.close()), 20)
         _, writer = await asyncio.open_connection(*server.addresses[0])
-        while not server.shared.connections:
+        while not server.connections:
             await asyncio.sleep(0)
         await asyncio.wait_for(asyncio.gather(server.close(), server.close()), 20)
         writer.close()

@@ -38,7 +38,7 @@ async def test_many_answers_do_not_wait_for_each_other_without_bound(kit) -> Non
     first = kit.make_connection(echo)
     first.feed(GET % 0)
     for _ in range(100):
-        first.shared.coalescer.send(first, b"")
+        first.server.coalescer.send(first.protocol, b"")
     assert first.written
 
 
@@ -72,9 +72,9 @@ async def test_a_server_that_drains_sends_what_waits(kit) -> None:
 
 async def test_a_connection_that_is_lost_meanwhile_costs_the_others_nothing(kit) -> None:
     lost, other = kit.make_connection(echo), kit.make_connection(echo)
-    outbox = lost.shared.coalescer
-    outbox.send(lost, b"never")
-    outbox.send(other, b"sent")
+    outbox = lost.server.coalescer
+    outbox.send(lost.protocol, b"never")
+    outbox.send(other.protocol, b"sent")
     lost.abort()
     await kit.settle()
     assert (lost.written, other.written) == (b"", b"sent")
@@ -82,18 +82,16 @@ async def test_a_connection_that_is_lost_meanwhile_costs_the_others_nothing(kit)
 
 async def test_what_was_never_written_to_a_lost_connection_is_known(kit) -> None:
     lost, other = kit.make_connection(echo), kit.make_connection(echo)
-    coalescer = lost.shared.coalescer
-    coalescer.send(lost, b"never")
-    coalescer.send(other, b"sent")
-    assert coalescer.holds(lost)
-    assert coalescer.withdraw(lost)
-    assert not coalescer.withdraw(lost)
-    coalescer.send(lost, b"dropped by the flush")
+    coalescer = lost.server.coalescer
+    coalescer.send(lost.protocol, b"never")
+    coalescer.send(other.protocol, b"sent")
+    assert lost.protocol.unsent
+    assert other.protocol.unsent
     lost.closing = True
     coalescer.flush()
     assert other.sent == b"sent"
-    assert coalescer.withdraw(lost)
-    assert not coalescer.withdraw(other)
+    assert lost.protocol.unsent
+    assert not other.protocol.unsent
 
 
 async def test_pipelined_requests_are_answered_in_order(kit) -> None:

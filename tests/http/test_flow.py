@@ -58,7 +58,7 @@ async def test_large_uploads(kit, how, sized, expect) -> None:
             body = Streamed(pieces_of(DATA, 100_000), len(DATA) if sized else None)
             answer = await client.request("POST", "/", body=body, expect_continue=expect)
             assert answer.body.whole == b"same"
-        assert len(server.shared.connections) == 1
+        assert len(server.connections) == 1
 
 
 @pytest.mark.parametrize("sized", [True, False], ids=["sized", "chunked"])
@@ -73,7 +73,7 @@ async def test_large_downloads(kit, how, sized) -> None:
             answer = await client.request("GET", "/")
             assert answer.body.length == (len(DATA) if sized else None)
             assert await read_all(answer.body, how) == DATA
-        assert len(server.shared.connections) == 1
+        assert len(server.connections) == 1
 
 
 async def test_large_bodies_of_bytes_both_ways(kit) -> None:
@@ -97,7 +97,7 @@ async def test_sizes_around_the_boundaries(kit, size) -> None:
         for body in (data, Streamed(pieces_of(data, 1000)), Streamed(pieces_of(data, 65536), size)):
             answer = await client.request("PUT", "/", body=body)
             assert await read_all(answer.body, "into") == data
-        assert len(server.shared.connections) == 1
+        assert len(server.connections) == 1
 
 
 async def test_pipelined_requests_around_large_bodies(kit) -> None:
@@ -150,8 +150,8 @@ async def test_a_reader_that_is_behind_stops_the_sender(kit, sized) -> None:
         await asyncio.wait_for(stuck.wait(), 20)
         await watching
         assert sent < 40_000_000
-        [connection] = server.shared.connections
-        assert connection.body._held < 600_000
+        [connection] = server.connections
+        assert connection.unread() < 600_000
         gate.set()
         assert (await asking).body.whole == b"65536000"
 
@@ -329,4 +329,4 @@ async def test_many_clients_at_once(kit) -> None:
 
         async with client:
             await asyncio.gather(*(ask(n) for n in range(50)))
-            assert len(server.shared.connections) <= 20
+            assert len(server.connections) <= 20

@@ -53,8 +53,8 @@ async def test_one_connection_too_many_is_told_to_come_back(kit) -> None:
     first = kit.make_connection(kit.echo, limits=LIMITS)
     server = first.server
     make = type(first)
-    second = make(ServerConnection(server.shared, loopback=False))
-    third = make(ServerConnection(server.shared, loopback=False))
+    second = make(ServerConnection(server, loopback=False))
+    third = make(ServerConnection(server, loopback=False))
     assert not second.written
     [answer] = kit.parse_answers(third.written)
     assert answer.status == 503
@@ -65,7 +65,7 @@ async def test_one_connection_too_many_is_told_to_come_back(kit) -> None:
     third.close()
     second.close()
     await kit.settle()
-    fourth = make(ServerConnection(server.shared, loopback=False))
+    fourth = make(ServerConnection(server, loopback=False))
     fourth.feed(START + b"\r\n")
     await kit.settle()
     assert kit.parse_answers(fourth.written)[0].status == 200
@@ -75,7 +75,7 @@ async def test_refused_connections_linger_only_while_they_are_few(kit) -> None:
     from dolmen.http.server_connection import ServerConnection
 
     first = kit.make_connection(kit.echo, limits=Limits(connections=16))
-    more = [type(first)(ServerConnection(first.shared, loopback=False)) for _ in range(20)]
+    more = [type(first)(ServerConnection(first.server, loopback=False)) for _ in range(20)]
     refused = more[15:]
     for transport in refused:
         assert kit.parse_answers(transport.written)[0].status == 503

@@ -11,9 +11,17 @@ from dolmen.http.client import Client
 from dolmen.http.client_connection import ClientResponse
 from dolmen.http.conditional import byte_range, content_range, not_modified, range_applies
 from dolmen.http.encoding import EncodedHeaders
-from dolmen.http.exchange import Handler, Observer
 from dolmen.http.limits import Limits, Timeouts
-from dolmen.http.messages import Headers, Request, Response, Stream, Streamed, problem
+from dolmen.http.messages import (
+    Handler,
+    Headers,
+    Observer,
+    Request,
+    Response,
+    Stream,
+    Streamed,
+    problem,
+)
 from dolmen.http.origins import SitePolicy
 from dolmen.http.problems import BodyTooLarge, HTTPError
 from dolmen.http.server import Server, bind, start_server

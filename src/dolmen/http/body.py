@@ -1,25 +1,30 @@
-"""The body of a message on its way in: `Body` is the reader's side, `BodyStream` the connection's.
+"""The body of a message on its way in: one that is here already, or one that still arrives.
 
-A stream holds about `HIGH_WATER` bytes before it stops the sender. A body of known length can be
-received into the reader's own buffer, past every copy.
+The chunked transfer coding (RFC 9112, 7.1) is read strictly, its trailers are dropped. A body of
+known length can be received into the reader's own buffer, past every copy.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
-from collections.abc import AsyncIterator
-from typing import Protocol
+import re
+from collections.abc import AsyncIterator, Callable
 
 from dolmen.errors import BadContent
-from dolmen.http.chunked import ChunkDecoder
+from dolmen.http.connection import Connection
 from dolmen.http.problems import BodyTooLarge, HTTPError
 
-HIGH_WATER = 64 * 1024
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
+_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;%b(?:=(?:%b|%b))?)*\r" % (_TOKEN, _TOKEN, _QUOTED))
+_TRAILER = re.compile(rb"(%b):[\t -~\x80-\xff]*\r" % _TOKEN)
+_FRAMING = (b"content-length", b"transfer-encoding")
+_LINE_MAX = 4 * 1024
+_SLACK = 16 * 1024
+"""What sizes, extensions and trailers may take, beside 16 bytes a chunk."""
 
 
 class Body:
-    """Bytes that have arrived, or are still arriving with backpressure.
+    """Bytes that have arrived, or (`Arriving`) are still arriving with backpressure.
 
     `length` is the size in bytes, None when it is not known beforehand.
     `whole` is all of it when it arrived before the handler began (bodies of up
@@ -32,25 +37,20 @@ class Body:
     went away before the end. On a client, `Unavailable` or `OutcomeUnknown`.
     """
 
-    __slots__ = ("_at", "_stream", "length", "whole")
+    __slots__ = ("given", "length", "whole")
 
-    def __init__(self, whole: bytes | None = b"", stream: BodyStream | None = None) -> None:
-        self.whole = whole
-        self._stream = stream
-        self._at = 0
-        self.length = len(whole or b"") if stream is None else stream.length
+    def __init__(self, whole: bytes) -> None:
+        self.whole: bytes | None = whole
+        self.length: int | None = len(whole)
+        self.given = 0
 
     async def read(self, limit: int) -> bytes:
         """All that is left of the body; raises TooLarge (413) when that is more than `limit`.
 
         A body announced as too large is refused before any of it is read.
         """
-        if self.length is not None and self.length - self._at > limit:
+        if self.length is not None and self.length - self.given > limit:
             raise BodyTooLarge(limit)
-        if self._stream is None:
-            whole, at = self.whole or b"", self._at
-            self._at = len(whole)
-            return whole[at:] if at else whole
         pieces, size = [], 0
         async for piece in self:
             pieces.append(piece)
@@ -60,13 +60,7 @@ class Body:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        stream = self._stream
-        if stream is None:
-            if rest := await self.read(self.length or 0):
-                yield rest
-            return
-        while piece := await stream.next():
-            self._at += len(piece)
+        while piece := await self._next():
             yield piece
 
     async def receive_into(self, buffer: memoryview) -> int:
@@ -76,193 +70,173 @@ class Body:
         For a body of known length the socket writes straight into the buffer,
         which must not be touched or released until this returns.
         """
-        if self._stream is not None:
-            count = await self._stream.fill(buffer)
-        else:
-            piece = memoryview(self.whole or b"")[self._at : self._at + len(buffer)]
-            count = len(piece)
-            buffer[:count] = piece
-        self._at += count
-        return count
+        at = 0
+        while at < len(buffer) and (piece := await self._next(len(buffer) - at)):
+            buffer[at : at + len(piece)] = piece
+            at += len(piece)
+        return at
 
-    def __del__(self) -> None:
-        if self._stream is not None:
-            self._stream.abandon()
+    def close(self) -> None:
+        """Read no more."""
+
+    async def _next(self, most: int = 1 << 62) -> bytes:
+        """The next piece, of at most so many bytes; b"" at the end."""
+        piece = (self.whole or b"")[self.given : self.given + most]
+        self.given += len(piece)
+        return piece
 
 
-NO_BODY = Body()
+NO_BODY = Body(b"")
 """The body of every message that has none."""
 
 
-class Source(Protocol):
-    """What a stream needs of the connection its bytes come from."""
+class Arriving(Body):
+    """A body whose bytes a connection still receives; one reader at a time.
 
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        """The event loop of the connection."""
-
-    def want(self) -> None:
-        """Read on: the reader has nothing left."""
-
-    def pause(self) -> None:
-        """Stop reading."""
-
-    def fill(self, stream: BodyStream, view: memoryview) -> None:
-        """Let the socket write into `view`, and report to `stream.filled`."""
-
-    def stop_filling(self) -> None:
-        """Take the view away from the socket; reading stays paused."""
-
-    def abandon(self, stream: BodyStream) -> None:
-        """Nobody will read the rest. May be called on any thread."""
-
-
-class BodyStream:
-    """One body's bytes between a connection and its reader; one reader at a time.
-
-    `length` is None for a chunked body. `remaining` counts what has not come
-    out of the socket yet of a body with a length. Whatever arrived before an
-    error is still given before the error is raised.
+    `length` is None for a chunked one, of which at most `limit` bytes are taken. `left` counts what
+    was not taken yet, of the chunk where there are chunks. `expects`: the sender waits to be asked.
+    `finished` is called when all has been read, `given_up` when it won't be.
+    What arrived before an error is given before the error is raised.
     """
 
     __slots__ = (
-        "_decoder", "_filling", "_held", "_limit", "_pieces", "_source",
-        "ended", "error", "length", "remaining", "total", "waiter",
+        "_connection", "_finished", "_given_up", "_limit", "_next_line", "_overhead",
+        "ended", "error", "expects", "left",
     )  # fmt: skip
 
-    def __init__(self, source: Source, length: int | None, limit: int) -> None:
-        self._source = source
+    def __init__(
+        self,
+        connection: Connection,
+        length: int | None,
+        *,
+        limit: int = 1 << 62,
+        expects: bool = False,
+        finished: Callable[[], None],
+        given_up: Callable[[], None] | None = None,
+    ) -> None:
+        self.whole = None
         self.length = length
-        self.remaining = 0 if length is None else length
-        self._decoder = ChunkDecoder() if length is None else None
-        self._pieces: deque[bytes] = deque()
-        self._held = 0
-        self.total = 0
-        self._limit = limit
-        self._filling = 0
-        self.ended = length == 0
+        self.given = 0
+        self.left = length or 0
+        self.ended = False
+        self.expects = expects
         self.error: Exception | None = None
-        self.waiter: asyncio.Future[None] | None = None
+        self._connection = connection
+        self._limit = limit
+        self._finished = finished
+        self._given_up = given_up
+        self._next_line = "size"
+        self._overhead = 0
 
-    # The connection's side.
-
-    def feed(self, data: bytes) -> bytes:
-        """Take bytes from the socket; returns those beyond the end of the body."""
-        if self._decoder is None:
-            rest = data[self.remaining :]
-            if rest:
-                data = data[: self.remaining]
-            self.remaining -= len(data)
-            self.ended = not self.remaining
-            pieces = [data] if data and self.error is None else []
-        elif self.error is not None:
-            return b""
-        else:
-            try:
-                pieces, rest = self._decoder.feed(data)
-            except HTTPError as error:
-                self.fail(error)
-                return b""
-        for piece in pieces:
-            self._held += len(piece)
-            self.total += len(piece)
-        self._pieces += pieces
-        if self._decoder is not None:
-            if self.total > self._limit:
-                self.fail(BodyTooLarge(self._limit))
-                return b""
-            self.ended = self._decoder.ended
-        if self._held > HIGH_WATER and not self.ended:
-            self._source.pause()
-        self._wake()
-        return rest
-
-    def filled(self, count: int) -> bool:
-        """Note bytes the socket wrote into the reader's buffer; True when it is full."""
-        self.remaining -= count
-        self._filling -= count
-        self.ended = not self.remaining
-        if self._filling:
-            return False
-        self._wake()
-        return True
-
-    def fail(self, error: Exception) -> None:
-        """End the body with an error, unless it has ended already."""
-        if not self.ended and self.error is None:
-            self.error = error
-            self._wake()
-
-    def discard(self) -> None:
-        """Throw away what is held and what still comes; who still reads gets an error."""
-        self._source.stop_filling()
-        self._pieces.clear()
-        self._held = 0
-        self.error = self.error or HTTPError(400, "The request has already been answered.")
-        self._wake()
-
-    def _wake(self) -> None:
-        waiter, self.waiter = self.waiter, None
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
-
-    # The reader's side.
-
-    async def next(self) -> bytes:
-        """The next piece, or b"" at the end of the body."""
-        while not self._pieces:
-            if self.error is not None:
-                raise self.error
-            if self.ended:
-                return b""
-            self._source.want()
-            await self._wait()
-        piece = self._pieces.popleft()
-        self._held -= len(piece)
-        return piece
-
-    async def fill(self, buffer: memoryview) -> int:
-        """Fill `buffer`, as far as the body goes; returns the number of bytes written."""
+    async def receive_into(self, buffer: memoryview) -> int:
+        """See `Body`."""
+        connection, begun = self._connection, self.given
         at, size = 0, len(buffer)
-        while at < size:
-            if self._decoder is None and not self._pieces and not self.ended and not self.error:
-                at += await self._fill(buffer[at : at + self.remaining])
-                continue
-            piece = await self.next()
-            if not piece:
-                break
-            take = min(len(piece), size - at)
-            buffer[at : at + take] = piece[:take]
-            at += take
-            if take < len(piece):
-                self._pieces.appendleft(piece[take:])
-                self._held += len(piece) - take
+        try:
+            while at < size:
+                if self.length is not None and self.left and self._fillable():
+                    view = buffer[at : at + self.left]
+                    self._ask()
+                    await connection.fill(view, self._count)
+                    at += len(view)
+                    self._look_for_end()
+                elif piece := await self._next(size - at):
+                    buffer[at : at + len(piece)] = piece
+                    at += len(piece)
+                else:
+                    break
+        except BaseException as error:
+            if isinstance(error, Exception):
+                self.error = self.error or error
+            elif self.given != begun:
+                self.error = BadContent("A read of this body was cancelled half way.")
+                self.close()
+            raise
         return at
 
-    async def _fill(self, view: memoryview) -> int:
-        """Let the socket fill `view`; returns its length, or 0 where the body failed before."""
-        self._filling = len(view)
-        self._source.fill(self, view)
-        try:
-            await self._wait()
-        except BaseException:
-            self.fail(BadContent("A read of this body was cancelled half way."))
-            self._source.abandon(self)
-            raise
-        finally:
-            self._source.stop_filling()
-        return 0 if self._filling else len(view)
+    def _fillable(self) -> bool:
+        connection = self._connection
+        return not connection.held and self.error is None and not connection.transport.is_closing()
 
-    async def _wait(self) -> None:
-        if self.waiter is not None:
-            raise RuntimeError("a body has one reader at a time")
-        self.waiter = self._source.loop.create_future()
-        try:
-            await self.waiter
-        finally:
-            self.waiter = None
+    async def _next(self, most: int = 1 << 62) -> bytes:
+        connection = self._connection
+        while self.error is None:
+            if self.left and connection.held:
+                piece = connection.take(min(most, self.left))
+                self._count(len(piece))
+                self._look_for_end()
+                return piece
+            if self.ended:
+                return b""
+            try:
+                if self.left or not self._take_line():
+                    self._ask()
+                    await connection.more("body")
+            except Exception as error:  # noqa: BLE001 - raised below, and whenever more is wanted
+                self.error = self.error or connection.unreadable(error)
+        raise self.error
 
-    def abandon(self) -> None:
-        """The reader is gone."""
-        if not self.ended and self.error is None:
-            self._source.abandon(self)
+    def _ask(self) -> None:
+        if self.expects:
+            self.expects = False
+            self._connection.send_continue()
+
+    def _count(self, count: int) -> None:
+        self.left -= count
+        self.given += count
+
+    def _look_for_end(self) -> None:
+        if not self.left and self.length is not None:
+            self._end()
+
+    def _end(self) -> None:
+        self.ended = True
+        self._finished()
+
+    def _take_line(self) -> bool:
+        """Take a line of the chunked coding, if all of it is here.
+
+        Raises HTTPError: 400 for bad sizes, extensions, line ends and trailers, and where those
+        take too much; 413 where the body does.
+        """
+        connection = self._connection
+        end = connection.held.find(b"\n", connection.at) + 1
+        if not end:
+            if connection.unread() > _LINE_MAX:
+                raise HTTPError(400, "A line of the chunked body is too long.")
+            return False
+        line = connection.take(end - connection.at)[:-1]
+        if self._next_line == "end of chunk":
+            if line != b"\r":
+                raise HTTPError(400, "A chunk is longer than its size says.")
+            self._next_line = "size"
+            return True
+        self._overhead += len(line)
+        if self._overhead > _SLACK:
+            raise HTTPError(400, "The chunked body has too many extensions or trailers.")
+        if self._next_line == "size":
+            size = _SIZE.fullmatch(line)
+            if size is None:
+                raise HTTPError(400, "A chunk's size is malformed.")
+            self.left = int(size[1], 16)
+            self._overhead -= 16
+            self._next_line = "end of chunk" if self.left else "trailer"
+            if self.given + self.left > self._limit:
+                raise BodyTooLarge(self._limit)
+        elif line == b"\r":
+            self._end()
+        else:
+            trailer = _TRAILER.fullmatch(line)
+            if trailer is None or trailer[1].lower() in _FRAMING:
+                raise HTTPError(400, "A trailer of the chunked body is malformed.")
+        return True
+
+    def close(self) -> None:
+        """Read no more; the connection is closed where there was more to read."""
+        if self._given_up is not None and not self.ended:
+            self._given_up()
+
+    def __del__(self) -> None:
+        loop = self._connection.loop
+        if self._given_up is not None and not self.ended and not loop.is_closed():
+            loop.call_soon_threadsafe(self._given_up)  # this may be any thread

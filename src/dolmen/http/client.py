@@ -12,12 +12,12 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from dolmen.errors import Unavailable
 from dolmen.http.client_connection import ClientConnection, ClientResponse, NotSent
-from dolmen.http.coalescer import WriteCoalescer
-from dolmen.http.connection import BytesStream
-from dolmen.http.encoding import EXPECT, EncodedHeaders, encode_headers, join_request, length_line
+from dolmen.http.connection import WriteCoalescer
+from dolmen.http.encoding import EncodedHeaders, encode_headers, length_line
 from dolmen.http.head import Lines
 from dolmen.http.limits import Timeouts
 from dolmen.http.messages import Buffer, Stream, close_stream
@@ -27,10 +27,7 @@ _TOGETHER = 8  # requests that may wait for each other; with more, the server is
 _TARGET = re.compile(rb"/[!-~]*\Z")
 _METHOD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
 _READS = frozenset(("GET", "HEAD", "OPTIONS"))
-_COPY_UP_TO = 64 * 1024
-_CONTINUE_PATIENCE = 2.0
 _DEFAULT_TIMEOUTS = Timeouts()
-_Opening = asyncio.Task[tuple[asyncio.Transport, ClientConnection]]
 
 
 class Client:
@@ -99,6 +96,7 @@ class Client:
         if reads is None:
             reads = method in _READS
         stream: Stream | None = None
+        expect = expect_continue and body is not None
         lines = encode_headers(headers)
         if isinstance(body, (bytes, bytearray, memoryview)):
             lines += length_line(len(body))
@@ -107,50 +105,26 @@ class Client:
             lines += length_line(stream.length)
         elif method in ("POST", "PUT", "PATCH"):
             lines += length_line(0)
-        if expect_continue and body is not None:
-            lines += EXPECT
-        head = join_request(method, raw, self._host, lines)
+        if expect:
+            lines += b"Expect: 100-continue\r\n"
+        head = b"%b %b HTTP/1.1\r\nHost: %b\r\n%b\r\n" % (method.encode(), raw, self._host, lines)
+        send = partial(
+            ClientConnection.exchange,
+            head=head, body=body, expect=expect, head_only=method == "HEAD", reads=reads,
+        )  # fmt: skip
         try:
             try:
-                return await self._send(method, head, body, reads=reads)
+                return await send(self._take_idle() or await self._acquire())
             except NotSent:
                 if stream is not None:
                     raise
-            self._cut_idle()  # kept as long as the closed one, or longer
-            return await self._send(method, head, body, reads=reads)
+            for connection in self._idle[:]:  # kept as long as the closed one, or longer
+                self.forget(connection)
+                connection.transport.abort()
+            return await send(await self._acquire())
         finally:
             if stream is not None:
                 await close_stream(stream)
-
-    async def _send(
-        self, method: str, head: bytes, body: Buffer | Stream | None, *, reads: bool
-    ) -> ClientResponse:
-        connection = self._take_idle() or await self._acquire()
-        response = connection.begin(head_only=method == "HEAD", reads=reads)
-        number = connection.number
-        try:
-            if body is None:
-                self.coalescer.send(connection.transport, head)
-            elif EXPECT in head or not isinstance(body, bytes) or len(body) > _COPY_UP_TO:
-                await self._send_slowly(connection, head, body)
-            else:
-                self.coalescer.send(connection.transport, head + body)
-            connection.sent = not connection.stop_sending()
-            return await response
-        except BaseException:
-            connection.give_up(number)
-            raise
-
-    async def _send_slowly(
-        self, connection: ClientConnection, head: bytes, body: Buffer | Stream
-    ) -> None:
-        self.coalescer.flush()
-        connection.transport.write(head)
-        if EXPECT in head:
-            await asyncio.wait([connection.expect_continue()], timeout=_CONTINUE_PATIENCE)
-        if not connection.stop_sending():
-            stream = BytesStream(body) if isinstance(body, (bytes, bytearray, memoryview)) else body
-            await connection.send_stream(stream, chunked=True)
 
     async def close(self) -> None:
         """Cut every connection, and wait until they are gone; requests under way fail."""
@@ -216,45 +190,36 @@ class Client:
 
     async def _connect(self) -> ClientConnection:
         self._opening += 1
-        task: _Opening = self.loop.create_task(
-            self.loop.create_connection(
-                lambda: ClientConnection(self), *self._address, ssl=self._tls
-            )
-        )
+        task = self.loop.create_task(self._open())
         try:
             await asyncio.wait([task], timeout=self.timeouts.connect)
-            connection = self._opened(task)
+            if task.done():
+                return task.result()
+            what = f"did not accept a connection within {self.timeouts.connect:g} s"
+            raise Unavailable(f"{self.name} {what}")  # noqa: TRY301
         except BaseException:
+            made = task.done() and not task.cancelled() and task.exception() is None
             task.cancel()
-            task.add_done_callback(_close_unwanted)
-            self._pass_on(None)
+            self._pass_on(task.result() if made else None)
             raise
         finally:
             self._opening -= 1
+
+    async def _open(self) -> ClientConnection:
+        try:
+            _, connection = await self.loop.create_connection(
+                lambda: ClientConnection(self), *self._address, ssl=self._tls
+            )
+        except OSError as error:
+            raise Unavailable(f"can't connect to {self.name}: {error}") from error
+        if connection.lost or self._closed:
+            connection.transport.abort()
+            what = f"the client for {self.name} is closed"
+            raise Unavailable(what if self._closed else f"{self.name} closed a new connection")
         self.connections.add(connection)
         if self._timer is None:
             self._timer = self.loop.call_later(TICK, self._tick)
         return connection
-
-    def _opened(self, task: _Opening) -> ClientConnection:
-        """The connection that was made; raises Unavailable with the reason when it was not."""
-        if not task.done():
-            patience = self.timeouts.connect
-            raise Unavailable(f"{self.name} did not accept a connection within {patience:g} s")
-        try:
-            connection = task.result()[1]
-        except OSError as error:
-            raise Unavailable(f"can't connect to {self.name}: {error}") from error
-        if self._closed:
-            raise Unavailable(f"the client for {self.name} is closed")
-        if connection.lost:
-            raise Unavailable(f"{self.name} closed a new connection at once")
-        return connection
-
-    def _cut_idle(self) -> None:
-        for connection in self._idle[:]:
-            self.forget(connection)
-            connection.transport.abort()
 
     def release(self, connection: ClientConnection) -> None:
         """Take back a connection that can carry another request."""
@@ -296,9 +261,3 @@ class Client:
         now = self._clock()
         for connection in list(self.connections):
             connection.check(now)
-
-
-def _close_unwanted(task: _Opening) -> None:
-    """Close a connection that came after everybody had stopped waiting for it."""
-    if not task.cancelled() and task.exception() is None:
-        task.result()[0].abort()

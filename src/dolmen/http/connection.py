@@ -1,23 +1,20 @@
-"""One TCP connection, either role: bytes in cut into messages, bytes out as the peer takes them.
+"""One TCP connection, either role: bytes in as they are asked for, out as the peer takes them.
 
-Read `head`, `body` and `chunked` first. A message is a head, then a small body that is collected
-whole or a large one as a stream; what comes behind it waits (`held`) until its turn. Whoever is
-slow is looked at by `check`, called by a timer for all connections.
+What has come is held until a coroutine takes it; one that needs `more` waits. Who does not read
+stops the sender, who takes nothing stops the writer. Whoever is slow is looked at by `check`,
+called by a timer for all connections.
 """
 
 from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
-from dolmen.http.body import NO_BODY, Body, BodyStream
-from dolmen.http.chunked import LAST_CHUNK
-from dolmen.http.head import Head, may_begin
 from dolmen.http.messages import Buffer, Stream
 
-_END = b"\r\n\r\n"
+HIGH_WATER = 64 * 1024
 _SLICE = 256 * 1024
 Waiting = tuple[str, float, int]
 """What a connection waits for its peer to do, the seconds it may take, and a progress count that
@@ -27,65 +24,37 @@ starts the time anew."""
 class Connection(asyncio.Protocol):
     """What server and client connections share.
 
-    `head` is that of the message that arrives or arrived last, `body` its stream if it has one.
-    `arrived` counts the bytes of bodies. Of a body `largest` bytes are received at most, and
-    `whole` collected; `patience` is how long the peer may take nothing of what was written.
+    Of `held`, what lies behind `at` has come and was not taken yet; it is b"" when all was.
+    `arrived` counts what came. `waits` is what a reader waits for, as a role's `waiting` knows it.
+    `error` is what reading raises once there is nothing more to come. `patience` is how long the
+    peer may take nothing of what was written, `unsent` whether that still waits in a coalescer.
     """
 
     __slots__ = (
-        "_cutting", "_drained", "_filler", "_mark", "_mark_since", "_reading_paused", "_scanned",
-        "arrived", "body", "collecting", "head", "held", "largest", "loop", "lost", "patience",
-        "transport", "whole", "write_paused",
+        "_drained", "_filler", "_mark", "_mark_since", "_reading_paused", "_waiter",
+        "arrived", "at", "error", "held", "loop", "lost", "patience", "transport", "unsent",
+        "waits", "write_paused",
     )  # fmt: skip
 
     transport: asyncio.Transport
-    head: Head
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, *, whole: int, largest: int, patience: float
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, patience: float) -> None:
         self.loop = loop
-        self.whole = whole
-        self.largest = largest
         self.patience = patience
-        self.held = bytearray()
-        self.body: BodyStream | None = None
-        self.collecting = False  # a small body is arriving
+        self.held = b""
+        self.at = 0
         self.arrived = 0
-        self.lost = False
-        self.write_paused = False
-        self._scanned = 0  # so much of what is held may begin a head
-        self._cutting = False
+        self.waits = ""
+        self.error: Exception | None = None
+        self.unsent = self.lost = self.write_paused = False
         self._reading_paused = False
+        self._waiter: asyncio.Future[None] | None = None
         self._filler: _Filler | None = None
         self._drained: asyncio.Future[None] | None = None
         self._mark: tuple[str, int] = ("", 0)
         self._mark_since = 0.0
 
     # What a role adds.
-
-    @abstractmethod
-    def ready(self) -> bool:
-        """Whether the next message may be taken now; asked when bytes have come."""
-
-    @abstractmethod
-    def take_beginning(self, *, good: bool) -> bool:
-        """Look at the incomplete head that is held; False when the role refused it.
-
-        `good` says whether it may still become one. Nothing needs to be done when it may.
-        """
-
-    @abstractmethod
-    def take_head(self, data: bytes) -> bool:
-        """Read a whole head into `head`; False when no message follows."""
-
-    @abstractmethod
-    def take_message(self, body: Body) -> None:
-        """Take a message: `head` and its body, which may still be arriving."""
-
-    @abstractmethod
-    def body_ended(self) -> None:
-        """The stream that was arriving is complete."""
 
     @abstractmethod
     def waiting(self) -> Waiting:
@@ -95,12 +64,12 @@ class Connection(asyncio.Protocol):
     def expired(self, what: str) -> None:
         """The time for `what` is over."""
 
-    @abstractmethod
-    def abandon(self, stream: BodyStream) -> None:
-        """Nobody will read the rest of this body. May be called on any thread."""
-
     def send_continue(self) -> None:
-        """Called when a body's reader first wants it; servers answer Expect here."""
+        """Ask for the body that the peer announced with Expect."""
+
+    def unreadable(self, error: Exception) -> Exception:
+        """The error for a body that can't be read on because of this one."""
+        return error
 
     # Reading.
 
@@ -112,85 +81,73 @@ class Connection(asyncio.Protocol):
         self._wake_writer()
 
     def data_received(self, data: bytes) -> None:
-        body = self.body
-        if body is not None and not body.ended:
-            self.arrived += len(data)
-            data = body.feed(data)
-            if body.ended:
-                self.body_ended()
-        elif self.collecting:
-            self.arrived += len(data)
-        elif not self.held and self.ready():  # mostly all of one message, and nothing else
-            end = data.find(_END) + 4
-            if end >= 4:
-                if self.take_head(data[:end]):
-                    length = 0 if self.head.chunked else self.head.length or 0
-                    if length == len(data) - end and length <= self.whole and not self.head.chunked:
-                        self.take_message(Body(data[end:]) if length else NO_BODY)
-                        return
-                    self.held += data[end:]
-                    self._begin_body()
-                    data = b""
-                else:
-                    data = data[end:]
-        if data:
-            self.held += data
-        if self.held:
-            self.cut()
+        self.arrived += len(data)
+        self.held = self.held[self.at :] + data if self.held else data
+        self.at = 0
+        self.wake()
+        if len(self.held) > HIGH_WATER:
+            self.pause()
 
-    def cut(self) -> None:
-        """Cut what is held into messages, as far as it goes."""
-        if self._cutting:
-            return
-        self._cutting = True
-        held = self.held
+    def unread(self) -> int:
+        """How many bytes have come that nobody took."""
+        return len(self.held) - self.at
+
+    def take(self, most: int) -> bytes:
+        """Up to so many of the bytes that have come."""
+        held, at = self.held, self.at
+        end = at + most
+        if end < len(held):
+            self.at = end
+            return held[at:end]
+        self.held, self.at = b"", 0
+        return held[at:]
+
+    async def more(self, what: str) -> None:
+        """Wait until more has come, called `what` while it takes; raises what ends the wait."""
+        if self.error is not None:
+            raise self.error
+        if self._waiter is not None:
+            raise RuntimeError("a body has one reader at a time")
+        self._waiter = waiter = self.loop.create_future()
+        self.waits = what
+        self.resume()
         try:
-            while held and not self.transport.is_closing():
-                if self.collecting:
-                    length = self.head.length or 0
-                    if len(held) < length:
-                        return
-                    self.collecting = False
-                    self.take_message(Body(self._taken(length)))
-                elif not self.ready() or not self._cut_head():
-                    return
+            await waiter
         finally:
-            self._cutting = False
+            if self._waiter is waiter:
+                self._waiter = None
+                self.waits = ""
 
-    def _cut_head(self) -> bool:
-        """Take a head; False if it is not all there."""
-        held = self.held
-        end = held.find(_END, max(0, self._scanned - 3)) + 4
-        if end < 4:
-            good = may_begin(held, self._scanned)
-            self._scanned = len(held)
-            return self.take_beginning(good=good)
-        self._scanned = 0
-        if self.take_head(self._taken(end)):
-            self._begin_body()
-        return True
+    async def fill(self, view: memoryview, count: Callable[[int], None]) -> None:
+        """Let the socket write into `view` until it is full; `count` is told of what it wrote."""
+        self.pause()
+        self._filler = filler = _Filler(self, view, count)
+        self.transport.set_protocol(filler)
+        try:
+            await self.more("body")
+        finally:
+            if self._filler is filler:
+                self._stop_filling()
 
-    def _begin_body(self) -> None:
-        head = self.head
-        length = head.length
-        if not length and not head.chunked:
-            self.take_message(NO_BODY)
-        elif length is not None and length <= self.whole and not head.expects:
-            self.collecting = True
-        else:
-            self.body = stream = BodyStream(self, length, self.largest)
-            if self.held:
-                held = self._taken(len(self.held))
-                self.arrived += len(held)
-                self.held += stream.feed(held)
-            self.take_message(Body(None, stream))
-            if stream.ended:
-                self.body_ended()
+    def wake(self) -> None:
+        """Let the reader look at what there is."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
-    def _taken(self, count: int) -> bytes:
-        taken = bytes(self.held[:count])
-        del self.held[:count]
-        return taken
+    def interrupt(self, error: Exception) -> None:
+        """Who waits for more gets an error instead, and the connection is free for others."""
+        self._stop_filling()
+        waiter, self._waiter, self.waits = self._waiter, None, ""
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(error)
+
+    def _stop_filling(self) -> None:
+        """Take the view away from the socket; reading stays paused until someone wants more."""
+        if self._filler is not None:
+            self._filler = None
+            if not self.transport.is_closing():
+                self.pause()
+                self.transport.set_protocol(self)
 
     def pause(self) -> None:
         """Stop reading from the socket."""
@@ -204,32 +161,6 @@ class Connection(asyncio.Protocol):
             self._reading_paused = False
             self.transport.resume_reading()
 
-    def want(self) -> None:
-        """Read because the body's reader has nothing left."""
-        self.send_continue()
-        self.resume()
-
-    def fill(self, stream: BodyStream, view: memoryview) -> None:
-        """Let the socket write into `view` until it is full, past `data_received`."""
-        self.send_continue()
-        if self.transport.is_closing():
-            return
-        self.pause()
-        self._filler = _Filler(self, stream, view)
-        self.transport.set_protocol(self._filler)
-        self.resume()
-
-    def stop_filling(self) -> None:
-        """Take the view away from the socket; reading stays paused until someone wants more."""
-        if self._filler is None:
-            return
-        self._filler = None
-        if not self.transport.is_closing():
-            self.pause()
-            self.transport.set_protocol(self)
-        if self.body is not None and self.body.ended:
-            self.body_ended()
-
     # Writing.
 
     def pause_writing(self) -> None:
@@ -240,13 +171,18 @@ class Connection(asyncio.Protocol):
         self._wake_writer()
 
     def _wake_writer(self) -> None:
-        waiter, self._drained = self._drained, None
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
 
     def stop_sending(self) -> bool:
         """Whether the peer no longer takes what is being sent."""
         return self.lost or self.transport.is_closing()
+
+    async def drain(self) -> None:
+        """Wait until the peer has taken enough of what was written."""
+        while self.write_paused and not self.stop_sending():
+            self._drained = self.loop.create_future()
+            await self._drained
 
     async def send_stream(self, stream: Stream, *, chunked: bool) -> int:
         """Write a stream's bytes, `chunked` if its length is not known; returns their number.
@@ -256,28 +192,25 @@ class Connection(asyncio.Protocol):
         its length.
         """
         length = stream.length
+        chunked = chunked and length is None
         sent = 0
         async for piece in stream:
             for part in _slices(piece):
                 if self.stop_sending():
                     return sent
-                size = len(part)
-                sent += size
-                if length is None and chunked:
-                    self.transport.writelines((b"%x\r\n" % size, part, b"\r\n"))
-                elif length is not None and sent > length:
+                sent += len(part)
+                if length is not None and sent > length:
                     raise ValueError(f"a stream gave more than the {length} bytes it announced")
+                if chunked:
+                    self.transport.writelines((b"%x\r\n" % len(part), part, b"\r\n"))
                 else:
                     self.transport.write(part)
-                while self.write_paused and not self.stop_sending():
-                    self._drained = self.loop.create_future()
-                    await self._drained
+                await self.drain()
         if self.stop_sending():
             return sent
-        if length is None:
-            if chunked:
-                self.transport.write(LAST_CHUNK)
-        elif sent < length:
+        if chunked:
+            self.transport.write(b"0\r\n\r\n")
+        elif length is not None and sent < length:
             raise ValueError(f"a stream gave {sent} of the {length} bytes it announced")
         return sent
 
@@ -296,19 +229,6 @@ class Connection(asyncio.Protocol):
             self.expired(what)
 
 
-class BytesStream:
-    """A large body in memory as a `Stream`."""
-
-    __slots__ = ("_data", "length")
-
-    def __init__(self, data: Buffer) -> None:
-        self._data = data
-        self.length = len(data)
-
-    async def __aiter__(self) -> AsyncIterator[Buffer]:
-        yield self._data
-
-
 def _slices(piece: Buffer) -> Sequence[Buffer]:
     """Views of a large piece, so that little of it is queued at a time."""
     if len(piece) <= _SLICE:
@@ -320,12 +240,14 @@ def _slices(piece: Buffer) -> Sequence[Buffer]:
 class _Filler(asyncio.BufferedProtocol):
     """Stands in for a connection's protocol while the socket fills a reader's buffer."""
 
-    __slots__ = ("_at", "_connection", "_stream", "_view")
+    __slots__ = ("_at", "_connection", "_count", "_view")
 
-    def __init__(self, connection: Connection, stream: BodyStream, view: memoryview) -> None:
+    def __init__(
+        self, connection: Connection, view: memoryview, count: Callable[[int], None]
+    ) -> None:
         self._connection = connection
-        self._stream = stream
         self._view = view
+        self._count = count
         self._at = 0
 
     def get_buffer(self, sizehint: int) -> Buffer:  # noqa: ARG002
@@ -334,8 +256,10 @@ class _Filler(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         self._at += nbytes
         self._connection.arrived += nbytes
-        if self._stream.filled(nbytes):
+        self._count(nbytes)
+        if self._at == len(self._view):
             self._connection.pause()
+            self._connection.wake()
 
     def eof_received(self) -> bool | None:
         return self._connection.eof_received()
@@ -348,3 +272,41 @@ class _Filler(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._connection.resume_writing()
+
+
+class WriteCoalescer:
+    """Small messages on their way out: those of one turn of the event loop are written together.
+
+    Each write wakes the peer that waits for it. One behind the other they cost a third less of the
+    kernel's time than between the steps of Python that make them (measured:
+    `docs/decisions/2026-11-23-hot-path.md`). At most `most` wait. Whoever writes to a connection,
+    or closes it, otherwise than by `send` calls `flush` first, so nothing is overtaken or lost.
+    """
+
+    __slots__ = ("_loop", "_most", "_waiting")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, most: int) -> None:
+        self._loop = loop
+        self._most = most
+        self._waiting: list[tuple[Connection, bytes]] = []
+
+    def send(self, connection: Connection, data: bytes) -> None:
+        """Write at the end of this turn; until then the connection has it `unsent`."""
+        connection.unsent = True
+        waiting = self._waiting
+        waiting.append((connection, data))
+        if len(waiting) == 1:
+            self._loop.call_soon(self.flush)
+        elif len(waiting) >= self._most:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write now."""
+        waiting = self._waiting
+        if waiting:
+            self._waiting = []
+            for connection, data in waiting:
+                transport = connection.transport
+                if not transport.is_closing():
+                    connection.unsent = False
+                    transport.write(data)

@@ -1,67 +1,71 @@
-"""Coroutines run without a task: stepped at once, and again whenever what they wait for is ready.
+"""A connection whose work is a coroutine, run without a task.
 
-A task costs 4 µs, of which most handlers that wait for a disk or a peer have no use.
+It is stepped at once, and again whenever what it waits for is ready. A task costs 4 µs, of which
+most handlers that wait for a disk or a peer have no use.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from abc import abstractmethod
+from collections.abc import Coroutine
 from typing import Any
 
-Ended = Callable[[Any, BaseException | None], None]
-"""Called with what a coroutine returned, or the `Exception` or `CancelledError` it raised."""
+from dolmen.http.connection import Connection
 
 
-class EagerRun:
-    """Runs a coroutine that has been begun and waits for `waiting`; `ended` is called at its end.
+class EagerConnection(Connection):
+    """Runs one coroutine after the other; `running` is the one that has not ended.
 
-    It sees no `current_task()`. One that needs a task (for `asyncio.timeout` or a
+    A coroutine sees no `current_task()`. One that needs a task (for `asyncio.timeout` or a
     `TaskGroup`) awaits `asyncio.sleep(0)`, after which it runs in one.
     """
 
-    __slots__ = ("_cancelled", "_coro", "_ended", "_waiting")
+    __slots__ = ("_cancelled", "_waits_for", "running")
 
-    def __init__(self, coro: Coroutine[Any, Any, Any], waiting: Any, ended: Ended) -> None:
-        self._coro = coro
-        self._ended = ended
+    def __init__(self, loop: asyncio.AbstractEventLoop, patience: float) -> None:
+        super().__init__(loop, patience)
+        self.running: Coroutine[Any, Any, None] | None = None
+        self._waits_for: Any = None
         self._cancelled = False
-        self._wait(waiting)
+
+    @abstractmethod
+    def ended(self, error: BaseException | None) -> None:
+        """Called at the coroutine's end, with what it raised."""
 
     def cancel(self) -> None:
         """Raise `CancelledError` in the coroutine, at what it waits for."""
-        if not self._waiting.cancel():
+        if self._waits_for is None or not self._waits_for.cancel():
             self._cancelled = True
 
-    def _step(self, _: object) -> None:
+    def step(self, _: object = None) -> None:
+        """Begin what is `running`, or go on with it, until it waits for something or ends."""
+        coro = self.running
+        assert coro is not None
         try:
             if self._cancelled:
                 self._cancelled = False
-                waiting = self._coro.throw(asyncio.CancelledError())
+                waiting = coro.throw(asyncio.CancelledError())
             else:
-                waiting = self._coro.send(None)
-        except StopIteration as stop:
-            self._ended(stop.value, None)
+                waiting = coro.send(None)
+        except StopIteration:
+            self.running = None
+            self.ended(None)
+            return
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - handed on
-            self._ended(None, error)
-        else:
-            self._wait(waiting)
-
-    def _wait(self, waiting: Any) -> None:
+            self.running = None
+            self.ended(error)
+            return
         if getattr(waiting, "_asyncio_future_blocking", False):  # a future, as tasks see it
             waiting._asyncio_future_blocking = False  # noqa: SLF001
-            self._waiting = waiting
-            waiting.add_done_callback(self._step)
+            waiting.add_done_callback(self.step)
         else:  # a bare yield, as in `asyncio.sleep(0)`
-            self._waiting = asyncio.get_running_loop().create_task(self._coro)
-            self._waiting.add_done_callback(self._task_done)
-        if self._cancelled and self._waiting.cancel():
+            waiting = self.loop.create_task(coro)
+            waiting.add_done_callback(self._task_done)
+        self._waits_for = waiting
+        if self._cancelled and waiting.cancel():
             self._cancelled = False
 
-    def _task_done(self, task: asyncio.Task[Any]) -> None:
-        if task.cancelled():
-            self._ended(None, asyncio.CancelledError())
-        elif (error := task.exception()) is not None:
-            self._ended(None, error)
-        else:
-            self._ended(task.result(), None)
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self.running = None
+        self.ended(asyncio.CancelledError() if task.cancelled() else task.exception())

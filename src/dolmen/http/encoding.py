@@ -1,12 +1,10 @@
-"""Writing the head of a message: status lines, header lines that can't be injected into, the date.
-
-`encode_headers`, `join_request` and `join_response` are pure functions from values to bytes.
-"""
+"""Writing the head of a message: header lines that can't be injected into, lengths, the date."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
 
@@ -15,31 +13,14 @@ _CONTROLS = bytes(c for c in (*range(32), 127) if c != 9)  # RFC 9110, 5.5: in n
 _RESERVED = frozenset(
     b"content-length transfer-encoding connection keep-alive date server host expect".split()
 )
-CHUNKED = b"Transfer-Encoding: chunked\r\n"
-CLOSE = b"Connection: close\r\n"
-KEEP_ALIVE = b"Connection: keep-alive\r\n"
-EXPECT = b"Expect: 100-continue\r\n"
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_HTTP2_DETAIL = b"HTTP/2 is not supported here; use HTTP/1.1 (curl --http1.1).\n"
-HTTP2_REFUSAL = b"".join(
-    (
-        b"\0\0\0\4\0\0\0\0\0",  # SETTINGS
-        b"\0\0\1\1\4\0\0\0\1\x8c",  # HEADERS of stream 1: status 400
-        b"\0\0%c\0\1\0\0\0\1%b" % (len(_HTTP2_DETAIL), _HTTP2_DETAIL),  # DATA, its end
-        b"\0\0\10\7\0\0\0\0\0\0\0\0\1\0\0\0\15",  # GOAWAY: HTTP_1_1_REQUIRED
-    )
-)
-"""400 and a sentence for a client that speaks HTTP/2 without asking first (RFC 9113, 3.3)."""
 _starts: dict[bytes, bytes] = {}  # header names that may be sent, as lines begin with them
 
 
+@dataclass(slots=True, eq=False)
 class EncodedHeaders:
     """Header lines that need no checking any more, each ended by CRLF."""
 
-    __slots__ = ("lines",)
-
-    def __init__(self, lines: bytes) -> None:
-        self.lines = lines
+    lines: bytes
 
     @classmethod
     def of(cls, headers: Sequence[tuple[bytes, bytes]]) -> EncodedHeaders:
@@ -92,48 +73,13 @@ def reason(status: int) -> str:
 
 def length_line(length: int | None) -> bytes:
     """The line that frames a body of this length, or of unknown length."""
-    return CHUNKED if length is None else b"Content-Length: %d\r\n" % length
+    if length is None:
+        return b"Transfer-Encoding: chunked\r\n"
+    return b"Content-Length: %d\r\n" % length
 
 
-def join_request(method: str, target: bytes, host: bytes, lines: bytes) -> bytes:
-    """A request's head."""
-    return b"%b %b HTTP/1.1\r\nHost: %b\r\n%b\r\n" % (method.encode(), target, host, lines)
-
-
-def join_response(start: bytes, lines: bytes, body: bytes | bytearray | memoryview) -> bytes:
-    """A whole response: the start, header lines, Content-Length, and the body."""
-    return b"%b%bContent-Length: %d\r\n\r\n%b" % (start, lines, len(body), body)  # type: ignore[str-format]
-
-
-def join_head(start: bytes, lines: bytes, framing: bytes) -> bytes:
-    """A response's head; `framing` is the line about the length, if there is one."""
-    return b"%b%b%b\r\n" % (start, lines, framing)
-
-
-class ResponseStarts:
-    """The first lines of responses: status line, Server and Date, made once a second each."""
-
-    __slots__ = ("_date", "_second", "_starts")
-
-    def __init__(self) -> None:
-        self._starts: dict[int, bytes] = {}
-        self._second = -1
-        self._date = b""
-
-    def set_time(self, seconds: float) -> None:
-        """Take `seconds` since the epoch as the Date of responses from now on."""
-        if int(seconds) != self._second:
-            self._second = int(seconds)
-            self._date = formatdate(self._second, usegmt=True).encode()
-            self._starts.clear()
-
-    def of(self, status: int) -> bytes:
-        """Everything up to the handler's own headers."""
-        start = self._starts.get(status)
-        if start is None:
-            phrase = reason(status).encode()
-            start = b"HTTP/1.1 %d %b\r\nServer: dolmen\r\nDate: %b\r\n" % (
-                status, phrase, self._date,
-            )  # fmt: skip
-            self._starts[status] = start
-        return start
+def response_start(status: int) -> bytes:
+    """A response's status line, Server and Date."""
+    return b"HTTP/1.1 %d %b\r\nServer: dolmen\r\nDate: %b\r\n" % (
+        status, reason(status).encode(), formatdate(usegmt=True).encode(),
+    )  # fmt: skip

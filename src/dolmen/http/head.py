@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import re
 
+from dolmen.http.limits import Limits
 from dolmen.http.messages import Headers
-from dolmen.http.problems import HTTPError
+from dolmen.http.problems import BodyTooLarge, HTTPError
 from dolmen.native import accelerated
 
 Lines = dict[bytes, tuple[bytes, bytes]]
 """Header lines that were read before, each with its lower-case name and its value."""
 _LINES_MAX, _LINE_MAX = 1024, 256
-METHODS = frozenset(("GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS", "PATCH"))
-_NAMES = {name.encode(): name for name in METHODS}
+_NAMES = {
+    name.encode(): name for name in ("GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS", "PATCH")
+}
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _LINE = re.compile(rb"(%b):([\t -~\x80-\xff]*)" % _TOKEN)
 _REQUEST = re.compile(rb"(%b) ([!-~]+) (HTTP/[0-9]\.[0-9])" % _TOKEN)
@@ -32,27 +34,22 @@ class Head:
     """The header fields of one message and what follows from them.
 
     `length` is the body's announced size, None without a Content-Length. `expects` means that
-    the sender waits for 100 Continue. `plain` that the response needs no line about the
-    connection. `same_site` that no web page of another site sent the request.
+    the sender waits for 100 Continue, `plain` that the response needs no line about the
+    connection.
     """
 
-    __slots__ = (
-        "chunked", "expects", "headers", "http11", "keep_alive", "length", "plain", "same_site",
-    )  # fmt: skip
+    __slots__ = ("chunked", "expects", "headers", "http11", "keep_alive", "length", "plain")
 
     def __init__(self, headers: Headers, *, http11: bool) -> None:
         self.headers = headers
         self.http11 = http11
         self.length = _length(headers)
         self.chunked = b"transfer-encoding" in headers and _is_chunked(headers, http11=http11)
-        self.keep_alive = http11
-        if b"connection" in headers or b"proxy-connection" in headers:
-            values = headers.get(b"connection", b""), headers.get(b"proxy-connection", b"")
-            tokens = [token.strip(b" \t") for token in b",".join(values).lower().split(b",")]
-            self.keep_alive = b"close" not in tokens and (http11 or b"keep-alive" in tokens)
+        values = headers.get(b"connection", b""), headers.get(b"proxy-connection", b"")
+        tokens = [token.strip(b" \t") for token in b",".join(values).lower().split(b",")]
+        self.keep_alive = b"close" not in tokens and (http11 or b"keep-alive" in tokens)
         self.plain = http11 and self.keep_alive
         self.expects = False
-        self.same_site = True
 
 
 @accelerated
@@ -72,12 +69,23 @@ def recognize(data: bytes, block: bytes) -> tuple[str, bytes, int] | None:
     return _NAMES[method], target, line + len(block)
 
 
-def may_begin(data: bytes | bytearray, at: int) -> bool:
+def may_begin(data: bytes, at: int) -> bool:
     """Whether a head's first bytes, good up to `at`, may still become one.
 
     It tells a TLS handshake or a bare line feed at once, which would never end in an empty line.
     """
     return _IN_NO_HEAD.search(data, max(0, at - 1)) is None
+
+
+def check_beginning(data: bytes, scanned: int, limits: Limits) -> None:
+    """Raise HTTPError where a request that begins so is not one, or is too long."""
+    line = data.find(b"\r\n")
+    if (line if line >= 0 else len(data) - data.endswith(b"\r")) > limits.request_line:
+        raise HTTPError(414, f"The request line exceeds {limits.request_line} bytes.")
+    if line >= 0 and len(data) - line > limits.header_size:
+        raise HTTPError(431, f"The headers exceed {limits.header_size} bytes.")
+    if not line or not may_begin(data, scanned):
+        raise HTTPError(400, "This is not HTTP/1.1.")
 
 
 def read_headers(block: bytes, lines: Lines) -> Headers:
@@ -131,23 +139,52 @@ def read_status_line(line: bytes) -> tuple[int, bool]:
     return int(match[2]), match[1] == b"1"
 
 
-def read_request_line(line: bytes) -> tuple[str, bytes, bytes | None, bool]:
-    """Method, target, authority of an absolute-form target, and whether it is HTTP/1.1 (else 1.0).
+def read_request(data: bytes, limits: Limits, lines: Lines) -> tuple[str, bytes, Head, bytes]:
+    """Method, target, head and block of a whole request head.
 
-    Raises HTTPError: 400 for anything but three words with single spaces, or a target of no
-    known form; 501 for methods unknown here; 505 for other versions.
+    The block is b"" where the head does not follow from it alone. Raises HTTPError: 400 for
+    anything but three words with single spaces, a target of no known form, or a missing, repeated
+    or impossible Host; 413, 414 and 431 beyond a limit; 417 for an unknown expectation; 501 for
+    methods unknown here; 505 for other versions; and as `Head` does.
     """
+    cut = data.find(b"\r\n")
+    line, block = data[:cut], data[cut:]
+    if len(line) > limits.request_line:
+        raise HTTPError(414, f"The request line exceeds {limits.request_line} bytes.")
+    if block.count(b"\r\n") - 2 > limits.header_count or len(block) > limits.header_size:
+        many = f"There are more than {limits.header_count} headers or they are too long."
+        raise HTTPError(431, many)
+    if line == b"PRI * HTTP/2.0":
+        raise HTTPError(400, "HTTP/2 is not supported here; use HTTP/1.1 (curl --http1.1).")
     match = _REQUEST.fullmatch(line)
     if match is None:
         raise HTTPError(400, "The request line is not method, target and version.")
-    method, target, version = match.groups()
-    if version not in (b"HTTP/1.1", b"HTTP/1.0"):
+    word, target, version = match.groups()
+    http11 = version == b"HTTP/1.1"
+    if not http11 and version != b"HTTP/1.0":
         raise HTTPError(505, "Only HTTP/1.1 and HTTP/1.0 are supported.")
-    name = _NAMES.get(method)
-    if name is None:
-        raise HTTPError(501, f"The method {_shown(method)} is not supported.")
-    target, authority = _resolve(name, target)
-    return name, target, authority, version == b"HTTP/1.1"
+    method = _NAMES.get(word)
+    if method is None:
+        raise HTTPError(501, f"The method {_shown(word)} is not supported.")
+    target, authority = _resolve(method, target)
+    headers = read_headers(block, lines)
+    head = Head(headers, http11=http11)
+    if head.length is not None and head.length > limits.body_size:
+        raise BodyTooLarge(limits.body_size)
+    hosts = [headers.get(b"host"), authority]
+    if http11 and hosts[0] is None:
+        raise HTTPError(400, "An HTTP/1.1 request needs a Host header.")
+    if not all(host is None or _HOST.fullmatch(host) for host in hosts):
+        raise HTTPError(400, "The host is not one host name with an optional port.")
+    expectation = headers.get(b"expect")
+    if expectation is not None and http11:
+        if expectation.lower() != b"100-continue":
+            raise HTTPError(417, "The only expectation supported is 100-continue.")
+        head.expects = head.chunked or bool(head.length)
+    if authority is not None:  # it overrules Host
+        headers[b"host"] = authority
+        block = b""
+    return method, target, head, block
 
 
 def _resolve(method: str, target: bytes) -> tuple[bytes, bytes | None]:
@@ -162,28 +199,6 @@ def _resolve(method: str, target: bytes) -> tuple[bytes, bytes | None]:
     cut = min((at for at in (rest.find(b"/"), rest.find(b"?")) if at >= 0), default=len(rest))
     authority, path = rest[:cut], rest[cut:]
     return path if path.startswith(b"/") else b"/" + path, authority
-
-
-def read_request_head(headers: Headers, authority: bytes | None, *, http11: bool) -> Head:
-    """The head of a request with these fields; `authority` overrules its Host.
-
-    Raises HTTPError: 400 for a missing, repeated or impossible Host, 417 for an unknown
-    expectation, and as `Head` does.
-    """
-    head = Head(headers, http11=http11)
-    hosts = [headers.get(b"host"), authority]
-    if http11 and hosts[0] is None:
-        raise HTTPError(400, "An HTTP/1.1 request needs a Host header.")
-    if not all(host is None or _HOST.fullmatch(host) for host in hosts):
-        raise HTTPError(400, "The host is not one host name with an optional port.")
-    if authority is not None:
-        headers[b"host"] = authority
-    expectation = headers.get(b"expect")
-    if expectation is not None and http11:
-        if expectation.lower() != b"100-continue":
-            raise HTTPError(417, "The only expectation supported is 100-continue.")
-        head.expects = head.chunked or bool(head.length)
-    return head
 
 
 def _shown(text: bytes) -> str:

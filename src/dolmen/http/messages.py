@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
-from typing import Protocol
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import parse_qsl
 
-from dolmen.http.body import Body
 from dolmen.http.encoding import EncodedHeaders, reason
+
+if TYPE_CHECKING:
+    from dolmen.http.body import Body
 
 Address = tuple[str, int] | None
 Buffer = bytes | bytearray | memoryview
@@ -28,38 +31,30 @@ class Headers(dict[bytes, bytes]):
 class Request:
     """One request, as a handler sees it.
 
-    `method` is as sent ("GET"), `target` is the raw path with its query (the
-    path alone of an absolute-form target), `peer` the client's (host, port) or
-    None on a Unix socket. `state` is the handlers' own, for example who asks.
+    `method` is as sent ("GET"), `target` is the raw path with its query (the path alone of an
+    absolute-form target), `raw_path` the path before any "?", percent-encoding as sent: it begins
+    with "/" (or is "*"). `peer` is the client's (host, port), None on a Unix socket. `state` is
+    the handlers' own, for example who asks.
     """
 
-    __slots__ = ("_query", "body", "headers", "method", "peer", "state", "target")
+    __slots__ = ("body", "headers", "method", "peer", "raw_path", "state", "target")
 
     def __init__(
         self, method: str, target: bytes, headers: Headers, body: Body, peer: Address = None
     ) -> None:
         self.method = method
         self.target = target
+        self.raw_path = target.partition(b"?")[0]
         self.headers = headers
         self.body = body
         self.peer = peer
         self.state: object = None
-        self._query: dict[str, str] | None = None
-
-    @property
-    def raw_path(self) -> bytes:
-        """The path before any "?", percent-encoding as sent; begins with "/" (or is "*")."""
-        return self.target.partition(b"?")[0]
 
     @property
     def query(self) -> dict[str, str]:
         """The query's names and values, decoded; of a repeated name the last value."""
-        query = self._query
-        if query is None:
-            text = self.target.partition(b"?")[2].decode("ascii", "surrogateescape")
-            pairs = parse_qsl(text, keep_blank_values=True, errors="surrogateescape")
-            self._query = query = dict(pairs)
-        return query
+        text = self.target.partition(b"?")[2].decode("ascii", "surrogateescape")
+        return dict(parse_qsl(text, keep_blank_values=True, errors="surrogateescape"))
 
     def __repr__(self) -> str:
         return f"<Request {self.method} {self.target!r}>"
@@ -82,14 +77,21 @@ class Stream(Protocol):
         """Give the body's buffers in order."""
 
 
+@dataclass(slots=True, eq=False)
 class Streamed:
     """A `Stream` made of an async iterator and, if known, the length of what it gives."""
 
-    __slots__ = ("_pieces", "length")
+    _pieces: AsyncIterator[Buffer]
+    length: int | None = None
 
-    def __init__(self, pieces: AsyncIterator[Buffer], length: int | None = None) -> None:
-        self._pieces = pieces
-        self.length = length
+    @classmethod
+    def of(cls, data: Buffer) -> Streamed:
+        """A large body in memory as a stream."""
+
+        async def once() -> AsyncIterator[Buffer]:
+            yield data
+
+        return cls(once(), len(data))
 
     def __aiter__(self) -> AsyncIterator[Buffer]:
         return self._pieces
@@ -106,6 +108,7 @@ async def close_stream(stream: object) -> None:
         await close()
 
 
+@dataclass(slots=True, eq=False)
 class Response:
     """A response: a status code, headers and a body (bytes-like, or a `Stream`).
 
@@ -115,20 +118,9 @@ class Response:
     To HEAD give what GET would get: only its length is sent.
     """
 
-    __slots__ = ("body", "headers", "status")
-
-    def __init__(
-        self,
-        status: int = 200,
-        headers: Sequence[tuple[bytes, bytes]] | EncodedHeaders = (),
-        body: Buffer | Stream = b"",
-    ) -> None:
-        self.status = status
-        self.headers = headers
-        self.body = body
-
-    def __repr__(self) -> str:
-        return f"<Response {self.status}>"
+    status: int = 200
+    headers: Sequence[tuple[bytes, bytes]] | EncodedHeaders = ()
+    body: Buffer | Stream = field(default=b"", repr=False)
 
 
 def problem(
@@ -140,3 +132,12 @@ def problem(
     lines = [(b"Content-Type", b"application/problem+json"), *headers]
     text = json.dumps(value, ensure_ascii=False) + "\n"  # as a person reads it in a terminal
     return Response(status, lines, text.encode("utf-8", "replace"))
+
+
+Handler = Callable[[Request], Response | Awaitable[Response]]
+"""Returns a response, or an awaitable when it must wait. A coroutine is begun outside any task and
+in the connection's own context: one that needs `asyncio.timeout`, a `TaskGroup`, `current_task()`
+or context variables of its own awaits `asyncio.sleep(0)` first, after which it runs in a task."""
+Observer = Callable[[Request | None, int, int, float], None]
+"""Called after each response: the request (None when it could not be parsed), the status,
+the bytes of its body that were sent, and the seconds since the request's head was read."""

@@ -11,13 +11,15 @@ import time
 from collections.abc import Callable, Sequence
 
 from dolmen.errors import BadSetting
-from dolmen.http.exchange import Exchange, Handler, Observer, Shared
+from dolmen.http.connection import WriteCoalescer
+from dolmen.http.head import Lines
 from dolmen.http.limits import Limits
-from dolmen.http.messages import Address
+from dolmen.http.messages import Address, Handler, Observer
 from dolmen.http.origins import SitePolicy, is_loopback
 from dolmen.http.server_connection import ServerConnection
 
 TICK = 1.0
+_TOGETHER = 64  # responses that may wait for each other; about a millisecond's work
 _DEFAULT_LIMITS = Limits()
 _DEFAULT_POLICY = SitePolicy()
 
@@ -29,20 +31,36 @@ class Server:
     themselves after moving an injected `clock`.
     """
 
-    def __init__(self, shared: Shared, clock: Callable[[], float]) -> None:
-        self.shared = shared
+    def __init__(
+        self,
+        handler: Handler,
+        limits: Limits = _DEFAULT_LIMITS,
+        policy: SitePolicy | None = None,
+        observe: Observer | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.handler = handler
+        self.limits = limits
+        self.policy = policy
+        self.observe = observe
+        self.loop = asyncio.get_running_loop()
         self.addresses: list[Address] = []
+        self.connections: set[ServerConnection] = set()  # open, or their handler cleans up
+        self.draining = False
+        self.lines: Lines = {}
+        self.starts: dict[int, bytes] = {}  # first lines of responses by status, with the date
+        self.coalescer = WriteCoalescer(self.loop, most=_TOGETHER)
+        self._emptied = asyncio.Event()
         self._clock = clock
         self._listeners: list[asyncio.AbstractServer] = []
         self._timer: asyncio.TimerHandle | None = None
-        self.sweep()
 
     async def listen(self, sock: socket.socket, tls: ssl.SSLContext | None) -> None:
         """Serve connections to a bound socket; it is closed with the server."""
         address = sock.getsockname()
         loopback = isinstance(address, tuple) and is_loopback(address[0])
-        listener = await self.shared.loop.create_server(
-            lambda: ServerConnection(self.shared, loopback=loopback),
+        listener = await self.loop.create_server(
+            lambda: ServerConnection(self, loopback=loopback),
             sock=sock, ssl=tls, backlog=2048,
         )  # fmt: skip
         self._listeners.append(listener)
@@ -50,14 +68,14 @@ class Server:
 
     def tick(self) -> None:
         """Sweep now and once a second from now on, until closed."""
-        self._timer = self.shared.loop.call_later(TICK, self.tick)
+        self._timer = self.loop.call_later(TICK, self.tick)
         self.sweep()
 
     def sweep(self) -> None:
         """Take the time, and close the connections whose deadlines are over."""
         now = self._clock()
-        self.shared.starts.set_time(time.time())
-        for connection in list(self.shared.connections):
+        self.starts.clear()
+        for connection in list(self.connections):
             connection.check(now)
 
     async def drain(self, timeout: float = 30.0) -> bool:
@@ -67,11 +85,11 @@ class Server:
         What still runs after `timeout` seconds is cut off.
         """
         self._stop_accepting()
-        for connection in list(self.shared.connections):
+        for connection in list(self.connections):
             connection.hang_up_if_idle()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._until_empty(self.shared.connections), timeout)
-        ended = not self.shared.connections
+            await asyncio.wait_for(self._until_empty(), timeout)
+        ended = not self.connections
         await self.close()
         return ended
 
@@ -80,24 +98,29 @@ class Server:
         self._stop_accepting()
         if self._timer is not None:
             self._timer.cancel()
-        for connection in list(self.shared.connections):
+        for connection in list(self.connections):
             connection.transport.abort()
-        await self._until_empty(self.shared.connections)
-        await self._until_empty(self.shared.waiting)
+        await self._until_empty()
         for listener in self._listeners:
             with contextlib.suppress(RuntimeError):
                 await listener.wait_closed()
         self._listeners.clear()
 
+    def forget(self, connection: ServerConnection) -> None:
+        """A connection has ended."""
+        self.connections.discard(connection)
+        if not self.connections:
+            self._emptied.set()
+
     def _stop_accepting(self) -> None:
-        self.shared.draining = True
+        self.draining = True
         for listener in self._listeners:
             listener.close()
 
-    async def _until_empty(self, connections: set[Exchange]) -> None:
-        while connections:
-            self.shared.emptied.clear()
-            await self.shared.emptied.wait()
+    async def _until_empty(self) -> None:
+        while self.connections:
+            self._emptied.clear()
+            await self._emptied.wait()
 
     async def __aenter__(self) -> Server:
         return self
@@ -123,7 +146,7 @@ async def start_server(
     `policy` keeps foreign web pages out (None: everybody may come), `observe` is
     called after each response. Raises BadSetting when the address can't be had.
     """
-    server = Server(Shared(handler, limits, policy, observe), clock)
+    server = Server(handler, limits, policy, observe, clock)
     try:
         for sock in sockets or [bind(host, port)]:
             await server.listen(sock, tls)

@@ -7,13 +7,14 @@ its end of a pipe tells it that the parent is gone.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
+import multiprocessing
 import signal
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from multiprocessing.context import ForkProcess
 from typing import Any
 
 import uvloop
@@ -24,11 +25,10 @@ Start = Callable[[Sequence[socket.socket]], Awaitable[Sequence[Server]]]
 """Makes a process's servers, given a bound socket for each address, in order. Called in a
 running loop; what must be closed after the servers is done by `stop`."""
 Stop = Callable[[], Awaitable[None]]
-_Mask = set[signal.Signals | int]
 
 log = logging.getLogger("dolmen.http")
 _SIGNALS = {signal.SIGTERM, signal.SIGINT}
-_CUT = signal.SIGUSR1  # from parent to worker: wait for running requests no longer
+_WATCHED = {*_SIGNALS, signal.SIGCHLD}
 _STOPPING = 30.0  # seconds that workers get to close their stores after the drain
 _STEADY = 10.0  # a worker that lived this long did not fail at starting
 _LONGEST_PAUSE = 8.0
@@ -45,11 +45,10 @@ def run_workers(
 ) -> int:
     """Serve `addresses` with so many processes until SIGTERM or SIGINT; returns the exit status.
 
-    On the signal requests under way get `drain` seconds to end; a second
-    signal cuts them off. One worker is this process itself. With more, this one
-    binds the ports, forks, and starts a worker that died again, after a pause that
-    grows while workers die young. Port 0 is chosen once for all. `ready` gets
-    the real addresses before the first worker starts.
+    On the signal requests under way get `drain` seconds to end; a second signal cuts them off
+    (it kills workers). One worker is this process itself. With more, this one binds the ports,
+    forks, and starts a worker that died again, after a pause that grows while workers die young.
+    Port 0 is chosen once for all. `ready` gets the real addresses before the first worker starts.
 
     Call it from a program's main thread with no event loop or other threads
     running. Raises BadSetting when an address can't be had.
@@ -60,97 +59,61 @@ def run_workers(
     if ready is not None:
         ready(names)
     if workers == 1:
-        return uvloop.run(_serve(sockets, start, stop, drain, None))
-    with contextlib.ExitStack() as held:  # never listening, they keep the ports ours
-        for sock in sockets:
-            sock.close()
-        for host, port in names:
-            held.enter_context(bind(host, port, reuse_port=True))
-        return _look_after(workers, names, start, stop, drain)
+        return uvloop.run(_serve(sockets, start, stop, drain))
+    for sock in sockets:
+        sock.close()
+    held = [bind(*name, reuse_port=True) for name in names]  # never listening, they keep the ports
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
 
+    def work() -> None:
+        own = [bind(*name, reuse_port=True) for name in names]
+        uvloop.run(_serve(own, start, stop, drain, mask))
 
-def _look_after(
-    workers: int,
-    names: list[tuple[str, int]],
-    start: Start,
-    stop: Stop | None,
-    drain: float,
-) -> int:
-    """Keep so many workers running until a signal, then end them."""
-    lifeline, grip = os.pipe()
-    watched = {*_SIGNALS, signal.SIGCHLD}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
-    running: dict[int, float] = {}  # pid: since when
-    pause = due = 0.0
-    ending = False
     try:
-        while not ending:
-            while len(running) < workers and time.monotonic() >= due:
-                pid = os.fork()
-                if not pid:
-                    os.close(grip)
-                    _be_worker(names, start, stop, drain, (lifeline, mask))
-                running[pid] = time.monotonic()
-            missing = len(running) < workers
-            wait = max(0.0, due - time.monotonic()) if missing else 3600.0
-            got = signal.sigtimedwait(watched, wait)
-            ending = got is not None and got.si_signo in _SIGNALS
-            for pid, how in _ended(running):
-                young = time.monotonic() - running.pop(pid) < _STEADY
-                pause = min(_LONGEST_PAUSE, max(0.1, pause * 2)) if young else 0.0
-                due = time.monotonic() + pause
-                log.error("worker %d ended %s; another starts in %.1f s", pid, how, pause)
-        _signal(running, signal.SIGTERM)
-        deadline = time.monotonic() + drain + _STOPPING
-        while running and (left := deadline - time.monotonic()) > 0:
-            for pid, _ in _ended(running):
-                del running[pid]
-            if running:
-                got = signal.sigtimedwait(watched, left)
-                if got is not None and got.si_signo in _SIGNALS:
-                    _signal(running, _CUT)
+        _look_after(workers, partial(ForkProcess, target=work), drain)
     finally:
-        _signal(running, signal.SIGKILL)
-        os.close(grip)
-        os.close(lifeline)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for sock in held:
+            sock.close()
     return 0
 
 
-def _ended(running: dict[int, float]) -> list[tuple[int, str]]:
-    """The workers that have ended, and how."""
-    ended = []
-    for pid in running:
-        found, status = os.waitpid(pid, os.WNOHANG)
-        if found:
-            code = os.waitstatus_to_exitcode(status)
-            ended.append((pid, f"by signal {-code}" if code < 0 else f"with status {code}"))
-    return ended
-
-
-def _signal(running: dict[int, float], number: int) -> None:
-    for pid in running:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
-
-
-def _be_worker(
-    names: list[tuple[str, int]],
-    start: Start,
-    stop: Stop | None,
-    drain: float,
-    parent: tuple[int, _Mask],
-) -> None:
-    """Serve in a forked process; never returns."""
-    status = 1
+def _look_after(workers: int, new: Callable[[], ForkProcess], drain: float) -> None:
+    """Keep so many workers running until a signal, then end them."""
+    running: dict[ForkProcess, float] = {}  # since when
+    pause = due = 0.0
+    told = False
     try:
-        sockets = [bind(host, port, reuse_port=True) for host, port in names]
-        status = uvloop.run(_serve(sockets, start, stop, drain, parent))
-    except BaseException:
-        log.exception("worker %d failed", os.getpid())
+        while not told:
+            while len(running) < workers and time.monotonic() >= due:
+                process = new()
+                process.start()
+                running[process] = time.monotonic()
+            wait = max(0.0, due - time.monotonic()) if len(running) < workers else 3600.0
+            told = _told_to_end(wait)
+            for process in [each for each in running if not each.is_alive()]:
+                young = time.monotonic() - running.pop(process) < _STEADY
+                pause = min(_LONGEST_PAUSE, max(0.1, pause * 2)) if young else 0.0
+                due = time.monotonic() + pause
+                code = process.exitcode or 0
+                how = f"by signal {-code}" if code < 0 else f"with status {code}"
+                log.error("worker %d ended %s; another starts in %.1f s", process.pid, how, pause)
+        for process in running:
+            process.terminate()
+        deadline = time.monotonic() + drain + _STOPPING
+        while any(process.is_alive() for process in running):
+            if _told_to_end(max(0.0, deadline - time.monotonic())) or time.monotonic() > deadline:
+                break
     finally:
-        logging.shutdown()
-        os._exit(status)
+        for process in running:
+            process.kill()
+            process.join()
+
+
+def _told_to_end(wait: float) -> bool:
+    """Whether a signal to end came within `wait` seconds, or before a worker ended."""
+    got = signal.sigtimedwait(_WATCHED, wait)
+    return got is not None and got.si_signo in _SIGNALS
 
 
 async def _serve(
@@ -158,31 +121,30 @@ async def _serve(
     start: Start,
     stop: Stop | None,
     drain: float,
-    parent: tuple[int, _Mask] | None,
+    mask: set[Any] | None = None,
 ) -> int:
     """Run one process's servers until a signal, or until the parent is gone.
 
-    `parent` is for workers: the pipe that ends with it, and the signals that were blocked before
-    it forked, which no others are from here on.
+    `mask` is for workers: the signals that were blocked before their parent forked them.
     """
     loop = asyncio.get_running_loop()
     ending, cut = asyncio.Event(), asyncio.Event()
 
     def end() -> None:
-        (cut if ending.is_set() and parent is None else ending).set()
+        (cut if ending.is_set() else ending).set()
 
     def parent_gone(descriptor: int) -> None:
         loop.remove_reader(descriptor)
         ending.set()
 
+    parent = multiprocessing.parent_process() if mask is not None else None
     for number in _SIGNALS:
         # A terminal or a service manager signals the whole group, and the parent signals too:
         # in a worker, hearing the same thing twice must not count as impatience.
-        loop.add_signal_handler(number, end)
-    if parent is not None:
-        loop.add_signal_handler(_CUT, cut.set)
-        loop.add_reader(parent[0], parent_gone, parent[0])
-        signal.pthread_sigmask(signal.SIG_SETMASK, parent[1])
+        loop.add_signal_handler(number, end if parent is None else ending.set)
+    if parent is not None and mask is not None:
+        loop.add_reader(parent.sentinel, parent_gone, parent.sentinel)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:
         servers = await start(sockets)
         try:
@@ -200,5 +162,5 @@ async def _serve(
         if stop is not None:
             await stop()
         if parent is not None:
-            loop.remove_reader(parent[0])
+            loop.remove_reader(parent.sentinel)
     return 0
