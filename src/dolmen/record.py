@@ -14,7 +14,7 @@ range is checked without reading the rest:
         10    2  zero
         12    8  length of the data
         20    8  stamp
-        28    8  arrived: the second since 1970 in which the store took it; zero on the wire
+        28    8  arrived: the second since 1970 in which the store took it
         36   16  checksum: the first half of BLAKE3 over the data
         52   16  owner: the segment the record was written to; zero on the wire
         68    4  flushed: how much of the segment was known to be on disk when this
@@ -69,9 +69,9 @@ class Kind(enum.IntEnum):
     REMOVAL = 5
     """Only on disk: this store dropped its copy, and nothing was deleted."""
     REFUSED = 7
-    """Only on the wire and in archives: this blob can't be given; the data says why."""
+    """Only on the wire and in archives: this blob can't be given; the metadata says why."""
     MARK = 8
-    """Only in archives: where one begins, what follows, where it ends; the data is JSON."""
+    """Only on the wire and in archives: where one ends, what follows; the metadata is JSON."""
 
 
 @dataclass(slots=True)

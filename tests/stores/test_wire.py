@@ -12,7 +12,8 @@ from dolmen.errors import Corrupt, DolmenError, Full, NotFound, OutcomeUnknown
 from dolmen.record import Kind
 from dolmen.stamps import MAX_STAMP
 from dolmen.store import BlobInfo, Failed, Outcome, Put
-from dolmen.stores.wire import EntryReader, decode_answers, encode_answer, encode_entries
+from dolmen.stores.records import Mark
+from dolmen.stores.wire import decode_answers, decode_entries, encode_answer, encode_entries
 
 NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
 METAS = st.sampled_from([b"", metadata.encode([(b"x-a", b"\x00\xff")])])
@@ -48,9 +49,9 @@ async def decoded(
         for start, stop in pairwise(borders):
             yield data[start:stop]
 
-    reader = EntryReader(pieces())
-    items = [shown(item) async for item in reader]
-    return items, reader.next_page
+    *items, mark = [item async for item in decode_entries(pieces())]
+    assert isinstance(mark, Mark)
+    return [shown(item) for item in items], mark.word or None
 
 
 def shown(item: BlobInfo | Failed) -> BlobInfo | tuple[object, ...]:

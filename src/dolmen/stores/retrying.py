@@ -128,22 +128,21 @@ class Retrying(Delegating):
             raise ServerFailed(self.server, error) from error
 
     async def write(self, write: Write) -> Put:
-        """See `BlobStore.write`. Without a stamp, or with a payload read once, it is tried once."""
+        """Without a stamp, or with a payload read once, it is tried once."""
         if write.stamp is None or not write.payload.rereadable:
             return await self.store.write(write)
         return await self._ask(lambda: self.store.write(write), of_blob=True)
 
     async def get(self, name: str, *, byte_range: Range | None = None) -> Blob:
-        """See `BlobStore.get`. A range is not gone on with when its body breaks off."""
+        """A range is not gone on with when its body breaks off."""
         blob = await self._ask(lambda: self.store.get(name, byte_range=byte_range), of_blob=True)
         return blob if byte_range else self._resumed(blob)
 
     async def stat(self, name: str) -> BlobInfo:
-        """See `BlobStore.stat`."""
         return await self._ask(lambda: self.store.stat(name), of_blob=True)
 
     async def list(self, listing: Listing = EVERYTHING) -> AsyncIterator[BlobInfo]:
-        """See `BlobStore.list`. It goes on where it broke off."""
+        """It goes on where it broke off."""
         backoff = Backoff(self.pause, LONGEST)
         last: str | None = None
         while True:
@@ -164,13 +163,11 @@ class Retrying(Delegating):
                 return
 
     async def get_many(self, names: Sequence[str]) -> AsyncIterator[Blob | Failed]:
-        """See `BlobStore.get_many`."""
         async with closing(self._many(self.store.get_many, names)) as answers:
             async for answer in answers:
                 yield answer if isinstance(answer, Failed) else self._resumed(answer)
 
     def verify_many(self, names: Sequence[str]) -> AsyncIterator[BlobInfo | Failed]:
-        """See `BlobStore.verify_many`."""
         return self._many(self.store.verify_many, names)
 
     async def _many(
@@ -210,25 +207,21 @@ class Retrying(Delegating):
     async def remove_many(
         self, removes: Sequence[Remove], *, min_age: float = 0, epoch: int | None = None
     ) -> Sequence[bool]:
-        """See `BlobStore.remove_many`. After a repetition, what the first call removed is False."""
+        """After a repetition, what the first call removed is False."""
         return await self._ask(
             lambda: self.store.remove_many(removes, min_age=min_age, epoch=epoch)
         )
 
     async def digests(self) -> Digests:
-        """See `BlobStore.digests`."""
         return await self._ask(self.store.digests)
 
     async def note(self, key: str, value: bytes) -> None:
-        """See `BlobStore.note`."""
         await self._ask(lambda: self.store.note(key, value))
 
     async def notes(self) -> dict[str, bytes]:
-        """See `BlobStore.notes`."""
         return await self._ask(self.store.notes)
 
     async def condition(self) -> Condition:
-        """See `BlobStore.condition`."""
         return await self._ask(self.store.condition)
 
     def _resumed(self, blob: Blob) -> Blob:
