@@ -44,15 +44,12 @@ MAGIC = b"dlmn"
 VERSION = 1
 BLOCK = 65_536
 HEADER_SIZE = 76
-LENGTH_AT = 12
 CHECKSUM_AT = 36
 HEAD_MAX = HEADER_SIZE + NAME_MAX + METADATA_MAX
 NOBODY = bytes(16)
 
 _HEADER = struct.Struct("<4sBBBxHxxQQQ16s16sI")
 _CRC = struct.Struct("<I")
-LENGTH = struct.Struct("<Q")
-"""The length of the data, at `LENGTH_AT`."""
 _KEEP = 0
 """A block takes 3 µs, and waiting for the interpreter's lock after each of them far more."""
 
@@ -131,18 +128,9 @@ def encode_head(
 ) -> bytes:
     """Everything of a record that stands before its data."""
     header = _HEADER.pack(
-        MAGIC,
-        VERSION,
-        kind,
-        len(name),
-        len(metadata),
-        length,
-        stamp,
-        arrived,
-        checksum,
-        owner,
-        flushed,
-    )
+        MAGIC, VERSION, kind, len(name), len(metadata),
+        length, stamp, arrived, checksum, owner, flushed,
+    )  # fmt: skip
     rest = name + metadata
     return header + _CRC.pack(crc32c(rest, crc32c(header))) + rest
 

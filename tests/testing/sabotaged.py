@@ -174,7 +174,7 @@ class LetsTheLastPutWin(Prying):
         return await super().write(write)
 
 
-@found_by("test_copies_converge_in_whatever_order_writes_arrive")
+@found_by("test_stamped_writes_in_any_order_end_with_the_highest_rank")
 class LetsTheFirstOfATieWin(Prying):
     async def write(self, write):
         current = self.info(write.name)

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from dolmen import errors, metadata
 from dolmen.errors import BadContent, Corrupt, InvalidName
-from dolmen.names import check_name
+from dolmen.names import check_name, checksum_of
 from dolmen.payload import Bytes, Piece, Stream
 from dolmen.record import (
     BLOCK,
@@ -38,7 +38,7 @@ from dolmen.record import (
     head_size,
     sums_size,
 )
-from dolmen.store import NO_CHECKSUM, Blob, BlobInfo, Failed
+from dolmen.store import NO_CHECKSUM, Blob, BlobInfo, Failed, Write
 
 WHOLE = 4 << 20
 """Blobs up to this size are decoded whole; larger ones as a stream."""
@@ -126,6 +126,15 @@ def _facts(encoded: bytes) -> Mapping[str, object]:
     except (ValueError, RecursionError):
         return {}
     return facts if isinstance(facts, dict) else {}
+
+
+def as_blob(write: Write) -> Blob:
+    """The blob that a stamped write in memory carries."""
+    data, checksum = write.payload.whole or b"", write.checksum
+    if checksum is None:
+        checksum = NO_CHECKSUM if write.kind == Kind.TOMBSTONE else checksum_of(data)
+    info = BlobInfo(write.name, len(data), write.kind, write.stamp or 0, checksum, write.metadata)
+    return Blob(info, write.payload)
 
 
 def frame(blob: Blob, owner: bytes = NOBODY) -> Sequence[Piece]:

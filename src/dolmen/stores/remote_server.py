@@ -29,7 +29,6 @@ from dolmen.stamps import format_stamp, parse_stamp
 from dolmen.store import (
     ALL_PARTITIONS,
     EVERYTHING,
-    NO_CHECKSUM,
     Blob,
     BlobInfo,
     Capabilities,
@@ -92,9 +91,10 @@ class DolmenServer(OneByOne):
             return answer
         if write.kind == Kind.TOMBSTONE:
             response = await self._ask("DELETE", f"/blob/{write.name}")
+            headers = response.headers
             said = {
-                key: response.headers.get(b"x-dolmen-" + key.encode(), b"").decode("latin-1")
-                for key in ("status", "stamp")
+                "status": headers.get(b"x-dolmen-status", b"").decode("latin-1"),
+                "stamp": headers.get(b"x-dolmen-stamp", b"").decode("latin-1"),
             }
         else:
             response = await self._put(write)
@@ -154,7 +154,7 @@ class DolmenServer(OneByOne):
         framed: list[Piece] = []
         for at, write in enumerate(batch):
             try:  # here, for a single one that is not allowed would fail the whole stream there
-                framed += records.frame(_as_blob(check(write)))
+                framed += records.frame(records.as_blob(check(write)))
             except DolmenError as error:
                 refused[at] = Failed(write.name, error)
         failure: DolmenError = OutcomeUnknown(f"{self.address} did not answer for every write")
@@ -222,17 +222,16 @@ class DolmenServer(OneByOne):
                 "tombstones": listing.tombstones,
                 "quarantined": listing.quarantined,
                 "limit": _PAGE,
+                "partitions": None if everything else list(wanted[first : first + _NAMES]),
+                "after": after,
             }
-            if not everything:
-                order["partitions"] = list(wanted[first : first + _NAMES])
-            cursor = after
             while True:
-                order["after"], before = cursor, last
+                before = last
                 async for item in self._entries("/records/list", order):
                     if isinstance(item, Failed):
                         raise item.error
                     if isinstance(item, records.Mark):
-                        cursor = item.word or None
+                        order["after"] = item.word
                         continue
                     place = (partition_of(item.name), item.name)
                     if place <= last:
@@ -241,10 +240,10 @@ class DolmenServer(OneByOne):
                         )
                     last = place
                     yield item
-                if cursor is None:
+                if not order["after"]:
                     break
                 if last == before:
-                    raise Unavailable(f"{self.address} lists nothing from {cursor!r} on")
+                    raise Unavailable(f"{self.address} lists nothing behind {last[1]!r}")
 
     async def verify_many(self, names: Sequence[str]) -> AsyncIterator[BlobInfo | Failed]:
         """No data is sent."""
@@ -372,15 +371,6 @@ class DolmenServer(OneByOne):
 
 
 # Which writes go together, as records in one request, and which alone
-
-
-def _as_blob(write: Write) -> Blob:
-    """The blob that a stamped write in memory carries."""
-    data, checksum = write.payload.whole or b"", write.checksum
-    if checksum is None:
-        checksum = NO_CHECKSUM if write.kind == Kind.TOMBSTONE else checksum_of(data)
-    info = BlobInfo(write.name, len(data), write.kind, write.stamp or 0, checksum, write.metadata)
-    return Blob(info, write.payload)
 
 
 def _goes_alone(write: Write) -> bool:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
@@ -38,11 +38,8 @@ from dolmen.testing.conformance.material import (
     content,
     crowd,
     each,
-    found,
-    left_by,
     noise,
     read,
-    same,
     with_stream,
 )
 from dolmen.testing.conformance.setting import LONG, Place, Suite, Time
@@ -86,8 +83,6 @@ puts, plain, writes = (
 )
 steps = st.sampled_from([2, 1, 1, 1, 0, 0, -1])
 """A stamp: so far from the current one."""
-lasting = st.builds(lambda write, ms: replace(write, stamp=at(ms)), plain, st.integers(1, 6))
-"""What leaves the same whatever came before: no touches."""
 
 
 def examples(count: int) -> settings:
@@ -321,33 +316,6 @@ class Modelled(Suite):
                 super().__init__(suite, next(places))
 
         run_state_machine_as_test(Here, settings=examples(self.model_examples))
-
-    def test_copies_converge_in_whatever_order_writes_arrive(self, tmp_path: Path) -> None:
-        turns = itertools.count()
-
-        async def arrive(store: BlobStore, writes: list[Write]) -> None:
-            turn = f"t{next(turns)}"
-            renamed = [replace(write, name=turn + write.name) for write in writes]
-            for write in renamed:
-                await store.write(write)
-            for name in {write.name for write in renamed}:
-                left = [left_by(write) for write in renamed if write.name == name]
-                assert same(await found(store, name), max(left, key=lambda info: info.rank))
-
-        with asyncio.Runner() as runner:
-            place = next(self._places(tmp_path))
-            store = runner.run(self.make_store(place))
-
-            @examples(2 * self.model_examples)
-            @given(writes=st.lists(lasting, min_size=2, max_size=12), data=st.data())
-            def converge(writes: list[Write], data: st.DataObject) -> None:
-                runner.run(arrive(store, data.draw(st.permutations(writes + writes[:3]))))
-
-            try:
-                converge()
-            finally:
-                runner.run(store.aclose())
-                runner.run(place.exits.aclose())
 
     def _places(self, folder: Path) -> Iterator[Place]:
         for number in itertools.count():
