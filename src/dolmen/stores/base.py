@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import ClassVar, Self, TypeVar, cast
 
 from blake3 import blake3
@@ -129,19 +129,25 @@ class Delegating:
     async def remove_many(
         self, removes: Sequence[Remove], *, min_age: float = 0, epoch: int | None = None
     ) -> Sequence[bool]:
-        return await self.store.remove_many(removes, min_age=min_age, epoch=epoch)
+        return await self._ask(
+            lambda: self.store.remove_many(removes, min_age=min_age, epoch=epoch)
+        )
 
     async def digests(self) -> Digests:
-        return await self.store.digests()
+        return await self._ask(self.store.digests)
 
     async def note(self, key: str, value: bytes) -> None:
-        await self.store.note(key, value)
+        await self._ask(lambda: self.store.note(key, value))
 
     async def notes(self) -> dict[str, bytes]:
-        return await self.store.notes()
+        return await self._ask(self.store.notes)
 
     async def condition(self) -> Condition:
-        return await self.store.condition()
+        return await self._ask(self.store.condition)
+
+    async def _ask(self, question: Callable[[], Awaitable[T]]) -> T:
+        """What all that is about the store itself goes through."""
+        return await question()
 
     async def aclose(self) -> None:
         await self.store.aclose()

@@ -222,13 +222,17 @@ class RecordReader:
         return self._came - len(self._buffer) + self._at
 
     async def __aiter__(self) -> AsyncIterator[Blob | Failed | Mark | Damage]:
-        while await self._have(1):
+        while self._held or await self._have(1):
             at, name = self.passed, ""
             try:
                 head = await self._head()
-                name = head.name.decode("ascii", "replace")
-                item = item_of(head)
-                data = await self._whole(head) if head.length <= WHOLE else None
+                name, item = head.name.decode("ascii", "replace"), item_of(head)
+                data = None
+                if head.length <= WHOLE:
+                    size = head.size
+                    if self._held < size:
+                        await self._have(size)
+                    data = self._take_whole(head, size)
             except Corrupt as error:
                 more = await self._search()
                 yield Damage(at, self.passed - at, str(error), name, not more)
@@ -252,9 +256,13 @@ class RecordReader:
 
     # What is held of the stream
 
+    @property
+    def _held(self) -> int:
+        return len(self._buffer) - self._at
+
     async def _have(self, wanted: int) -> bool:
         """Hold so many bytes that were not taken; False when the stream ends before."""
-        held = len(self._buffer) - self._at
+        held = self._held
         if held >= wanted:
             return True
         parts: list[Piece] = [memoryview(self._buffer)[self._at :]] if held else []
@@ -282,8 +290,10 @@ class RecordReader:
 
     async def _head(self) -> Head:
         """The head of the record that comes next; raises `Corrupt`."""
-        if await self._have(HEADER_SIZE):
-            await self._have(head_size(self._buffer, self._at))
+        if self._held >= HEADER_SIZE or await self._have(HEADER_SIZE):
+            size = head_size(self._buffer, self._at)
+            if self._held < size:
+                await self._have(size)
         head = decode_head(self._buffer, self._at)
         if head.owner != self.owner:
             if self.owner:
@@ -293,17 +303,17 @@ class RecordReader:
             raise Corrupt(f"a record of kind {head.kind} has no data")
         return head
 
-    async def _whole(self, head: Head) -> Framed:
-        """Take a record whose data fits into memory; raises `Corrupt`."""
-        if not await self._have(head.size):
+    def _take_whole(self, head: Head, size: int) -> Framed:
+        """Take a record that should be held; raises `Corrupt`."""
+        if self._held < size:
             raise Corrupt("it ends inside a record")
         start = self._at + head.data_offset
         stop = start + head.length
-        data = self._buffer[start:stop]
-        sums = self._buffer[stop : self._at + head.size]
+        end = self._at + size
+        data, sums = self._buffer[start:stop], self._buffer[stop:end]
         if not blocks_match(data, sums):
             raise Corrupt(_DAMAGED)
-        self._at += head.size
+        self._at = end
         return Framed(data, sums)
 
     async def _search(self) -> bool:

@@ -1,10 +1,10 @@
 """A store that is asked again when it does not answer, and that names itself when it gives up.
 
-Everything here can be repeated without harm: questions, removals of a stamp, and writes that
-carry a stamp. Each is tried up to `TRIES` times with pauses that double. Listings and bulk reads
-go on behind the last entry that came, and so does a body that breaks off in the middle. A store
-that stays away, refuses every write or refuses who asks raises `ServerFailed` with its name.
-What is wrong with one blob is passed on as it is.
+Everything here can be repeated without harm: questions, removals of a stamp (what the first call
+removed is False then), and writes that carry a stamp. Each is tried up to `TRIES` times with pauses
+that double. Listings and bulk reads go on behind the last entry that came, and so does a body that
+breaks off in the middle. A store that stays away, refuses every write or refuses who asks raises
+`ServerFailed` with its name. What is wrong with one blob is passed on as it is.
 
 `write_many` is not repeated: nobody keeps what was sent. `dolmen.replication.copy` sends it again.
 
@@ -21,7 +21,6 @@ from dataclasses import replace
 from typing import TypeVar
 
 from dolmen.closing import closing
-from dolmen.digests import Digests
 from dolmen.errors import (
     BadContent,
     DolmenError,
@@ -32,19 +31,16 @@ from dolmen.errors import (
     Unauthorized,
     Unavailable,
 )
-from dolmen.names import partition_of
 from dolmen.payload import Payload, Piece
 from dolmen.store import (
     EVERYTHING,
     Blob,
     BlobInfo,
     BlobStore,
-    Condition,
     Failed,
     Listing,
     Put,
     Range,
-    Remove,
     Write,
 )
 from dolmen.stores.base import Delegating
@@ -144,13 +140,10 @@ class Retrying(Delegating):
     async def list(self, listing: Listing = EVERYTHING) -> AsyncIterator[BlobInfo]:
         """It goes on where it broke off."""
         backoff = Backoff(self.pause, LONGEST)
-        last: str | None = None
+        last = listing.after
         while True:
-            if last is not None:
-                left = [each for each in listing.partitions if each >= partition_of(last)]
-                listing = replace(listing, partitions=left, after=last)
             try:
-                async with closing(self.store.list(listing)) as infos:
+                async with closing(self.store.list(replace(listing, after=last))) as infos:
                     async for info in infos:
                         last = info.name
                         yield info
@@ -203,26 +196,6 @@ class Retrying(Delegating):
             yield failed
             at += 1
             backoff.renew()
-
-    async def remove_many(
-        self, removes: Sequence[Remove], *, min_age: float = 0, epoch: int | None = None
-    ) -> Sequence[bool]:
-        """After a repetition, what the first call removed is False."""
-        return await self._ask(
-            lambda: self.store.remove_many(removes, min_age=min_age, epoch=epoch)
-        )
-
-    async def digests(self) -> Digests:
-        return await self._ask(self.store.digests)
-
-    async def note(self, key: str, value: bytes) -> None:
-        await self._ask(lambda: self.store.note(key, value))
-
-    async def notes(self) -> dict[str, bytes]:
-        return await self._ask(self.store.notes)
-
-    async def condition(self) -> Condition:
-        return await self._ask(self.store.condition)
 
     def _resumed(self, blob: Blob) -> Blob:
         if blob.payload.whole is None:

@@ -6,8 +6,8 @@ An **entry** is the head of a record (`dolmen.stores.records`), whose length is 
 with nothing behind it. The last is a mark: its word is the name behind which the next page begins,
 or empty at the end. A stream without it was cut.
 
-An **answer** to a write is a line of JSON: the outcome and the stamp that is now current; or for a
-write that failed, the error's class, the stamp of the tombstone behind a `NotFound`, the message.
+An **answer** to a write is a line: the outcome and the stamp that is now current; or for a write
+that failed, the error's class, the stamp of the tombstone behind a `NotFound`, the message in JSON.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from dolmen.stamps import format_stamp, parse_stamp
 from dolmen.store import BlobInfo, Failed, Outcome, Put
 from dolmen.stores.records import GATHER, Mark, head_of, item_of
 from dolmen.stores.responses import NONSENSE
+
+_OUTCOMES = {outcome.value: outcome for outcome in Outcome}
 
 
 async def encode_entries(
@@ -72,25 +74,23 @@ async def decode_entries(pieces: AsyncIterator[Piece]) -> AsyncIterator[BlobInfo
 def encode_answer(answer: Put | Failed) -> bytes:
     """The answer to one write."""
     if isinstance(answer, Put):
-        said = [answer.outcome, format_stamp(answer.stamp)]
-    else:
-        error = answer.error
-        said = [type(error).__name__, format_stamp(getattr(error, "stamp", 0)), str(error)]
-    return json.dumps(said).encode() + b"\n"
+        return b"%b %016x\n" % (answer.outcome.encode(), answer.stamp)
+    error = answer.error
+    stamp = format_stamp(getattr(error, "stamp", 0))
+    return f"{type(error).__name__} {stamp} {json.dumps(str(error))}\n".encode()
 
 
 def decode_answers(encoded: bytes) -> Iterator[Put | DolmenError]:
     """The answers to writes, in their order; raises `Corrupt` behind the last whole one."""
-    *lines, rest = encoded.split(b"\n")
+    *lines, rest = str(encoded, "utf-8", "replace").split("\n")
     for line in lines:
+        word, _, said = line.partition(" ")
         try:
-            word, at, *message = json.loads(line)
-            stamp = parse_stamp(at)
-            answer: Put | DolmenError
-            if message:
-                answer = from_text(f"{word}\n{message[0]}", stamp)
+            if outcome := _OUTCOMES.get(word):
+                answer: Put | DolmenError = Put(outcome, parse_stamp(said))
             else:
-                answer = Put(Outcome(word), stamp)
+                stamp, _, message = said.partition(" ")
+                answer = from_text(f"{word}\n{json.loads(message)}", parse_stamp(stamp))
         except NONSENSE as error:
             raise Corrupt(f"the answer to a write makes no sense: {error!r:.200}") from error
         yield answer
