@@ -66,16 +66,9 @@ heads = st.builds(
 
 def encoded(head: Head) -> bytes:
     return encode_head(
-        head.kind,
-        head.name,
-        head.metadata,
-        head.length,
-        head.stamp,
-        head.checksum,
-        arrived=head.arrived,
-        owner=head.owner,
-        flushed=head.flushed,
-    )
+        head.kind, head.name, head.metadata, head.length, head.stamp, head.checksum,
+        arrived=head.arrived, owner=head.owner, flushed=head.flushed,
+    )  # fmt: skip
 
 
 def sum_of(kind: Kind, data: bytes) -> bytes:

@@ -3,9 +3,8 @@
 Work in the background is thousands of small steps in Python, each of which would hold up
 the event loop of the server for a moment. The companion is a function called in a new
 process. It gets its order as the first line of its standard input, and has to end when that
-input does, so it never outlives the one it works for. It says lines on its
-standard output: what begins with `!` tells what is wrong, anything else that all is well,
-and how far it is. Should it die, it is started again.
+input does, so it never outlives the one it works for. It says on its standard output, line by
+line, how far it is. Should it die, it is started again.
 """
 
 from __future__ import annotations
@@ -13,14 +12,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import subprocess
 import sys
+from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable
 from contextlib import suppress
 
 _log = logging.getLogger("dolmen.companion")
-_LOOK = 1.0
-"""Seconds between two looks at it."""
+_AGAIN = 1.0
+"""Seconds until one that died is started again."""
+_LINE_MAX = 1 << 20
 
 
 class Companion:
@@ -29,73 +29,46 @@ class Companion:
     `order` is one line of text; `heard` is called with every line of how far it is.
     """
 
-    def __init__(
-        self, module: str, order: str, *, heard: Callable[[str], None] | None = None
-    ) -> None:
-        self._module, self._order = module, order
-        self._heard = heard or (lambda _: None)
-        self._rest = b""
-        self.failing: str | None = None
-        """What is wrong, as far as it said or can be seen."""
-        self._loop = asyncio.get_running_loop()
-        self.process = self._started()
-        self._timer = self._loop.call_later(_LOOK, self._look)
+    def __init__(self, module: str, order: str, *, heard: Callable[[str], None]) -> None:
+        # A Ctrl-C in the terminal is for the server alone. No session of its own: Linux shares
+        # processors out among sessions first, where giving way means little (sched(7)).
+        self._program = f"import os; os.setpgid(0, 0); from {module} import main; main()"
+        self._module, self._order, self._heard = module, order, heard
+        self._process: Process | None = None
+        self._closed = False
+        self._task = asyncio.create_task(self._run())
 
-    def _started(self) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(  # noqa: S603 - this interpreter, this package
-            [sys.executable, "-c", f"from {self._module} import main; main()"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            # A Ctrl-C in the terminal is for the server alone. No session of its own: Linux
-            # shares processors out among sessions first, where giving way means little (sched(7)).
-            process_group=0,
+    async def _run(self) -> None:
+        while not self._closed:
+            try:
+                status = await self._once()
+            except OSError as error:
+                _log.error("%s can't be started: %s", self._module, error)
+            else:
+                if self._closed:
+                    return
+                _log.error("%s ended with status %d; it is started again", self._module, status)
+            await asyncio.sleep(_AGAIN)
+
+    async def _once(self) -> int:
+        process = self._process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", self._program, stdin=PIPE, stdout=PIPE, limit=_LINE_MAX
         )
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(self._order.encode() + b"\n")
-        os.set_blocking(process.stdout.fileno(), False)
-        return process
-
-    def _look(self) -> None:
-        status = self.process.poll()
-        self._listen()
-        if status is not None:
-            self.failing = self.failing or f"it ended with status {status}"
-            _log.error("%s died: %s; it is started again", self._module, self.failing)
-            self._rest = b""
-            try:
-                died, self.process = self.process, self._started()
-            except OSError as error:
-                self.failing = f"it can't be started: {error}"
-            else:
-                _end(died)
-        self._timer = self._loop.call_later(_LOOK, self._look)
-
-    def _listen(self) -> None:
-        assert self.process.stdout is not None
-        *lines, self._rest = (self._rest + (self.process.stdout.read() or b"")).split(b"\n")
-        for line in lines:
-            text = line.decode("utf-8", "replace")
-            if text.startswith("!"):
-                self.failing = text[1:]
-            else:
-                self.failing = None
-                self._heard(text)
+        if self._closed:  # while it was started
+            process.stdin.close()
+        async for line in process.stdout:
+            self._heard(line.decode("utf-8", "replace").rstrip("\n"))
+        return await process.wait()
 
     async def close(self) -> None:
         """End it after the step it is at."""
-        self._timer.cancel()
-        await self._loop.run_in_executor(None, _end, self.process)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Wait for the end of a process that ends with its standard input."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.close()
-    process.wait()
-    process.stdout.close()
+        self._closed = True
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+        await self._task
 
 
 # In the companion
@@ -103,16 +76,13 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def order() -> str:
     """The line it was started with."""
-    line = b""
-    while not line.endswith(b"\n"):  # nothing of what follows may be read with it
-        byte = os.read(0, 1)
-        if not byte:
-            sys.exit()
-        line += byte
-    return line.decode().rstrip("\n")
+    line = sys.stdin.readline()
+    if not line.endswith("\n"):
+        sys.exit()
+    return line.rstrip("\n")
 
 
 def say(line: str) -> None:
-    """Tell how far it is; what begins with `!` is what is wrong."""
+    """Tell how far it is."""
     with suppress(BrokenPipeError):  # nobody is left to hear it
         os.write(1, line.replace("\n", " ").encode() + b"\n")

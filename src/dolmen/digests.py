@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from blake3 import blake3
 
@@ -25,15 +26,13 @@ _ENTRY = struct.Struct("<HIQ16s")
 _HASHED = struct.Struct("<BBQ16s16s")
 
 
+@dataclass(slots=True)
 class Slot:
     """The digest of one partition."""
 
-    __slots__ = ("count", "size", "xor")
-
-    def __init__(self, count: int = 0, size: int = 0, xor: int = 0) -> None:
-        self.count = count
-        self.size = size
-        self.xor = xor
+    count: int = 0
+    size: int = 0
+    xor: int = 0
 
     def add(self, size: int, entry: int) -> None:
         """Take in an entry of `size` bytes with this hash."""
@@ -46,18 +45,6 @@ class Slot:
         self.count -= 1
         self.size -= size
         self.xor ^= entry
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Slot) and (self.count, self.size, self.xor) == (
-            other.count,
-            other.size,
-            other.xor,
-        )
-
-    __hash__ = None  # type: ignore[assignment]  # it changes
-
-    def __repr__(self) -> str:
-        return f"Slot({self.count}, {self.size}, {self.xor:#x})"
 
 
 def entry_hash(name: bytes, stamp: int, kind: int, checksum: bytes, metadata: bytes) -> int:

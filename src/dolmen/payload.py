@@ -12,7 +12,6 @@ before (`dolmen.buffers` sees to that), and who takes them never does.
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Protocol, runtime_checkable
 
@@ -20,7 +19,6 @@ from dolmen.buffers import Buffers
 from dolmen.errors import BadContent
 
 _FROM_HEAP = 1 << 20
-_PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 CHUNKS = Buffers(4 << 20, spare=6)
 """Memory for chunks of large objects, wherever they come from."""
 
@@ -44,12 +42,12 @@ class Payload(Protocol):
 class Bytes:
     """A payload in memory."""
 
-    __slots__ = ("rereadable", "size", "whole")
+    __slots__ = ("size", "whole")
+    rereadable = True
 
     def __init__(self, data: bytes | memoryview) -> None:
         self.whole: bytes | memoryview | None = data
         self.size = len(data)
-        self.rereadable = True
 
     async def __aiter__(self) -> AsyncIterator[Piece]:
         if self.size:
@@ -105,11 +103,8 @@ class Stream:
             if isinstance(pieces, AsyncGenerator):
                 await pieces.aclose()
         if got != self.size:
-            raise BadContent(
-                f"{self.size} bytes were announced, but {got} or more came"
-                if got > self.size
-                else f"{self.size} bytes were announced, but only {got} came"
-            )
+            came = f"{got} or more came" if got > self.size else f"only {got} came"
+            raise BadContent(f"{self.size} bytes were announced, but {came}")
 
 
 async def to_the_end(payload: Payload) -> AsyncIterator[Piece]:
@@ -131,14 +126,8 @@ async def read_whole(payload: Payload) -> bytes | memoryview:
     if payload.whole is not None:
         return payload.whole
     size = payload.size
-    # Large buffers straight from the system go back to it when they are done with; out of
-    # the allocator's heap they would pile up beside each other.
-    if size <= _FROM_HEAP:
-        data = memoryview(bytearray(size))
-    elif size <= CHUNKS.size:
-        data = CHUNKS.take()[:size]
-    else:
-        data = memoryview(mmap.mmap(-1, size, flags=_PRIVATE))
+    chunk = _FROM_HEAP < size <= CHUNKS.size
+    data = CHUNKS.take()[:size] if chunk else memoryview(bytearray(size))
     at = 0
     if isinstance(payload, Stream) and payload.fill is not None:
         while at < size:

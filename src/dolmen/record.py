@@ -14,7 +14,7 @@ range is checked without reading the rest:
         10    2  zero
         12    8  length of the data
         20    8  stamp
-        28    8  arrived: the second since 1970 in which the store took it; zero on the wire
+        28    8  arrived: the second since 1970 in which the store took it
         36   16  checksum: the first half of BLAKE3 over the data
         52   16  owner: the segment the record was written to; zero on the wire
         68    4  flushed: how much of the segment was known to be on disk when this
@@ -44,15 +44,12 @@ MAGIC = b"dlmn"
 VERSION = 1
 BLOCK = 65_536
 HEADER_SIZE = 76
-LENGTH_AT = 12
 CHECKSUM_AT = 36
 HEAD_MAX = HEADER_SIZE + NAME_MAX + METADATA_MAX
 NOBODY = bytes(16)
 
 _HEADER = struct.Struct("<4sBBBxHxxQQQ16s16sI")
 _CRC = struct.Struct("<I")
-LENGTH = struct.Struct("<Q")
-"""The length of the data, at `LENGTH_AT`."""
 _KEEP = 0
 """A block takes 3 µs, and waiting for the interpreter's lock after each of them far more."""
 
@@ -69,9 +66,9 @@ class Kind(enum.IntEnum):
     REMOVAL = 5
     """Only on disk: this store dropped its copy, and nothing was deleted."""
     REFUSED = 7
-    """Only on the wire and in archives: this blob can't be given; the data says why."""
+    """Only on the wire and in archives: this blob can't be given; the metadata says why."""
     MARK = 8
-    """Only in archives: where one begins, what follows, where it ends; the data is JSON."""
+    """Only on the wire and in archives: where one ends, what follows; the metadata is JSON."""
 
 
 @dataclass(slots=True)
@@ -131,18 +128,9 @@ def encode_head(
 ) -> bytes:
     """Everything of a record that stands before its data."""
     header = _HEADER.pack(
-        MAGIC,
-        VERSION,
-        kind,
-        len(name),
-        len(metadata),
-        length,
-        stamp,
-        arrived,
-        checksum,
-        owner,
-        flushed,
-    )
+        MAGIC, VERSION, kind, len(name), len(metadata),
+        length, stamp, arrived, checksum, owner, flushed,
+    )  # fmt: skip
     rest = name + metadata
     return header + _CRC.pack(crc32c(rest, crc32c(header))) + rest
 

@@ -14,7 +14,7 @@ from dolmen.http import start_server
 from dolmen.http.messages import Request, Response, Streamed
 from dolmen.names import checksum_of
 from dolmen.payload import Bytes, read_whole
-from dolmen.record import LENGTH, LENGTH_AT, block_sums, encode_head, head_size, sums_size
+from dolmen.record import block_sums, decode_head, encode_head, head_size
 from dolmen.replication import Report, replicate
 from dolmen.servers.blob import BlobServer
 from dolmen.store import BlobStore
@@ -68,8 +68,7 @@ def apart(stream: bytes) -> list[bytes]:
     """The records of a stream."""
     records = []
     while stream:
-        length = LENGTH.unpack_from(stream, LENGTH_AT)[0]
-        size = head_size(stream) + length + sums_size(length)
+        size = decode_head(stream).size
         records.append(stream[:size])
         stream = stream[size:]
     return records

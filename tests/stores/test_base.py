@@ -5,21 +5,10 @@ import pytest
 
 from dolmen.errors import Unavailable
 from dolmen.payload import Bytes
-from dolmen.stamps import Clock
 from dolmen.store import Failed, Put, Remove, Write
-from dolmen.stores.base import WINDOW, Delegating
+from dolmen.stores.base import WINDOW
 from dolmen.stores.memory import MemoryStore
-from dolmen.testing.conformance import Conformance
 from dolmen.testing.conformance.material import streamed
-
-
-class TestDelegating(Conformance):
-    """A store that changes nothing is as good as the one behind it."""
-
-    reopens = False
-
-    async def make_store(self, place):
-        return Delegating(MemoryStore(clock=Clock(place.time.wall), now=place.time.now))
 
 
 class Held(MemoryStore):

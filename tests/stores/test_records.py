@@ -1,7 +1,6 @@
 """Streams of records: what goes in comes out, and what is damaged on the way never does."""
 
 import random
-from collections.abc import AsyncIterator
 from itertools import pairwise
 
 import pytest
@@ -11,10 +10,11 @@ from hypothesis import strategies as st
 from dolmen import metadata
 from dolmen.errors import BadContent, Corrupt, NotFound, Unavailable
 from dolmen.names import checksum_of
-from dolmen.payload import Bytes, Stream
+from dolmen.payload import Bytes
 from dolmen.record import Kind
 from dolmen.store import Blob, BlobInfo, Failed
 from dolmen.stores import records
+from dolmen.testing.conformance.material import each, streamed
 
 KINDS = st.sampled_from([Kind.BLOB, Kind.MANIFEST])
 SIZES = st.one_of(st.integers(0, 300), st.sampled_from([65_535, 65_536, 65_537, 200_000]))
@@ -26,33 +26,15 @@ def blob(number: int, size: int, kind: int = Kind.BLOB, meta: bytes = b"") -> Bl
     return Blob(info, Bytes(data))
 
 
-def streamed(one: Blob) -> Blob:
-    data = one.payload.whole
-    assert data is not None
-
-    async def pieces() -> AsyncIterator[bytes]:
-        for at in range(0, len(data), 50_000):
-            yield bytes(data[at : at + 50_000])
-
-    return Blob(one.info, Stream(len(data), pieces))
-
-
 async def encoded(blobs: list[Blob | Failed]) -> bytes:
-    async def each() -> AsyncIterator[Blob | Failed]:
-        for one in blobs:
-            yield one
-
-    return b"".join([bytes(piece) async for piece in records.encode(each())])
+    return b"".join([bytes(piece) async for piece in records.encode(each(blobs))])
 
 
 async def decoded(data: bytes, cuts: list[int]) -> list[tuple[BlobInfo, bytes]]:
-    async def pieces() -> AsyncIterator[memoryview]:
-        borders = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
-        for start, stop in pairwise(borders):
-            yield memoryview(data)[start:stop]
-
+    borders = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+    pieces = [memoryview(data)[start:stop] for start, stop in pairwise(borders)]
     found = []
-    async for one in records.decode(pieces()):
+    async for one in records.decode(each(pieces)):
         assert isinstance(one, Blob)
         payload = b"".join([bytes(piece) async for piece in one.payload])
         found.append((one.info, payload))
@@ -70,7 +52,8 @@ async def test_blobs_come_out_as_they_went_in_however_the_stream_is_cut_up(wante
         for number, (size, kind, with_meta) in enumerate(wanted)
     ]
     data = await encoded([*blobs])
-    assert await encoded([streamed(one) for one in blobs]) == data
+    streams = [Blob(one.info, streamed(bytes(one.payload.whole or b""))) for one in blobs]
+    assert await encoded([*streams]) == data
     assert await decoded(data, cuts) == [(one.info, one.payload.whole) for one in blobs]
 
 
@@ -83,12 +66,8 @@ async def test_a_large_blob_is_a_stream_between_others() -> None:
 
 async def test_a_large_blob_left_unread_is_passed_over() -> None:
     data = await encoded([blob(1, records.WHOLE + 1), blob(2, 20)])
-
-    async def pieces() -> AsyncIterator[bytes]:
-        yield data
-
-    names = [one.info.name async for one in records.decode(pieces()) if isinstance(one, Blob)]
-    assert names == ["name-1", "name-2"]
+    found = [one async for one in records.decode(each([data]))]
+    assert [one.info.name for one in found if isinstance(one, Blob)] == ["name-1", "name-2"]
 
 
 @given(st.integers(0, 1 << 30), st.lists(st.integers(0, 1 << 30), max_size=4))
@@ -124,11 +103,7 @@ async def test_a_flipped_bit_in_a_large_blob_is_noticed_before_its_end() -> None
 )
 async def test_a_refusal_travels_as_the_error_it_is(error) -> None:
     data = await encoded([Failed("name", error), blob(1, 5)])
-
-    async def pieces() -> AsyncIterator[bytes]:
-        yield data
-
-    failed, after = [one async for one in records.decode(pieces())]
+    failed, after = [one async for one in records.decode(each([data]))]
     assert isinstance(failed, Failed)
     assert (failed.name, type(failed.error), str(failed.error)) == ("name", type(error), str(error))
     assert getattr(failed.error, "stamp", 0) == getattr(error, "stamp", 0)

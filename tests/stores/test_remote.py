@@ -1,7 +1,7 @@
 """The remote store keeps the contract, over a blob server: the wire loses nothing."""
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -9,7 +9,7 @@ from typing import ClassVar
 import pytest
 
 from dolmen.errors import Corrupt, Unavailable
-from dolmen.http import start_server
+from dolmen.http import Handler, start_server
 from dolmen.http.messages import Request, Response
 from dolmen.payload import Bytes
 from dolmen.servers.blob import BlobServer
@@ -31,41 +31,19 @@ class TestRemote(Conformance):
         memory = self.kept.setdefault(
             place.path, MemoryStore(clock=Clock(place.time.wall), now=place.time.now)
         )
-        server = await start_server(BlobServer(memory, describes="memory:").handle)
+        server = await start_server(blob_server(memory))
         place.exits.push_async_callback(server.close)
         return await open_store(f"http://127.0.0.1:{server.addresses[0][1]}")
-
-
-async def test_digests_that_did_not_change_are_not_sent_again() -> None:
-    memory, statuses = MemoryStore(), []
-    honest = BlobServer(memory, describes="memory:").handle
-
-    async def watched(request: Request) -> Response:
-        response = await honest(request)
-        statuses.append((request.raw_path, response.status))
-        return response
-
-    async with contextlib.AsyncExitStack() as leaving:
-        server = await start_server(watched)
-        leaving.push_async_callback(server.close)
-        store = await open_store(f"http://127.0.0.1:{server.addresses[0][1]}")
-        leaving.push_async_callback(store.aclose)
-        statuses.clear()
-        for number in range(2):
-            await calls.put(memory, f"n{number}", Bytes(b"x"))
-            for _ in range(2):
-                assert await store.digests() == await memory.digests()
-    assert statuses == [(b"/digests", status) for status in (200, 304, 200, 304)]
 
 
 class Far:
     """A blob server whose answers come from `handle`, which a test changes, and a remote store."""
 
     def __init__(self) -> None:
-        self.handle = away
+        self.handle: Handler = away
 
-    async def answer(self, request: Request) -> Response:
-        return await self.handle(request)
+    def answer(self, request: Request) -> Response | Awaitable[Response]:
+        return self.handle(request)
 
 
 async def away(_request: Request) -> Response:
@@ -76,6 +54,10 @@ async def plain(request: Request) -> Response:
     if request.raw_path.startswith(b"/blob/"):
         return Response(201, [], b"stored")
     return Response(404, [], b"")
+
+
+def blob_server(store: BlobStore) -> Handler:
+    return BlobServer(store, describes="a store").handle
 
 
 @pytest.fixture
@@ -95,7 +77,7 @@ async def test_a_server_that_could_not_be_asked_what_it_is_is_asked_before_anyth
         with pytest.raises(Unavailable):
             await calls.put(store, "a", Bytes(b"a"))
     memory = MemoryStore()
-    server.handle = BlobServer(memory, describes="memory:").handle
+    server.handle = blob_server(memory)
     await calls.put(store, "a", Bytes(b"a"))
     assert store.capabilities == memory.capabilities
     assert not store.capabilities.durable
@@ -114,27 +96,60 @@ async def test_a_plain_server_that_could_not_be_asked_is_recognized_later(far):
 async def test_every_write_tells_anew_whether_it_is_durable(far, write):
     server, store = far
     memory = MemoryStore()
-    server.handle = BlobServer(memory, describes="memory:").handle
+    server.handle = blob_server(memory)
     for durable in (True, False, True):
         memory.capabilities = replace(memory.capabilities, durable=durable)
         await (calls.put(store, "a", Bytes(b"a")) if write == "put" else calls.delete(store, "a"))
         assert store.capabilities.durable is durable
 
 
-async def test_a_damaged_copy_is_told_from_a_server_that_can_not_be_asked(tmp_path) -> None:
-    async with contextlib.AsyncExitStack() as leaving:
-        volume = await open_volume(str(tmp_path))
-        leaving.push_async_callback(volume.aclose)
-        server = await start_server(BlobServer(volume, describes="volume:test").handle)
-        leaving.push_async_callback(server.close)
-        store = await open_store(f"http://127.0.0.1:{server.addresses[0][1]}")
-        leaving.push_async_callback(store.aclose)
-        await calls.put(store, "damaged", Bytes(b"x" * 1_000))
-        (segment,) = tmp_path.rglob("*.seg")
-        rotten = segment.read_bytes().replace(b"x" * 1_000, b"y" * 1_000)
-        segment.write_bytes(rotten)
-        assert [type(each) async for each in store.verify_many(["damaged"])] == [Failed]
-        with pytest.raises(Corrupt):  # HEAD: the answer has no body that could say so
-            await store.stat("damaged")
+async def test_digests_that_did_not_change_are_not_sent_again(far) -> None:
+    server, store = far
+    memory, statuses = MemoryStore(), []
+    honest = blob_server(memory)
+
+    async def watched(request: Request) -> Response:
+        response = await honest(request)
+        statuses.append((request.raw_path, response.status))
+        return response
+
+    server.handle = watched
+    for number in range(2):
+        await calls.put(memory, f"n{number}", Bytes(b"x"))
+        for _ in range(2):
+            assert await store.digests() == await memory.digests()
+    assert statuses[1:] == [(b"/digests", status) for status in (200, 304, 200, 304)]
+
+
+async def test_a_damaged_copy_is_told_from_a_server_that_can_not_be_asked(far, tmp_path) -> None:
+    server, store = far
+    volume = await open_volume(str(tmp_path))
+    server.handle = blob_server(volume)
+    await calls.put(store, "damaged", Bytes(b"x" * 1_000))
+    (segment,) = tmp_path.rglob("*.seg")
+    segment.write_bytes(segment.read_bytes().replace(b"x" * 1_000, b"y" * 1_000))
+    assert [type(each) async for each in store.verify_many(["damaged"])] == [Failed]
+    for read in (store.stat, store.get):  # to HEAD the answer has no body that could say so
         with pytest.raises(Corrupt):
-            await store.get("damaged")
+            await read("damaged")
+    await volume.aclose()
+
+
+async def test_a_blob_that_breaks_off_fails_and_those_behind_it_are_read(far) -> None:
+    server, store = far
+    memory = MemoryStore()
+    for name in "abc":
+        await calls.put(memory, name, Bytes(name.encode() * 100_000))
+    honest = blob_server(memory)
+
+    async def cutting(request: Request) -> Response:
+        response = await honest(request)
+        if request.raw_path != b"/records/read":
+            return response
+        stream = b"".join([bytes(piece) async for piece in response.body])
+        return Response(200, response.headers, stream[:150_000])
+
+    server.handle = cutting
+    answers = [answer async for answer in store.get_many(["a", "b", "c", "absent"])]
+    failed = [answer.name for answer in answers if isinstance(answer, Failed)]
+    assert (len(answers), failed) == (4, ["b", "absent"])

@@ -1,6 +1,5 @@
 """Entries and answers: what goes in comes out, and what is cut or wrong never passes for whole."""
 
-from collections.abc import AsyncIterator
 from itertools import pairwise
 
 import pytest
@@ -12,7 +11,9 @@ from dolmen.errors import Corrupt, DolmenError, Full, NotFound, OutcomeUnknown
 from dolmen.record import Kind
 from dolmen.stamps import MAX_STAMP
 from dolmen.store import BlobInfo, Failed, Outcome, Put
-from dolmen.stores.wire import EntryReader, decode_answers, encode_answer, encode_entries
+from dolmen.stores.records import Mark
+from dolmen.stores.wire import decode_answers, decode_entries, encode_answer, encode_entries
+from dolmen.testing.conformance.material import each
 
 NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
 METAS = st.sampled_from([b"", metadata.encode([(b"x-a", b"\x00\xff")])])
@@ -33,24 +34,17 @@ ITEMS = st.lists(INFOS | st.builds(Failed, NAMES, ERRORS), max_size=12)
 
 
 async def encoded(items: list[BlobInfo | Failed], limit: int | None = None) -> bytes:
-    async def each() -> AsyncIterator[BlobInfo | Failed]:
-        for item in items:
-            yield item
-
-    return b"".join([piece async for piece in encode_entries(each(), limit, together=100)])
+    return b"".join([piece async for piece in encode_entries(each(items), limit, together=100)])
 
 
 async def decoded(
     data: bytes, cuts: list[int]
 ) -> tuple[list[BlobInfo | tuple[object, ...]], str | None]:
-    async def pieces() -> AsyncIterator[bytes]:
-        borders = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
-        for start, stop in pairwise(borders):
-            yield data[start:stop]
-
-    reader = EntryReader(pieces())
-    items = [shown(item) async for item in reader]
-    return items, reader.next_page
+    borders = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+    pieces = [data[start:stop] for start, stop in pairwise(borders)]
+    *items, mark = [item async for item in decode_entries(each(pieces))]
+    assert isinstance(mark, Mark)
+    return [shown(item) for item in items], mark.word or None
 
 
 def shown(item: BlobInfo | Failed) -> BlobInfo | tuple[object, ...]:

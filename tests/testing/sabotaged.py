@@ -57,6 +57,16 @@ class Prying(MemoryStore):
         return self._current(name)[0]
 
 
+class Spoiling(Prying):
+    """What is written is spoilt afterwards."""
+
+    async def write(self, write):
+        before, held = self._current(write.name)
+        put = await super().write(write)
+        self.spoil(write, put, before, held)
+        return put
+
+
 # Writes
 
 
@@ -129,41 +139,30 @@ class TakesAManifestForAChunk(Prying):
 
 
 @found_by("test_writes_of_a_name[an identical put is a write]")
-class ForgetsToRaiseTheStamp(Prying):
-    async def write(self, write):
-        before = self.info(write.name)
-        put = await super().write(write)
+class ForgetsToRaiseTheStamp(Spoiling):
+    def spoil(self, write, put, before, held):
         if put.outcome is Outcome.UNCHANGED:
-            self.keep(write.name, before, self._current(write.name)[1])
-        return put
+            self.keep(write.name, before, held)
 
 
 @found_by("test_writes_of_a_name[a touch raises stamp and metadata and keeps the bytes]")
-class KeepsTheOldMetadata(Prying):
-    async def write(self, write):
-        before = self.info(write.name)
-        put = await super().write(write)
+class KeepsTheOldMetadata(Spoiling):
+    def spoil(self, write, put, before, held):
         if put.outcome is Outcome.UNCHANGED:
             self.info(write.name).metadata = before.metadata
-        return put
 
 
 @found_by("test_a_write_or_touch_renews_the_time_of_arrival")
-class ForgetsWhenItWasTouched(Prying):
-    async def write(self, write):
-        before = self.info(write.name)
-        put = await super().write(write)
+class ForgetsWhenItWasTouched(Spoiling):
+    def spoil(self, write, put, before, held):
         if put.outcome is Outcome.UNCHANGED:
             self.info(write.name).arrived = before.arrived
-        return put
 
 
 @found_by("test_a_write_or_touch_renews_the_time_of_arrival")
-class RenewsWhatWasSuperseded(Prying):
-    async def write(self, write):
-        put = await super().write(write)
+class RenewsWhatWasSuperseded(Spoiling):
+    def spoil(self, write, put, before, held):
         self.info(write.name).arrived = int(self._now())
-        return put
 
 
 @found_by("test_writes_of_a_name[the newer of delete and put is current]")
@@ -174,7 +173,7 @@ class LetsTheLastPutWin(Prying):
         return await super().write(write)
 
 
-@found_by("test_copies_converge_in_whatever_order_writes_arrive")
+@found_by("test_stamped_writes_in_any_order_end_with_the_highest_rank")
 class LetsTheFirstOfATieWin(Prying):
     async def write(self, write):
         current = self.info(write.name)
@@ -211,12 +210,10 @@ class RefusesADeleteYearsAhead(Prying):
 
 
 @found_by("test_writes_of_a_name[the newer of delete and put is current]")
-class DeletesWithoutTombstone(Prying):
-    async def write(self, write):
-        put = await super().write(write)
+class DeletesWithoutTombstone(Spoiling):
+    def spoil(self, write, put, before, held):
         if write.kind == Kind.TOMBSTONE:
             self.kept(write.name).pop(write.name)
-        return put
 
 
 @found_by("test_a_plain_write_is_stamped_above_the_current_stamp")
@@ -288,13 +285,10 @@ class DecidesBeforeItWaits(Prying):
 
 
 @found_by("test_any_sequence_of_calls_answers_as_the_model_does")
-class RaisesNoStampOnceItWasRaised(Prying):
-    async def write(self, write):
-        before, held = self._current(write.name)
-        put = await super().write(write)
+class RaisesNoStampOnceItWasRaised(Spoiling):
+    def spoil(self, write, put, before, held):
         if put.outcome is Outcome.UNCHANGED and before.metadata and not write.metadata:
             self.keep(write.name, before, held)
-        return put
 
 
 # Removals
@@ -410,15 +404,12 @@ class LeavesTombstonesOutOfDigests(Prying):
 
 
 @found_by("test_writes_of_a_name[a blob and a manifest replace one another]")
-class CountsWhatWasReplacedTwice(Prying):
+class CountsWhatWasReplacedTwice(Spoiling):
     extra = 0
 
-    async def write(self, write):
-        before = self.info(write.name)
-        put = await super().write(write)
+    def spoil(self, write, put, before, held):
         if put.outcome is Outcome.CREATED and before is not None:
             self.extra += before.size
-        return put
 
     async def digests(self):
         slots = (await super().digests()).slots

@@ -134,7 +134,7 @@ class Records:
             if not answers:
                 raise
             answers += wire.encode_answer(Failed("", error))
-        return Response(200, _BINARY, bytes(answers))
+        return Response(200, [(b"Content-Type", b"text/plain")], bytes(answers))
 
     async def list(self, request: Request, _: str) -> Response:
         """Send what is known of the blobs in some partitions, as entries."""

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import ClassVar, Self, TypeVar, cast
+
+from blake3 import blake3
 
 from dolmen.closing import closing
 from dolmen.digests import Digests
-from dolmen.errors import DolmenError, NotFound
+from dolmen.errors import Corrupt, DolmenError, NotFound
+from dolmen.names import CHECKSUM_SIZE, CHUNK_PREFIX, id_hasher, is_chunk_name, is_object_id
 from dolmen.payload import EMPTY
 from dolmen.record import Kind
 from dolmen.store import (
@@ -35,10 +38,11 @@ from dolmen.store import (
     Write,
 )
 from dolmen.stores.epoch import check_epoch
-from dolmen.stores.soundness import verify
 
 WINDOW = 64
 """Operations under way at once."""
+_INLINE = 65_536
+"""Up to this size hashing takes less time than handing it to a thread."""
 T = TypeVar("T")
 
 
@@ -56,28 +60,18 @@ class OneByOne:
         raise NotImplementedError
 
     async def get_many(self, names: Sequence[str]) -> AsyncIterator[Blob | Failed]:
-        """See `BlobStore.get_many`."""
-        store = cast("BlobStore", self)
-        if self.reads_ahead == 1:
-            for name in names:
-                yield await get_any(store, name)
-            return
-        async with UnderWay[Blob | Failed]() as under_way:
-            for name in names:
-                if len(under_way) == self.reads_ahead:
-                    yield await under_way.next()
-                under_way.add(get_any(store, name))
-            while under_way:
-                yield await under_way.next()
+        gets = (get_any(cast("BlobStore", self), name) for name in names)
+        async with closing(_in_order(gets, self.reads_ahead)) as answers:
+            async for answer in answers:
+                yield answer
 
     async def verify_many(self, names: Sequence[str]) -> AsyncIterator[BlobInfo | Failed]:
-        """See `BlobStore.verify_many`."""
         async with closing(cast("BlobStore", self).get_many(names)) as answers:
             async for answer in answers:
                 yield answer if isinstance(answer, Failed) else await verify(answer)
 
     async def write_many(self, writes: AsyncIterator[Write]) -> AsyncIterator[Put | Failed]:
-        """See `BlobStore.write_many`. At most `WINDOW` writes are under way."""
+        """At most `WINDOW` writes are under way."""
         store = cast("BlobStore", self)
         async with UnderWay[Put | Failed]() as under_way:
             async for write in writes:
@@ -92,18 +86,12 @@ class OneByOne:
     async def remove_many(
         self, removes: Sequence[Remove], *, min_age: float = 0, epoch: int | None = None
     ) -> Sequence[bool]:
-        """See `BlobStore.remove_many`. At most `WINDOW` removals are under way."""
+        """At most `WINDOW` removals are under way."""
         if epoch is not None:
             await check_epoch(cast("BlobStore", self), epoch)
-        removed: list[bool] = []
-        async with UnderWay[bool]() as under_way:
-            for remove in removes:
-                if len(under_way) == WINDOW:
-                    removed.append(await under_way.next())
-                under_way.add(self.remove(remove, min_age=min_age))
-            while under_way:
-                removed.append(await under_way.next())
-        return removed
+        removals = (self.remove(remove, min_age=min_age) for remove in removes)
+        async with closing(_in_order(removals, WINDOW)) as removed:
+            return [each async for each in removed]
 
 
 class Delegating:
@@ -118,57 +106,50 @@ class Delegating:
         return self.store.capabilities
 
     def write(self, write: Write) -> Awaitable[Put]:
-        """See `BlobStore.write`."""
         return self.store.write(write)
 
     def get(self, name: str, *, byte_range: Range | None = None) -> Awaitable[Blob]:
-        """See `BlobStore.get`."""
         return self.store.get(name, byte_range=byte_range)
 
     def stat(self, name: str) -> Awaitable[BlobInfo]:
-        """See `BlobStore.stat`."""
         return self.store.stat(name)
 
     def list(self, listing: Listing = EVERYTHING) -> AsyncIterator[BlobInfo]:
-        """See `BlobStore.list`."""
         return self.store.list(listing)
 
     def get_many(self, names: Sequence[str]) -> AsyncIterator[Blob | Failed]:
-        """See `BlobStore.get_many`."""
         return self.store.get_many(names)
 
     def verify_many(self, names: Sequence[str]) -> AsyncIterator[BlobInfo | Failed]:
-        """See `BlobStore.verify_many`."""
         return self.store.verify_many(names)
 
     def write_many(self, writes: AsyncIterator[Write]) -> AsyncIterator[Put | Failed]:
-        """See `BlobStore.write_many`."""
         return self.store.write_many(writes)
 
     async def remove_many(
         self, removes: Sequence[Remove], *, min_age: float = 0, epoch: int | None = None
     ) -> Sequence[bool]:
-        """See `BlobStore.remove_many`."""
-        return await self.store.remove_many(removes, min_age=min_age, epoch=epoch)
+        return await self._ask(
+            lambda: self.store.remove_many(removes, min_age=min_age, epoch=epoch)
+        )
 
     async def digests(self) -> Digests:
-        """See `BlobStore.digests`."""
-        return await self.store.digests()
+        return await self._ask(self.store.digests)
 
     async def note(self, key: str, value: bytes) -> None:
-        """See `BlobStore.note`."""
-        await self.store.note(key, value)
+        await self._ask(lambda: self.store.note(key, value))
 
     async def notes(self) -> dict[str, bytes]:
-        """See `BlobStore.notes`."""
-        return await self.store.notes()
+        return await self._ask(self.store.notes)
 
     async def condition(self) -> Condition:
-        """See `BlobStore.condition`."""
-        return await self.store.condition()
+        return await self._ask(self.store.condition)
+
+    async def _ask(self, question: Callable[[], Awaitable[T]]) -> T:
+        """What all that is about the store itself goes through."""
+        return await question()
 
     async def aclose(self) -> None:
-        """See `BlobStore.aclose`."""
         await self.store.aclose()
 
 
@@ -197,6 +178,17 @@ class UnderWay(deque["asyncio.Future[T]"]):
         await asyncio.gather(*self, return_exceptions=True)
 
 
+async def _in_order(operations: Iterable[Awaitable[T]], at_once: int) -> AsyncIterator[T]:
+    """The results of operations of which so many are under way."""
+    async with UnderWay[T]() as under_way:
+        for operation in operations:
+            under_way.add(operation)
+            if len(under_way) == at_once:
+                yield await under_way.next()
+        while under_way:
+            yield await under_way.next()
+
+
 async def get_any(store: BlobStore, name: str) -> Blob | Failed:
     """Read what is current under a name, a tombstone too."""
     try:
@@ -215,3 +207,42 @@ async def write_any(store: BlobStore, write: Write) -> Put | Failed:
         return await store.write(write)
     except DolmenError as error:
         return Failed(write.name, error)
+
+
+async def verify(blob: Blob) -> BlobInfo | Failed:
+    """What is known of a blob whose bytes have the checksum and the digest they should.
+
+    A store without stamps knows no checksums; there the name alone is held against them.
+    """
+    info = blob.info
+    if info.kind == Kind.TOMBSTONE:
+        return info
+    checksum = blake3()
+    is_object = info.kind == Kind.BLOB and is_object_id(info.name)
+    digest = id_hasher(info.name) if is_object else None
+    in_thread = asyncio.get_running_loop().run_in_executor
+    size = 0
+    try:
+        async with closing(aiter(blob.payload)) as pieces:
+            async for piece in pieces:
+                size += len(piece)
+                for hasher in (checksum, digest):
+                    if hasher is None:
+                        continue
+                    if len(piece) <= _INLINE:
+                        hasher.update(piece)
+                    else:
+                        await in_thread(None, hasher.update, piece)
+    except DolmenError as error:
+        return Failed(info.name, error)
+    named = info.name
+    if digest is not None:
+        named = digest.hexdigest()
+    elif is_chunk_name(named):
+        named = CHUNK_PREFIX + checksum.hexdigest()
+    if named != info.name:
+        return Failed(info.name, Corrupt(f"the content under {info.name} has another digest"))
+    right = checksum.digest(CHECKSUM_SIZE) == info.checksum and size == info.size
+    if not right and info.checksum != NO_CHECKSUM:
+        return Failed(info.name, Corrupt(f"the content of {info.name} has another checksum"))
+    return info

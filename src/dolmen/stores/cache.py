@@ -6,8 +6,8 @@ the fast store, when it has those of that checksum. So nothing stale is ever giv
 somebody else deleted or replaced, and no copy that the fast store damaged.
 
 Blobs of up to `LARGEST` bytes are kept, chunks of large objects among them. What was used last
-stays: beyond `size` bytes (default 1 GiB) the others are removed. A fast store may forget or
-fail whenever it likes; the slow one is read then.
+stays: beyond `size` bytes (default 1 GiB) the others are removed, deleted ones among them. A fast
+store may forget or fail whenever it likes; the slow one is read then.
 
 Special characters in the two URLs are percent-encoded:
 `cache:?fast=memory:&slow=http://10.0.0.1:3001&size=256M`.
@@ -17,15 +17,13 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
 from contextlib import suppress
 from urllib.parse import parse_qs, urlsplit
 
 from dolmen.errors import BadSetting, DolmenError
 from dolmen.names import checksum_of
 from dolmen.payload import Bytes, read_whole
-from dolmen.record import Kind
-from dolmen.store import Blob, BlobInfo, BlobStore, Put, Range, Remove, Write
+from dolmen.store import Blob, BlobInfo, BlobStore, Range, Remove, Write
 from dolmen.stores.base import Delegating
 
 LARGEST = 4 << 20
@@ -51,24 +49,17 @@ class CacheStore(Delegating):
             self._note(info)
         await self._make_room()
 
-    # Reading
-
     async def get(self, name: str, *, byte_range: Range | None = None) -> Blob:
-        """See `BlobStore.get`."""
         info = await self.store.stat(name)
-        if info.size > LARGEST:
-            return await self.store.get(name, byte_range=byte_range)
         data = await self._kept_data(info)
-        if data is None:
-            if byte_range is not None:
-                return await self.store.get(name, byte_range=byte_range)
-            blob = await self.store.get(name)
-            data = await read_whole(blob.payload)
-            await self._keep(blob.info, data)
-            return Blob(blob.info, Bytes(data))
-        if byte_range is not None:
-            data = memoryview(data)[slice(*byte_range)]
-        return Blob(info, Bytes(data))
+        if data is not None:
+            return Blob(info, Bytes(memoryview(data)[slice(*byte_range)] if byte_range else data))
+        blob = await self.store.get(name, byte_range=byte_range)
+        if byte_range is not None or blob.info.size > min(LARGEST, self._size):
+            return blob
+        data = await read_whole(blob.payload)
+        await self._keep(blob.info, data)
+        return Blob(blob.info, Bytes(data))
 
     async def _kept_data(self, info: BlobInfo) -> bytes | memoryview | None:
         kept = self._kept.get(info.name)
@@ -77,19 +68,15 @@ class CacheStore(Delegating):
         try:
             data = await read_whole((await self._fast.get(info.name)).payload)
         except DolmenError:
-            data = None
-        if data is None or len(data) != info.size or checksum_of(data) != info.checksum:
+            data = b""
+        if len(data) != info.size or checksum_of(data) != info.checksum:
             await self._forget(kept)
             return None
         with suppress(KeyError):  # it may have been dropped meanwhile
             self._kept.move_to_end(info.name)
         return data
 
-    # What the fast store holds
-
     async def _keep(self, info: BlobInfo, data: bytes | memoryview) -> None:
-        if info.size > self._size:
-            return
         try:
             kept = Write(info.name, Bytes(data), info.kind, b"", info.stamp, info.checksum)
             await self._fast.write(kept)
@@ -114,32 +101,7 @@ class CacheStore(Delegating):
         with suppress(DolmenError):
             await self._fast.remove_many([Remove(info.name, info.stamp)])
 
-    # Writing
-
-    async def write(self, write: Write) -> Put:
-        """See `BlobStore.write`."""
-        put = await self.store.write(write)
-        if write.kind == Kind.TOMBSTONE:
-            await self._drop(write.name)
-        return put
-
-    async def remove_many(
-        self, removes: Sequence[Remove], *, min_age: float = 0, epoch: int | None = None
-    ) -> Sequence[bool]:
-        """See `BlobStore.remove_many`."""
-        removed = await self.store.remove_many(removes, min_age=min_age, epoch=epoch)
-        for (name, _), gone in zip(removes, removed, strict=True):
-            if gone:
-                await self._drop(name)
-        return removed
-
-    async def _drop(self, name: str) -> None:
-        kept = self._kept.get(name)
-        if kept is not None:
-            await self._forget(kept)
-
     async def aclose(self) -> None:
-        """See `BlobStore.aclose`."""
         try:
             await self._fast.aclose()
         finally:

@@ -60,7 +60,6 @@ class MemoryStore(OneByOne):
         return self._partitions.get(partition_of(name), {}).get(name, (None, b""))
 
     async def write(self, write: Write) -> Put:
-        """See `BlobStore.write`."""
         check(write)
         data = bytes(await read_whole(write.payload))
         if write.kind == Kind.TOUCH:
@@ -92,7 +91,6 @@ class MemoryStore(OneByOne):
         return name not in self._quarantine
 
     async def get(self, name: str, *, byte_range: Range | None = None) -> Blob:
-        """See `BlobStore.get`."""
         self._is_sound(check_name(name))
         info = await self.stat(name)
         data = self._current(name)[1]
@@ -100,7 +98,6 @@ class MemoryStore(OneByOne):
         return Blob(info, Bytes(data[start:stop]))
 
     async def stat(self, name: str) -> BlobInfo:
-        """See `BlobStore.stat`."""
         info, _ = self._current(check_name(name))
         if info is None:
             raise NotFound(f"{name} is not here")
@@ -111,7 +108,6 @@ class MemoryStore(OneByOne):
         return info
 
     async def remove(self, remove: Remove, *, min_age: float) -> bool:
-        """See `OneByOne.remove`."""
         name, if_stamp = remove
         current, _ = self._current(check_name(name))
         removed = may_remove(current, if_stamp=if_stamp, min_age=min_age, now=self._now())
@@ -121,7 +117,6 @@ class MemoryStore(OneByOne):
         return removed
 
     async def list(self, listing: Listing = EVERYTHING) -> AsyncIterator[BlobInfo]:
-        """See `BlobStore.list`."""
         after = listing.after
         start = (partition_of(after), after) if after is not None else (-1, "")
         for partition in listing.partitions:
@@ -137,7 +132,6 @@ class MemoryStore(OneByOne):
                         yield info
 
     async def digests(self) -> Digests:
-        """See `BlobStore.digests`."""
         slots: dict[int, Slot] = {}
         for partition, names in self._partitions.items():
             slot = slots[partition] = Slot()
@@ -151,19 +145,16 @@ class MemoryStore(OneByOne):
         return Digests(slots)
 
     async def note(self, key: str, value: bytes) -> None:
-        """See `BlobStore.note`."""
         self._notes[check_key(key)] = value
 
     async def notes(self) -> dict[str, bytes]:
-        """See `BlobStore.notes`."""
         return dict(self._notes)
 
     async def condition(self) -> Condition:
-        """See `BlobStore.condition`."""
         return Condition(remarks=["what is in memory is gone after a restart"])
 
     async def aclose(self) -> None:
-        """See `BlobStore.aclose`."""
+        """Nothing is to be let go of."""
 
 
 async def open_url(_url: str) -> MemoryStore:

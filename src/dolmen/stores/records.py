@@ -1,9 +1,10 @@
 """Streams of records: how blobs travel in bulk between stores, and lie in an archive.
 
-A stream is records one after the other (`dolmen.record`), without anything in between. What
-can't be read is there as a record of kind REFUSED under its name, whose data says why (UTF-8:
-the error's class, a line feed, its message), so every name asked for gets its answer. A
-record of kind MARK says something about the stream: a word as its name, JSON as its data.
+A stream is records one after the other (`dolmen.record`), without anything in between. A blob
+that can't be given is there as a record of kind REFUSED under its name; its metadata is the
+error (`errors.to_text`) and its stamp that of the tombstone behind a `NotFound`, so every name
+asked for gets its answer. A record of kind MARK says something about the stream: a word as its
+name, JSON as its metadata. Neither has data.
 
 All records of an archive carry one *owner*, 16 random bytes (zero on the wire), so that a
 search for the next record behind a damaged one never takes one inside a blob (which may
@@ -15,7 +16,7 @@ Read first: `dolmen.record`, `dolmen.payload`.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import NamedTuple
 
 from dolmen import errors, metadata
@@ -25,8 +26,6 @@ from dolmen.payload import Bytes, Piece, Stream
 from dolmen.record import (
     BLOCK,
     HEADER_SIZE,
-    LENGTH,
-    LENGTH_AT,
     MAGIC,
     NOBODY,
     BlockSums,
@@ -39,12 +38,14 @@ from dolmen.record import (
     head_size,
     sums_size,
 )
-from dolmen.store import Blob, BlobInfo, Failed
+from dolmen.store import NO_CHECKSUM, Blob, BlobInfo, Failed, Write
 
 WHOLE = 4 << 20
 """Blobs up to this size are decoded whole; larger ones as a stream."""
-_GATHER = 262_144
+GATHER = 262_144
+"""Bytes that small records are gathered up to before they are sent."""
 _TRAVELS = frozenset((Kind.BLOB, Kind.MANIFEST, Kind.TOMBSTONE, Kind.TOUCH))
+_DAMAGED = "its data fails its checksum"
 
 
 class Mark(NamedTuple):
@@ -82,28 +83,66 @@ class Framed(Bytes):
         self.sums = sums
 
 
+def head_of(item: BlobInfo | Failed | Mark, owner: bytes = NOBODY) -> bytes:
+    """The head of a record that says this."""
+    if isinstance(item, BlobInfo):
+        return encode_head(
+            item.kind, item.name.encode(), item.metadata, item.size, item.stamp, item.checksum,
+            arrived=item.arrived, owner=owner,
+        )  # fmt: skip
+    if isinstance(item, Mark):
+        kind, name, stamp = Kind.MARK, item.word, 0
+        text = json.dumps(item.facts).encode() if item.facts else b""
+    else:
+        kind, name, stamp = Kind.REFUSED, item.name, getattr(item.error, "stamp", 0)
+        text = errors.to_text(item.error).encode()[: metadata.METADATA_MAX]
+    named = name.encode("ascii", "replace")[:128]
+    return encode_head(kind, named, text, 0, stamp, NO_CHECKSUM, owner=owner)
+
+
+def item_of(head: Head) -> BlobInfo | Failed | Mark:
+    """What a head says; raises `Corrupt` where that makes no sense."""
+    name = head.name.decode("ascii", "replace")
+    if head.kind == Kind.REFUSED:
+        return Failed(name, errors.from_text(head.metadata.decode("utf-8", "replace"), head.stamp))
+    if head.kind == Kind.MARK:
+        return Mark(name, _facts(head.metadata))
+    if head.kind not in _TRAVELS:
+        raise Corrupt(f"a record of kind {head.kind} does not travel")
+    try:
+        check_name(name)
+        metadata.check(head.metadata)
+    except (InvalidName, errors.TooLarge) as error:
+        raise Corrupt(str(error)) from error
+    return BlobInfo(
+        name, head.length, head.kind, head.stamp, head.checksum, head.metadata, head.arrived
+    )
+
+
+def _facts(encoded: bytes) -> Mapping[str, object]:
+    """The JSON object of a mark; empty where it is none (only what it says is lost)."""
+    try:
+        facts = json.loads(encoded)
+    except (ValueError, RecursionError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def as_blob(write: Write) -> Blob:
+    """The blob that a stamped write in memory carries."""
+    data, checksum = write.payload.whole or b"", write.checksum
+    if checksum is None:
+        checksum = NO_CHECKSUM if write.kind == Kind.TOMBSTONE else checksum_of(data)
+    info = BlobInfo(write.name, len(data), write.kind, write.stamp or 0, checksum, write.metadata)
+    return Blob(info, write.payload)
+
+
 def frame(blob: Blob, owner: bytes = NOBODY) -> Sequence[Piece]:
     """The record of a blob whose data is in memory, in parts."""
     payload, data = blob.payload, blob.payload.whole
     assert data is not None
     sums = payload.sums if isinstance(payload, Framed) else block_sums(data)
-    return _head_of(blob.info, len(data), owner), data, sums
-
-
-def _head_of(info: BlobInfo, size: int, owner: bytes) -> bytes:
-    name = info.name.encode()
-    return encode_head(info.kind, name, info.metadata, size, info.stamp, info.checksum, owner=owner)
-
-
-def refusal(failed: Failed) -> Blob:
-    """What can't be given, as the record that says so."""
-    error = failed.error
-    data = errors.to_text(error).encode()
-    return _special(failed.name, Kind.REFUSED, data, stamp=getattr(error, "stamp", 0))
-
-
-def _special(name: str, kind: Kind, data: bytes, stamp: int = 0) -> Blob:
-    return Blob(BlobInfo(name, len(data), kind, stamp, checksum_of(data)), Bytes(data))
+    return head_of(blob.info, owner), data, sums
 
 
 async def encode(
@@ -116,25 +155,22 @@ async def encode(
     gathered: list[Piece] = []
     size = 0
     async for item in items:
-        if isinstance(item, Blob):
-            blob = item
-        elif isinstance(item, Failed):
-            blob = refusal(item)
+        if not isinstance(item, Blob):
+            gathered.append(head_of(item, owner))
+            size = GATHER if isinstance(item, Mark) else size + len(gathered[-1])
+        elif item.payload.whole is not None:
+            parts = frame(item, owner)
+            gathered += parts
+            size += sum(map(len, parts))
         else:
-            blob = _special(item.word, Kind.MARK, json.dumps(item.facts).encode())
-        if blob.payload.whole is None:
-            yield b"".join([*gathered, _head_of(blob.info, blob.payload.size, owner)])
+            yield b"".join([*gathered, head_of(item.info, owner)])
             gathered, size = [], 0
             sums = BlockSums()
-            async for piece in blob.payload:
+            async for piece in item.payload:
                 sums.update(piece)
                 yield piece
             yield sums.digest()
-            continue
-        parts = frame(blob, owner)
-        gathered += parts
-        size += sum(map(len, parts))
-        if size >= _GATHER or isinstance(item, Mark):
+        if size >= GATHER:
             yield b"".join(gathered)
             gathered, size = [], 0
     if gathered:
@@ -173,7 +209,6 @@ class RecordReader:
         self._buffer: bytes = b""
         self._at = 0
         self._came = 0
-        self._needed = 1
         self.owner = b""
         """That of the records; empty before the first one."""
         self.records = 0
@@ -187,36 +222,47 @@ class RecordReader:
         return self._came - len(self._buffer) + self._at
 
     async def __aiter__(self) -> AsyncIterator[Blob | Failed | Mark | Damage]:
-        while await self._have(1):
-            at, why = self.passed, ""
+        while self._held or await self._have(1):
+            at, name = self.passed, ""
             try:
-                for item in self._whole_ones():
-                    yield item
-                at = self.passed
-                if not await self._have(self._needed) and self._buffer[self._at :]:
-                    decode_head(self._buffer, self._at)
-                    why = "it ends inside a record"
-                elif (head := self._large()) is not None:
-                    rest, info = _Rest(self, head), _info_of(head)
-                    yield Blob(info, Stream(head.length, rest.pieces, rereadable=False))
-                    if not await rest.skip():
-                        ends = self.passed < at + head.size
-                        yield Damage(at, self.passed - at, _DAMAGED, info.name, ends)
-                    else:
-                        self._count()
-                    continue
+                head = await self._head()
+                name, item = head.name.decode("ascii", "replace"), item_of(head)
+                data = None
+                if head.length <= WHOLE:
+                    size = head.size
+                    if self._held < size:
+                        await self._have(size)
+                    data = self._take_whole(head, size)
             except Corrupt as error:
-                at, why = self.passed, str(error)
-            if why:
-                name = self._name()
                 more = await self._search()
-                yield Damage(at, self.passed - at, why, name, not more)
+                yield Damage(at, self.passed - at, str(error), name, not more)
+                continue
+            if data is not None:
+                self._count()
+                yield Blob(item, data) if isinstance(item, BlobInfo) else item
+                continue
+            assert isinstance(item, BlobInfo)
+            self._at += head.data_offset
+            rest = _Rest(self, head)
+            yield Blob(item, Stream(head.length, rest.pieces, rereadable=False))
+            if await rest.skip():
+                self._count()
+            else:
+                yield Damage(at, self.passed - at, _DAMAGED, name, self.passed < at + head.size)
+
+    def _count(self) -> None:
+        self.records += 1
+        self.end = self.passed
 
     # What is held of the stream
 
+    @property
+    def _held(self) -> int:
+        return len(self._buffer) - self._at
+
     async def _have(self, wanted: int) -> bool:
         """Hold so many bytes that were not taken; False when the stream ends before."""
-        held = len(self._buffer) - self._at
+        held = self._held
         if held >= wanted:
             return True
         parts: list[Piece] = [memoryview(self._buffer)[self._at :]] if held else []
@@ -240,67 +286,35 @@ class RecordReader:
         self._at = at + length
         return self._buffer[at : at + length]
 
-    # Records
+    # Records. Nothing is taken of one that is damaged
 
-    def _whole_ones(self) -> Iterator[Blob | Failed | Mark]:
-        """Take the records that are all here, and note what is needed of the one behind them.
-
-        Raises `Corrupt` with nothing taken of a record that is damaged.
-        """
-        buffer, at = self._buffer, self._at
-        while len(buffer) - at >= HEADER_SIZE:
-            start = at + head_size(buffer, at)
-            (length,) = LENGTH.unpack_from(buffer, at + LENGTH_AT)
-            if start > len(buffer):
-                self._needed = start - at
-                return
-            head = self._head(at)
-            if length > WHOLE:
-                self._needed = start - at
-                return
-            stop = start + length
-            end = stop + sums_size(length)
-            if end > len(buffer):
-                self._needed = end - at
-                return
-            item = _item_of(head, buffer[start:stop], buffer[stop:end])
-            self._at = at = end
-            self._count()
-            yield item
-        self._needed = HEADER_SIZE
-
-    def _large(self) -> Head | None:
-        """Take the head of the record that comes next if it is one to be streamed."""
-        if len(self._buffer) - self._at < HEADER_SIZE:
-            return None
-        (length,) = LENGTH.unpack_from(self._buffer, self._at + LENGTH_AT)
-        if length <= WHOLE:
-            return None
-        head = self._head(self._at)
-        _info_of(head)
-        self._at += head.data_offset
-        return head
-
-    def _head(self, at: int) -> Head:
-        head = decode_head(self._buffer, at)
+    async def _head(self) -> Head:
+        """The head of the record that comes next; raises `Corrupt`."""
+        if self._held >= HEADER_SIZE or await self._have(HEADER_SIZE):
+            size = head_size(self._buffer, self._at)
+            if self._held < size:
+                await self._have(size)
+        head = decode_head(self._buffer, self._at)
         if head.owner != self.owner:
             if self.owner:
                 raise Corrupt("this record belongs to another stream")
             self.owner = head.owner
-        if head.length > WHOLE and head.kind not in _TRAVELS:
-            raise Corrupt("a record of that kind is never so long")
+        if head.length and head.kind not in _TRAVELS:
+            raise Corrupt(f"a record of kind {head.kind} has no data")
         return head
 
-    def _count(self) -> None:
-        self.records += 1
-        self.end = self.passed
-
-    def _name(self) -> str:
-        """The name in a record that is damaged, if its head is not."""
-        try:
-            return decode_head(self._buffer, self._at).name.decode("ascii", "replace")
-        except Corrupt:
-            return ""
+    def _take_whole(self, head: Head, size: int) -> Framed:
+        """Take a record that should be held; raises `Corrupt`."""
+        if self._held < size:
+            raise Corrupt("it ends inside a record")
+        start = self._at + head.data_offset
+        stop = start + head.length
+        end = self._at + size
+        data, sums = self._buffer[start:stop], self._buffer[stop:end]
+        if not blocks_match(data, sums):
+            raise Corrupt(_DAMAGED)
+        self._at = end
+        return Framed(data, sums)
 
     async def _search(self) -> bool:
         """Pass over a damaged record, to the next head; False where there is none."""
@@ -311,12 +325,8 @@ class RecordReader:
                 self._at = len(self._buffer) - len(MAGIC) + 1
                 continue
             self._at = found
-            if await self._have(HEADER_SIZE):
-                await self._have(head_size(self._buffer, self._at))
             try:
-                head = self._head(self._at)
-                if head.kind not in (Kind.MARK, Kind.REFUSED):
-                    _info_of(head)
+                item_of(await self._head())
             except Corrupt:
                 self._at += 1
             else:
@@ -354,43 +364,3 @@ class _Rest:
         except BadContent:
             pass
         return self._sound
-
-
-_DAMAGED = "its data fails its checksum"
-
-
-def _item_of(head: Head, data: bytes, sums: bytes) -> Blob | Failed | Mark:
-    """What a record in memory says; raises `Corrupt` where it is damaged."""
-    if not blocks_match(data, sums):
-        raise Corrupt(_DAMAGED)
-    if head.kind == Kind.REFUSED:
-        return _refused(head, data)
-    if head.kind == Kind.MARK:
-        return Mark(head.name.decode("ascii", "replace"), _facts(data))
-    return Blob(_info_of(head), Framed(data, sums))
-
-
-def _info_of(head: Head) -> BlobInfo:
-    """What a record says of its blob; raises `Corrupt` for one that is none."""
-    if head.kind not in _TRAVELS:
-        raise Corrupt(f"a record of kind {head.kind} does not travel")
-    try:
-        name = check_name(head.name.decode("ascii", "replace"))
-        metadata.check(head.metadata)
-    except (InvalidName, errors.TooLarge) as error:
-        raise Corrupt(str(error)) from error
-    return BlobInfo(name, head.length, head.kind, head.stamp, head.checksum, head.metadata)
-
-
-def _refused(head: Head, data: bytes) -> Failed:
-    error = errors.from_text(data.decode("utf-8", "replace"), head.stamp)
-    return Failed(head.name.decode("ascii", "replace"), error)
-
-
-def _facts(data: bytes) -> Mapping[str, object]:
-    """The JSON object of a mark; empty where it is none (only what it says is lost)."""
-    try:
-        facts = json.loads(data)
-    except (ValueError, RecursionError):
-        return {}
-    return facts if isinstance(facts, dict) else {}

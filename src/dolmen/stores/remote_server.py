@@ -19,10 +19,10 @@ from dataclasses import replace
 from typing import Any
 
 from dolmen.digests import Digests
-from dolmen.errors import Corrupt, DolmenError, OutcomeUnknown, Unavailable
+from dolmen.errors import Corrupt, DolmenError, NotFound, OutcomeUnknown, ReadOnly, Unavailable
 from dolmen.http import Client, ClientResponse, Streamed
 from dolmen.names import check_name, checksum_of, is_chunk_name, is_object_id, partition_of
-from dolmen.payload import Bytes, Piece, Stream, to_the_end
+from dolmen.payload import EMPTY, Piece
 from dolmen.record import Kind
 from dolmen.resolve import check, check_key
 from dolmen.stamps import format_stamp, parse_stamp
@@ -43,19 +43,26 @@ from dolmen.store import (
 )
 from dolmen.stores import records
 from dolmen.stores.base import OneByOne, UnderWay, write_any
-from dolmen.stores.remote_batches import NAMES, as_blob, goes_alone, in_batches
 from dolmen.stores.responses import (
     ANSWER_MAX,
     NONSENSE,
     Unsatisfiable,
-    error_of,
+    ask,
+    body_of,
     info_of,
     object_of,
+    payload_of,
     senseless,
 )
-from dolmen.stores.wire import EntryReader, decode_answers
+from dolmen.stores.wire import decode_answers, decode_entries
 
 _PAGE = 10_000
+_NAMES = 2048
+"""How many blobs are written or asked for, or partitions listed, in one request."""
+_BATCH = 8 << 20
+"""How many bytes of small blobs go in one request."""
+_LARGE = 1 << 20
+"""From this size on a blob is put by itself: its bytes are copied less often than in a record."""
 _UNDER_WAY = 2
 """How many batches, or blobs by themselves, are written at once."""
 _EXPECTED = Capabilities(durable=True, largest=1 << 44, digests=True, ordered=True, conflicts=True)
@@ -76,7 +83,6 @@ class DolmenServer(OneByOne):
     # Writing
 
     async def write(self, write: Write) -> Put:
-        """See `BlobStore.write`."""
         check(write)
         if write.kind == Kind.TOUCH or (write.kind == Kind.TOMBSTONE and write.stamp is not None):
             answer = (await self._send([write]))[0]
@@ -85,9 +91,10 @@ class DolmenServer(OneByOne):
             return answer
         if write.kind == Kind.TOMBSTONE:
             response = await self._ask("DELETE", f"/blob/{write.name}")
+            headers = response.headers
             said = {
-                key: response.headers.get(b"x-dolmen-" + key.encode(), b"").decode("latin-1")
-                for key in ("status", "stamp")
+                "status": headers.get(b"x-dolmen-status", b"").decode("latin-1"),
+                "stamp": headers.get(b"x-dolmen-stamp", b"").decode("latin-1"),
             }
         else:
             response = await self._put(write)
@@ -114,21 +121,16 @@ class DolmenServer(OneByOne):
             headers.append((b"X-Dolmen-Checksum", write.checksum.hex().encode()))
         if write.metadata:
             headers.append((b"X-Dolmen-Metadata", b64encode(write.metadata)))
-        payload = write.payload
-        whole = payload.whole
-        body = whole if whole is not None else Streamed(to_the_end(payload), payload.size)
-        return await self._ask(
-            "POST", f"/blob/{write.name}", headers, body, expect_continue=whole is None
-        )
+        return await self._ask("POST", f"/blob/{write.name}", headers, body_of(write.payload))
 
     async def write_many(self, writes: AsyncIterator[Write]) -> AsyncIterator[Put | Failed]:
-        """See `BlobStore.write_many`. Two batches are under way at once.
+        """Two batches are under way at once.
 
         What is streamed is written by itself, while nothing else is: its payload must be read
         before the next write is asked for.
         """
         async with UnderWay[Sequence[Put | Failed]]() as under_way:
-            async for batch in in_batches(writes):
+            async for batch in _in_batches(writes):
                 streamed = batch[0].payload.whole is None
                 if not streamed:
                     under_way.add(self._written(batch))
@@ -142,21 +144,19 @@ class DolmenServer(OneByOne):
                     yield answer
 
     async def _written(self, batch: Sequence[Write]) -> Sequence[Put | Failed]:
-        if goes_alone(batch[0]):
+        if _goes_alone(batch[0]):
             return [await write_any(self, batch[0])]
         return await self._send(batch)
 
     async def _send(self, batch: Sequence[Write]) -> Sequence[Put | Failed]:
         """The answers to stamped writes in memory, sent as records in one request."""
-        answers: list[Put | Failed | None] = []
+        refused: dict[int, Failed] = {}
         framed: list[Piece] = []
-        for write in batch:
+        for at, write in enumerate(batch):
             try:  # here, for a single one that is not allowed would fail the whole stream there
-                framed += records.frame(as_blob(check(write)))
+                framed += records.frame(records.as_blob(check(write)))
             except DolmenError as error:
-                answers.append(Failed(write.name, error))
-            else:
-                answers.append(None)
+                refused[at] = Failed(write.name, error)
         failure: DolmenError = OutcomeUnknown(f"{self.address} did not answer for every write")
         came: list[Put | DolmenError] = []
         try:
@@ -168,18 +168,16 @@ class DolmenServer(OneByOne):
             failure = error
         left = iter(came)
         done: list[Put | Failed] = []
-        for write, known in zip(batch, answers, strict=True):
-            answer = known or next(left, failure)
+        for at, write in enumerate(batch):
+            answer = refused.get(at) or next(left, failure)
             done.append(answer if isinstance(answer, Put | Failed) else Failed(write.name, answer))
         return done
 
     async def remove_many(
         self, removes: Sequence[Remove], *, min_age: float = 0, epoch: int | None = None
     ) -> Sequence[bool]:
-        """See `BlobStore.remove_many`."""
         items = [[check_name(name), format_stamp(stamp)] for name, stamp in removes]
-        order: dict[str, object] = {"removes": items, "min_age": min_age, "epoch": epoch}
-        body = json.dumps(order).encode()
+        body = json.dumps({"removes": items, "min_age": min_age, "epoch": epoch}).encode()
         response = await self._ask("POST", "/records/remove", (), body, reads=False)
         said = await object_of(self.address, response, OutcomeUnknown)
         removed = said.get("removed")
@@ -190,106 +188,100 @@ class DolmenServer(OneByOne):
     # Reading
 
     async def get(self, name: str, *, byte_range: Range | None = None) -> Blob:
-        """See `BlobStore.get`."""
         check_name(name)
         headers: list[tuple[bytes, bytes]] = []
         if byte_range is not None:
             start, stop = byte_range
             if stop <= start:
-                return Blob(await self.stat(name), Bytes(b""))
+                return Blob(await self.stat(name), EMPTY)
             headers.append((b"Range", b"bytes=%d-%d" % (start, stop - 1)))
         try:
             response = await self._ask("GET", f"/blob/{name}", headers)
         except Unsatisfiable:
-            return Blob(await self.stat(name), Bytes(b""))
+            return Blob(await self.stat(name), EMPTY)
         info = info_of(self.address, name, response.headers)
-        data = response.body.whole
-        if data is None:
-            size, body = response.body.length, response.body
-            if size is None:
-                raise Unavailable(f"{self.address} does not say how long {name} is")
-            pieces = Stream(size, lambda: aiter(body), rereadable=False, fill=body.receive_into)
-            return Blob(info, pieces)
+        payload = payload_of(self.address, response.body)
         # An object or chunk is checked against its name by whoever reads it; the rest here.
         named = info.kind == Kind.BLOB and (is_object_id(name) or is_chunk_name(name))
-        if response.status != 206 and not named and checksum_of(data) != info.checksum:
+        data = None if named or response.status == 206 else payload.whole
+        if data is not None and checksum_of(data) != info.checksum:
             raise Corrupt(f"{self.address} sent {name} with another checksum than it has")
-        return Blob(info, Bytes(data))
+        return Blob(info, payload)
 
     async def stat(self, name: str) -> BlobInfo:
-        """See `BlobStore.stat`."""
-        check_name(name)
-        response = await self._ask("HEAD", f"/blob/{name}")
+        response = await self._ask("HEAD", f"/blob/{check_name(name)}")
         return info_of(self.address, name, response.headers)
 
     async def list(self, listing: Listing = EVERYTHING) -> AsyncIterator[BlobInfo]:
-        """See `BlobStore.list`."""
         wanted, after = listing.partitions, listing.after
         everything = len(wanted) == len(ALL_PARTITIONS)
         last = (partition_of(after), after) if after is not None else (-1, "")
-        for first in range(0, 1 if everything else len(wanted), NAMES):
+        for first in range(0, 1 if everything else len(wanted), _NAMES):
             order: dict[str, object] = {
                 "prefix": listing.prefix,
                 "tombstones": listing.tombstones,
                 "quarantined": listing.quarantined,
                 "limit": _PAGE,
+                "partitions": None if everything else list(wanted[first : first + _NAMES]),
+                "after": after,
             }
-            if not everything:
-                order["partitions"] = list(wanted[first : first + NAMES])
-            cursor = after
             while True:
-                order["after"] = cursor
                 before = last
-                async with await self._order("/records/list", order) as response:
-                    entries = EntryReader(aiter(response.body))
-                    async for info in self._sound(entries):
-                        if isinstance(info, Failed):
-                            raise info.error
-                        place = (partition_of(info.name), info.name)
-                        if place <= last:
-                            raise Unavailable(
-                                f"{self.address} lists out of order: {last[1]}, then {info.name}"
-                            )
-                        last = place
-                        yield info
-                cursor = entries.next_page
-                if cursor is None:
+                async for item in self._entries("/records/list", order):
+                    if isinstance(item, Failed):
+                        raise item.error
+                    if isinstance(item, records.Mark):
+                        order["after"] = item.word
+                        continue
+                    place = (partition_of(item.name), item.name)
+                    if place <= last:
+                        raise Unavailable(
+                            f"{self.address} lists out of order: {last[1]}, then {item.name}"
+                        )
+                    last = place
+                    yield item
+                if not order["after"]:
                     break
                 if last == before:
-                    raise Unavailable(f"{self.address} lists nothing from {cursor!r} on")
+                    raise Unavailable(f"{self.address} lists nothing behind {last[1]!r}")
 
     async def verify_many(self, names: Sequence[str]) -> AsyncIterator[BlobInfo | Failed]:
-        """See `BlobStore.verify_many`: no data is sent."""
-        for first in range(0, len(names), NAMES):
-            some = names[first : first + NAMES]
+        """No data is sent."""
+        for first in range(0, len(names), _NAMES):
+            some = names[first : first + _NAMES]
             left = iter(some)
-            async with await self._order("/records/verify", {"names": [*some]}) as response:
-                async for item in self._sound(EntryReader(aiter(response.body))):
-                    if next(left, None) != item.name:
-                        raise Unavailable(f"{self.address} verified {item.name}, not what is next")
-                    yield item
+            async for item in self._entries("/records/verify", {"names": [*some]}):
+                if isinstance(item, records.Mark):
+                    continue
+                if next(left, None) != item.name:
+                    raise Unavailable(f"{self.address} verified {item.name}, not what is next")
+                yield item
             if (name := next(left, None)) is not None:
                 raise Unavailable(f"{self.address} did not say how {name} is")
 
-    async def _sound(self, entries: EntryReader) -> AsyncIterator[BlobInfo | Failed]:
-        try:
-            async for item in entries:
-                yield item
-        except Corrupt as error:
-            raise senseless(self.address, error, Unavailable) from error
+    async def _entries(
+        self, target: str, order: dict[str, Any]
+    ) -> AsyncIterator[BlobInfo | Failed | records.Mark]:
+        async with await self._order(target, order) as response:
+            try:
+                async for item in decode_entries(aiter(response.body)):
+                    yield item
+            except Corrupt as error:
+                raise senseless(self.address, error, Unavailable) from error
 
     async def get_many(self, names: Sequence[str]) -> AsyncIterator[Blob | Failed]:
-        """See `BlobStore.get_many`."""
+        """Where the stream breaks off it may be that blob that can't be read to its end.
+
+        It is said to have failed, and those behind it are asked for anew.
+        """
         done = 0
-        barren = False
         while done < len(names):
-            begin, stop = done, min(done + NAMES, len(names))
+            stop = min(done + _NAMES, len(names))
             failure: DolmenError = Unavailable(f"{self.address} did not answer for {names[done]}")
             astray = False
-            order = {"names": [*names[begin:stop]]}
-            async with await self._order("/records/read", order) as response:
+            async with await self._order("/records/read", {"names": [*names[done:stop]]}) as came:
                 try:
-                    async for answer in records.decode(aiter(response.body)):
+                    async for answer in records.decode(aiter(came.body)):
                         name = answer.name if isinstance(answer, Failed) else answer.info.name
                         if done == stop or name != names[done]:
                             failure = Unavailable(f"{self.address} sent {name}, not what is next")
@@ -299,15 +291,13 @@ class DolmenServer(OneByOne):
                         yield answer
                 except DolmenError as error:
                     failure = error
-            if astray or (barren and done == begin):
+            if astray:
                 raise failure
-            barren = done == begin
-            if barren:  # it may be this one that can't be read to its end
+            if done < stop:
                 yield Failed(names[done], failure)
                 done += 1
 
     async def digests(self) -> Digests:
-        """See `BlobStore.digests`."""
         known = self._digests
         condition = [(b"If-None-Match", known[0])] if known is not None else []
         response = await self._ask("GET", "/digests", condition)
@@ -320,12 +310,10 @@ class DolmenServer(OneByOne):
     # The store itself
 
     async def note(self, key: str, value: bytes) -> None:
-        """See `BlobStore.note`."""
         order = {"key": check_key(key), "value": b64encode(value).decode()}
         await self._ask("POST", "/notes", (), json.dumps(order).encode())
 
     async def notes(self) -> dict[str, bytes]:
-        """See `BlobStore.notes`."""
         said = await object_of(self.address, await self._ask("GET", "/notes"), Unavailable)
         try:
             return {key: b64decode(value) for key, value in said.items()}
@@ -333,7 +321,6 @@ class DolmenServer(OneByOne):
             raise senseless(self.address, error, Unavailable) from error
 
     async def condition(self) -> Condition:
-        """See `BlobStore.condition`."""
         said = await object_of(self.address, await self._ask("GET", "/status"), Unavailable)
         return Condition(
             said.get("free_bytes"),
@@ -344,7 +331,6 @@ class DolmenServer(OneByOne):
         )
 
     async def aclose(self) -> None:
-        """See `BlobStore.aclose`."""
         await self._client.close()
 
     # How it asks
@@ -354,13 +340,11 @@ class DolmenServer(OneByOne):
 
         Raises `Unavailable` where it can't be asked.
         """
-        response = await self._client.request("GET", "/status")
-        if response.status in (404, 405):
-            await response.body.read(ANSWER_MAX)
+        try:
+            response = await ask(self._client, self.address, "GET", "/status")
+        except (NotFound, ReadOnly):  # 404, 405
             self._is_other()
             return False
-        if response.status >= 400:
-            raise await error_of(self.address, response)
         try:
             said = await object_of(self.address, response, Unavailable)
             self.capabilities, self._known = Capabilities(**said["capabilities"]), True
@@ -379,14 +363,37 @@ class DolmenServer(OneByOne):
         headers: Sequence[tuple[bytes, bytes]] = (),
         body: bytes | memoryview | Streamed | None = None,
         *,
-        expect_continue: bool = False,
         reads: bool | None = None,
     ) -> ClientResponse:
         if not self._known and not await self.learn():
             raise Unavailable(f"{self.address} is a plain sos blob server, as it now says")
-        response = await self._client.request(
-            method, target, headers, body, expect_continue=expect_continue, reads=reads
-        )
-        if response.status >= 400:
-            raise await error_of(self.address, response)
-        return response
+        return await ask(self._client, self.address, method, target, headers, body, reads=reads)
+
+
+# Which writes go together, as records in one request, and which alone
+
+
+def _goes_alone(write: Write) -> bool:
+    """Whether a write takes a request of its own: only what carries a stamp is a record."""
+    payload = write.payload
+    return payload.whole is None or payload.size >= _LARGE or write.stamp is None
+
+
+async def _in_batches(writes: AsyncIterator[Write]) -> AsyncIterator[list[Write]]:
+    """Small writes in lists of bounded size, large ones alone, in order."""
+    batch: list[Write] = []
+    size = 0
+    async for write in writes:
+        if _goes_alone(write):
+            if batch:
+                yield batch
+            yield [write]
+            batch, size = [], 0
+            continue
+        batch.append(write)
+        size += write.payload.size
+        if len(batch) >= _NAMES or size >= _BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

@@ -1,14 +1,16 @@
-"""What a dolmen server's HTTP response means: the error, a blob's facts, or JSON."""
+"""Asking a blob server over HTTP, and what its response means: an error, a blob's facts, JSON."""
 
 from __future__ import annotations
 
 import json
 from base64 import b64decode
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 from dolmen.errors import DolmenError, InvalidName, NotFound, Unavailable, from_text
-from dolmen.http import ClientResponse, Headers
+from dolmen.http import Body, Client, ClientResponse, Headers, Streamed
+from dolmen.payload import Bytes, Payload, Stream, to_the_end
 from dolmen.record import Kind
 from dolmen.stamps import parse_stamp
 from dolmen.store import BlobInfo
@@ -35,6 +37,44 @@ class Unsatisfiable(DolmenError):  # noqa: N818 - as the other errors
     """The range asked for begins behind the blob's end (416)."""
 
 
+async def ask(
+    client: Client,
+    address: str,
+    method: str,
+    target: str,
+    headers: Sequence[tuple[bytes, bytes]] = (),
+    body: bytes | memoryview | Streamed | None = None,
+    *,
+    reads: bool | None = None,
+) -> ClientResponse:
+    """The response to a request; raises the error that a status of 400 or above stands for.
+
+    What is streamed is sent once the server asks for it.
+    """
+    waits = isinstance(body, Streamed)
+    response = await client.request(
+        method, target, headers, body, expect_continue=waits, reads=reads
+    )
+    if response.status >= 400:
+        raise await error_of(address, response)
+    return response
+
+
+def body_of(payload: Payload) -> bytes | memoryview | Streamed:
+    """A payload as the body of a request."""
+    whole = payload.whole
+    return whole if whole is not None else Streamed(to_the_end(payload), payload.size)
+
+
+def payload_of(address: str, body: Body) -> Payload:
+    """The body of a response as a payload. Raises `Unavailable` where its length is not known."""
+    if body.whole is not None:
+        return Bytes(body.whole)
+    if body.length is None:
+        raise Unavailable(f"{address} does not say how long its answer is")
+    return Stream(body.length, lambda: aiter(body), rereadable=False, fill=body.receive_into)
+
+
 def senseless(address: str, error: Exception, kind: type[DolmenError]) -> DolmenError:
     """The error, of this kind, for an answer that is not of the agreed form."""
     return kind(f"an answer of {address} makes no sense ({error!r:.200}): is this a dolmen server?")
@@ -42,12 +82,12 @@ def senseless(address: str, error: Exception, kind: type[DolmenError]) -> Dolmen
 
 async def error_of(address: str, response: ClientResponse) -> DolmenError:
     """The error that a response of status 400 or above stands for."""
-    try:
-        said = json.loads(bytes(await response.body.read(65_536)) or b"{}")
-    except (ValueError, RecursionError):
-        said = {}
     status = response.status
-    detail = said.get("detail") if isinstance(said, dict) else None
+    text = bytes(await response.body.read(65_536)).decode("utf-8", "replace")
+    try:
+        detail = json.loads(text).get("detail")
+    except (ValueError, AttributeError, RecursionError):
+        detail = text.strip()[:200]  # what a plain sos server says
     message = f"{address}: {detail or f'HTTP {status}'}"
     if status == 416:
         return Unsatisfiable(message)

@@ -1,10 +1,10 @@
 """A store that is asked again when it does not answer, and that names itself when it gives up.
 
-Everything here can be repeated without harm: questions, removals of a stamp, and writes that
-carry a stamp. Each is tried up to `TRIES` times with pauses that double. Listings and bulk reads
-go on behind the last entry that came, and so does a body that breaks off in the middle. A store
-that stays away, refuses every write or refuses who asks raises `ServerFailed` with its name.
-What is wrong with one blob is passed on as it is.
+Everything here can be repeated without harm: questions, removals of a stamp (what the first call
+removed is False then), and writes that carry a stamp. Each is tried up to `TRIES` times with pauses
+that double. Listings and bulk reads go on behind the last entry that came, and so does a body that
+breaks off in the middle. A store that stays away, refuses every write or refuses who asks raises
+`ServerFailed` with its name. What is wrong with one blob is passed on as it is.
 
 `write_many` is not repeated: nobody keeps what was sent. `dolmen.replication.copy` sends it again.
 
@@ -21,7 +21,6 @@ from dataclasses import replace
 from typing import TypeVar
 
 from dolmen.closing import closing
-from dolmen.digests import Digests
 from dolmen.errors import (
     BadContent,
     DolmenError,
@@ -32,19 +31,16 @@ from dolmen.errors import (
     Unauthorized,
     Unavailable,
 )
-from dolmen.names import partition_of
 from dolmen.payload import Payload, Piece
 from dolmen.store import (
     EVERYTHING,
     Blob,
     BlobInfo,
     BlobStore,
-    Condition,
     Failed,
     Listing,
     Put,
     Range,
-    Remove,
     Write,
 )
 from dolmen.stores.base import Delegating
@@ -128,30 +124,26 @@ class Retrying(Delegating):
             raise ServerFailed(self.server, error) from error
 
     async def write(self, write: Write) -> Put:
-        """See `BlobStore.write`. Without a stamp, or with a payload read once, it is tried once."""
+        """Without a stamp, or with a payload read once, it is tried once."""
         if write.stamp is None or not write.payload.rereadable:
             return await self.store.write(write)
         return await self._ask(lambda: self.store.write(write), of_blob=True)
 
     async def get(self, name: str, *, byte_range: Range | None = None) -> Blob:
-        """See `BlobStore.get`. A range is not gone on with when its body breaks off."""
+        """A range is not gone on with when its body breaks off."""
         blob = await self._ask(lambda: self.store.get(name, byte_range=byte_range), of_blob=True)
         return blob if byte_range else self._resumed(blob)
 
     async def stat(self, name: str) -> BlobInfo:
-        """See `BlobStore.stat`."""
         return await self._ask(lambda: self.store.stat(name), of_blob=True)
 
     async def list(self, listing: Listing = EVERYTHING) -> AsyncIterator[BlobInfo]:
-        """See `BlobStore.list`. It goes on where it broke off."""
+        """It goes on where it broke off."""
         backoff = Backoff(self.pause, LONGEST)
-        last: str | None = None
+        last = listing.after
         while True:
-            if last is not None:
-                left = [each for each in listing.partitions if each >= partition_of(last)]
-                listing = replace(listing, partitions=left, after=last)
             try:
-                async with closing(self.store.list(listing)) as infos:
+                async with closing(self.store.list(replace(listing, after=last))) as infos:
                     async for info in infos:
                         last = info.name
                         yield info
@@ -164,13 +156,11 @@ class Retrying(Delegating):
                 return
 
     async def get_many(self, names: Sequence[str]) -> AsyncIterator[Blob | Failed]:
-        """See `BlobStore.get_many`."""
         async with closing(self._many(self.store.get_many, names)) as answers:
             async for answer in answers:
                 yield answer if isinstance(answer, Failed) else self._resumed(answer)
 
     def verify_many(self, names: Sequence[str]) -> AsyncIterator[BlobInfo | Failed]:
-        """See `BlobStore.verify_many`."""
         return self._many(self.store.verify_many, names)
 
     async def _many(
@@ -206,30 +196,6 @@ class Retrying(Delegating):
             yield failed
             at += 1
             backoff.renew()
-
-    async def remove_many(
-        self, removes: Sequence[Remove], *, min_age: float = 0, epoch: int | None = None
-    ) -> Sequence[bool]:
-        """See `BlobStore.remove_many`. After a repetition, what the first call removed is False."""
-        return await self._ask(
-            lambda: self.store.remove_many(removes, min_age=min_age, epoch=epoch)
-        )
-
-    async def digests(self) -> Digests:
-        """See `BlobStore.digests`."""
-        return await self._ask(self.store.digests)
-
-    async def note(self, key: str, value: bytes) -> None:
-        """See `BlobStore.note`."""
-        await self._ask(lambda: self.store.note(key, value))
-
-    async def notes(self) -> dict[str, bytes]:
-        """See `BlobStore.notes`."""
-        return await self._ask(self.store.notes)
-
-    async def condition(self) -> Condition:
-        """See `BlobStore.condition`."""
-        return await self._ask(self.store.condition)
 
     def _resumed(self, blob: Blob) -> Blob:
         if blob.payload.whole is None:

@@ -17,11 +17,8 @@ The idea of such a suite is perkeep's `storagetest`.
 from __future__ import annotations
 
 from dolmen.testing.conformance.bulk import Bulk
-from dolmen.testing.conformance.damage import Damage
-from dolmen.testing.conformance.listings import Listings
 from dolmen.testing.conformance.model import Modelled
-from dolmen.testing.conformance.payloads import Payloads
-from dolmen.testing.conformance.races import Races
+from dolmen.testing.conformance.reads import Reads
 from dolmen.testing.conformance.setting import Place, Time
 from dolmen.testing.conformance.upkeep import Upkeep
 from dolmen.testing.conformance.writes import Writes
@@ -29,5 +26,5 @@ from dolmen.testing.conformance.writes import Writes
 __all__ = ["Conformance", "Place", "Time"]
 
 
-class Conformance(Writes, Payloads, Races, Listings, Bulk, Damage, Upkeep, Modelled):
+class Conformance(Writes, Reads, Bulk, Upkeep, Modelled):
     """Everything the contract asks of one store."""

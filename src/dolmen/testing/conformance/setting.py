@@ -74,11 +74,6 @@ class Suite:
         """
         pytest.skip("this store's test has no way to damage what it keeps")
 
-    @property
-    def can_damage(self) -> bool:
-        """Whether this store's test has a way to damage what it keeps."""
-        return type(self).damage is not Suite.damage
-
     @pytest.fixture
     async def place(self, tmp_path: Path) -> AsyncIterator[Place]:
         """The place of the store."""

@@ -1,4 +1,7 @@
-"""The store itself: its notes, its condition, closing it and opening it again."""
+"""What is kept: damaged copies, the store's notes and condition, closing it and opening it again.
+
+A damaged copy is found, never handed out, never built upon, replaced by a valid write.
+"""
 
 # ruff: noqa: D102 - the names say what is held
 
@@ -6,26 +9,49 @@ from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import replace
 
 import pytest
 
-from dolmen.errors import DolmenError, InvalidName
+from dolmen.errors import Conflict, Corrupt, DolmenError, InvalidName, NotFound
+from dolmen.names import checksum_of
 from dolmen.payload import Bytes
-from dolmen.store import IDENTITY, BlobStore
+from dolmen.record import Kind
+from dolmen.store import IDENTITY, Blob, BlobInfo, BlobStore, Failed, Outcome, Put, Write
 from dolmen.testing import calls
-from dolmen.testing.conformance.listings import fill
 from dolmen.testing.conformance.material import (
     META,
     at,
     content,
     crowd,
     found,
+    info_of,
+    left_by,
     names,
     noise,
+    read,
     recomputed,
+    same,
     streamed,
 )
+from dolmen.testing.conformance.reads import fill
 from dolmen.testing.conformance.setting import Place, Suite
+
+SIZES = pytest.mark.parametrize("size", [100, 200_000])
+OLD = Write("", Bytes(noise(100)), stamp=at(5))
+OTHER = replace(OLD, payload=Bytes(noise(100, 1)))
+
+
+async def quarantined(store: BlobStore) -> list[str]:
+    """The names of the copies known to be damaged."""
+    return [name async for name in calls.quarantined(store)]
+
+
+async def in_parts(store: BlobStore, name: str, data: bytes) -> None:
+    """Read a blob by ranges; each must be right, whatever is damaged elsewhere."""
+    for start in range(0, len(data), 50_000):
+        blob = await store.get(name, byte_range=(start, start + 50_000))
+        assert await read(blob.payload) == data[start : start + 50_000]
 
 
 async def noted(store: BlobStore) -> dict[str, bytes]:
@@ -34,7 +60,137 @@ async def noted(store: BlobStore) -> dict[str, bytes]:
 
 
 class Upkeep(Suite):
-    """Notes, condition, closing, opening again."""
+    """Damage, notes, condition, closing, opening again."""
+
+    @SIZES
+    async def test_damage_is_found_by_every_read_and_never_handed_out(
+        self, store: BlobStore, place: Place, size: int
+    ) -> None:
+        data = noise(size)
+        bad = ["get", "range", "many", "verify"]
+        for name in [*bad, "good"]:
+            await calls.put(store, name, streamed(data), stamp=at(1), meta=META)
+        for name in bad:
+            await self.damage(store, place, name)
+        with pytest.raises(Corrupt):
+            await content(store, "get")
+        with pytest.raises(Corrupt):
+            await in_parts(store, "range", data)
+        right = []
+        async for answer in store.get_many(["many", "good"]):
+            try:
+                right.append(isinstance(answer, Blob) and await read(answer.payload) == data)
+            except Corrupt:
+                right.append(False)
+        assert right == [False, True]
+        for _ in range(2):
+            failed, info = [answer async for answer in store.verify_many(["verify", "good"])]
+            assert isinstance(failed, Failed)
+            assert isinstance(failed.error, Corrupt)
+            assert isinstance(info, BlobInfo)
+        assert sorted(await quarantined(store)) == (sorted(bad) if self.quarantines else [])
+
+    @SIZES
+    @pytest.mark.parametrize("whole", [True, False], ids=["whole", "streamed"])
+    async def test_an_acknowledged_put_of_the_same_content_makes_a_damaged_copy_sound(
+        self, store: BlobStore, place: Place, size: int, whole: bool
+    ) -> None:
+        data = noise(size)
+        for number, stamp in enumerate((None, at(1), at(2))):
+            name = f"n{number}"
+            await calls.put(store, name, Bytes(data), stamp=at(1))
+            await self.damage(store, place, name)
+            payload = Bytes(data) if whole else streamed(data)
+            answer = await calls.put(store, name, payload, stamp=stamp, meta=META)
+            assert answer.outcome in (Outcome.CREATED, Outcome.UNCHANGED)
+            assert same(await store.stat(name), info_of(name, data, stamp=answer.stamp, meta=META))
+            assert await content(store, name) == data
+        assert await quarantined(store) == []
+        assert await store.digests() == await recomputed(store)
+
+    @SIZES
+    async def test_a_touch_does_not_find_a_damaged_copy(
+        self, store: BlobStore, place: Place, size: int
+    ) -> None:
+        data = noise(size)
+        await calls.put(store, "name", Bytes(data), stamp=at(1))
+        await self.damage(store, place, "name")
+        for _ in range(2):
+            with pytest.raises(NotFound):
+                await calls.touch(store, "name", stamp=at(2), checksum=checksum_of(data))
+        with pytest.raises(Corrupt):
+            await content(store, "name")
+
+    async def test_a_copy_known_to_be_damaged_leaves_listings_and_digests(
+        self, store: BlobStore, place: Place
+    ) -> None:
+        for name in ("good", "bad"):
+            await store.write(replace(OLD, name=name))
+        await self.damage(store, place, "bad")
+        for _ in range(2 if self.reopens else 1):
+            with pytest.raises(Corrupt):
+                await content(store, "bad")
+            if self.quarantines:
+                with pytest.raises(Corrupt):
+                    await store.stat("bad")
+                assert await names(store.list()) == ["good"]
+                assert await quarantined(store) == ["bad"]
+                assert (await store.digests()).count == 1
+            else:
+                assert await quarantined(store) == []
+            assert await store.digests() == await recomputed(store)
+            if self.reopens:
+                await store.aclose()
+                store = await self.make_store(place)
+        await store.aclose()
+
+    async def test_a_copy_known_to_be_damaged_is_replaced_by_its_content_and_what_is_newer(
+        self, store: BlobStore, place: Place
+    ) -> None:
+        if not self.quarantines:
+            pytest.skip("this store does not remember which copies are damaged")
+        kept = []
+        for number, (write, outcome) in enumerate(
+            [
+                (OLD, Outcome.CREATED),
+                (replace(OLD, stamp=at(6), metadata=META), Outcome.CREATED),
+                (replace(OLD, stamp=at(4)), Outcome.CREATED),
+                (replace(OLD, stamp=at(4), kind=Kind.MANIFEST), Outcome.SUPERSEDED),
+                (replace(OTHER, stamp=at(4)), Outcome.SUPERSEDED),
+                (replace(OTHER, stamp=at(6)), Outcome.CREATED),
+                (Write.tombstone("", stamp=at(4)), Outcome.SUPERSEDED),
+                (Write.tombstone("", stamp=at(5)), Outcome.CREATED),
+                (replace(OLD, stamp=None), Outcome.CREATED),
+                (Write.tombstone("", stamp=None), Outcome.CREATED),
+                (replace(OTHER, stamp=None), Conflict),
+            ]
+        ):
+            write = replace(write, name=f"n{number}")
+            await store.write(replace(OLD, name=write.name))
+            await self.damage(store, place, write.name)
+            with pytest.raises(Corrupt):
+                await content(store, write.name)
+            if outcome is Outcome.CREATED:
+                put = await store.write(write)
+                assert put.outcome is outcome, number
+                assert put.stamp == write.stamp or (write.stamp is None and put.stamp > at(5))
+                assert same(await found(store, write.name), left_by(write, stamp=put.stamp))
+                if write.kind != Kind.TOMBSTONE:
+                    assert await content(store, write.name) == write.payload.whole
+            elif outcome is Outcome.SUPERSEDED:
+                assert await store.write(write) == Put(Outcome.SUPERSEDED, at(5)), number
+                kept.append(write.name)
+            elif store.capabilities.conflicts:
+                with pytest.raises(Conflict):
+                    await store.write(write)
+                kept.append(write.name)
+        assert sorted(await quarantined(store)) == sorted(kept)
+        for name in kept:
+            assert not await calls.remove(store, name, if_stamp=at(4))
+            assert await calls.remove(store, name, if_stamp=at(5))
+            assert await found(store, name) is None
+        assert await quarantined(store) == []
+        assert await store.digests() == await recomputed(store)
 
     async def test_a_store_has_an_identity_that_never_changes(
         self, store: BlobStore, place: Place
