@@ -6,8 +6,9 @@ import asyncio
 import os
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import AbstractAsyncContextManager, suppress
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -19,11 +20,12 @@ from dolmen.names import checksum_of, partition_of
 from dolmen.payload import Bytes, Piece, Stream
 from dolmen.record import Kind
 from dolmen.store import BlobInfo, Outcome
-from dolmen.stores import bucket_client, bucket_head, bucket_sweep
+from dolmen.stores import bucket_client, bucket_head, bucket_sweep, open_store
 from dolmen.stores.bucket import BucketStore
 from dolmen.stores.bucket_client import Client, Found
 from dolmen.stores.bucket_data import GRACE, PART
-from dolmen.stores.bucket_head import head_of, heads_of, new_id
+from dolmen.stores.bucket_head import head_of, heads_of
+from dolmen.stores.bucket_sweep import sweep_again, sweep_if_due
 from dolmen.testing import calls
 from dolmen.testing.conformance.material import at, content, names, noise
 from engines.buckets import Later, everything, opened
@@ -66,12 +68,12 @@ async def test_what_was_outranked_goes_a_day_later(url: str, later: Later) -> No
     everywhere = await everything(store._client)
     assert len(everywhere) == 7 + 6  # heads and parts
 
-    await store.sweeper.sweep_if_due()
+    await sweep_if_due(store._client)
     assert await everything(store._client) == everywhere
 
     later.by = DAY
     before = [info async for info in calls.listing(store, tombstones=True)]
-    await store.sweeper.sweep_if_due()
+    await sweep_if_due(store._client)
     assert len(await everything(store._client)) == 4 + 3
     assert [info async for info in calls.listing(store, tombstones=True)] == before
     assert await content(store, "kept") == await content(store, "touched") == LARGE
@@ -94,10 +96,10 @@ async def test_an_upload_that_was_given_up_goes_a_day_later(
         await asyncio.sleep(0)
     put.cancel()
     await asyncio.gather(put, return_exceptions=True)
-    await store.sweeper.sweep_if_due()
+    await sweep_if_due(store._client)
     assert await everything(store._client) == left
     later.by = DAY
-    await store.sweeper.sweep_if_due()
+    await sweep_if_due(store._client)
     assert await everything(store._client) == []
 
 
@@ -121,10 +123,11 @@ async def test_a_write_that_took_so_long_that_the_sweep_may_be_near_is_not_ackno
 
     put = Client.put
 
-    async def late(self: Client, path: str, data: bytes) -> None:
-        await put(self, path, data)
+    async def late(self: Client, path: str, data: bytes, **options: Any) -> bool:
+        await put(self, path, data, **options)
         if path.startswith("heads") and moment == "during the head":
             later.by = GRACE / 2
+        return True
 
     look = store._look
 
@@ -159,7 +162,7 @@ async def test_writers_sweepers_and_time_together_lose_nothing_acknowledged(
         for _ in range(rng.randrange(3)):
             await asyncio.sleep(0.05)  # some part may be there by now, or not
             later.by += rng.random() * GRACE / 2
-            await rng.choice(stores).sweeper.sweep_if_due()
+            await sweep_if_due(rng.choice(stores)._client)
         yield data[PART:]
 
     async def one(number: int) -> None:
@@ -170,7 +173,7 @@ async def test_writers_sweepers_and_time_together_lose_nothing_acknowledged(
             if write == 0:
                 answer = await calls.touch(store, name, stamp=stamp, checksum=checksum_of(data))
             elif write == 1:
-                await store.sweeper.sweep_if_due()
+                await sweep_if_due(store._client)
                 return
             else:
                 payload = Stream(len(data), lambda: slow(data))
@@ -189,7 +192,7 @@ async def test_writers_sweepers_and_time_together_lose_nothing_acknowledged(
             assert (await stores[0].stat(name)).stamp >= stamp
             assert await content(stores[1], name) == blobs[name]
         later.by += DAY
-        await stores[2].sweeper.sweep_if_due()
+        await sweep_if_due(stores[2]._client)
     assert acknowledged
     left = await everything(stores[0]._client)
     there = await names(stores[0].list())
@@ -234,36 +237,52 @@ async def test_ages_are_those_of_the_bucket(store: BucketStore, later: Later) ->
 async def test_only_one_of_several_processes_sweeps(
     rclone: Rclone, store: BucketStore, later: Later
 ) -> None:
-    await store.sweeper.sweep_if_due()
+    await sweep_if_due(store._client)
     await calls.put(store, "name", Bytes(b"one"), stamp=at(1))
     await calls.put(store, "name", Bytes(b"two"), stamp=at(2))
     later.by = DAY
-    await asyncio.gather(*(store.sweeper.sweep_if_due() for _ in range(3)))
+    await asyncio.gather(*(sweep_if_due(store._client) for _ in range(3)))
     assert len(await everything(store._client)) == 1
 
 
-async def test_an_open_store_sweeps_by_itself_and_reports_when_it_cannot(
-    store: BucketStore, later: Later, monkeypatch: pytest.MonkeyPatch
+async def test_a_store_that_was_opened_sweeps_by_itself(
+    rclone: Rclone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bucket_sweep, "_FIRST", 0)
+    monkeypatch.setattr(bucket_sweep, "FIRST", 0)
     monkeypatch.setattr(bucket_sweep, "_NEXT", 0.001)
+    swept = asyncio.Event()
+
+    async def sweep(client: Client) -> None:
+        assert client is store._client
+        swept.set()
+
+    monkeypatch.setattr(bucket_sweep, "sweep_if_due", sweep)
+    store = await open_store(rclone.url("opened"))
+    assert isinstance(store, BucketStore)
+    for _ in range(2):
+        swept.clear()
+        await swept.wait()
+    await store.aclose()
+
+
+async def test_a_sweep_that_fails_is_told_and_tried_again(
+    store: BucketStore, later: Later, caplog: pytest.LogCaptureFixture
+) -> None:
     await calls.put(store, "name", Bytes(b"one"), stamp=at(1))
     await calls.put(store, "name", Bytes(b"two"), stamp=at(2))
     later.by = DAY
-    store.sweeper.start()
-    while len(await everything(store._client)) > 1:
-        await asyncio.sleep(0)
 
-    async def fails(*, fresh: bool = False) -> float:
-        raise Unavailable(f"no time: {fresh}")
+    async def fails(paths: list[str]) -> None:
+        if paths != ["swept"]:
+            raise Unavailable("for the test")
+        await Client.delete(store._client, paths)
 
-    now, store._client.now = store._client.now, fails  # type: ignore[method-assign]
-    while not store.sweeper.trouble:
-        await asyncio.sleep(0)
-    store._client.now = now  # type: ignore[method-assign]
-    store.sweeper.trouble = "outdated data could not be deleted: for the test"
-    await store.sweeper.aclose()
-    assert "could not be deleted" in (await store.condition()).reasons[0]
+    store._client.delete = fails  # type: ignore[assignment, method-assign]
+    await sweep_again(store._client)
+    assert "outdated data could not be deleted: for the test" in caplog.text
+    del store._client.delete
+    await sweep_again(store._client)
+    assert len(await everything(store._client)) == 1
 
 
 # Heads: what a key says, and its order.
@@ -283,7 +302,7 @@ infos = st.builds(
 def test_a_key_says_what_it_was_made_of_and_sorts_as_names_do(
     one: BlobInfo, other: BlobInfo
 ) -> None:
-    head = head_of(one, new_id())
+    head = head_of(one, os.urandom(16).hex())
     assert len(head.mark) <= 400
     assert all(len(word) <= 255 for word in head.mark.split("/"))
     assert heads_of([Found(head.path, 0)]) == [head]
@@ -297,7 +316,7 @@ def test_a_key_says_what_it_was_made_of_and_sorts_as_names_do(
 
 def test_the_highest_rank_is_current_and_of_one_write_twice_the_sound_one() -> None:
     def head(stamp: int, kind: Kind = Kind.BLOB, meta: bytes = b"") -> str:
-        return head_of(BlobInfo("name", 4, kind, stamp, bytes(16), meta), new_id()).path
+        return head_of(BlobInfo("name", 4, kind, stamp, bytes(16), meta), os.urandom(16).hex()).path
 
     rising = [
         head(1),
@@ -319,19 +338,20 @@ def test_the_highest_rank_is_current_and_of_one_write_twice_the_sound_one() -> N
 
 async def test_how_many_requests_a_call_takes(moto: Moto, monkeypatch: pytest.MonkeyPatch) -> None:
     store = opened(moto.url("requests"))
-    requests: Counter[str] = Counter()
-    ask = Client._ask
+    requests = 0
+    asking = Client._asking
 
-    async def counting(self: Client, request: Callable[[], Awaitable[object]], **_: bool) -> object:
-        requests[getattr(getattr(request, "func", None), "__name__", "read")] += 1
-        return await ask(self, request, **_)
+    def counting(self: Client, *, wrote: bool = False) -> AbstractAsyncContextManager[None]:
+        nonlocal requests
+        requests += 1
+        return asking(self, wrote=wrote)
 
-    monkeypatch.setattr(Client, "_ask", counting)
+    monkeypatch.setattr(Client, "_asking", counting)
 
     async def count(call: Awaitable[object]) -> int:
-        requests.clear()
+        before = requests
         await call
-        return requests.total()
+        return requests - before
 
     # The driver is asked once more behind the last page of a listing, and sends nothing.
     first, listed = 1, 2

@@ -97,8 +97,9 @@ async def store(server):
 async def noticed(store):
     """Until the store knows that its connections ended."""
     for server in store._driver._servers._servers.values():
-        while not all(connection.lost for connection in server._connections):
-            await asyncio.sleep(0)
+        for lane in server.lanes.values():
+            while not all(connection.lost for connection in lane.connections):
+                await asyncio.sleep(0)
 
 
 async def put(store, name, data, **options):
@@ -658,28 +659,19 @@ def test_a_url_is_read_and_shown_without_its_password(url, address, shown):
 
 
 @pytest.mark.parametrize(
-    ("why", "urls"),
+    "url",
     [
-        (
-            "no host and port",
-            (
-                *("redis:", "redis://", "redis://:hunter2@", "redis://a:b", "redis://a:70000"),
-                *("redis://[::1", "redis://:hun/ter2@a:1", "redis://:hun#ter2@a:1"),
-                *("redis://u:hun?ter2@a:1", "redis+cluster://a,"),
-            ),
-        ),
-        ("several servers are a cluster", ("redis://a,b",)),
-        ("a database is a number", ("redis://a/b", "redis://a/99999", "redis://a/1/2")),
-        ("a cluster has no databases", ("redis+cluster://a/3",)),
-        ("a prefix is", ("redis://a?prefix=", "redis://a?prefix={x}")),
-        ("prefix= is all", ("redis://a?timeout=3", "redis://a#x")),
+        *("redis:", "redis://", "redis://:hunter2@", "redis://a:b", "redis://a:70000"),
+        *("redis://[::1", "redis://:hun/ter2@a:1", "redis://:hun#ter2@a:1"),
+        *("redis://u:hun?ter2@a:1", "redis+cluster://a,", "redis://a,b", "redis+cluster://a/3"),
+        *("redis://a/b", "redis://a/99999", "redis://a/1/2", "redis://a?prefix="),
+        *("redis://a?prefix={x}", "redis://a?timeout=3", "redis://a#x"),
     ],
 )
-def test_a_url_that_is_none_is_explained_without_repeating_a_password(why, urls):
-    for url in urls:
-        with pytest.raises(BadSetting, match=why) as caught:
-            parse(url)
-        told = f"{caught.value} {caught.value.__cause__}"
-        assert "hun" not in told
-        assert "ter2" not in told
-        assert "\n" not in told
+def test_a_url_that_is_none_is_explained_without_repeating_a_password(url):
+    with pytest.raises(BadSetting, match="write redis://") as caught:
+        parse(url)
+    told = f"{caught.value} {caught.value.__cause__}"
+    assert "hun" not in told
+    assert "ter2" not in told
+    assert "\n" not in told

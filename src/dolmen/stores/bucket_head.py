@@ -6,9 +6,9 @@ PPPP is the partition, numbers are in hex: STAMP (16 digits), KIND (1), CHECKSUM
 bytes, ID (32 digits, random: no two writes share a key or data). METADATA is `m` and the
 metadata in base64url, or, above 96 bytes, `h` and its hash in hex; the object then begins with
 the metadata. What follows in the object is the data, where it is no more than 64 KiB; more is
-in the parts of this ID (`dolmen.stores.bucket_data`). An empty object with the same key and `!`
-behind it marks a head whose bytes failed their check. No word between slashes has more than 255
-characters, no key more than 400.
+in parts, `data/PPPP/NAME!/ID.NUMBER`, with the ID of the head. An empty object with the same key
+and `!` behind it marks a head whose bytes failed their check. No word between slashes has more
+than 255 characters, no key more than 400.
 
 `!` sorts before everything a name is made of, so keys sort in list order. STAMP comes first, so a
 listing that passes a name while it is being written sees the new head after the old one.
@@ -16,7 +16,6 @@ listing that passes a name while it is being written sees the new head after the
 
 from __future__ import annotations
 
-import os
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error as Undecodable
@@ -43,19 +42,16 @@ _KEY = re.compile(
 _PLACE = re.compile(r"(?:heads|data)/([0-9a-f]{4})/[^/]+/")
 
 
-@dataclass(slots=True, frozen=True)
-class Head:
-    """A head. `metadata` is None where the object begins with it; `modified` as in `Found`."""
+@dataclass(slots=True)
+class Head(BlobInfo):
+    """A head; `arrived` is when it was written, by the bucket's clock.
 
-    name: str
-    stamp: int
-    kind: int
-    checksum: bytes
-    size: int
-    id: str
-    metadata: bytes | None
-    metadata_hash: bytes
-    modified: int = 0
+    `metadata` is empty where the object begins with it (`apart`).
+    """
+
+    id: str = ""
+    metadata_hash: bytes = b""
+    apart: bool = False
     damaged: bool = False
 
     @property
@@ -66,11 +62,9 @@ class Head:
     @property
     def path(self) -> str:
         """The key."""
-        last = (
-            "h" + self.metadata_hash.hex()
-            if self.metadata is None
-            else "m" + urlsafe_b64encode(self.metadata).decode()
-        )
+        last = "m" + urlsafe_b64encode(self.metadata).decode()
+        if self.apart:
+            last = "h" + self.metadata_hash.hex()
         return (
             f"heads/{folder_of(self.name)}/{self.stamp:016x}.{self.kind:x}"
             f".{self.checksum.hex()}.{self.size:x}.{self.id}.{last}"
@@ -83,29 +77,19 @@ class Head:
 
     def info(self, meta: bytes = b"") -> BlobInfo:
         """What it says, with metadata that is not in the key."""
-        meta = meta if self.metadata is None else self.metadata
+        meta = meta if self.apart else self.metadata
         return BlobInfo(
-            self.name, self.size, self.kind, self.stamp, self.checksum, meta, self.modified
+            self.name, self.size, self.kind, self.stamp, self.checksum, meta, self.arrived
         )
 
 
 def head_of(info: BlobInfo, id_: str) -> Head:
     """The head of a write."""
+    hashed, apart = metadata.hash_of(info.metadata), len(info.metadata) > _IN_KEY
+    meta = b"" if apart else info.metadata
     return Head(
-        info.name,
-        info.stamp,
-        info.kind,
-        info.checksum,
-        info.size,
-        id_,
-        info.metadata if len(info.metadata) <= _IN_KEY else None,
-        metadata.hash_of(info.metadata),
+        info.name, info.size, info.kind, info.stamp, info.checksum, meta, 0, id_, hashed, apart
     )
-
-
-def new_id() -> str:
-    """An id nothing else has."""
-    return os.urandom(16).hex()
 
 
 def folder_of(name: str) -> str:
@@ -113,22 +97,44 @@ def folder_of(name: str) -> str:
     return f"{partition_of(name):04x}/{name}!"
 
 
+def part_path(name: str, id_: str, number: int) -> str:
+    """The key of a part of the data that belongs to the head with this ID."""
+    return f"data/{folder_of(name)}/{id_}.{number:06x}"
+
+
 def heads_of(objects: Iterable[Found]) -> list[Head]:
     """The heads of one name, the current one last. Objects that are no heads are left out."""
-    heads = []
-    marked = set()
-    for found in objects:
-        if (key := _KEY.fullmatch(found.path)) is None:
-            continue
-        if key["damaged"]:
-            marked.add(found.path[:-1])
-        elif (head := _parsed(key, found.modified)) is not None:
+    heads, marked = [], set()
+    for path, modified in objects:
+        key = _KEY.fullmatch(path)
+        if key is not None and key["damaged"]:
+            marked.add(path[:-1])
+        elif key is not None and (head := _parsed(key, modified)) is not None:
             heads.append(head)
     if marked:
         heads = [replace(head, damaged=head.path in marked) for head in heads]
     # The same write may be there twice: sent to two servers at once, or again after damage.
-    heads.sort(key=lambda head: (head.rank, not head.damaged, head.modified, head.id))
+    heads.sort(key=lambda head: (head.rank, not head.damaged, head.arrived, head.id))
     return heads
+
+
+def _parsed(key: re.Match[str], modified: int) -> Head | None:
+    try:
+        meta = urlsafe_b64decode(key["metadata"] or "")
+    except Undecodable:
+        return None
+    return Head(
+        key["name"],
+        int(key["size"], 16),
+        int(key["kind"]),
+        int(key["stamp"], 16),
+        bytes.fromhex(key["checksum"]),
+        meta,
+        modified,
+        key["id"],
+        bytes.fromhex(key["hash"]) if key["hash"] else metadata.hash_of(meta),
+        apart=key["hash"] is not None,
+    )
 
 
 async def by_name(
@@ -175,23 +181,3 @@ async def by_name(
             break
     if gathered:
         yield gathered
-
-
-def _parsed(key: re.Match[str], modified: int) -> Head | None:
-    meta: bytes | None = None
-    if key["hash"] is None:
-        try:
-            meta = urlsafe_b64decode(key["metadata"])
-        except Undecodable:
-            return None
-    return Head(
-        key["name"],
-        int(key["stamp"], 16),
-        int(key["kind"]),
-        bytes.fromhex(key["checksum"]),
-        int(key["size"], 16),
-        key["id"],
-        meta,
-        bytes.fromhex(key["hash"]) if meta is None else metadata.hash_of(meta),
-        modified,
-    )
