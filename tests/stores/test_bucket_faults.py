@@ -23,7 +23,7 @@ from dolmen.store import IDENTITY, BlobStore, Outcome
 from dolmen.stores import open_store
 from dolmen.stores.bucket import BucketStore
 from dolmen.stores.bucket_client import Client
-from dolmen.stores.bucket_data import PART
+from dolmen.stores.bucket_layout import PART
 from dolmen.testing import calls
 from dolmen.testing.conformance.material import at, content, names, noise
 from engines.azurite import Azurite

@@ -20,11 +20,10 @@ from dolmen.names import checksum_of, partition_of
 from dolmen.payload import Bytes, Piece, Stream
 from dolmen.record import Kind
 from dolmen.store import BlobInfo, Outcome
-from dolmen.stores import bucket_client, bucket_head, bucket_sweep, open_store
+from dolmen.stores import bucket_client, bucket_layout, bucket_sweep, open_store
 from dolmen.stores.bucket import BucketStore
 from dolmen.stores.bucket_client import Client, Found
-from dolmen.stores.bucket_data import GRACE, PART
-from dolmen.stores.bucket_head import head_of, heads_of
+from dolmen.stores.bucket_layout import GRACE, PART, head_of, heads_of
 from dolmen.stores.bucket_sweep import sweep_again, sweep_if_due
 from dolmen.testing import calls
 from dolmen.testing.conformance.material import at, content, names, noise
@@ -371,7 +370,7 @@ async def test_how_many_requests_a_call_takes(moto: Moto, monkeypatch: pytest.Mo
 async def test_a_listing_takes_a_request_a_page_and_leaps_over_what_is_not_wanted(
     moto: Moto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (bucket_client, bucket_head):
+    for module in (bucket_client, bucket_layout):
         monkeypatch.setattr(module, "PAGE", 100)
     store = opened(moto.url("listings"))
     chosen = sorted((f"n{number}" for number in range(250)), key=lambda n: (partition_of(n), n))

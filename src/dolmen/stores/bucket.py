@@ -5,7 +5,7 @@ bucket; it needs no compare-and-swap, and no clock but the bucket's decides an a
 
 Layout, below the path of the URL:
 
-    heads/…        one write of one name each: `dolmen.stores.bucket_head`
+    heads/…        one write of one name each: `dolmen.stores.bucket_layout`
     data/…         the parts of data above 64 KiB, 4 MiB each: `dolmen.stores.parts`
     notes/HASH     facts about the store; `identity`, `swept` and `clock` beside them
 
@@ -37,20 +37,18 @@ clocks give stamps and nothing else.
 hash. What fails is marked by an empty object beside its head: it answers as `Corrupt`, and leaves
 lists and digests, until a put replaces it.
 
-Read first: `dolmen.store`, `dolmen.stores.bucket_head`, `dolmen.stores.parts`. What tidies up is
+Read first: `dolmen.store`, `dolmen.stores.bucket_layout`, `dolmen.stores.parts`. What tidies up is
 `dolmen.stores.bucket_sweep`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import atexit
 import math
 import secrets
-import time
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import ClassVar
@@ -89,20 +87,24 @@ from dolmen.store import (
     Write,
 )
 from dolmen.stores import bucket_sweep
-from dolmen.stores.base import OneByOne, UnderWay
+from dolmen.stores.base import WINDOW, OneByOne, UnderWay
 from dolmen.stores.bucket_client import Client, open_client, seconds
-from dolmen.stores.bucket_data import PARTS, Upload
-from dolmen.stores.bucket_head import INLINE, Head, by_name, folder_of, head_of, heads_of, part_path
+from dolmen.stores.bucket_layout import (
+    INLINE,
+    PARTS,
+    Head,
+    Upload,
+    by_name,
+    folder_of,
+    head_of,
+    heads_of,
+    part_path,
+)
 from dolmen.stores.driver import Refused
 
 LARGEST = 1 << 40
 WHOLE = 1 << 20
 """What is read of a blob is read before it is answered, up to this size; more is streamed."""
-_AT_ONCE = 64
-
-# The driver's threads release what they were given a moment after they answered. One that
-# does so while the interpreter ends takes the process down (PyO3/pyo3-async-runtimes, issue 40).
-atexit.register(time.sleep, 0.05)
 
 
 class BucketStore(OneByOne):
@@ -114,11 +116,7 @@ class BucketStore(OneByOne):
     reads_ahead: ClassVar[int] = 32
 
     def __init__(
-        self,
-        client: Client,
-        *,
-        clock: Clock | None = None,
-        elapsed: Callable[[], float] = seconds,
+        self, client: Client, *, clock: Clock | None = None, elapsed: Callable[[], float] = seconds
     ) -> None:
         self._client = client
         self._clock, self._elapsed = clock or Clock(), elapsed
@@ -262,7 +260,7 @@ class BucketStore(OneByOne):
             return head.info(), memoryview(b"")
         body = await self._client.get(head.path)
         if body is None:
-            raise _Gone(f"{head.name} was replaced while it was read: read it again")
+            raise _Gone(head.name)
         split = max(len(body) - inside, 0)
         meta, data = bytes(body[:split]), body[split:]
         if (
@@ -274,8 +272,8 @@ class BucketStore(OneByOne):
         return head.info(meta), data
 
     async def _pieces(self, head: Head, start: int, stop: int) -> AsyncIterator[memoryview]:
-        def fetch(number: int) -> Awaitable[memoryview | None]:
-            return self._client.get(part_path(head.name, head.id, number))
+        async def fetch(number: int) -> memoryview | None:
+            return await self._client.get(part_path(head.name, head.id, number))
 
         try:
             async with closing(PARTS.read(fetch, head.name, head.size, start, stop)) as pieces:
@@ -287,7 +285,7 @@ class BucketStore(OneByOne):
     async def _damaged(self, head: Head) -> DolmenError:
         """What to raise for a head whose bytes are not what was stored; marks it."""
         if head.id not in [one.id for one in await self._look(head.name)]:
-            return _Gone(f"{head.name} was replaced while it was read: read it again")
+            return _Gone(head.name)
         with suppress(DolmenError):  # whoever reads it learns that it is damaged all the same
             await self._client.put(head.mark, b"")
         return Corrupt(f"{head.name} is damaged in {self._client.url}")
@@ -302,7 +300,7 @@ class BucketStore(OneByOne):
             async with closing(self._heads(listing)) as heads:
                 async for head in heads:
                     ahead.add(self._listed(head))
-                    if len(ahead) == _AT_ONCE and (info := await ahead.next()):
+                    if len(ahead) == WINDOW and (info := await ahead.next()):
                         yield info
             while ahead:
                 if info := await ahead.next():
@@ -380,7 +378,8 @@ class BucketStore(OneByOne):
 
 
 class _Gone(Unavailable):
-    """What was read was replaced or removed meanwhile."""
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} was replaced while it was read: read it again")
 
 
 async def open_url(url: str) -> BucketStore:

@@ -9,10 +9,11 @@ is harmless here: no key ever gets two contents, but for notes, which are sent `
 from __future__ import annotations
 
 import asyncio
+import atexit
 import re
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -47,6 +48,11 @@ _NOT_SENT = re.compile(r"kind: Connect\b")
 _NOT_DONE = re.compile(r"kind: Connect\b|status code: (4\d\d|503)")
 _WAS_REPEATED = re.compile(r"after [1-9]\d* retries")
 _QUERY = re.compile(r"\?\S*")
+
+
+# The driver's threads release what they were given a moment after they answered. One that
+# does so while the interpreter ends takes the process down (PyO3/pyo3-async-runtimes, issue 40).
+atexit.register(time.sleep, 0.05)
 
 
 class Found(NamedTuple):
@@ -119,17 +125,22 @@ class Client:
 
     async def delete(self, paths: Sequence[str]) -> None:
         """Delete objects, in any order. What is not there is fine."""
-
-        async def delete_one(path: str) -> None:
-            with suppress(FileNotFoundError):
-                async with self._asking(wrote=True):
-                    await self._obstore.delete_async(self._repeated, path)
-
         for first in range(0, len(paths), PAGE):
-            deleting = map(delete_one, paths[first : first + PAGE])
-            for answer in await asyncio.gather(*deleting, return_exceptions=True):
-                if isinstance(answer, BaseException):
-                    raise answer
+            await self._delete(list(paths[first : first + PAGE]))
+
+    async def _delete(self, page: list[str], tries: int = 3) -> None:
+        try:
+            async with self._asking(wrote=True):
+                await self._obstore.delete_async(self._repeated, page)
+        except FileNotFoundError:
+            if len(page) > 1:  # the others may not have been tried
+                for path in page:
+                    await self._delete([path])
+        except OutcomeUnknown:  # the driver does not repeat this where the connection was closed
+            if tries == 1:
+                raise
+            await asyncio.sleep(0.2)
+            await self._delete(page, tries - 1)
 
     async def modified(self, path: str) -> float | None:
         """When an object was written, in seconds since 1970 by the bucket's clock."""

@@ -13,8 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from dolmen.closing import closing
 from dolmen.errors import DolmenError
 from dolmen.stores.bucket_client import PAGE, Client, Found
-from dolmen.stores.bucket_data import GRACE
-from dolmen.stores.bucket_head import by_name, heads_of
+from dolmen.stores.bucket_layout import GRACE, by_name, heads_of
 
 FIRST, _NEXT = 60, 3600
 """Seconds after which an open store looks whether a sweep is due."""

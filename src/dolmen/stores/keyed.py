@@ -1,13 +1,13 @@
 """The blob store above an ordered key-value store: the whole contract, once for every engine.
 
 A write is a change of one entry (`keyed_entries`), decided by `dolmen.resolve`. Data of up to
-64 KiB lies in the entry, that of larger blobs in parts (`keyed_parts`).
+64 KiB lies in the entry, that of larger blobs in parts.
 
 Bytes are checked before they are handed out. A copy that fails is quarantined: it stays,
 answers as `Corrupt`, and leaves lists and digests until a write replaces it.
 
 Read first: `dolmen.store`, `dolmen.resolve`, `dolmen.stores.driver`,
-`dolmen.stores.keyed_layout`, `dolmen.stores.keyed_parts`, `dolmen.stores.keyed_entries`.
+`dolmen.stores.keyed_layout`, `dolmen.stores.keyed_entries`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from dolmen.store import (
 )
 from dolmen.stores.base import OneByOne
 from dolmen.stores.driver import Change, Driver, Refused
-from dolmen.stores.keyed_entries import Entries
+from dolmen.stores.keyed_entries import Entries, KeyedParts
 from dolmen.stores.keyed_layout import (
     END,
     INLINE,
@@ -57,7 +57,6 @@ from dolmen.stores.keyed_layout import (
     partition_in,
     partition_key,
 )
-from dolmen.stores.keyed_parts import KeyedParts
 
 _GAP = 8
 """Partitions nobody asked for that are scanned sooner than asked around."""

@@ -137,12 +137,7 @@ class MemcachedDriver:
         size = HEAD if head else None
         return [value[:size] if words[0] == b"VA" else None for words, value in answers]
 
-    async def swap(
-        self,
-        changes: Sequence[Change],
-        *,
-        grows: bool = True,  # noqa: ARG002
-    ) -> list[bytes | None] | None:
+    async def swap(self, changes: Sequence[Change], **_grows: bool) -> list[bytes | None] | None:
         """See `Driver.swap`."""
         (key, old, new), *others = changes
         mode = b"ME"  # add

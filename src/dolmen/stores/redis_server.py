@@ -38,6 +38,15 @@ _PASSING = (
     *("LOADING", "BUSY", "CLUSTERDOWN", "MASTERDOWN", "NOREPLICAS", "MOVED", "ASK", "TRYAGAIN"),
     "ERR max number of clients",
 )
+_NOT_PERMITTED = ("NOAUTH", "NOPERM", "DENIED", "WRONGPASS", "ERR AUTH", "ERR Client sent AUTH")
+_MEANINGS: tuple[tuple[tuple[str, ...], type[DolmenError], str], ...] = (
+    (_PASSING, Unavailable, "can't do it now"),
+    (("OOM",), Full, "has no memory left for this (maxmemory)"),
+    (("READONLY", "MISCONF"), ReadOnly, "takes no writes"),
+    (_NOT_PERMITTED, Refused, "does not permit it; mend the user or password in the store's URL"),
+    (("ERR DB index",), Refused, "has no such database: mend the number at the end of the URL"),
+)
+"""What refusals begin with, and what they mean."""
 _HOPS = 8
 """How often a command is sent on before it is given up: slots may be on the move."""
 _MOMENT = 0.02
@@ -231,21 +240,17 @@ class _Connection(Connection):
         """See `Connection.greet`."""
         self._parser = Reader()
         address = self._address
-        login: list[tuple[Command, str]] = []
+        login: list[Command] = []
         if address.user or address.password:
             words = [word.encode() for word in (address.user, address.password)]
-            refusal = "refuses the user or password: mend them in the store's URL"
-            login.append(((b"AUTH", *words[not address.user :]), refusal))
+            login.append((b"AUTH", *words[not address.user :]))
         if address.database:
-            refusal = "has no such database: mend the number at the end of the store's URL"
-            login.append(((b"SELECT", address.database), refusal))
-        for command, refusal in login:
-            [reply] = await self.converse([_request(command)])
-            if isinstance(reply, ReplyError):
-                raise meaning(self.where, str(reply), refusal=refusal)
+            login.append((b"SELECT", address.database))
+        replies = await self.converse(list(map(_request, [*login, *SETTINGS])))
+        for reply in replies[: len(login)]:
             if isinstance(reply, Exception):
-                raise reply
-        mode = self._server.learn(await self.converse(list(map(_request, SETTINGS)))).mode
+                raise reply if isinstance(reply, DolmenError) else meaning(self.where, str(reply))
+        mode = self._server.learn(replies[len(login) :]).mode
         if mode not in ("", "cluster" if address.scheme == CLUSTER else "standalone"):
             raise Refused(
                 f"{self.where} runs in mode {mode}: the URL of a cluster begins with"
@@ -269,20 +274,12 @@ def _request(command: Command) -> Request:
     return Request(pack_command(command), command[0] in _CHANGES)  # type: ignore[arg-type]
 
 
-def meaning(where: str, said: str, *, writes: bool = False, refusal: str = "") -> DolmenError:
+def meaning(where: str, said: str, *, writes: bool = False) -> DolmenError:
     """The error for a command that the server called `where` refused in these words.
 
-    For a write it is `OutcomeUnknown` unless they say that nothing happened. `refusal` is
-    said of a server that refuses for good.
+    For a write it is `OutcomeUnknown` unless they say that nothing happened.
     """
-    if said.startswith(_PASSING):
-        return Unavailable(f"{where} can't do it now: {said}")
-    if refusal:
-        return Refused(f"{where} {refusal}")
-    if said.startswith("OOM"):
-        return Full(f"{where} has no memory left for this (maxmemory): {said}")
-    if said.startswith(("READONLY", "MISCONF")):
-        return ReadOnly(f"{where} takes no writes: {said}")
-    if said.startswith(("NOAUTH", "NOPERM", "DENIED")):
-        return Refused(f"{where} does not permit it; mend the user in the store's URL: {said}")
+    for beginnings, error, told in _MEANINGS:
+        if said.startswith(beginnings):
+            return error(f"{where} {told}: {said}")
     return (OutcomeUnknown if writes else Unavailable)(f"{where} answered: {said}")
