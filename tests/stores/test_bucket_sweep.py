@@ -19,7 +19,7 @@ from dolmen.metadata import encode
 from dolmen.names import checksum_of, partition_of
 from dolmen.payload import Bytes, Piece, Stream
 from dolmen.record import Kind
-from dolmen.store import BlobInfo, Outcome
+from dolmen.store import BlobInfo
 from dolmen.stores import bucket_client, bucket_layout, bucket_sweep, open_store
 from dolmen.stores.bucket import BucketStore
 from dolmen.stores.bucket_client import Client, Found
@@ -145,12 +145,11 @@ async def test_a_write_that_took_so_long_that_the_sweep_may_be_near_is_not_ackno
         assert await everything(store._client) == []
 
 
-@pytest.mark.parametrize("seed", range(2))
 async def test_writers_sweepers_and_time_together_lose_nothing_acknowledged(
-    rclone: Rclone, later: Later, seed: int
+    rclone: Rclone, later: Later
 ) -> None:
     """Several stores on one bucket write, touch, break off and sweep; uploads take days."""
-    rng = random.Random(seed)
+    rng = random.Random(1)
     url = rclone.url(os.urandom(8).hex())
     stores = [opened(url, later) for _ in range(3)]
     blobs = {f"n{number}": noise(PART + number, number) for number in range(1, 5)}
@@ -288,7 +287,7 @@ async def test_a_sweep_that_fails_is_told_and_tried_again(
 
 infos = st.builds(
     BlobInfo,
-    name=st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", fullmatch=True),
+    name=st.text("AZaz09._-", max_size=127).map("n".__add__),
     size=st.integers(0, 1 << 40),
     kind=st.sampled_from([Kind.BLOB, Kind.MANIFEST, Kind.TOMBSTONE]),
     stamp=st.integers(0, (1 << 64) - 2),
@@ -367,39 +366,38 @@ async def test_how_many_requests_a_call_takes(moto: Moto, monkeypatch: pytest.Mo
     assert await count(calls.remove(store, "small", if_stamp=at(1))) == listed
 
 
+@pytest.mark.parametrize("server", ["moto", "azurite", "google"])
 async def test_a_listing_takes_a_request_a_page_and_leaps_over_what_is_not_wanted(
-    moto: Moto, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (bucket_client, bucket_layout):
-        monkeypatch.setattr(module, "PAGE", 100)
-    store = opened(moto.url("listings"))
-    chosen = sorted((f"n{number}" for number in range(250)), key=lambda n: (partition_of(n), n))
-    for first in range(0, 250, 50):
-        some = chosen[first : first + 50]
-        await asyncio.gather(*(calls.delete(store, name, stamp=at(1)) for name in some))
-    pages, asked = Client.pages, list[str]()
+        monkeypatch.setattr(module, "PAGE", 20)
+    store = opened(request.getfixturevalue(server).url("listings"))
+    chosen = sorted((f"n{number}" for number in range(50)), key=lambda n: (partition_of(n), n))
+    await asyncio.gather(*(calls.delete(store, name, stamp=at(1)) for name in chosen))
+    pages, asked = Client.pages, 0
 
     async def counting(
         self: Client, folder: str, after: str | None = None
-    ) -> AsyncIterator[object]:
+    ) -> AsyncIterator[list[Found]]:
+        nonlocal asked
         async for page in pages(self, folder, after):
-            asked.append(folder)
+            asked += 1
             yield page
 
     monkeypatch.setattr(Client, "pages", counting)
 
-    async def assert_listed(wanted: list[str], requests: int, **narrowed: object) -> None:
-        asked.clear()
-        assert await names(calls.listing(store, tombstones=True, **narrowed)) == wanted  # type: ignore[arg-type]
-        assert len(asked) == requests
+    async def assert_listed(wanted: list[str], requests: int, **narrowed: Any) -> None:
+        before = asked
+        assert await names(calls.listing(store, tombstones=True, **narrowed)) == wanted
+        assert asked - before == requests
 
     await assert_listed(chosen, 3)
-    await assert_listed(chosen[161:], 1, after=chosen[160])
-    held = partition_of(chosen[220])
-    ends = [0, 1, held]
+    honest = server != "azurite"  # which lists from its first object wherever it is to begin
+    await assert_listed(chosen[32:], 1 if honest else 3, after=chosen[31])
+    ends = [0, 1, partition_of(chosen[44])]
     wanted = [name for name in chosen if partition_of(name) in ends]
-    await assert_listed(wanted, 2, partitions=ends)
-    asked.clear()
-    assert (await store.digests()).count == 250
-    assert len(asked) == 3
-    assert (await calls.put(store, chosen[0], Bytes(b"x"))).outcome is Outcome.CREATED
+    await assert_listed(wanted, 2 if honest else 4, partitions=ends)
+    before = asked
+    assert (await store.digests()).count == 50
+    assert asked - before == 3

@@ -29,7 +29,7 @@ def memcached():
 
 
 class TestOneServer(Keyed):
-    model_examples = 6
+    model_examples = 2  # what lies above the driver has more with SQLite
 
     @pytest.fixture(autouse=True)
     def _server(self, memcached: Memcached) -> None:

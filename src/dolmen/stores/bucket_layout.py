@@ -147,10 +147,11 @@ async def by_name(
     Only those behind the path `after`, in the partitions `wanted` (ascending). It takes no more
     requests than one listing of everything, and fewer where a leap over partitions saves any.
     """
-    index, folder, previous, leaping = 0, "", "", True
+    index, folder, leaping = 0, "", True
     gathered: list[Found] = []
     while leaping and index < len(wanted):
-        leaping, after = False, max(after or "", f"{top}/{wanted[index]:04x}")
+        leaping, previous = False, ""
+        after = max(after or "", f"{top}/{wanted[index]:04x}")
         async with closing(client.pages(top, after)) as pages:
             async for page in pages:
                 for found in page:
@@ -161,7 +162,7 @@ async def by_name(
                         )
                     previous = found.path
                     if (place := _PLACE.match(found.path)) is None or found.path <= after:
-                        continue  # no object of ours, or the server begins too early
+                        continue  # no object of ours, or the server begins at its first one
                     if place[0] != folder:
                         if gathered:
                             yield gathered
@@ -171,7 +172,7 @@ async def by_name(
                             return
                     if int(place[1], 16) == wanted[index]:
                         gathered.append(found)
-                leaping = not gathered and len(page) == PAGE
+                leaping = not gathered and len(page) == PAGE and page[0].path > after
                 if leaping:
                     break
     if gathered:
