@@ -28,9 +28,12 @@ class LaterClient(Client):
 
     later: Later
 
-    async def put(self, path: str, data: bytes | memoryview) -> None:
-        await super().put(path, data)
+    async def put(
+        self, path: str, data: bytes | memoryview, *, once: bool = False, mode: str = "overwrite"
+    ) -> bool:
+        stored = await super().put(path, data, once=once, mode=mode)
         self.later.written[f"{self.url}/{path}"] = self.later.by
+        return stored
 
     async def pages(self, folder: str, after: str | None = None) -> AsyncIterator[list[Found]]:
         async with closing(super().pages(folder, after)) as pages:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import signal
 import socket
 import subprocess
 import time
@@ -11,7 +9,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from .programs import TIED, program
+from .programs import program
+from .served import Served
 
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction")
 _PATIENCE = 20.0
@@ -39,65 +38,25 @@ def until(what: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-async def eventually(what: Callable[[], object]) -> None:
-    """Wait like `until`, while the loop of the test goes on."""
-    deadline = time.monotonic() + _PATIENCE
-    while not what():
-        assert time.monotonic() < deadline, "it does not come to that"
-        await asyncio.sleep(0.01)
+class RedisServer(Served):
+    """One redis-server with its data in `folder`."""
 
+    loads = False
+    """Whether one that still loads its data counts as up."""
 
-class RedisServer:
-    """One redis-server with its data in `folder`. Used as a context; may be started again."""
+    def command(self) -> list[str]:
+        return [
+            *(program("redis-server"), "--port", str(self.port), "--bind", "127.0.0.1"),
+            *("--dir", str(self.folder), "--save", ""),
+        ]
 
-    def __init__(self, folder: Path, *options: str) -> None:
-        self.folder, self.options = folder, options
-        self.port = free_port()
-        self._process: subprocess.Popen[bytes] | None = None
+    def free_port(self) -> int:
+        return free_port()
 
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
-
-    def start(self, *options: str, loaded: bool = True) -> None:
-        """Start it, and wait until it answers, with its data unless `loaded` is false."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for _ in range(5):  # another may take the port before the server does
-            with (self.folder / "log").open("ab") as log:
-                self._process = subprocess.Popen(
-                    [
-                        *(*TIED, program("redis-server")),
-                        *("--bind", "127.0.0.1", "--dir", str(self.folder), "--save", ""),
-                        *("--port", str(self.port), *self.options, *options),
-                    ],
-                    stdout=log,
-                    stderr=log,
-                )
-            if self._answers(b"+PONG", b"-NOAUTH", *(() if loaded else (b"-LOADING",))):
-                return
-            self.kill()
-            self.port = free_port()
-        raise AssertionError((self.folder / "log").read_text())
-
-    def _answers(self, *wanted: bytes) -> bool:
-        assert self._process is not None
-        deadline = time.monotonic() + _PATIENCE
-        while time.monotonic() < deadline and self._process.poll() is None:
-            try:
-                with socket.create_connection(("127.0.0.1", self.port), 1) as connection:
-                    connection.settimeout(1)
-                    connection.sendall(b"PING\r\n")
-                    if connection.recv(100).startswith(wanted):
-                        return True
-            except OSError:
-                pass
-            time.sleep(0.01)
-        return False
+    def is_up(self, connection: socket.socket) -> bool:
+        connection.sendall(b"PING\r\n")
+        loading = (b"-LOADING",) if self.loads else ()
+        return connection.recv(100).startswith((b"+PONG", b"-NOAUTH", *loading))
 
     def cli(self, *words: str) -> str:
         """What redis-cli prints for a command."""
@@ -117,30 +76,6 @@ class RedisServer:
         lines = (line.partition(":") for line in self.cli("INFO").splitlines())
         return next(value for key, _, value in lines if key == field)
 
-    def pause(self) -> None:
-        """Let it answer nothing until `go_on`."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
-
-    def go_on(self) -> None:
-        """Let it answer again."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGCONT)
-
-    def kill(self) -> None:
-        """End it in the middle of whatever it does."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    def __enter__(self) -> RedisServer:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.kill()
-
 
 class RedisCluster:
     """Three servers that share the slots. Used as a context."""
@@ -155,9 +90,8 @@ class RedisCluster:
         self._running = ExitStack()
 
     def _server(self) -> RedisServer:
-        port = free_port()
-        server = RedisServer(self._folder / str(port), *self._options)
-        server.port = port
+        server = RedisServer(self._folder, *self._options)
+        server.folder = self._folder / str(server.port)
         return server
 
     @property

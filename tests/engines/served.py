@@ -1,4 +1,4 @@
-"""A server that tests start for themselves."""
+"""A server that tests start for themselves, on a free loopback port, and end by its id."""
 
 from __future__ import annotations
 
@@ -23,48 +23,73 @@ def script(name: str) -> str:
 
 
 class Served:
-    """One server on a free loopback port with its data in `folder`. Used as a context."""
+    """One server with its data in `folder`, and these options. Used as a context."""
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder = folder
-        self.port = 0
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.folder, self.options = folder, options
+        self.port = self.free_port()
         self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        """Host and port."""
+        return f"127.0.0.1:{self.port}"
 
     def command(self) -> list[str]:
         """What starts it on `port`."""
         raise NotImplementedError
 
-    def start(self) -> None:
-        """Start it, on the port it had before if it had one, and wait until it listens."""
+    def free_port(self) -> int:
+        """A port it can have."""
+        return free_port()
+
+    def is_up(self, connection: socket.socket) -> bool:
+        """Whether it does more than listen."""
+        return connection is not None
+
+    def start(self, *options: str) -> None:
+        """Start it, on the port it had before, and wait until it is up."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         for _ in range(5):  # another may take the port before the server does
-            self.port = self.port or free_port()
             with (self.folder / "log").open("ab") as log:
                 self._process = subprocess.Popen(
-                    [*TIED, *self.command()], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                    [*TIED, *self.command(), *self.options, *options],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
                 )
-            if self._listens():
+            if self._comes_up():
                 return
             self.kill()
-            self.port = 0
+            self.port = self.free_port()
         raise AssertionError((self.folder / "log").read_text())
 
-    def _listens(self) -> bool:
+    def _comes_up(self) -> bool:
         assert self._process is not None
         deadline = time.monotonic() + _PATIENCE
         while time.monotonic() < deadline and self._process.poll() is None:
             try:
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                with socket.create_connection(("127.0.0.1", self.port), 1) as connection:
+                    connection.settimeout(1)
+                    if self.is_up(connection):
+                        return True
             except OSError:
-                time.sleep(0.02)
-            else:
-                return True
+                pass
+            time.sleep(0.01)
         return False
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to it."""
         assert self._process is not None
         self._process.send_signal(number)
+
+    def pause(self) -> None:
+        """Let it answer nothing until `go_on`."""
+        self.signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let it answer again."""
+        self.signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """End it in the middle of whatever it does."""

@@ -17,7 +17,7 @@ class Keyed(Conformance):
         key = entry_key(partition, name)
         [value] = await driver.get([key])
         assert value is not None
-        upload = decode(value).upload
+        upload = decode(key, value).upload
         if upload != NOBODY:
             key = part_key(partition, upload, 0)
             [value] = await driver.get([key])

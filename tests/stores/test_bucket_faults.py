@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -15,22 +14,20 @@ from typing import Self, cast
 
 import pytest
 
-from dolmen.errors import BadSetting, Corrupt, Full, NotFound, OutcomeUnknown, Unavailable
+from dolmen.errors import BadSetting, Corrupt, Full, OutcomeUnknown, Unavailable
 from dolmen.metadata import encode
-from dolmen.names import checksum_of
 from dolmen.payload import Bytes, Piece, Stream
 from dolmen.store import IDENTITY, BlobStore, Outcome
 from dolmen.stores import open_store
 from dolmen.stores.bucket import BucketStore
 from dolmen.stores.bucket_client import Client
-from dolmen.stores.bucket_data import PART
+from dolmen.stores.bucket_layout import PART
 from dolmen.testing import calls
 from dolmen.testing.conformance.material import at, content, names, noise
 from engines.azurite import Azurite
 from engines.buckets import everything, opened
 from engines.google import Google
 from engines.moto import Moto
-from engines.programs import free_port
 from engines.rclone import KEY, SECRET, Rclone
 
 SHORT, LONG = encode([(b"a", b"b")]), encode([(b"a", bytes(200))])  # in the key, in the object
@@ -118,14 +115,15 @@ async def test_a_wrong_bucket_or_key_is_refused_at_once_and_no_key_is_shown(
 
 async def test_nobody_listening_is_unavailable_until_somebody_does(tmp_path: Path) -> None:
     server = Rclone(tmp_path)
-    server.port = free_port()
     store = await open_store(server.url("x"))
     await assert_refused(store, "can't be reached")
     with server:
         assert (await calls.put(store, "name", Bytes(b"data"))).outcome is Outcome.CREATED
         assert await content(store, "name") == b"data"
-    await assert_refused(store, "can't be reached")
+    with pytest.raises(Unavailable, match="can't be reached"):
+        await store.get("name")
     await store.aclose()
+    await assert_refused(store, "closed")
 
 
 async def test_credentials_and_settings_come_from_the_environment_too(
@@ -163,82 +161,64 @@ async def test_a_server_killed_during_a_put_shows_no_half_of_it(own_rclone: Rclo
 
 
 async def test_a_server_that_stalls_is_given_up(own_rclone: Rclone) -> None:
-    store = opened(own_rclone.url("x") + "&timeout=500ms")
+    store, impatient = opened(own_rclone.url("x")), opened(own_rclone.url("x") + "&timeout=20ms")
     await calls.put(store, "name", Bytes(b"data"), stamp=at(1))
-    own_rclone.signal(signal.SIGSTOP)
+    own_rclone.pause()
     for call in ("get", "put", "put large"):
         with pytest.raises(Unavailable):
-            await every_call(store)[call]()
+            await every_call(impatient)[call]()
     with pytest.raises(OutcomeUnknown):  # what makes a write current was sent
-        await store._client.put("heads/0000/x!/x", b"")
-    own_rclone.signal(signal.SIGCONT)
+        await impatient._client.put("heads/0000/x!/x", b"")
+    own_rclone.go_on()
     assert await content(store, "name") == b"data"
     await store.aclose()
 
 
-async def test_closing_waits_for_what_is_being_written(rclone: Rclone) -> None:
-    store = opened(rclone.url("closing"))
-    put = asyncio.ensure_future(calls.put(store, "name", Bytes(noise(PART))))
-    await asyncio.sleep(0)
-    await store.aclose()
-    assert put.done()
-    assert (await put).outcome is Outcome.CREATED
-    await assert_refused(store, "closed")
-
-
-@pytest.mark.parametrize("harm", ["flip", "cut", "empty", "grow", "lose"])
-@pytest.mark.parametrize("meta", [SHORT, LONG], ids=["short", "long"])
-@pytest.mark.parametrize("size", [10, 100_000, 5_000_000])
+@pytest.mark.parametrize(
+    ("size", "meta", "harm"),
+    [
+        *((10, SHORT, harm) for harm in ("cut", "empty", "grow")),
+        *((10, LONG, harm) for harm in ("first", "cut", "empty", "grow")),
+        (100_000, LONG, "first head"),
+        *((5_000_000, SHORT, harm) for harm in ("first", "cut", "empty", "grow", "lose")),
+    ],
+)
 async def test_damage_is_noticed_and_healed_by_a_put(
-    rclone: Rclone, store: BucketStore, size: int, meta: bytes, harm: str
+    store: BucketStore, size: int, meta: bytes, harm: str
 ) -> None:
+    """The suite flips a bit of the data; what else may be wrong is here."""
     data = noise(size)
     await calls.put(store, "name", Bytes(b"overruled"), stamp=at(4))
     await calls.put(store, "name", Bytes(data), stamp=at(5), meta=meta)
-    await calls.put(store, "other", Bytes(b"other"), stamp=at(1))
-    kept = "heads" if size <= 65_536 else "data"
-    path = [path for path in await everything(store._client) if f"{kept}/" in path]
-    target = next(one for one in reversed(path) if "/name!/" in one)
-    whole = bytes(await store._client.get(target) or b"")
-    changed = {
-        "flip": whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:],
-        "cut": whole[:-1],
-        "empty": b"",
-        "grow": whole + b"x",
-    }
-    if harm != "lose":
-        await store._client.replace(target, changed[harm])
-    elif kept == "data":
-        await store._client.delete([target])
+    kept = "heads" if size <= 65_536 or "head" in harm else "data"
+    found = [path for path in await everything(store._client) if path.startswith(kept)]
+    whole = bytes(await store._client.get(found[-1]) or b"")
+    if harm == "lose":
+        await store._client.delete(found[-1:])
     else:
-        return  # a head that is lost was never there
-    with pytest.raises(NotFound):
-        await calls.touch(store, "name", stamp=at(6), checksum=checksum_of(data))
-    for call in (store.get, store.stat):
+        first = bytes([whole[0] ^ 1]) + whole[1:]
+        harmed = {"cut": whole[:-1], "empty": b"", "grow": whole + b"x"}.get(harm, first)
+        await store._client.put(found[-1], harmed)
+    for call in (lambda: content(store, "name"), lambda: store.stat("name")):
         with pytest.raises(Corrupt):
-            await call("name")
-    assert await names(store.list()) == ["other"]
+            await call()
+    assert await names(store.list()) == []
     assert [name async for name in calls.quarantined(store)] == ["name"]
-    assert (await store.digests()).count == 1
-    older = await calls.put(store, "name", Bytes(b"overruled"), stamp=at(4))
-    assert older == (Outcome.SUPERSEDED, at(5)), "older content does not take its place"
     answer = await calls.put(store, "name", Bytes(data), stamp=at(3), meta=meta)
-    assert answer == (Outcome.CREATED, at(3)), "the same content does, whatever its stamp"
+    assert answer == (Outcome.CREATED, at(3)), "the same content, whatever its stamp"
     assert await content(store, "name") == data
-    assert sorted(await names(store.list())) == ["name", "other"]
-    assert [name async for name in calls.quarantined(store)] == []
 
 
-async def test_a_range_past_a_damaged_block_reads_well(store: BucketStore) -> None:
-    data = noise(3_000_000)
+async def test_a_range_past_a_damaged_part_reads_well(store: BucketStore) -> None:
+    data = noise(2 * PART)
     await calls.put(store, "name", Bytes(data))
-    (path,) = [path for path in await everything(store._client) if path.startswith("data")]
-    whole = bytes(await store._client.get(path) or b"")
-    await store._client.replace(path, b"x" + whole[1:])
-    blob = await store.get("name", byte_range=(1_000_000, 1_000_010))
-    assert blob.payload.whole == data[1_000_000:1_000_010]
+    first, _ = [path for path in await everything(store._client) if path.startswith("data")]
+    whole = bytes(await store._client.get(first) or b"")
+    await store._client.put(first, b"x" + whole[1:])
+    blob = await store.get("name", byte_range=(PART, PART + 10))
+    assert blob.payload.whole == data[PART : PART + 10]
     with pytest.raises(Corrupt):
-        await store.get("name", byte_range=(0, 10))
+        await store.get("name", byte_range=(PART - 10, PART))
 
 
 async def test_a_bucket_that_lists_in_no_order_is_refused(
@@ -263,7 +243,7 @@ async def test_stores_opened_at_once_agree_on_one_identity(moto: Moto, azurite: 
         stores = [opened(url) for _ in range(8)]
         noted = await asyncio.gather(*(store.notes() for store in stores))
         assert len({notes[IDENTITY] for notes in noted}) == 1
-        assert not await stores[0]._client.create(IDENTITY, b"other")
+        assert not await stores[0]._client.put(IDENTITY, b"other", mode="create")
         assert (await stores[0].notes())[IDENTITY] == noted[0][IDENTITY]
 
 
@@ -282,7 +262,7 @@ async def main():
 
 asyncio.run(main())
 """
-    for _ in range(5):
+    for _ in range(3):
         ended = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
         assert ended.stdout == b"['name']\n"
 

@@ -36,15 +36,27 @@ from stores.keyed_suite import Keyed
 from stores.sqlite import SqliteDriver
 from stores.taskless import taskless
 
-PART = SqliteDriver.part_size
+PART = 40_000
 DAMAGE = "UPDATE kept SET value = {} WHERE CAST(key AS TEXT) LIKE ?"
 DELETE = "DELETE FROM kept WHERE CAST(key AS TEXT) LIKE ?"
 HOUR, DAY = 3_600, 86_400
 
 
+class Unflushed(SqliteDriver):
+    """Does not wait for the disk."""
+
+    def __init__(self, path):
+        super().__init__(path)
+        self._database.execute("PRAGMA synchronous=OFF")
+
+
+class Quick(Unflushed):
+    part_size = PART
+
+
 class TestSqlite(Keyed):
     async def make_store(self, place: Place) -> BlobStore:
-        driver = SqliteDriver(place.path.with_suffix(".db"))
+        driver = Unflushed(place.path.with_suffix(".db"))
         return await open_keyed(driver, clock=Clock(place.time.wall), now=place.time.now)
 
 
@@ -60,7 +72,7 @@ def path(tmp_path):
 
 @pytest.fixture
 async def store(path, time):
-    store = await open_keyed(SqliteDriver(path), clock=Clock(time.wall), now=time.now)
+    store = await open_keyed(Quick(path), clock=Clock(time.wall), now=time.now)
     yield store
     await store.aclose()
 
@@ -96,24 +108,24 @@ async def tidied(store):
 # Parts
 
 
-async def test_40_mib_go_in_and_out_in_bounded_memory(store):
-    size, piece = 40 << 20, memoryview(bytes(100_000))
+async def test_40_mib_go_in_and_out_in_bounded_memory(path):
+    store = await open_keyed(SqliteDriver(path))
+    size, piece, part = 40 << 20, memoryview(bytes(100_000)), SqliteDriver.part_size
 
     async def opened():
         for start in range(0, size, len(piece)):
             yield piece[: size - start]
 
-    await put(store, "first", noise(2 * PART))  # what is loaded once is loaded now
+    await put(store, "first", noise(2 * part))  # what is loaded once is loaded now
     tracemalloc.start()
     try:
         await calls.put(store, "name", Stream(size, opened))
-        got = 0
-        async for each in (await store.get("name")).payload:
-            got += len(each)
-        assert got == size
-        assert tracemalloc.get_traced_memory()[1] < 10 * PART
+        payload = (await store.get("name")).payload
+        assert sum([len(each) async for each in payload]) == size
+        assert tracemalloc.get_traced_memory()[1] < 10 * part
     finally:
         tracemalloc.stop()
+        await store.aclose()
 
 
 async def test_only_blobs_beyond_64_kib_have_parts_and_a_range_reads_those_it_touches(store, sql):
@@ -143,14 +155,14 @@ async def test_an_upload_holds_nothing_up_while_it_waits_for_its_client(store):
 
     uploads = [
         asyncio.ensure_future(calls.put(store, "name", Stream(len(data), opened), stamp=at(9)))
-        for _ in range(30)
+        for _ in range(6)
     ]
     await half_way.wait()
     assert (await put(store, "name", b"meanwhile", stamp=at(1))).outcome is Outcome.CREATED
     assert await content(store, "name") == b"meanwhile"
     go_on.set()
     outcomes = [(await upload).outcome for upload in uploads]
-    assert sorted(outcomes) == [Outcome.CREATED, *[Outcome.UNCHANGED] * 29]
+    assert sorted(outcomes) == [Outcome.CREATED, *[Outcome.UNCHANGED] * 5]
     assert await content(store, "name") == data
 
 
@@ -224,14 +236,14 @@ async def test_opening_sweeps(store, path, sql, time):
     await put(store, "name", noise(2 * PART))
     await calls.delete(store, "name")
     time.advance(HOUR + 1)
-    other = await open_keyed(SqliteDriver(path), now=time.now)
+    other = await open_keyed(Quick(path), now=time.now)
     async with asyncio.timeout(20):
         while held(sql, b"p"):
             await asyncio.sleep(0)
     await other.aclose()
 
 
-class Faulty(SqliteDriver):
+class Faulty(Quick):
     """Fails at its `fails_at`-th call that changes something: before it, or after it."""
 
     def __init__(self, path, fails_at, after):
@@ -277,7 +289,7 @@ async def test_wherever_it_breaks_off_nothing_is_half_visible_and_every_part_is_
     await tidied(store)
     await store.aclose()
 
-    store = await open_keyed(SqliteDriver(path), clock=Clock(time.wall), now=time.now)
+    store = await open_keyed(Quick(path), clock=Clock(time.wall), now=time.now)
     found = {info.name: info async for info in calls.listing(store, tombstones=True)}
     for name, (_, stamp) in answered.items():
         assert found[name].stamp >= stamp
@@ -293,13 +305,13 @@ async def test_wherever_it_breaks_off_nothing_is_half_visible_and_every_part_is_
 
 
 async def test_stores_of_several_processes_agree_on_everything(store, path, sql, time):
-    other = await open_keyed(SqliteDriver(path), clock=Clock(time.wall), now=time.now)
+    other = await open_keyed(Quick(path), clock=Clock(time.wall), now=time.now)
     rng = random.Random(1)
     both = (store, other)
 
     async def work(number):
         name, store = f"n{number % 7}", both[number % 2]
-        data = noise(rng.choice((10, 70_000, 2_000_000)), number % 3)
+        data = noise(rng.choice((10, 70_000, 200_000)), number % 3)
         try:
             match rng.randrange(5):
                 case 0:
@@ -317,7 +329,7 @@ async def test_stores_of_several_processes_agree_on_everything(store, path, sql,
         except (Conflict, NotFound):
             pass
 
-    await asyncio.gather(*(work(number) for number in range(400)))
+    await asyncio.gather(*(work(number) for number in range(200)))
     assert await store.digests() == await other.digests() == await recomputed(store)
     infos = [info async for info in other.list()]
     for info in infos:
@@ -332,28 +344,25 @@ async def test_stores_of_several_processes_agree_on_everything(store, path, sql,
     await other.aclose()
 
 
-# Damage
+# Damage: the suite flips bits, what else may be wrong is here
 
 
 @pytest.mark.parametrize(
     ("size", "damage", "key"),
     [
-        (1000, "CAST(substr(value, 1, 500) || 'x' || substr(value, 502) AS BLOB)", "e%name"),
         (1000, "substr(value, 1, length(value) - 1)", "e%name"),
-        (3 * PART, "CAST('x' || substr(value, 2) AS BLOB)", "p%1"),
         (3 * PART, "substr(value, 2)", "p%2"),
         (3 * PART, None, "p%2"),
     ],
 )
-async def test_a_damaged_copy_is_told_apart_left_out_and_replaced(store, sql, size, damage, key):
+async def test_a_copy_that_lacks_something_is_damaged_until_it_is_put(
+    store, sql, size, damage, key
+):
     data = noise(size)
     await put(store, "sound", b"", stamp=at(1))
     before = await store.digests()
     await put(store, "name", data, stamp=at(2))
-    whole, info = await store.digests(), await store.stat("name")
     assert sql((DAMAGE.format(damage) if damage else DELETE) + " RETURNING 1", key)
-    with pytest.raises(NotFound, match="damaged"):
-        await calls.touch(store, "name", stamp=at(3), checksum=info.checksum)
     for ask in (content(store, "name"), store.get("name"), store.stat("name")):
         with pytest.raises(Corrupt):
             await ask
@@ -362,7 +371,24 @@ async def test_a_damaged_copy_is_told_apart_left_out_and_replaced(store, sql, si
     assert await store.digests() == before == await recomputed(store)
     assert await put(store, "name", data, stamp=at(2)) == (Outcome.CREATED, at(2))
     assert await content(store, "name") == data
-    assert await store.digests() == whole == await recomputed(store)
+    assert await store.digests() == await recomputed(store)
+
+
+async def test_what_is_read_wrong_once_is_not_quarantined(store, sql):
+    await put(store, "name", noise(3 * PART))
+    get, wrong = store._driver.get, iter([True])
+
+    async def once_wrong(keys, *, head=False):
+        values = await get(keys, head=head)
+        if keys[0].startswith(b"p") and next(wrong, False):
+            return [b"wrong"]
+        return values
+
+    store._driver.get = once_wrong
+    with pytest.raises(Corrupt):
+        await content(store, "name")
+    assert await content(store, "name") == noise(3 * PART)
+    assert [name async for name in calls.quarantined(store)] == []
 
 
 async def test_an_entry_that_cannot_be_read_is_damaged_and_replaced_by_any_put(store, sql):
@@ -377,17 +403,6 @@ async def test_an_entry_that_cannot_be_read_is_damaged_and_replaced_by_any_put(s
     assert [name async for name in calls.quarantined(store)] == ["name"]
     assert await put(store, "name", b"new", stamp=at(2)) == (Outcome.CREATED, at(2))
     assert await content(store, "name") == b"new"
-    assert await store.digests() == await recomputed(store)
-
-
-@pytest.mark.parametrize("size", [1000, 3 * PART])
-async def test_the_same_content_put_onto_damage_nobody_has_noticed_is_sound_again(store, sql, size):
-    data = noise(size)
-    await put(store, "name", data, stamp=at(1))
-    damage = "CAST(substr(value, 1, 500) || 'x' || substr(value, 502) AS BLOB)"
-    assert sql(DAMAGE.format(damage) + " RETURNING 1", "p%1" if size > INLINE else "e%name")
-    assert (await put(store, "name", data, stamp=at(2))).outcome is Outcome.UNCHANGED
-    assert await content(store, "name") == data
     assert await store.digests() == await recomputed(store)
 
 

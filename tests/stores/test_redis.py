@@ -31,7 +31,7 @@ from dolmen.stores.redis_settings import Address, parse
 from dolmen.testing import calls
 from dolmen.testing.conformance import Place
 from dolmen.testing.conformance.material import at, content, names, noise, recomputed
-from engines.redis import DURABLE, RedisCluster, RedisServer, eventually, free_port, until
+from engines.redis import DURABLE, RedisCluster, RedisServer, free_port, until
 from stores.keyed_suite import Keyed
 
 PART = 1 << 20
@@ -57,7 +57,7 @@ async def opened(url: str, place: Place) -> BlobStore:
 
 
 class TestOneServer(Keyed):
-    model_examples = 6
+    model_examples = 2  # what lies above the driver has more with SQLite
 
     @pytest.fixture(autouse=True)
     def _servers(self, redis_server: RedisServer) -> None:
@@ -68,7 +68,7 @@ class TestOneServer(Keyed):
 
 
 class TestCluster(Keyed):
-    model_examples = 6
+    model_examples = 2  # what lies above the driver has more with SQLite
 
     @pytest.fixture(autouse=True)
     def _servers(self, redis_cluster: RedisCluster) -> None:
@@ -97,8 +97,9 @@ async def store(server):
 async def noticed(store):
     """Until the store knows that its connections ended."""
     for server in store._driver._servers._servers.values():
-        while not all(connection.lost for connection in server._connections):
-            await asyncio.sleep(0)
+        for lane in server.lanes.values():
+            while not all(connection.lost for connection in lane.connections):
+                await asyncio.sleep(0)
 
 
 async def put(store, name, data, **options):
@@ -156,7 +157,8 @@ async def test_killed_amid_writes_it_holds_all_that_was_answered(store, server):
             told.append(error)
 
     async def kill():
-        await eventually(lambda: len(answered) >= 20)
+        while len(answered) < 20:
+            await asyncio.sleep(0)
         server.kill()
 
     await asyncio.gather(kill(), *(write(number) for number in range(600)))
@@ -211,13 +213,15 @@ async def test_while_it_loads_it_is_unavailable(store, server):
     until(lambda: server.info("aof_rewrite_in_progress") == "0")
     server.kill()
     slowly = ("--key-load-delay", "20000", "--loading-process-events-interval-bytes", "1024")
-    server.start(*slowly, loaded=False)
+    server.loads = True
+    server.start(*slowly)
     await noticed(store)
     with pytest.raises(Unavailable, match="LOADING"):
         await store.get("n1")
     with pytest.raises(Unavailable):
         await put(store, "n1", b"y")
     server.kill()
+    server.loads = False
     server.start()
     await noticed(store)
     assert await content(store, "n1") == b"x"
@@ -593,7 +597,8 @@ async def test_a_planned_failover_loses_nothing_that_was_answered(spread, cluste
             done.append(number)
 
     async def fail_over():
-        await eventually(lambda: len(done) >= 50)
+        while len(done) < 50:
+            await asyncio.sleep(0)
         replica.cli("CLUSTER", "FAILOVER")
 
     async def many():
@@ -658,28 +663,19 @@ def test_a_url_is_read_and_shown_without_its_password(url, address, shown):
 
 
 @pytest.mark.parametrize(
-    ("why", "urls"),
+    "url",
     [
-        (
-            "no host and port",
-            (
-                *("redis:", "redis://", "redis://:hunter2@", "redis://a:b", "redis://a:70000"),
-                *("redis://[::1", "redis://:hun/ter2@a:1", "redis://:hun#ter2@a:1"),
-                *("redis://u:hun?ter2@a:1", "redis+cluster://a,"),
-            ),
-        ),
-        ("several servers are a cluster", ("redis://a,b",)),
-        ("a database is a number", ("redis://a/b", "redis://a/99999", "redis://a/1/2")),
-        ("a cluster has no databases", ("redis+cluster://a/3",)),
-        ("a prefix is", ("redis://a?prefix=", "redis://a?prefix={x}")),
-        ("prefix= is all", ("redis://a?timeout=3", "redis://a#x")),
+        *("redis:", "redis://", "redis://:hunter2@", "redis://a:b", "redis://a:70000"),
+        *("redis://[::1", "redis://:hun/ter2@a:1", "redis://:hun#ter2@a:1"),
+        *("redis://u:hun?ter2@a:1", "redis+cluster://a,", "redis://a,b", "redis+cluster://a/3"),
+        *("redis://a/b", "redis://a/99999", "redis://a/1/2", "redis://a?prefix="),
+        *("redis://a?prefix={x}", "redis://a?timeout=3", "redis://a#x"),
     ],
 )
-def test_a_url_that_is_none_is_explained_without_repeating_a_password(why, urls):
-    for url in urls:
-        with pytest.raises(BadSetting, match=why) as caught:
-            parse(url)
-        told = f"{caught.value} {caught.value.__cause__}"
-        assert "hun" not in told
-        assert "ter2" not in told
-        assert "\n" not in told
+def test_a_url_that_is_none_is_explained_without_repeating_a_password(url):
+    with pytest.raises(BadSetting, match="write redis://") as caught:
+        parse(url)
+    told = f"{caught.value} {caught.value.__cause__}"
+    assert "hun" not in told
+    assert "ter2" not in told
+    assert "\n" not in told

@@ -5,9 +5,12 @@ bucket; it needs no compare-and-swap, and no clock but the bucket's decides an a
 
 Layout, below the path of the URL:
 
-    heads/…        one write of one name each: `dolmen.stores.bucket_head`
-    data/…         the parts of data above 64 KiB: `dolmen.stores.bucket_data`
+    heads/…        one write of one name each: `dolmen.stores.bucket_layout`
+    data/…         the parts of data above 64 KiB, 4 MiB each: `dolmen.stores.parts`
     notes/HASH     facts about the store; `identity`, `swept` and `clock` beside them
+
+Parts are objects of their own and not one multipart upload: an abandoned one of these can't be
+listed, and is paid for until a rule of the bucket ends it.
 
 **The highest head is current** (`store.Rank`), and nothing else decides. No key gets two
 contents, and a head's data belongs to it alone. From that follows:
@@ -34,20 +37,25 @@ clocks give stamps and nothing else.
 hash. What fails is marked by an empty object beside its head: it answers as `Corrupt`, and leaves
 lists and digests, until a put replaces it.
 
-This file writes, `dolmen.stores.bucket_reader` reads, `dolmen.stores.bucket_sweep` tidies up.
-Read first: `dolmen.store`, `dolmen.stores.bucket_head`, `dolmen.stores.bucket_data`.
+Read first: `dolmen.store`, `dolmen.stores.bucket_layout`, `dolmen.stores.parts`. What tidies up is
+`dolmen.stores.bucket_sweep`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import atexit
 import math
 import secrets
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import ClassVar
 
+from dolmen import metadata
+from dolmen.closing import closing
+from dolmen.digests import Digests, Slot, hash_of_entry
 from dolmen.errors import (
     BadSetting,
     Corrupt,
@@ -58,52 +66,63 @@ from dolmen.errors import (
     TooLarge,
     Unavailable,
 )
-from dolmen.names import check_name, checksum_of
+from dolmen.names import check_name, checksum_of, partition_of
+from dolmen.payload import Bytes, Payload, Stream, read_whole
 from dolmen.record import Kind
+from dolmen.repeating import Repeating
 from dolmen.resolve import Action, check, check_content, check_key, may_remove, resolve
 from dolmen.stamps import Clock
 from dolmen.store import (
+    EVERYTHING,
     IDENTITY,
     NO_CHECKSUM,
+    Blob,
     BlobInfo,
     Capabilities,
     Condition,
+    Listing,
     Put,
+    Range,
     Remove,
     Write,
 )
-from dolmen.stores.bucket_client import Client, Refused, open_client, seconds
-from dolmen.stores.bucket_data import Upload
-from dolmen.stores.bucket_head import Head, head_of
-from dolmen.stores.bucket_reader import ROUNDS, BucketReader, restless
-from dolmen.stores.bucket_sweep import Sweeper
+from dolmen.stores import bucket_sweep
+from dolmen.stores.base import WINDOW, OneByOne, UnderWay
+from dolmen.stores.bucket_client import Client, open_client, seconds
+from dolmen.stores.bucket_layout import (
+    INLINE,
+    PARTS,
+    Head,
+    Upload,
+    by_name,
+    folder_of,
+    head_of,
+    heads_of,
+    part_path,
+)
+from dolmen.stores.driver import Refused
 
 LARGEST = 1 << 40
-
-# The driver's threads release what they were given a moment after they answered. One that
-# does so while the interpreter ends takes the process down (PyO3/pyo3-async-runtimes, issue 40).
-atexit.register(time.sleep, 0.05)
+WHOLE = 1 << 20
+"""What is read of a blob is read before it is answered, up to this size; more is streamed."""
 
 
-class BucketStore(BucketReader):
+class BucketStore(OneByOne):
     """A blob store in a bucket. `clock` gives stamps, `elapsed` is `bucket_client.seconds`."""
 
     capabilities = Capabilities(
         durable=True, largest=LARGEST, digests=False, ordered=True, conflicts=False
     )
+    reads_ahead: ClassVar[int] = 32
 
     def __init__(
-        self,
-        client: Client,
-        *,
-        clock: Clock | None = None,
-        elapsed: Callable[[], float] = seconds,
+        self, client: Client, *, clock: Clock | None = None, elapsed: Callable[[], float] = seconds
     ) -> None:
-        super().__init__(client)
+        self._client = client
         self._clock, self._elapsed = clock or Clock(), elapsed
         self._closed, self._writing = False, 0
         self._written = asyncio.Event()
-        self.sweeper = Sweeper(client)
+        self.sweeping: Repeating | None = None
 
     # Writing
 
@@ -120,91 +139,67 @@ class BucketStore(BucketReader):
             self._written.set()
 
     async def write(self, write: Write) -> Put:
-        """See `BlobStore.write`. An identical put stores its data again."""
+        """See `BlobStore.write`. An identical put stores its data again, and so does a touch."""
         check(write)
         if write.payload.size > LARGEST:
             raise TooLarge(f"{write.payload.size} bytes are more than this store keeps ({LARGEST})")
-        with self._write_under_way():
-            return await (self._touch(write) if write.kind == Kind.TOUCH else self._put(write))
-
-    async def _put(self, write: Write) -> Put:
         upload = Upload(self._client, write.name, self._elapsed)
-        try:
-            checksum = NO_CHECKSUM
-            if write.kind != Kind.TOMBSTONE:
-                checksum = await upload.take(write.payload)
-                check_content(write, checksum)
-            heads, current = await self._current(write.name)
-            damaged = bool(heads) and heads[-1].damaged
-            action, put = resolve(
-                write, current, checksum=checksum, damaged=damaged, clock=self._clock
-            )
-            upload.check_age()
-        except DolmenError:
-            await upload.drop()
-            raise
-        if action is Action.KEEP:
-            await upload.drop()
-            return put
-        head = await self._add(upload, write, write.kind, put.stamp, checksum)
-        if damaged:
-            outranking = [one for one in heads if one.rank >= head.rank]
+        with self._write_under_way():
             try:
-                await self._take_away(outranking)
-            except Unavailable as error:
-                raise OutcomeUnknown(f"the damaged {write.name} may still be there: {error}") from (
-                    error
-                )
-        return put
-
-    async def _touch(self, write: Write) -> Put:
-        checksum = write.checksum or NO_CHECKSUM
-        for _ in range(ROUNDS):
-            heads, current = await self._current(write.name)
-            damaged = bool(heads) and heads[-1].damaged
-            action, put = resolve(
-                write, current, checksum=checksum, damaged=damaged, clock=self._clock
-            )
-            if action is Action.KEEP:
-                return put
-            head = heads[-1]
-            upload = Upload(self._client, write.name, self._elapsed)
-            try:
-                if (stored := await self._stored(head)) is None:
-                    continue
-                found = await upload.take(await self._payload(head, stored[1], 0, head.size))
-                if found != checksum:
-                    raise await self._damaged(head)
-                upload.check_age()
-            except Corrupt as error:
-                await upload.drop()
-                raise NotFound(f"the content of {write.name} is damaged here") from error
+                return await self._write(write, upload)
+            except OutcomeUnknown:  # there may be a head that refers to its parts
+                raise
             except DolmenError:
                 await upload.drop()
                 raise
-            await self._add(upload, write, head.kind, put.stamp, checksum)
-            return put
-        raise restless(write.name)
 
-    async def _add(
-        self, upload: Upload, write: Write, kind: int, stamp: int, checksum: bytes
-    ) -> Head:
+    async def _write(self, write: Write, upload: Upload) -> Put:
+        checksum = write.checksum or NO_CHECKSUM
+        if write.kind in (Kind.BLOB, Kind.MANIFEST):
+            checksum = await upload.take(write.payload)
+            check_content(write, checksum)
+        heads = await self._look(write.name)
+        current = heads[-1] if heads else None
+        damaged = current is not None and current.damaged
+        action, put = resolve(write, current, checksum=checksum, damaged=damaged, clock=self._clock)
+        if action is Action.KEEP:
+            await upload.drop()
+            return put
+        kind = write.kind
+        if kind == Kind.TOUCH and current is not None:
+            kind = current.kind
+            try:
+                _, data = await self._stored(current)
+                found = await upload.take(self._payload(current, data, 0, current.size))
+                if found != checksum:
+                    raise await self._damaged(current)
+            except Corrupt as error:
+                raise NotFound(f"the content of {write.name} is damaged here") from error
+        info = BlobInfo(write.name, upload.size, kind, put.stamp, checksum, write.metadata)
+        head = await self._add(upload, info)
+        if damaged:
+            try:
+                await self._take_away([one for one in heads if one.rank >= head.rank])
+            except DolmenError as error:
+                why = f"the damaged {write.name} may still be there: {error}"
+                raise OutcomeUnknown(why) from error
+        return put
+
+    async def _add(self, upload: Upload, info: BlobInfo) -> Head:
         """Make a write current. Who cancels it waits until it is known whether it is."""
-        info = BlobInfo(write.name, upload.size, kind, stamp, checksum, write.metadata)
+        upload.check_age()
         head = head_of(info, upload.id)
-        body = upload.data if head.metadata is not None else write.metadata + bytes(upload.data)
+        body = info.metadata + bytes(upload.data) if head.apart else upload.data
         putting = asyncio.ensure_future(self._client.put(head.path, body))
         try:
             await asyncio.shield(putting)
-            upload.check_age()
         except asyncio.CancelledError:
             await asyncio.gather(putting, return_exceptions=True)
             raise
+        try:
+            upload.check_age()
         except Unavailable as error:
-            if putting.exception() is None:
-                raise OutcomeUnknown(f"the write came too late to be sure of: {error}") from error
-            await upload.drop()
-            raise
+            raise OutcomeUnknown(f"the write came too late to be sure of: {error}") from error
         return head
 
     async def remove(self, remove: Remove, *, min_age: float) -> bool:
@@ -213,11 +208,11 @@ class BucketStore(BucketReader):
         with self._write_under_way():
             now = await self._client.now() if min_age > 0 else math.inf
             heads = await self._look(remove.name)
-            current = heads[-1].info() if heads else None
-            if not may_remove(current, if_stamp=remove.if_stamp, min_age=min_age, now=now):
-                return False
-            await self._take_away(heads)
-            return True
+            current = heads[-1] if heads else None
+            removed = may_remove(current, if_stamp=remove.if_stamp, min_age=min_age, now=now)
+            if removed:
+                await self._take_away(heads)
+            return removed
 
     async def _take_away(self, heads: Sequence[Head]) -> None:
         """Delete heads of one name, the highest after the others, and their marks."""
@@ -225,14 +220,127 @@ class BucketStore(BucketReader):
         await self._client.delete([head.path for head in heads[-1:]])
         await self._client.delete([head.mark for head in heads if head.damaged])
 
+    # Reading
+
+    async def _look(self, name: str) -> list[Head]:
+        """The heads of a name, the current one last."""
+        return heads_of(await self._client.all(f"heads/{folder_of(name)}"))
+
+    async def _live(self, name: str) -> Head:
+        """The head that is current; raises `NotFound` or `Corrupt`."""
+        heads = await self._look(check_name(name))
+        if not heads:
+            raise NotFound(f"{name} is not here")
+        if heads[-1].damaged:
+            raise Corrupt(f"{name} is damaged here")
+        if heads[-1].kind == Kind.TOMBSTONE:
+            raise NotFound(f"{name} was deleted", stamp=heads[-1].stamp)
+        return heads[-1]
+
+    async def get(self, name: str, *, byte_range: Range | None = None) -> Blob:
+        """See `BlobStore.get`."""
+        head = await self._live(name)
+        start, stop = byte_range or (0, head.size)
+        info, data = await self._stored(head)
+        payload = self._payload(head, data, start, min(stop, head.size))
+        return Blob(info, Bytes(await read_whole(payload)) if payload.size <= WHOLE else payload)
+
+    def _payload(self, head: Head, data: memoryview, start: int, stop: int) -> Payload:
+        if head.size <= INLINE:
+            return Bytes(data[start:stop])
+        return Stream(max(stop - start, 0), partial(self._pieces, head, start, stop))
+
+    async def _info(self, head: Head) -> BlobInfo:
+        return (await self._stored(head))[0] if head.apart and not head.damaged else head.info()
+
+    async def _stored(self, head: Head) -> tuple[BlobInfo, memoryview]:
+        """What a head says, and the data in its object, checked."""
+        inside = head.size if head.size <= INLINE else 0
+        if not head.apart and not inside:
+            return head.info(), memoryview(b"")
+        body = await self._client.get(head.path)
+        if body is None:
+            raise _Gone(head.name)
+        split = max(len(body) - inside, 0)
+        meta, data = bytes(body[:split]), body[split:]
+        if (
+            len(data) != inside
+            or metadata.hash_of(meta if head.apart else head.metadata + meta) != head.metadata_hash
+            or (inside and checksum_of(data) != head.checksum)
+        ):
+            raise await self._damaged(head)
+        return head.info(meta), data
+
+    async def _pieces(self, head: Head, start: int, stop: int) -> AsyncIterator[memoryview]:
+        async def fetch(number: int) -> memoryview | None:
+            return await self._client.get(part_path(head.name, head.id, number))
+
+        try:
+            async with closing(PARTS.read(fetch, head.name, head.size, start, stop)) as pieces:
+                async for piece in pieces:
+                    yield piece
+        except Corrupt as error:
+            raise await self._damaged(head) from error
+
+    async def _damaged(self, head: Head) -> DolmenError:
+        """What to raise for a head whose bytes are not what was stored; marks it."""
+        if head.id not in [one.id for one in await self._look(head.name)]:
+            return _Gone(head.name)
+        with suppress(DolmenError):  # whoever reads it learns that it is damaged all the same
+            await self._client.put(head.mark, b"")
+        return Corrupt(f"{head.name} is damaged in {self._client.url}")
+
+    async def stat(self, name: str) -> BlobInfo:
+        """See `BlobStore.stat`."""
+        return await self._info(await self._live(name))
+
+    async def list(self, listing: Listing = EVERYTHING) -> AsyncIterator[BlobInfo]:
+        """See `BlobStore.list`."""
+        async with UnderWay[BlobInfo | None]() as ahead:
+            async with closing(self._heads(listing)) as heads:
+                async for head in heads:
+                    ahead.add(self._listed(head))
+                    if len(ahead) == WINDOW and (info := await ahead.next()):
+                        yield info
+            while ahead:
+                if info := await ahead.next():
+                    yield info
+
+    async def _heads(self, listing: Listing) -> AsyncIterator[Head]:
+        wanted, after = listing.partitions, listing.after
+        if after is not None:
+            wanted = wanted[bisect_left(wanted, partition_of(after)) :]
+            after = f"heads/{folder_of(after)}0"  # "0" comes right behind "/"
+        async with closing(by_name(self._client, "heads", wanted, after)) as names:
+            async for objects in names:
+                for head in heads_of(objects)[-1:]:
+                    shown = listing.tombstones or head.kind != Kind.TOMBSTONE
+                    named = head.name.startswith(listing.prefix)
+                    if shown and named and head.damaged == listing.quarantined:
+                        yield head
+
+    async def _listed(self, head: Head) -> BlobInfo | None:
+        with suppress(Corrupt, _Gone):
+            return await self._info(head)
+        return None
+
+    async def digests(self) -> Digests:
+        """See `BlobStore.digests`. Worked out from a listing."""
+        slots: defaultdict[int, Slot] = defaultdict(Slot)
+        async with closing(self._heads(Listing(tombstones=True))) as heads:
+            async for head in heads:
+                hashed = hash_of_entry(head.name.encode(), *head.rank)
+                slots[partition_of(head.name)].add(head.size, hashed)
+        return Digests(slots)
+
     # The store itself
 
     async def note(self, key: str, value: bytes) -> None:
         """See `BlobStore.note`."""
         encoded = check_key(key).encode()
+        noted = len(encoded).to_bytes(2, "little") + encoded + value
         with self._write_under_way():
-            path = f"notes/{checksum_of(encoded).hex()}"
-            await self._client.replace(path, len(encoded).to_bytes(2, "little") + encoded + value)
+            await self._client.put(f"notes/{checksum_of(encoded).hex()}", noted, once=True)
 
     async def notes(self) -> dict[str, bytes]:
         """See `BlobStore.notes`. The first call for a new store creates its identity."""
@@ -243,7 +351,7 @@ class BucketStore(BucketReader):
                 notes[str(body[2:stop], "utf-8")] = bytes(body[stop:])
         identity = await self._client.get(IDENTITY)
         if identity is None:
-            await self._client.create(IDENTITY, secrets.token_hex(16).encode())
+            await self._client.put(IDENTITY, secrets.token_hex(16).encode(), mode="create")
             identity = await self._client.get(IDENTITY)
         if identity is None:
             raise Unavailable(f"{self._client.url} does not show at once what was written")
@@ -252,22 +360,26 @@ class BucketStore(BucketReader):
     async def condition(self) -> Condition:
         """See `BlobStore.condition`. Writes a small object, to see whether that works."""
         await self._client.all("notes")
-        condition = Condition(reasons=[self.sweeper.trouble] if self.sweeper.trouble else [])
         try:
             await self._client.now(fresh=True)
         except (Full, Refused) as error:
-            condition.writable = False
-            condition.reasons.append(str(error))
-        return condition
+            return Condition(writable=False, reasons=[str(error)])
+        return Condition()
 
     async def aclose(self) -> None:
         """See `BlobStore.aclose`."""
         self._closed = True
-        await self.sweeper.aclose()
+        if self.sweeping is not None:
+            await self.sweeping.aclose()
         while self._writing:
             self._written.clear()
             await self._written.wait()
         self._client.close()
+
+
+class _Gone(Unavailable):
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} was replaced while it was read: read it again")
 
 
 async def open_url(url: str) -> BucketStore:
@@ -284,5 +396,5 @@ async def open_url(url: str) -> BucketStore:
     except Unavailable:
         pass  # every request will say so until it comes up
     store = BucketStore(client)
-    store.sweeper.start()
+    store.sweeping = Repeating(partial(bucket_sweep.sweep_again, client), wait=bucket_sweep.FIRST)
     return store

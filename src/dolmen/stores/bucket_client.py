@@ -3,23 +3,24 @@
 Of a bucket dolmen needs only put, get, list and delete, lists that show at once what was
 written, in order of the keys, and a time of modification for each object. `Client` makes these
 requests and `open_client` reads the URL. The driver repeats a request that failed quickly, which
-is harmless here: no key ever gets two contents, but for notes, which `replace` sends once.
+is harmless here: no key ever gets two contents, but for notes, which are sent `once`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from datetime import timedelta
-from functools import partial
 from types import ModuleType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from dolmen.errors import BadSetting, DolmenError, Full, OutcomeUnknown, Unavailable
-from dolmen.stores.driver import driver
+from dolmen.stores.driver import Refused, driver
 
 PAGE = 1000
 """Objects of a page of a listing: what S3 gives in one answer."""
@@ -40,15 +41,18 @@ _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 _FULL = re.compile(r"status code: 507|QuotaExceeded|StorageFull")
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|specified (bucket|container) does not")
-_BEYOND = re.compile(r"status code: 416|Wanted range starting at")
-_NO_RANGE = "Received non-partial response"
+_DENIED = re.compile(r"status code: 40[13]|PermissionDenied|Unauthenticated")
 _NO_KEYS = re.compile(r"169\.254\.169\.254|metadata\.google\.internal")
 """Where the driver asks for credentials when it was given none. It exists in the clouds only."""
 _NOT_SENT = re.compile(r"kind: Connect\b")
+_NOT_DONE = re.compile(r"kind: Connect\b|status code: (4\d\d|503)")
 _WAS_REPEATED = re.compile(r"after [1-9]\d* retries")
 _QUERY = re.compile(r"\?\S*")
-T = TypeVar("T")
-_Request = Callable[[], Awaitable[Any]]
+
+
+# The driver's threads release what they were given a moment after they answered. One that
+# does so while the interpreter ends takes the process down (PyO3/pyo3-async-runtimes, issue 40).
+atexit.register(time.sleep, 0.05)
 
 
 class Found(NamedTuple):
@@ -56,10 +60,6 @@ class Found(NamedTuple):
 
     path: str
     modified: int
-
-
-class Refused(Unavailable):
-    """The bucket is not there, or not for these credentials: somebody has to change a setting."""
 
 
 def seconds() -> float:
@@ -88,81 +88,65 @@ class Client:
     async def pages(self, folder: str, after: str | None = None) -> AsyncIterator[list[Found]]:
         """All objects below a folder, a page a request, in order; those behind the path `after`."""
         stream = self._obstore.list(self._repeated, folder, offset=after, chunk_size=PAGE)
-        end: list[Any] = []
-        while page := await self._ask(lambda: _next(stream, end)):
+        while True:
+            async with self._asking():
+                page = await anext(stream, None)
+            if not page:
+                return
             yield [Found(one["path"], int(one["last_modified"].timestamp())) for one in page]
 
     async def all(self, folder: str) -> list[Found]:
         """All objects below a folder that holds few."""
         return [found async for page in self.pages(folder) for found in page]
 
-    async def get(self, path: str, start: int = 0, stop: int | None = None) -> memoryview | None:
-        """The bytes of an object, or of a range as far as there are any; None where none is."""
+    async def get(self, path: str) -> memoryview | None:
+        """The bytes of an object, None where none is."""
         try:
-            if stop is None:
-                return memoryview(await self._ask(lambda: self._whole(path)))
-            part = partial(
-                self._obstore.get_range_async, self._repeated, path, start=start, end=stop
-            )
-            return memoryview(await self._ask(part))
+            async with self._asking():
+                found = await self._obstore.get_async(self._repeated, path)
+                return memoryview(await found.bytes_async())
         except FileNotFoundError:
             return None
-        except _Beyond:
-            return memoryview(b"")
-        except _Whole:
-            whole = await self.get(path)
-            return None if whole is None else whole[start:stop]
 
-    async def _whole(self, path: str) -> bytes:
-        found = await self._obstore.get_async(self._repeated, path)
-        data: bytes = await found.bytes_async()
-        return data
+    async def put(
+        self, path: str, data: bytes | memoryview, *, once: bool = False, mode: str = "overwrite"
+    ) -> bool:
+        """Store an object; returns False where `mode` is "create" and there was one.
 
-    async def put(self, path: str, data: bytes | memoryview) -> None:
-        """Store an object that may as well be stored twice: its key gets no other content."""
-        await self._ask(self._put(self._repeated, path, data), wrote=True)
-
-    async def create(self, path: str, data: bytes) -> bool:
-        """Store an object where none is; returns whether none was."""
+        `once` is for a path that gets other content later: a late copy would undo a newer one.
+        """
         try:
-            await self._ask(self._put(self._repeated, path, data, mode="create"), wrote=True)
+            async with self._asking(wrote=True):
+                store = self._once if once else self._repeated
+                await self._obstore.put_async(store, path, data, use_multipart=False, mode=mode)
         except FileExistsError:
             return False
         return True
 
-    async def replace(self, path: str, data: bytes) -> None:
-        """Store an object in place of another. Sent once: a late copy would undo a newer one."""
-        await self._ask(self._put(self._once, path, data), wrote=True)
-
-    def _put(self, store: Any, path: str, data: object, *, mode: str = "overwrite") -> _Request:
-        put: _Request = partial(
-            self._obstore.put_async, store, path, data, use_multipart=False, mode=mode
-        )
-        return put
-
     async def delete(self, paths: Sequence[str]) -> None:
         """Delete objects, in any order. What is not there is fine."""
         for first in range(0, len(paths), PAGE):
-            page = list(paths[first : first + PAGE])
-            delete = partial(self._obstore.delete_async, self._repeated, page)
-            for left in (2, 1, 0):  # the driver repeats no bulk delete
-                try:
-                    await self._ask(delete, wrote=True)
-                    break
-                except OutcomeUnknown:
-                    if not left:
-                        raise
-                    await asyncio.sleep(0.2)
-                except FileNotFoundError:
-                    if len(page) > 1:  # the others may not have been tried
-                        for path in page:
-                            await self.delete([path])
-                    break
+            await self._delete(list(paths[first : first + PAGE]))
+
+    async def _delete(self, page: list[str], tries: int = 3) -> None:
+        try:
+            async with self._asking(wrote=True):
+                await self._obstore.delete_async(self._repeated, page)
+        except FileNotFoundError:
+            if len(page) > 1:  # the others may not have been tried
+                for path in page:
+                    await self._delete([path])
+        except OutcomeUnknown:  # the driver does not repeat this where the connection was closed
+            if tries == 1:
+                raise
+            await asyncio.sleep(0.2)
+            await self._delete(page, tries - 1)
 
     async def modified(self, path: str) -> float | None:
         """When an object was written, in seconds since 1970 by the bucket's clock."""
         try:
-            found = await self._ask(partial(self._obstore.head_async, self._repeated, path))
+            async with self._asking():
+                found = await self._obstore.head_async(self._repeated, path)
         except FileNotFoundError:
             return None
         when: float = found["last_modified"].timestamp()
@@ -183,68 +167,45 @@ class Client:
             modified, since = self._clock
         return modified + seconds() - since
 
-    async def _ask(self, request: Callable[[], Awaitable[T]], *, wrote: bool = False) -> T:
-        """Make a request; raises `FileNotFoundError` and `FileExistsError` besides."""
+    @asynccontextmanager
+    async def _asking(self, *, wrote: bool = False) -> AsyncIterator[None]:
+        """Around a request; raises `FileNotFoundError` and `FileExistsError` besides."""
+        exceptions = self._obstore.exceptions
         try:
             async with self._free:
                 if self._closed:
                     raise Unavailable("the store is closed")
-                return await request()
-        except (self._obstore.exceptions.BaseError, OSError, ValueError) as error:
-            if _BEYOND.search(str(error)):
-                raise _Beyond from error
-            if _NO_RANGE in str(error):
-                raise _Whole from error
+                yield
+        except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as error:
+            raise FileExistsError(str(error)) from error
+        except (exceptions.BaseError, OSError, ValueError) as error:
             if isinstance(error, FileNotFoundError) and not _NO_BUCKET.search(str(error)):
                 raise
-            exceptions = self._obstore.exceptions
-            if isinstance(error, exceptions.AlreadyExistsError | exceptions.PreconditionError):
-                raise FileExistsError(str(error)) from error
-            raise self._translated(error, wrote=wrote) from error
+            raise self._translated(f"{type(error).__name__}: {error}", wrote=wrote) from error
 
-    def _translated(self, error: Exception, *, wrote: bool) -> DolmenError:
+    def _translated(self, said: str, *, wrote: bool) -> DolmenError:
         """The driver's error as one of dolmen's. The driver's messages have pages of detail."""
-        whole = str(error)
-        first = _QUERY.sub("", whole.partition("\n")[0])
-        cause = (_CODE.findall(whole) or _STATUS.findall(whole) or [first])[0]
-        if _FULL.search(whole):
+        first = _QUERY.sub("", said.partition("\n")[0].partition(": ")[2])
+        cause = (_CODE.findall(said) or _STATUS.findall(said) or [first])[0]
+        if _FULL.search(said):
             return Full(f"{self.url} has no room left ({cause})")
-        if _NO_BUCKET.search(whole):
+        if _NO_BUCKET.search(said):
             return Refused(
                 f"{self.url} is not there ({cause}): create it, or correct the name or the"
                 " endpoint in the store's URL"
             )
-        status = int((_STATUS.findall(whole) or [0])[0])
-        exceptions = self._obstore.exceptions
-        denied = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
-        if isinstance(error, denied) or status in (401, 403):
+        if _DENIED.search(said):
             return Refused(
                 f"{self.url} refuses access ({cause}): check the credentials in the environment"
                 " (docs/engines.md) and what they permit"
             )
-        if _NO_KEYS.search(whole):
+        if _NO_KEYS.search(said):
             return Refused(f"{self.url}: no credentials are in the environment (docs/engines.md)")
-        nothing_sent = _NOT_SENT.search(whole) is not None
-        if nothing_sent:
+        if _NOT_SENT.search(said):
             cause = "it can't be reached, nothing answers at its endpoint"
-        refused = nothing_sent or 400 <= status < 500 or status == 503
-        if wrote and (_WAS_REPEATED.search(whole) or not refused):  # an earlier try may have
+        if wrote and (_WAS_REPEATED.search(said) or not _NOT_DONE.search(said)):
             return OutcomeUnknown(f"{self.url} did not say whether it wrote: {cause}")
         return Unavailable(f"{self.url} could not be asked: {cause}")
-
-
-class _Beyond(Exception):  # noqa: N818 - an answer more than an error
-    """The range asked for begins behind the object's end."""
-
-
-class _Whole(Exception):  # noqa: N818
-    """The server answers this range with the whole object, as rclone's does at times."""
-
-
-async def _next(stream: Any, end: list[Any]) -> list[Any]:
-    """The next page of a listing; `end` behind the last one."""
-    page: list[Any] = await anext(stream, end)
-    return page
 
 
 def open_client(url: str) -> Client:

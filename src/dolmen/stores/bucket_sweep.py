@@ -6,64 +6,46 @@ Any number of processes may sweep at once. Why it takes nothing that somebody ne
 
 from __future__ import annotations
 
+import logging
+from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 
 from dolmen.closing import closing
 from dolmen.errors import DolmenError
-from dolmen.repeating import Repeating
 from dolmen.stores.bucket_client import PAGE, Client, Found
-from dolmen.stores.bucket_data import GRACE
-from dolmen.stores.bucket_head import by_name, heads_of
+from dolmen.stores.bucket_layout import GRACE, by_name, heads_of
 
-SWEPT = "swept"
-"""An object that was last written when a sweep began."""
-_FIRST, _NEXT = 60, 3600
+FIRST, _NEXT = 60, 3600
 """Seconds after which an open store looks whether a sweep is due."""
+_SWEPT = "swept"
+"""An object that was last written when a sweep began."""
+_log = logging.getLogger("dolmen.bucket")
 
 
-class Sweeper:
-    """Sweeps once a day, in whichever process looks first.
-
-    `trouble` is a sentence while it does not work.
-    """
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self._sweeping: Repeating | None = None
-        self.trouble = ""
-
-    def start(self) -> None:
-        """Begin, until `aclose`."""
-        self._sweeping = Repeating(self._sweep, wait=_FIRST)
-
-    async def aclose(self) -> None:
-        """Stop."""
-        if self._sweeping is not None:
-            await self._sweeping.aclose()
-
-    async def _sweep(self) -> float:
-        try:
-            await self.sweep_if_due()
-            self.trouble = ""
-        except DolmenError as error:
-            self.trouble = f"outdated data could not be deleted: {error}"
-        return _NEXT
-
-    async def sweep_if_due(self) -> None:
-        """Sweep, unless a sweep began within a day."""
-        now = await self._client.now(fresh=True)
-        swept = await self._client.modified(SWEPT)
-        if swept is not None and now - swept < GRACE:
-            return
-        await self._client.put(SWEPT, b"")
-        try:
-            await sweep(self._client, now)
-        except DolmenError:
-            await self._client.delete([SWEPT])
-            raise
+async def sweep_again(client: Client) -> float:
+    """Sweep if it is due; returns when to look again, in seconds."""
+    try:
+        await sweep_if_due(client)
+    except DolmenError as error:
+        _log.warning("outdated data could not be deleted: %s", error)
+    return _NEXT
 
 
-async def sweep(client: Client, now: float) -> None:
+async def sweep_if_due(client: Client) -> None:
+    """Sweep, unless a sweep began within a day, in whichever process."""
+    now = await client.now(fresh=True)
+    swept = await client.modified(_SWEPT)
+    if swept is not None and now - swept < GRACE:
+        return
+    await client.put(_SWEPT, b"")
+    try:
+        await _sweep(client, now)
+    except DolmenError:
+        await client.delete([_SWEPT])
+        raise
+
+
+async def _sweep(client: Client, now: float) -> None:
     """Delete what was outranked or abandoned a day before `now`, the bucket's time until lately."""
     gone: list[str] = []
     async with closing(_side_by_side(client)) as names:
@@ -78,22 +60,19 @@ async def sweep(client: Client, now: float) -> None:
 def _gone(objects: Sequence[Found], parts: Sequence[Found], now: float) -> list[str]:
     """Of the heads, marks and parts of one name, the paths of those to be deleted."""
     heads = heads_of(objects)
-    outranked = 0
-    for number, head in enumerate(heads):
-        if now - head.modified >= GRACE:
-            outranked = number
+    old = [number for number, head in enumerate(heads) if now - head.arrived >= GRACE]
+    outranked = old[-1] if old else 0
     gone = [head.path for head in heads[:outranked]]
     present = {found.path for found in objects}.difference(gone)
     gone += [path for path in present if path.endswith("!") and path[:-1] not in present]
-    newest: dict[str, int] = {}
+    uploads: defaultdict[str, list[Found]] = defaultdict(list)
     for part in parts:
-        upload = part.path.rpartition(".")[0]
-        newest[upload] = max(newest.get(upload, 0), part.modified)
-    kept = {head.id for head in heads[outranked:]}
-    for part in parts:
-        upload = part.path.rpartition(".")[0]
-        if upload.rpartition("/")[2] not in kept and now - newest[upload] >= GRACE:
-            gone.append(part.path)
+        uploads[part.path.rpartition("/")[2].partition(".")[0]].append(part)
+    for head in heads[outranked:]:
+        uploads.pop(head.id, None)
+    for upload in uploads.values():
+        if now - max(part.modified for part in upload) >= GRACE:
+            gone += [part.path for part in upload]
     return gone
 
 

@@ -1,13 +1,13 @@
 """The blob store above an ordered key-value store: the whole contract, once for every engine.
 
 A write is a change of one entry (`keyed_entries`), decided by `dolmen.resolve`. Data of up to
-64 KiB lies in the entry, that of larger blobs in parts (`keyed_parts`).
+64 KiB lies in the entry, that of larger blobs in parts.
 
 Bytes are checked before they are handed out. A copy that fails is quarantined: it stays,
 answers as `Corrupt`, and leaves lists and digests until a write replaces it.
 
 Read first: `dolmen.store`, `dolmen.resolve`, `dolmen.stores.driver`,
-`dolmen.stores.keyed_layout`, `dolmen.stores.keyed_parts`, `dolmen.stores.keyed_entries`.
+`dolmen.stores.keyed_layout`, `dolmen.stores.keyed_entries`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from dolmen.store import (
 )
 from dolmen.stores.base import OneByOne
 from dolmen.stores.driver import Change, Driver, Refused
-from dolmen.stores.keyed_entries import Entries
+from dolmen.stores.keyed_entries import Entries, KeyedParts
 from dolmen.stores.keyed_layout import (
     END,
     INLINE,
@@ -54,11 +54,9 @@ from dolmen.stores.keyed_layout import (
     decode_note,
     encode_note,
     entry_key,
-    name_in,
     partition_in,
     partition_key,
 )
-from dolmen.stores.keyed_parts import Parts
 
 _GAP = 8
 """Partitions nobody asked for that are scanned sooner than asked around."""
@@ -75,7 +73,7 @@ class KeyedStore(OneByOne):
 
     def __init__(self, driver: Driver, *, clock: Clock, now: Callable[[], float]) -> None:
         self._driver, self._clock, self._now = driver, clock, now
-        self._parts = Parts(driver, now)
+        self._parts = KeyedParts(driver, now)
         self._entries = Entries(driver, self._parts)
         self._identity = secrets.token_hex(16).encode()
 
@@ -89,8 +87,6 @@ class KeyedStore(OneByOne):
     async def write(self, write: Write) -> Put:
         """See `BlobStore.write`."""
         check(write)
-        if write.kind == Kind.TOUCH:
-            return await self._touch(write)
         info = BlobInfo(write.name, write.payload.size, write.kind, 0, NO_CHECKSUM)
         if info.size > self.capabilities.largest:
             raise TooLarge(
@@ -100,63 +96,52 @@ class KeyedStore(OneByOne):
         if info.size > INLINE:
             return await self._write_large(write, info)
         body = await read_whole(write.payload)
-        if write.kind != Kind.TOMBSTONE:
+        if write.kind in (Kind.BLOB, Kind.MANIFEST):
             info.checksum = checksum_of(body)
             check_content(write, info.checksum)
-        return (await self._put(write, Entry(info, body=body)))[0]
-
-    async def _put(self, write: Write, entry: Entry, mark: bytes | None = None) -> tuple[Put, bool]:
-        """Carry out a write of this entry; returns the answer and whether the entry is kept."""
-
-        async def decide(current: Entry | None) -> tuple[tuple[Put, bool], Entry | None]:
-            info, damaged = (current.info, current.damaged) if current else (None, False)
-            action, put = resolve(
-                write, info, checksum=entry.info.checksum, damaged=damaged, clock=self._clock
-            )
-            if action is Action.KEEP:
-                return (put, False), current
-            # The same content is written anew as well, so it is sound whatever was there.
-            return (put, True), entry.sealed(put.stamp, int(self._now()), write.metadata)
-
-        grows = write.kind != Kind.TOMBSTONE
-        return await self._entries.change(write.name, decide, guess=True, grows=grows, mark=mark)
+        try:
+            return (await self._carry_out(write, Entry(info, body=body)))[0]
+        except Corrupt as error:
+            if write.kind != Kind.TOUCH:
+                raise
+            await self._quarantine(write.name)
+            raise NotFound(f"{write.name} is here, but damaged") from error
 
     async def _write_large(self, write: Write, info: BlobInfo) -> Put:
         upload, kept = self._parts.begin(write.name, info.size), False
         try:
-            await self._parts.send(upload, write.payload)
-            info.checksum = upload.checksum
+            info.checksum = await self._parts.send(upload, write.payload)
             check_content(write, info.checksum)
-            entry = Entry(info, upload.id, body=bytes(upload.sums))
-            put, kept = await self._put(write, entry, upload.mark)
+            put, kept = await self._carry_out(write, Entry(info, upload.id), upload.mark)
             return put
         finally:
             if not kept:  # or nobody knows whether: an entry that refers to it has no mark
                 self._parts.give_up(upload)
 
-    async def _touch(self, write: Write) -> Put:
-        read: list[Entry] = []
+    async def _carry_out(
+        self, write: Write, entry: Entry, mark: bytes | None = None
+    ) -> tuple[Put, bool]:
+        """Carry out a write of this entry; returns the answer and whether the entry is kept."""
+        touches = write.kind == Kind.TOUCH
+        checksum = write.checksum or NO_CHECKSUM if touches else entry.info.checksum
 
-        async def decide(current: Entry | None) -> tuple[Put, Entry | None]:
+        async def decide(current: Entry | None) -> tuple[tuple[Put, bool], Entry | None]:
             info, damaged = (current.info, current.damaged) if current else (None, False)
-            checksum = write.checksum or NO_CHECKSUM
             action, put = resolve(
                 write, info, checksum=checksum, damaged=damaged, clock=self._clock
             )
-            if action is Action.KEEP or current is None:
-                return put, current
-            read[:] = [current]
-            async with closing(self._parts.read(current, 0, current.info.size)) as pieces:
-                async for _ in pieces:
-                    pass
-            return put, current.sealed(put.stamp, int(self._now()), write.metadata)
+            if action is Action.KEEP:
+                return (put, False), current
+            kept = entry  # the same content anew as well, so it is sound whatever was there
+            if touches and current is not None:
+                kept = current
+                await self._check(current)
+            return (put, True), kept.sealed(put.stamp, int(self._now()), write.metadata)
 
-        try:
-            return await self._entries.change(write.name, decide, whole=True, grows=False)
-        except Corrupt as error:
-            if read:
-                await self._quarantine(read[0])
-            raise NotFound(f"{write.name} is here, but damaged") from error
+        grows = write.kind in (Kind.BLOB, Kind.MANIFEST)
+        return await self._entries.change(
+            write.name, decide, guess=not touches, grows=grows, mark=mark
+        )
 
     async def remove(self, remove: Remove, *, min_age: float) -> bool:
         """See `OneByOne.remove`."""
@@ -167,23 +152,32 @@ class KeyedStore(OneByOne):
             removed = may_remove(info, if_stamp=stamp, min_age=min_age, now=now)
             return removed, None if removed else current
 
-        return await self._entries.change(check_name(remove.name), decide, grows=False)
+        return await self._entries.change(check_name(remove.name), decide)
 
-    async def _quarantine(self, damaged: Entry) -> None:
-        """Take a damaged copy out of lists and digests, unless it was replaced meanwhile."""
+    async def _check(self, entry: Entry) -> None:
+        """Raise `Corrupt` unless all its data is sound."""
+        if entry.upload == NOBODY:
+            entry.check_body()
+            return
+        async with closing(self._parts.read(entry, 0, entry.info.size)) as pieces:
+            async for _ in pieces:
+                pass
+
+    async def _quarantine(self, name: str) -> None:
+        """Take a copy out of lists and digests if it is found damaged once more."""
 
         async def decide(current: Entry | None) -> tuple[None, Entry | None]:
-            if current is None or current.front != damaged.front or current.damaged:
+            if current is None or current.damaged:
                 return None, current
-            if current.upload == NOBODY:
-                with suppress(Corrupt):
-                    current.check_data()
-                    return None, current  # only what was read was damaged
-            info, marked = current.info, replace(current, damaged=True)
-            return None, marked.sealed(info.stamp, info.arrived, info.metadata)
+            try:
+                await self._check(current)
+            except Corrupt:
+                info, marked = current.info, replace(current, damaged=True)
+                return None, marked.sealed(info.stamp, info.arrived, info.metadata)
+            return None, current
 
         with suppress(DolmenError):  # whoever reads it learns that it is damaged all the same
-            await self._entries.change(damaged.info.name, decide, whole=True, grows=False)
+            await self._entries.change(name, decide)
 
     # Reading
 
@@ -196,11 +190,11 @@ class KeyedStore(OneByOne):
             start = min(start, stop)
             return Blob(info, Stream(stop - start, lambda: self._stream(entry, start, stop)))
         try:
-            entry.check_data()
+            entry.check_body()
         except Corrupt:
-            await self._quarantine(entry)
+            await self._quarantine(name)
             raise
-        return Blob(info, Bytes(entry.body[start:stop] if byte_range else entry.body))
+        return Blob(info, Bytes(entry.body[start:stop]))
 
     async def _stream(self, entry: Entry, start: int, stop: int) -> AsyncIterator[Piece]:
         """The checked bytes of a range; what is found damaged is quarantined."""
@@ -214,7 +208,7 @@ class KeyedStore(OneByOne):
             if current is None or current.upload != entry.upload:
                 why = f"{name} was deleted or replaced while it was read"
                 raise Unavailable(why) from error
-            await self._quarantine(current)
+            await self._quarantine(name)
             raise
 
     async def stat(self, name: str) -> BlobInfo:
@@ -223,27 +217,21 @@ class KeyedStore(OneByOne):
 
     async def list(self, listing: Listing = EVERYTHING) -> AsyncIterator[BlobInfo]:
         """See `BlobStore.list`."""
-        after, prefix = listing.after, listing.prefix.encode()
+        after, partitions = listing.after, listing.partitions
         begin = partition_of(after) if after is not None else 0
-        chosen = listing.partitions
-        wanted = chosen if isinstance(chosen, range) else frozenset(chosen)
-        for first, last in _spans(partition for partition in chosen if partition >= begin):
+        wanted = partitions if isinstance(partitions, range) else frozenset(partitions)
+        for first, last in _spans(partition for partition in partitions if partition >= begin):
             start = partition_key(b"e", first)
             if after is not None and first == begin:
                 start = entry_key(begin, after) + b"\0"
             stop = partition_key(b"e", last) + END
             async with closing(self._entries.scan(start, stop)) as entries:
-                async for key, entry in entries:
-                    if not key.startswith(prefix, 5) or partition_in(key) not in wanted:
-                        continue
-                    damaged = entry is None or entry.damaged
-                    info = (
-                        entry.info
-                        if entry
-                        else BlobInfo(name_in(key), 0, Kind.BLOB, 0, NO_CHECKSUM)
-                    )
+                async for entry in entries:
+                    info = entry.info
                     shown = listing.tombstones or info.kind != Kind.TOMBSTONE
-                    if damaged == listing.quarantined and shown:
+                    named = info.name.startswith(listing.prefix)
+                    chosen = partition_of(info.name) in wanted
+                    if shown and named and chosen and entry.damaged == listing.quarantined:
                         yield info
 
     async def digests(self) -> Digests:

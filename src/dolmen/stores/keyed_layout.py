@@ -10,12 +10,11 @@ one letter ascend in list order:
     n 0000 HASH                a note: 2 bytes length of its key, the key, the value; HASH is
                                32 hex digits of the key's BLAKE3
 
-An entry is its *front* and its body. The front: 2 bytes with its own length (these
-included, little-endian), 1 byte that is 1 in quarantine, and the head of a record
-(`dolmen.record`) with the second of arrival, whose owner is the upload that
-wrote the parts, or zero. The body is the data of a blob of up to 64 KiB, or the CRC-32C of
-every part. Two entries with equal fronts are the same write, so a swap compares fronts.
-Entries in quarantine are not counted in the digest.
+An entry is its *front* and the data of a blob of up to 64 KiB. The front: 2 bytes with its own
+length (these included, little-endian), 1 byte that is 1 in quarantine, and the head of a record
+(`dolmen.record`) with the second of arrival, whose owner is the upload that wrote the parts, or
+zero. Two entries with equal fronts are the same write, so a swap compares fronts. Entries in
+quarantine are not counted in the digest.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ import struct
 from dataclasses import dataclass, replace
 
 from blake3 import blake3
-from crc32c import crc32c
 
 from dolmen.digests import Slot, entry_hash
 from dolmen.errors import Corrupt
@@ -34,14 +32,13 @@ from dolmen.store import NO_CHECKSUM, BlobInfo
 
 INLINE = 65_536
 """The most bytes of data that lie in the entry itself."""
-SUM_SIZE = 4
 NOTES = b"n0000"
 END = b"\xff"
 """Behind whatever begins alike."""
 _LEAD = struct.Struct("<HB")
-_SUM = struct.Struct("<I")
 _SLOT = struct.Struct("<IQ16s")
-_MARK = struct.Struct(">QI")
+MARK = struct.Struct(">QI")
+"""When parts may go (seconds since 1970), and how many there are."""
 
 
 def partition_key(letter: bytes, partition: int) -> bytes:
@@ -62,17 +59,6 @@ def part_key(partition: int, upload: bytes, number: int) -> bytes:
 def mark_key(partition: int, upload: bytes) -> bytes:
     """The key that says that no entry refers to the parts of an upload."""
     return b"u%04x%b" % (partition, upload.hex().encode())
-
-
-def encode_mark(due: float, parts: int) -> bytes:
-    """When parts may go (seconds since 1970), and how many there are."""
-    return _MARK.pack(int(due), parts)
-
-
-def decode_mark(value: bytes) -> tuple[int, int]:
-    """When parts may go, and how many there are."""
-    due, parts = _MARK.unpack(value)
-    return due, parts
 
 
 def encode_slot(slot: Slot) -> bytes | None:
@@ -110,27 +96,12 @@ def partition_in(key: bytes) -> int:
     return int(key[1:5], 16)
 
 
-def name_in(key: bytes) -> str:
-    """The name in the key of an entry."""
-    return key[5:].decode()
-
-
-def sum_of(part: bytes | memoryview) -> bytes:
-    """The checksum of a part."""
-    return _SUM.pack(crc32c(part))
-
-
-def front_size(value: bytes) -> int:
-    """How many bytes of an entry are its front."""
-    return int.from_bytes(value[:2], "little")
-
-
 @dataclass(slots=True)
 class Entry:
     """What is kept under a name.
 
-    `upload` names its parts, zero where the body is the data. Read from a head alone, the
-    body may be cut short.
+    `upload` names its parts, zero where `body` is the data, which is cut short in an entry
+    that was read from a head. One that is `lost` can't be read: only its name is known.
     """
 
     info: BlobInfo
@@ -139,6 +110,7 @@ class Entry:
     body: bytes | memoryview = b""
     front: bytes = b""
     """As it is stored; set by `sealed` and `decode`."""
+    lost: bool = False
 
     def sealed(self, stamp: int, arrived: int, metadata: bytes) -> Entry:
         """The entry with another stamp, time of arrival and metadata, ready to be stored."""
@@ -160,7 +132,7 @@ class Entry:
         """The value of the entry's key."""
         return b"".join((self.front, self.body))
 
-    def check_data(self) -> None:
+    def check_body(self) -> None:
         """Raise `Corrupt` unless the body is the data of an entry without parts."""
         info = self.info
         right = NO_CHECKSUM if info.kind == Kind.TOMBSTONE else checksum_of(self.body)
@@ -176,9 +148,18 @@ class Entry:
             (slot.drop if out else slot.add)(info.size, hashed)
 
 
-def decode(value: bytes) -> Entry:
-    """The entry with this value, or with a value that begins so; raises `Corrupt`."""
-    head = decode_head(value, _LEAD.size)
+def front_size(value: bytes) -> int:
+    """How many bytes of an entry are its front."""
+    return int.from_bytes(value[:2], "little")
+
+
+def decode(key: bytes, value: bytes) -> Entry:
+    """The entry under a key, whose value is this or begins so; front and all."""
+    try:
+        head = decode_head(value, _LEAD.size)
+    except Corrupt:
+        info = BlobInfo(key[5:].decode(), 0, Kind.BLOB, 0, NO_CHECKSUM)
+        return Entry(info, damaged=True, front=value, lost=True)
     info = BlobInfo(
         head.name.decode(),
         head.length,

@@ -23,20 +23,20 @@ Read first: `dolmen.stores.driver`, `dolmen.stores.connection`.
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Callable, Sequence
+import re
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import unquote_to_bytes
 
 from dolmen.errors import BadSetting, DolmenError, Full, TooLarge, Unavailable
-from dolmen.stamps import Clock
 from dolmen.store import Capabilities, Condition
-from dolmen.stores.batches import Batches
-from dolmen.stores.connection import PATIENCE, Connection, Request
+from dolmen.stores.connection import PATIENCE, Connection, Lane, Place, Request, at, place_of
 from dolmen.stores.driver import HEAD, Change
 from dolmen.stores.keyed import KeyedStore, open_keyed
 from dolmen.stores.secrets import without_secrets
 
+_URL = re.compile(r"memcached://([^/?#]+)/?([A-Za-z0-9_-]{1,64})?/?")
 _PAGE = 256
 _BUSY = 200
 """How often a server may say that it is listing for somebody else."""
@@ -46,14 +46,7 @@ Answer = tuple[list[bytes], bytes]
 """The words of a line, and the value behind it."""
 
 
-class _Server(Connection):
-    """One server, asked over one connection by turns."""
-
-    def __init__(self, host: str, port: int, *, patience: float, most: int = 64) -> None:
-        name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        super().__init__(f"memcached at {name}", host, port, patience=patience)
-        self.asks: Batches[Request, Any] = Batches(self.exchange, at_once=1, most=most)
-
+class _Connection(Connection):
     async def reply(self, request: Request) -> Any:
         """See `Connection.reply`: an `Answer`, or lines of a request that has many."""
         lines: list[bytes] = []
@@ -84,14 +77,41 @@ class _Server(Connection):
             "dolmen needs memcached 1.6 with its LRU crawler on"
         )
 
+
+class _Server:
+    """One server, asked over one connection by turns, and listed over another."""
+
+    def __init__(self, place: Place, patience: float) -> None:
+        self._where = f"memcached at {at(place)}"
+        connect = partial(_Connection, self._where, place, patience)
+        self._asks = Lane(connect, connections=1, most=64)
+        self._lists = Lane(connect, connections=1, most=1)  # not answered behind other commands
+
+    async def ask(self, *requests: Request) -> list[Answer]:
+        """The answers to requests; raises the first error among them."""
+        return _right(await self._asks.ask(requests))
+
     async def lines(self, command: bytes) -> list[bytes]:
         """The lines that answer `stats` or a listing."""
         for _ in range(_BUSY):
-            lines: list[bytes] | None = await self.asks.ask(Request(command, many_lines=True))
+            [lines] = _right(await self._lists.ask([Request(command, many_lines=True)]))
             if lines is not None:
-                return lines
+                told: list[bytes] = lines
+                return told
             await asyncio.sleep(_MOMENT)
-        raise Unavailable(f"{self.where} is being listed by others all the time")
+        raise Unavailable(f"{self._where} is being listed by others all the time")
+
+    async def aclose(self) -> None:
+        """Wait for what is under way, and let go of the connections."""
+        await self._asks.aclose()
+        await self._lists.aclose()
+
+
+def _right(answers: list[Any]) -> list[Any]:
+    for answer in answers:
+        if isinstance(answer, Exception):
+            raise answer
+    return answers
 
 
 class MemcachedDriver:
@@ -103,10 +123,8 @@ class MemcachedDriver:
     part_size = 1 << 19
     """A server takes items of up to 1 MiB, its own bookkeeping included."""
 
-    def __init__(self, servers: Sequence[tuple[str, int]], prefix: str, patience: float) -> None:
-        self._servers = [_Server(*place, patience=patience) for place in servers]
-        # A listing is not answered behind other commands.
-        self._listers = [_Server(*place, patience=patience, most=1) for place in servers]
+    def __init__(self, places: Sequence[Place], prefix: str, patience: float) -> None:
+        self._servers = [_Server(place, patience) for place in places]
         self._prefix = prefix.encode() + b":"
 
     def _server(self, key: bytes) -> _Server:
@@ -115,23 +133,17 @@ class MemcachedDriver:
     async def get(self, keys: Sequence[bytes], *, head: bool = False) -> list[bytes | None]:
         """See `Driver.get`."""
         requests = [Request(b"mg %b v\r\n" % (self._prefix + key)) for key in keys]
-        server = self._server(keys[0])
-        answers: list[Answer] = await asyncio.gather(*map(server.asks.ask, requests))
+        answers = await self._server(keys[0]).ask(*requests)
         size = HEAD if head else None
         return [value[:size] if words[0] == b"VA" else None for words, value in answers]
 
-    async def swap(
-        self,
-        changes: Sequence[Change],
-        *,
-        grows: bool = True,  # noqa: ARG002
-    ) -> list[bytes | None] | None:
+    async def swap(self, changes: Sequence[Change], **_grows: bool) -> list[bytes | None] | None:
         """See `Driver.swap`."""
         (key, old, new), *others = changes
         mode = b"ME"  # add
         if old is not None:
             ask = Request(b"mg %b v c\r\n" % (self._prefix + key))
-            words, value = await self._server(key).asks.ask(ask)
+            [(words, value)] = await self._server(key).ask(ask)
             if words[0] != b"VA" or not value.startswith(old):
                 return await self.get([change.key for change in changes], head=True)
             mode = next(b"C" + word[1:] for word in words[2:] if word[:1] == b"c")
@@ -143,17 +155,13 @@ class MemcachedDriver:
 
     async def _write(self, key: bytes, value: bytes | memoryview | None, mode: bytes = b"") -> bool:
         """Store or forget a value; whether `mode` let it."""
+        place = self._prefix + key
         if value is None:
-            command = b"md %b %b\r\n" % (self._prefix + key, mode)
+            command = b"md %b %b\r\n" % (place, mode)
         else:
-            command = b"ms %b %d %b\r\n%b\r\n" % (
-                self._prefix + key,
-                len(value),
-                mode,
-                bytes(value),
-            )
-        words, _ = await self._server(key).asks.ask(Request(command, writes=True))
-        return bool(words[0] == b"HD")
+            command = b"ms %b %d %b\r\n%b\r\n" % (place, len(value), mode, bytes(value))
+        [(words, _)] = await self._server(key).ask(Request(command, writes=True))
+        return words[0] == b"HD"
 
     async def set(self, key: bytes, value: bytes | memoryview) -> None:
         """See `Driver.set`."""
@@ -169,14 +177,14 @@ class MemcachedDriver:
         """See `Driver.scan`."""
         own = self._prefix + start[:1]
         found: set[bytes] = set()
-        for server in self._listers:
+        for server in self._servers:
             for line in await server.lines(b"lru_crawler metadump hash\r\n"):
                 item = unquote_to_bytes(line.partition(b" ")[0].removeprefix(b"key="))
                 if item.startswith(own):
                     found.add(item.removeprefix(self._prefix))
         keys = sorted(key for key in found if start <= key < stop)
-        for at in range(0, len(keys), _PAGE):
-            page = keys[at : at + _PAGE]
+        for first in range(0, len(keys), _PAGE):
+            page = keys[first : first + _PAGE]
             values = await asyncio.gather(*(self.get([key], head=head) for key in page))
             pairs = zip(page, values, strict=True)
             yield [(key, value) for key, [value] in pairs if value is not None]
@@ -184,7 +192,7 @@ class MemcachedDriver:
     async def condition(self) -> Condition:
         """See `Driver.condition`: memory, and whether some was needed for something else."""
         used = total = evicted = 0
-        for server in self._listers:
+        for server in self._servers:
             words = (line.split() for line in await server.lines(b"stats\r\n"))
             stats = {word[1]: word[2] for word in words if len(word) == 3}
             used += int(stats.get(b"bytes", 0))
@@ -197,36 +205,23 @@ class MemcachedDriver:
 
     async def aclose(self) -> None:
         """See `Driver.aclose`."""
-        for server in (*self._servers, *self._listers):
-            await server.asks.aclose()
-            server.close()
+        for server in self._servers:
+            await server.aclose()
 
 
-async def open_url(
-    url: str,
-    *,
-    clock: Clock | None = None,
-    now: Callable[[], float] = time.time,
-    patience: float = PATIENCE,
-) -> KeyedStore:
+async def open_url(url: str, *, patience: float = PATIENCE, **options: Any) -> KeyedStore:
     """Open the store of a URL; see `open_keyed`. `patience`: seconds a server may take.
 
     Raises `BadSetting` for a URL that can't be read.
     """
-    parts = urlsplit(url)
-    prefix = parts.path.strip("/") or "dolmen"
-    servers = []
-    for address in parts.netloc.split(","):
-        host, _, port = address.rpartition(":") if ":" in address else (address, "", "11211")
-        bare = host.removeprefix("[").removesuffix("]")
-        if not bare or not port.isascii() or not port.isdigit() or int(port) > 65_535:
-            break
-        servers.append((bare, int(port)))
-    else:
-        if len(prefix) <= 64 and prefix.replace("-", "").replace("_", "").isalnum():
-            driver = MemcachedDriver(servers, prefix, patience)
-            return await open_keyed(driver, clock=clock, now=now)
-    raise BadSetting(
-        f"{without_secrets(url)!r} names no memcached: write memcached://HOST:PORT, several"
-        " HOST:PORT with commas, and perhaps /PREFIX of letters and digits"
-    )
+    found = _URL.fullmatch(url)
+    try:
+        places = [place_of(each, 11_211) for each in found[1].split(",")] if found else []
+    except ValueError:
+        places = []
+    if found is None or not places:
+        raise BadSetting(
+            f"{without_secrets(url)!r} names no memcached: write memcached://HOST:PORT, several"
+            " HOST:PORT with commas, and perhaps /PREFIX of letters and digits"
+        )
+    return await open_keyed(MemcachedDriver(places, found[2] or "dolmen", patience), **options)

@@ -21,9 +21,8 @@ Read first: `dolmen.stores.driver`, `dolmen.stores.batches`.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -38,7 +37,6 @@ from dolmen.errors import (
     ReadOnly,
     Unavailable,
 )
-from dolmen.stamps import Clock
 from dolmen.store import Capabilities, Condition
 from dolmen.stores.batches import Batches
 from dolmen.stores.driver import HEAD, Change, Refused, driver
@@ -120,9 +118,8 @@ _DELETE = "DELETE FROM dolmen_kept WHERE key = ANY ($1)"
 _APPLIED = "SELECT coalesce(max(number), 0) FROM dolmen_migrations"
 _STATE = """
     SELECT pg_is_in_recovery(), current_setting('transaction_read_only') = 'on',
-        current_setting('fsync') = 'off' AS fsync,
-        current_setting('full_page_writes') = 'off' AS full_page_writes,
-        current_setting('synchronous_commit') = 'off' AS synchronous_commit"""
+        (SELECT string_agg(name, ', ') FROM pg_settings WHERE setting = 'off'
+            AND name IN ('fsync', 'full_page_writes', 'synchronous_commit')) AS off"""
 _LOST = (
     OSError,
     TimeoutError,
@@ -188,12 +185,7 @@ class PostgresDriver:
         found: dict[bytes, bytes] = dict(map(tuple, rows))
         return [[found.get(key) for key in keys] for keys in questions]
 
-    async def swap(
-        self,
-        changes: Sequence[Change],
-        *,
-        grows: bool = True,  # noqa: ARG002
-    ) -> list[bytes | None] | None:
+    async def swap(self, changes: Sequence[Change], **_grows: bool) -> list[bytes | None] | None:
         """See `Driver.swap`. What frees room needs some as well here, for a while."""
         return await self._swaps.ask(changes)
 
@@ -232,9 +224,8 @@ class PostgresDriver:
 
     async def condition(self) -> Condition:
         """See `Driver.condition`. What is free on its disks PostgreSQL doesn't tell."""
-        [state] = await self._fetch(_STATE)
-        off = self._unflushed(state)
-        standby, read_only, *_ = state
+        [(standby, read_only, off)] = await self._fetch(_STATE)
+        self.capabilities = replace(self.capabilities, durable=not off)
         condition = Condition(writable=not read_only)
         if standby:
             condition.reasons.append(f"{self._where} is a standby, which takes no writes")
@@ -273,13 +264,15 @@ class PostgresDriver:
                     raise
                 return rows
         except (asyncpg.PostgresError, *_LOST) as error:
-            lost = _is_lost(error)
+            state = getattr(error, "sqlstate", None) or ""
+            # Class 57: the server said that it ends the connection.
+            lost = isinstance(error, _LOST) and not isinstance(error, TimeoutError)
+            lost = lost or state.startswith("57")
             if lost:  # and the others with it, which may not show yet
                 await self._pool.expire_connections()
             text = f"{self._where}: {str(error).partition(chr(10))[0] or 'no answer in time'}"
             if sent and (lost or isinstance(error, TimeoutError)):
                 raise OutcomeUnknown(f"{text}; the write may have happened") from error
-            state = getattr(error, "sqlstate", None) or ""
             if state in _HINTS:
                 raise Refused(f"{text}; {_HINTS[state]}") from error
             raise _MEANINGS.get(state, Unavailable)(text) from error
@@ -289,13 +282,7 @@ class PostgresDriver:
             await migrate(connection)
             self._migrated = True
         [state] = await connection.fetch(_STATE)
-        self._unflushed(state)
-
-    def _unflushed(self, state: Any) -> str:
-        """The settings that keep what was committed from surviving a power cut."""
-        off = [name for name, value in list(state.items())[2:] if value]
-        self.capabilities = replace(self.capabilities, durable=not off)
-        return ", ".join(off)
+        self.capabilities = replace(self.capabilities, durable=not state["off"])
 
 
 async def migrate(connection: asyncpg.Connection) -> None:
@@ -303,15 +290,9 @@ async def migrate(connection: asyncpg.Connection) -> None:
 
     Raises `BadSetting` where a newer dolmen has been at work.
     """
-    if await connection.fetchval("SELECT to_regclass('dolmen_migrations')"):
-        applied = await connection.fetchval(_APPLIED)
-        if applied == len(MIGRATIONS):
-            return
-        if applied > len(MIGRATIONS):
-            raise BadSetting(
-                f"the table of this PostgreSQL store is of version {applied}, and this dolmen"
-                f" knows it up to {len(MIGRATIONS)}: use a newer dolmen"
-            )
+    made = await connection.fetchval("SELECT to_regclass('dolmen_migrations')")
+    if made and await connection.fetchval(_APPLIED) == len(MIGRATIONS):
+        return
     async with connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock(hashtext('dolmen_migrations'))")
         await connection.execute(
@@ -319,16 +300,14 @@ async def migrate(connection: asyncpg.Connection) -> None:
             " (number integer PRIMARY KEY, applied timestamptz NOT NULL DEFAULT now())"
         )
         applied = await connection.fetchval(_APPLIED)
+        if applied > len(MIGRATIONS):
+            raise BadSetting(
+                f"the table of this PostgreSQL store is of version {applied}, and this dolmen"
+                f" knows it up to {len(MIGRATIONS)}: use a newer dolmen"
+            )
         for number, statements in enumerate(MIGRATIONS[applied:], applied + 1):
             await connection.execute(statements)
             await connection.execute("INSERT INTO dolmen_migrations VALUES ($1)", number)
-
-
-def _is_lost(error: Exception) -> bool:
-    """Whether the connection broke, or the server said that it ends it (class 57)."""
-    if isinstance(error, TimeoutError):
-        return False
-    return isinstance(error, _LOST) or str(getattr(error, "sqlstate", ""))[:2] == "57"
 
 
 async def _connect(*args: Any, **settings: Any) -> asyncpg.Connection:
@@ -345,16 +324,10 @@ async def _as_it_is(_connection: asyncpg.Connection) -> None:
     """Nothing is left in a session that the next request would mind."""
 
 
-async def open_url(
-    url: str,
-    *,
-    clock: Clock | None = None,
-    now: Callable[[], float] = time.time,
-    patience: float = PATIENCE,
-) -> KeyedStore:
+async def open_url(url: str, *, patience: float = PATIENCE, **options: Any) -> KeyedStore:
     """Open the store of a `postgresql://` URL; see `open_keyed`.
 
     Raises `BadSetting` for a URL that can't be right, for a user, password, database or
     schema that the server refuses.
     """
-    return await open_keyed(PostgresDriver(url, patience), clock=clock, now=now)
+    return await open_keyed(PostgresDriver(url, patience), **options)

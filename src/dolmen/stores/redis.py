@@ -24,12 +24,11 @@ Read first: `dolmen.stores.driver`, `dolmen.stores.redis_server`.
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncIterator, Callable, Sequence
+import hashlib
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from dolmen.stamps import Clock
 from dolmen.store import Capabilities, Condition
 from dolmen.stores.connection import PATIENCE
 from dolmen.stores.driver import HEAD, Change, driver
@@ -72,6 +71,7 @@ for n = 2, #KEYS do
 end
 return 1
 """
+_SWAP_NAME = hashlib.sha1(_SWAP, usedforsecurity=False).hexdigest().encode()
 
 
 class RedisDriver:
@@ -87,10 +87,9 @@ class RedisDriver:
         self.capabilities = Capabilities(
             durable=True, largest=5 << 30, digests=True, ordered=True, conflicts=True
         )
-        self._servers = Servers(address, durable=self._durable, patience=patience)
+        self._servers = Servers(address, _SWAP, self._durable, patience)
         prefix = address.prefix.encode()
         self._spaces = [b"%b:{%02x}:" % (prefix, tag) for tag in range(256)]
-        self._swap = self._servers.script(_SWAP)
 
     def _durable(self, durable: bool) -> None:
         self.capabilities = replace(self.capabilities, durable=durable)
@@ -112,7 +111,7 @@ class RedisDriver:
         """See `Driver.swap`."""
         tag = int(changes[0].key[1:3], 16)
         space = self._spaces[tag]
-        command: list[bytes | int] = [b"EVALSHA", self._swap, 1 + len(changes), space]
+        command: list[bytes | int] = [b"EVALSHA", _SWAP_NAME, 1 + len(changes), space]
         command += [space + change.key for change in changes]
         command += [b"1" if grows else b"", HEAD]
         for _, old, new in changes:
@@ -160,17 +159,11 @@ class RedisDriver:
         await self._servers.aclose()
 
 
-async def open_url(
-    url: str,
-    *,
-    clock: Clock | None = None,
-    now: Callable[[], float] = time.time,
-    patience: float = PATIENCE,
-) -> KeyedStore:
+async def open_url(url: str, *, patience: float = PATIENCE, **options: Any) -> KeyedStore:
     """Open the store of a URL; see `open_keyed`. `patience`: seconds a server may take.
 
     Raises `BadSetting` for a URL that can't be read, where hiredis is not installed, and where
     the server refuses the password or the database.
     """
     driver("hiredis", extra="redis")
-    return await open_keyed(RedisDriver(url, patience), clock=clock, now=now)
+    return await open_keyed(RedisDriver(url, patience), **options)

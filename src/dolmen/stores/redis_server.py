@@ -15,22 +15,19 @@ Read first: `dolmen.stores.connection`, `dolmen.stores.batches`, `dolmen.stores.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import ssl
 from binascii import crc_hqx
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import islice
 from typing import Any
 
 from hiredis import ProtocolError, Reader, ReplyError, pack_command
 
 from dolmen.errors import DolmenError, Full, OutcomeUnknown, ReadOnly, Unavailable
 from dolmen.store import Condition
-from dolmen.stores.batches import Batches
-from dolmen.stores.connection import Connection, Lost, Request
+from dolmen.stores.connection import Connection, Lane, Lost, Place, Request, at
 from dolmen.stores.driver import Refused
-from dolmen.stores.redis_settings import CLUSTER, SETTINGS, Address, Place, State, at, together
+from dolmen.stores.redis_settings import CLUSTER, SETTINGS, Address, State, state_of, together
 
 Command = tuple[bytes | memoryview | int, ...]
 
@@ -41,6 +38,15 @@ _PASSING = (
     *("LOADING", "BUSY", "CLUSTERDOWN", "MASTERDOWN", "NOREPLICAS", "MOVED", "ASK", "TRYAGAIN"),
     "ERR max number of clients",
 )
+_NOT_PERMITTED = ("NOAUTH", "NOPERM", "DENIED", "WRONGPASS", "ERR AUTH", "ERR Client sent AUTH")
+_MEANINGS: tuple[tuple[tuple[str, ...], type[DolmenError], str], ...] = (
+    (_PASSING, Unavailable, "can't do it now"),
+    (("OOM",), Full, "has no memory left for this (maxmemory)"),
+    (("READONLY", "MISCONF"), ReadOnly, "takes no writes"),
+    (_NOT_PERMITTED, Refused, "does not permit it; mend the user or password in the store's URL"),
+    (("ERR DB index",), Refused, "has no such database: mend the number at the end of the URL"),
+)
+"""What refusals begin with, and what they mean."""
 _HOPS = 8
 """How often a command is sent on before it is given up: slots may be on the move."""
 _MOMENT = 0.02
@@ -49,25 +55,22 @@ _SLOTS = [crc_hqx(b"%02x" % tag, 0) % 16_384 for tag in range(256)]
 
 
 class Servers:
-    """The servers of an address. `durable` is called with whether all of them are."""
+    """The servers of an address, and the one script that they run.
+
+    `durable` is called with whether all of them are.
+    """
 
     def __init__(
-        self, address: Address, *, durable: Callable[[bool], None], patience: float
+        self, address: Address, script: bytes, durable: Callable[[bool], None], patience: float
     ) -> None:
-        self.address, self.patience, self._durable = address, patience, durable
+        self.address, self.patience = address, patience
+        self._script, self._durable = script, durable
         self.tls = ssl.create_default_context() if address.scheme == "rediss" else None
         self._servers: dict[Place, _Server] = {}
         self._flushing: dict[Place, bool] = {}
-        self._scripts: dict[object, bytes] = {}
         self._cluster = address.scheme == CLUSTER
         self._holders: list[Place | None] = [address.servers[0]] * 256
         self._stale, self._learning = self._cluster, asyncio.Lock()
-
-    def script(self, source: bytes) -> bytes:
-        """What EVALSHA calls a script by."""
-        name = hashlib.sha1(source, usedforsecurity=False).hexdigest().encode()
-        self._scripts[name] = source
-        return name
 
     async def ask(self, tag: int, commands: Sequence[Command], lane: str) -> list[Any]:
         """The replies to commands about keys of one tag."""
@@ -88,11 +91,11 @@ class Servers:
         asking: list[Command] = []
         for hop in range(_HOPS):
             if isinstance(refusal, DolmenError):
-                self._stale = self._cluster
+                self._pass_over(server)
                 raise refusal
             code, *rest = str(refusal).split(" ")
             if code == "NOSCRIPT":
-                command = (b"EVAL", self._scripts[command[1]], *command[2:])
+                command = (b"EVAL", self._script, *command[2:])
             elif code in ("MOVED", "ASK") and self._cluster:
                 host, _, port = rest[1].rpartition(":")
                 server = self._server((host or server.place[0], int(port)))
@@ -107,7 +110,7 @@ class Servers:
                 return reply
             refusal = reply
         if str(refusal).startswith("CLUSTERDOWN"):
-            self._stale = server.failing = True  # it may be cut off
+            self._pass_over(server)  # it may be cut off
         if str(refusal).startswith("READONLY"):
             server.disconnect()  # its name may mean another by now
         raise meaning(server.where, str(refusal), writes=command[0] in _CHANGES)
@@ -119,7 +122,7 @@ class Servers:
                 return
             places = dict.fromkeys([*filter(None, self._holders), *self.address.servers])
             error: Exception = Unavailable(f"{self.address}: no server is known")
-            for place in sorted(places, key=lambda place: self._server(place).failing):
+            for place in places:
                 server = self._server(place)
                 [slots] = await server.ask("reads", [(b"CLUSTER", b"SLOTS")])
                 if not isinstance(slots, Exception):
@@ -131,6 +134,12 @@ class Servers:
                 if isinstance(error, Refused):
                     break
             raise error
+
+    def _pass_over(self, server: _Server) -> None:
+        """Ask the others of a cluster who holds what by now."""
+        if self._cluster:
+            self._stale = True
+            self._holders = [None if each == server.place else each for each in self._holders]
 
     def _lay_out(self, slots: Sequence[Sequence[Any]], asked: str) -> None:
         self._holders, self._stale = [None] * 256, False
@@ -147,21 +156,23 @@ class Servers:
             with suppress(Unavailable):
                 await self._learn()
         places = dict.fromkeys(filter(None, self._holders)) or self.address.servers
-        states = await asyncio.gather(*(self._server(place).state() for place in places))
-        if all(isinstance(state, DolmenError) for state in states):
-            raise next(state for state in states if isinstance(state, DolmenError))
-        return together(
-            [
-                state.condition
-                if isinstance(state, State)
-                else Condition(writable=False, reasons=[str(state)])
-                for state in states
-            ]
-        )
+        asked = (self._server(place).condition() for place in places)
+        conditions, errors = list[Condition](), list[DolmenError]()
+        for answer in await asyncio.gather(*asked, return_exceptions=True):
+            if isinstance(answer, DolmenError):
+                errors.append(answer)
+                conditions.append(Condition(writable=False, reasons=[str(answer)]))
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                conditions.append(answer)
+        if len(errors) == len(conditions):
+            raise errors[0]
+        return together(conditions)
 
     def note(self, place: Place, state: State) -> None:
         """Take note of what a server is set to."""
-        self._flushing[place] = not state.lacking
+        self._flushing[place] = state.durable
         self._durable(all(self._flushing.values()))
 
     def _server(self, place: Place) -> _Server:
@@ -173,98 +184,78 @@ class Servers:
     async def aclose(self) -> None:
         """Wait for what is under way, and let go of every connection."""
         for server in self._servers.values():
-            await server.aclose()
+            for lane in server.lanes.values():
+                await lane.aclose()
 
 
 class _Server:
     """One server, asked over its lanes."""
 
     def __init__(self, servers: Servers, place: Place) -> None:
-        self.place, self.where = place, f"Redis at {at(place)}"
-        self.failing = False
-        """Whether it could not be reached the last time."""
-        self._servers = servers
-        self._connections: list[_Connection] = []
-        self._lanes = {lane: self._lane(*sizes) for lane, sizes in _LANES.items()}
-
-    def _lane(self, connections: int, most: int) -> Batches[list[Request], list[Any]]:
-        idle: list[_Connection] = []
-
-        async def work(questions: Sequence[list[Request]]) -> list[list[Any]]:
-            connection = idle.pop() if idle else self._new()
-            try:
-                replies = await connection.exchange([each for some in questions for each in some])
-            finally:
-                idle.append(connection)
-            self.failing = isinstance(replies[-1], Unavailable | OutcomeUnknown)
-            following = iter(replies)
-            return [list(islice(following, len(some))) for some in questions]
-
-        return Batches(work, at_once=connections, most=most)
-
-    def _new(self) -> _Connection:
-        connection = _Connection(self._servers, self.place, self.where)
-        self._connections.append(connection)
-        return connection
+        self.place, self.where, self._servers = place, f"Redis at {at(place)}", servers
+        self.lanes = {
+            lane: Lane(lambda: _Connection(self._servers, self), connections=connections, most=most)
+            for lane, (connections, most) in _LANES.items()
+        }
 
     def ask(self, lane: str, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
         """The replies to commands, errors among them."""
-        return self._lanes[lane].ask(list(map(_request, commands)))
+        return self.lanes[lane].ask(list(map(_request, commands)))
 
-    async def state(self) -> State | DolmenError:
-        """What it is set to and how it is doing."""
-        try:
-            state = State(self.where, _told(self.where, await self.ask("reads", SETTINGS)))
-        except DolmenError as error:
-            return error
+    async def condition(self) -> Condition:
+        """How it is doing."""
+        return self.learn(await self.ask("reads", SETTINGS)).condition
+
+    def learn(self, replies: Sequence[Any]) -> State:
+        """Take note of replies to `SETTINGS`."""
+        told: list[Any] = []
+        for reply in replies:
+            if isinstance(reply, ReplyError):
+                if not str(reply).startswith(("NOPERM", "ERR unknown")):
+                    raise meaning(self.where, str(reply))
+                told.append(None)  # the user may not ask
+            elif isinstance(reply, Exception):
+                raise reply
+            else:
+                told.append(reply)
+        state = state_of(self.where, told)
         self._servers.note(self.place, state)
         return state
 
     def disconnect(self) -> None:
         """Close the connections; the next command opens another."""
-        for connection in self._connections:
-            connection.close()
-
-    async def aclose(self) -> None:
-        for lane in self._lanes.values():
-            await lane.aclose()
-        self.disconnect()
+        for lane in self.lanes.values():
+            lane.disconnect()
 
 
 class _Connection(Connection):
     """A connection that logs in, and sees what the server is, before anything else."""
 
-    def __init__(self, servers: Servers, place: Place, where: str) -> None:
-        super().__init__(where, *place, patience=servers.patience, tls=servers.tls)
-        self._servers, self._place = servers, place
+    def __init__(self, servers: Servers, server: _Server) -> None:
+        super().__init__(server.where, server.place, servers.patience)
+        self.tls, self._address, self._server = servers.tls, servers.address, server
         self._parser = Reader()
 
     async def greet(self) -> None:
         """See `Connection.greet`."""
         self._parser = Reader()
-        address = self._servers.address
-        login: list[tuple[Command, str]] = []
+        address = self._address
+        login: list[Command] = []
         if address.user or address.password:
             words = [word.encode() for word in (address.user, address.password)]
-            refusal = "refuses the user or password: mend them in the store's URL"
-            login.append(((b"AUTH", *words[not address.user :]), refusal))
+            login.append((b"AUTH", *words[not address.user :]))
         if address.database:
-            refusal = "has no such database: mend the number at the end of the store's URL"
-            login.append(((b"SELECT", address.database), refusal))
-        for command, refusal in login:
-            [reply] = await self.converse([_request(command)])
-            if isinstance(reply, ReplyError):
-                raise meaning(self.where, str(reply), refusal=refusal)
+            login.append((b"SELECT", address.database))
+        replies = await self.converse(list(map(_request, [*login, *SETTINGS])))
+        for reply in replies[: len(login)]:
             if isinstance(reply, Exception):
-                raise reply
-        replies = await self.converse(list(map(_request, SETTINGS)))
-        state = State(self.where, _told(self.where, replies))
-        if state.mode not in ("", "cluster" if address.scheme == CLUSTER else "standalone"):
+                raise reply if isinstance(reply, DolmenError) else meaning(self.where, str(reply))
+        mode = self._server.learn(replies[len(login) :]).mode
+        if mode not in ("", "cluster" if address.scheme == CLUSTER else "standalone"):
             raise Refused(
-                f"{self.where} runs in mode {state.mode}: the URL of a cluster begins with"
+                f"{self.where} runs in mode {mode}: the URL of a cluster begins with"
                 f" {CLUSTER}://, that of a single server with redis:// or rediss://"
             )
-        self._servers.note(self._place, state)
 
     async def reply(self, request: Request) -> Any:  # noqa: ARG002
         """See `Connection.reply`."""
@@ -283,35 +274,12 @@ def _request(command: Command) -> Request:
     return Request(pack_command(command), command[0] in _CHANGES)  # type: ignore[arg-type]
 
 
-def _told(where: str, replies: Sequence[Any]) -> list[Any]:
-    """Replies to `SETTINGS`, None for what the user may not ask."""
-    told: list[Any] = []
-    for reply in replies:
-        if isinstance(reply, ReplyError):
-            if not str(reply).startswith(("NOPERM", "ERR unknown")):
-                raise meaning(where, str(reply))
-            told.append(None)
-        elif isinstance(reply, Exception):
-            raise reply
-        else:
-            told.append(reply)
-    return told
-
-
-def meaning(where: str, said: str, *, writes: bool = False, refusal: str = "") -> DolmenError:
+def meaning(where: str, said: str, *, writes: bool = False) -> DolmenError:
     """The error for a command that the server called `where` refused in these words.
 
-    For a write it is `OutcomeUnknown` unless they say that nothing happened. `refusal` is
-    said of a server that refuses for good.
+    For a write it is `OutcomeUnknown` unless they say that nothing happened.
     """
-    if said.startswith(_PASSING):
-        return Unavailable(f"{where} can't do it now: {said}")
-    if refusal:
-        return Refused(f"{where} {refusal}")
-    if said.startswith("OOM"):
-        return Full(f"{where} has no memory left for this (maxmemory): {said}")
-    if said.startswith(("READONLY", "MISCONF")):
-        return ReadOnly(f"{where} takes no writes: {said}")
-    if said.startswith(("NOAUTH", "NOPERM", "DENIED")):
-        return Refused(f"{where} does not permit it; mend the user in the store's URL: {said}")
+    for beginnings, error, told in _MEANINGS:
+        if said.startswith(beginnings):
+            return error(f"{where} {told}: {said}")
     return (OutcomeUnknown if writes else Unavailable)(f"{where} answered: {said}")

@@ -5,17 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 from dolmen.errors import BadSetting
 from dolmen.store import Condition
+from dolmen.stores.connection import Place, at, place_of
 
-PORT = 6379
 CLUSTER = "redis+cluster"
-_PREFIX = re.compile(r"[A-Za-z0-9._-]{1,64}")
-Place = tuple[str, int]
-"""Host and port of a server."""
+_URL = re.compile(
+    r"(?P<scheme>rediss?|redis\+cluster)://((?P<login>[^/?#]*)@)?(?P<servers>[^@/?#]+)"
+    r"(/(?P<database>[0-9]{0,4}))?(\?prefix=(?P<prefix>[A-Za-z0-9._-]{1,64}))?"
+)
+_FORM = (
+    "write redis://[[user]:password@]host[:port][/database][?prefix=name], rediss:// for TLS, or"
+    " redis+cluster://[[user]:password@]host[:port][,host[:port]...][?prefix=name], which has no"
+    " databases; a password is percent-encoded, a prefix 1 to 64 characters of A-Z a-z 0-9 . _ -"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,55 +41,25 @@ class Address:
         return f"{self.scheme}://{servers}" + (f"/{self.database}" if self.database else "")
 
 
-def at(place: Place) -> str:
-    """A place as it is written."""
-    host, port = place
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def parse(url: str) -> Address:
     """Read a URL of the form that `dolmen.stores.redis` shows.
 
     Raises `BadSetting`, which repeats nothing that may be a piece of a password.
     """
-    scheme, _, rest = url.partition("://")
-    many = scheme == CLUSTER
+    found = _URL.fullmatch(url)
     try:
-        parts = urlsplit(f"//{rest}")
-        login, _, servers = parts.netloc.rpartition("@")
-        places = [_place(each) for each in servers.split(",")]
-        options = dict(
-            parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
-        )
+        places = [place_of(each, 6379) for each in found["servers"].split(",")] if found else []
     except ValueError:
-        raise _bad(scheme, "it has no host and port, or a password not percent-encoded") from None
-    prefix = options.pop("prefix", "dolmen")
-    database = re.fullmatch(r"/?([0-9]{0,4})", parts.path)
-    if options or parts.fragment:
-        raise _bad(scheme, "prefix= is all that can be set in it")
-    if not _PREFIX.fullmatch(prefix):
-        raise _bad(scheme, "a prefix is 1 to 64 characters of A-Z a-z 0-9 . _ -")
-    if database is None or (many and database[1].strip("0")):
-        raise _bad(scheme, "a cluster has no databases" if many else "a database is a number")
-    if len(places) > 1 and not many:
-        raise _bad(scheme, f"several servers are a cluster: {CLUSTER}://")
-    user, _, password = login.partition(":")
-    return Address(scheme, places, unquote(user), unquote(password), int(database[1] or 0), prefix)
-
-
-def _place(text: str) -> Place:
-    parts = urlsplit(f"//{text}")
-    if not parts.hostname:
-        raise ValueError(text)
-    return parts.hostname, PORT if parts.port is None else parts.port
-
-
-def _bad(scheme: str, why: str) -> BadSetting:
-    form = "host[:port][,host[:port]...]" if scheme == CLUSTER else "host[:port][/database]"
-    return BadSetting(
-        f"the URL of a {scheme}: store can't be used: {why}; "
-        f"write {scheme}://[[user]:password@]{form}[?prefix=name]"
-    )
+        places = []
+    if found is None or not places:
+        raise BadSetting(f"the URL of a Redis store can't be used: {_FORM}")
+    scheme, database = found["scheme"], int(found["database"] or 0)
+    if len(places) > 1 and scheme != CLUSTER:
+        raise BadSetting(f"several servers of Redis are a cluster: {_FORM}")
+    if database and scheme == CLUSTER:
+        raise BadSetting(f"a cluster of Redis has no databases: {_FORM}")
+    user, _, password = map(unquote, (found["login"] or "").partition(":"))
+    return Address(scheme, places, user, password, database, found["prefix"] or "dolmen")
 
 
 _DURABLE = {
@@ -92,54 +68,45 @@ _DURABLE = {
     "no-appendfsync-on-rewrite": "no",
     "maxmemory-policy": "noeviction",
 }
-
-
 SETTINGS = [(b"INFO",), *((b"CONFIG", b"GET", each.encode()) for each in _DURABLE)]
 """The commands whose replies make a `State`."""
 
 
-class State:
-    """What a server said. `replies` are those to `SETTINGS`; one that is None says nothing.
+class State(NamedTuple):
+    """What a server is set to and how it is doing. `mode` is empty where it does not tell."""
 
-    `mode` is "standalone" or "cluster", or empty where it does not tell.
-    """
+    mode: str
+    durable: bool
+    """Whether writes survive a power cut."""
+    condition: Condition
 
-    def __init__(self, where: str, replies: Sequence[Any]) -> None:
-        info, *settings = replies
-        lines = (line.partition(":") for line in (info or b"").decode().splitlines())
-        self._where = where
-        self._info = {key: value for key, _, value in lines}
-        self._settings = {pair[0].decode(): pair[1].decode() for pair in settings if pair}
-        self.mode = self._info.get("redis_mode", "")
 
-    @property
-    def lacking(self) -> list[str]:
-        """What keeps writes from surviving a power cut; nothing where they do."""
-        return [
-            f"{setting} is {self._settings.get(setting, 'not told')}, not {wanted}"
-            for setting, wanted in _DURABLE.items()
-            if self._settings.get(setting) != wanted
-        ]
-
-    @property
-    def condition(self) -> Condition:
-        """How it is doing."""
-        info, where = self._info, self._where
-        condition = Condition()
-        if self.lacking:
-            condition.remarks.append(f"{where} is not durable: {', '.join(self.lacking)}")
-        used, limit = int(info.get("used_memory", 0)), int(info.get("maxmemory", 0))
-        if limit:
-            condition.total, condition.free = limit, max(limit - used, 0)
-            if not condition.free:
-                condition.reasons.append(f"{where} is full: {used} bytes of a maxmemory of {limit}")
-        if info.get("role") == "slave":
-            condition.reasons.append(f"{where} is a replica, which takes no writes")
-        condition.writable = not condition.reasons
-        for key in ("aof_last_write_status", "aof_last_bgrewrite_status", "rdb_last_bgsave_status"):
-            if info.get(key, "ok") != "ok":
-                condition.reasons.append(f"{where} has trouble with its disk: {key} is {info[key]}")
-        return condition
+def state_of(where: str, replies: Sequence[Any]) -> State:
+    """What the replies to `SETTINGS` say; one that is None says nothing."""
+    told, *settings = replies
+    lines = (line.partition(":") for line in (told or b"").decode().splitlines())
+    info = {key: value for key, _, value in lines}
+    held = {pair[0].decode(): pair[1].decode() for pair in settings if pair}
+    lacking = [
+        f"{setting} is {held.get(setting, 'not told')}, not {wanted}"
+        for setting, wanted in _DURABLE.items()
+        if held.get(setting) != wanted
+    ]
+    condition = Condition()
+    if lacking:
+        condition.remarks.append(f"{where} is not durable: {', '.join(lacking)}")
+    used, limit = int(info.get("used_memory", 0)), int(info.get("maxmemory", 0))
+    if limit:
+        condition.total, condition.free = limit, max(limit - used, 0)
+        if not condition.free:
+            condition.reasons.append(f"{where} is full: {used} bytes of a maxmemory of {limit}")
+    if info.get("role") == "slave":
+        condition.reasons.append(f"{where} is a replica, which takes no writes")
+    condition.writable = not condition.reasons
+    for key in ("aof_last_write_status", "aof_last_bgrewrite_status", "rdb_last_bgsave_status"):
+        if info.get(key, "ok") != "ok":
+            condition.reasons.append(f"{where} has trouble with its disk: {key} is {info[key]}")
+    return State(info.get("redis_mode", ""), not lacking, condition)
 
 
 def together(conditions: Sequence[Condition]) -> Condition:
