@@ -27,7 +27,7 @@ from dolmen.stores.epoch import Seen, tell
 from dolmen.stores.memory import MemoryStore
 from dolmen.testing import calls
 from dolmen.testing.faulty import Fault, FaultyStore
-from replication.breaking_off import broken_off
+from replication.setting import broken_off
 
 
 class Servers:
@@ -167,7 +167,7 @@ async def test_a_manifest_without_a_sound_copy_stops_it(how):
         await calls.remove(store.store, "object", if_stamp=(await store.stat("object")).stamp)
         store.store = Quarantining(store.store)
     done = await servers.collect()
-    assert [each.name for each in done.unread] == ["other" if how == "nonsense" else "object"]
+    assert [name for name, _ in done.unread] == ["other" if how == "nonsense" else "object"]
     assert done.removed == 0
     assert await servers.chunks() == {chunk_name(ONE), chunk_name(TWO)}
 
@@ -210,7 +210,7 @@ async def test_a_tombstone_elsewhere_does_not_make_up_for_a_quarantined_copy():
     await calls.delete(servers.stores["b"].store, "object", stamp=1)
     servers.stores["a"].store = Quarantining(servers.stores["a"].store)
     servers.seconds += 2 * GRACE
-    assert [each.name for each in (await servers.collect()).unread] == ["object"]
+    assert [name for name, _ in (await servers.collect()).unread] == ["object"]
     assert await servers.chunks() == {chunk_name(ONE)}
 
 

@@ -24,7 +24,7 @@ from dolmen.stores.epoch import Seen, seen_in
 from dolmen.stores.memory import MemoryStore
 from dolmen.testing import calls
 from dolmen.testing.faulty import FaultyStore
-from replication.breaking_off import broken_off
+from replication.setting import broken_off
 
 NAMES = [f"object-{number}" for number in range(60)]
 

@@ -15,8 +15,8 @@ from dolmen.names import checksum_of, is_object_id, partition_of
 from dolmen.payload import Bytes, Piece, Stream
 from dolmen.record import Kind
 from dolmen.replication import Report, replicate
-from dolmen.replication.compare import Difference
-from dolmen.replication.replicate import batches
+from dolmen.replication.compare import Difference, in_batches
+from dolmen.replication.replicate import BATCH, size_of
 from dolmen.store import EVERYTHING, Blob, BlobInfo, Failed, Listing, Put, Write
 from dolmen.stores.base import Delegating
 from dolmen.stores.memory import MemoryStore
@@ -460,7 +460,7 @@ async def test_a_batch_is_bounded_in_names_and_in_bytes() -> None:
             yield Difference(BlobInfo(str(number), size, 1, 1, bytes(16)), touch=False)
 
     async def sizes(size: int, count: int) -> list[int]:
-        return [len(batch) async for batch in batches(found(size, count))]
+        return [len(batch) async for batch in in_batches(found(size, count), BATCH, size_of)]
 
     assert await sizes(0, 5_000) == [2_048, 2_048, 904]
     assert await sizes(20 << 20, 9) == [4, 4, 1]

@@ -27,7 +27,7 @@ from dolmen.stores.secrets import without_secrets
 
 if TYPE_CHECKING:
     from dolmen.config import Settings
-    from dolmen.replication.export import Progress
+    from dolmen.replication.archive import Progress
 
 STEP = 1 << 20
 _MOMENT = 0.2
@@ -59,8 +59,8 @@ def export(
 async def _export(path: str, settings: Settings, bandwidth: int | None, *, as_json: bool) -> int:
     from dolmen.config.opening import opened_store
     from dolmen.pace import Pace
-    from dolmen.replication.export import Progress
-    from dolmen.replication.export import export as pieces_of
+    from dolmen.replication.archive import Progress
+    from dolmen.replication.archive import export as pieces_of
 
     groups = settings.all_groups()
     source = ", ".join(without_secrets(server.url) for group in groups for server in group.servers)
@@ -115,7 +115,7 @@ def _device(path: str) -> FileIO:
 
 async def _begun(file: FileIO, path: str, source: str) -> Progress | None:
     """How far the file goes, which is left open there; None for an empty one."""
-    from dolmen.replication.export import progress_of
+    from dolmen.replication.archive import progress_of
 
     if not os.fstat(file.fileno()).st_size:
         return None

@@ -59,8 +59,7 @@ def gc(
 
 async def _gc(settings: Settings, *, dry_run: bool, grace: float, as_json: bool) -> int:
     from dolmen.config.opening import opened_groups
-    from dolmen.replication.gc import Collected, collect
-    from dolmen.replication.mark import BUCKETS
+    from dolmen.replication.gc import BUCKETS, Collected, collect
     from dolmen.stores.epoch import Seen
 
     seen = Seen(settings.epoch, settings.fingerprint())

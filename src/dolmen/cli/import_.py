@@ -19,7 +19,7 @@ from dolmen.stores.secrets import without_secrets
 
 if TYPE_CHECKING:
     from dolmen.config import Settings
-    from dolmen.replication.import_ import Imported
+    from dolmen.replication.archive import Imported
 
 
 def import_(
@@ -56,7 +56,7 @@ async def _import(
 ) -> int:
     from dolmen.config.opening import opened_store
     from dolmen.pace import Pace
-    from dolmen.replication.import_ import import_archive
+    from dolmen.replication.archive import import_archive
 
     groups = settings.all_groups()
     target = ", ".join(without_secrets(server.url) for group in groups for server in group.servers)

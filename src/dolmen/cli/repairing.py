@@ -14,7 +14,8 @@ from dolmen.errors import Unavailable
 
 if TYPE_CHECKING:
     from dolmen.replication import Progress, Report
-    from dolmen.replication.repair import Repair, Round
+    from dolmen.replication.repair import Repair
+    from dolmen.replication.report import Round
 
 
 @contextlib.asynccontextmanager
