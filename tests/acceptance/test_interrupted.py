@@ -19,11 +19,10 @@ from acceptance.processes import COMMAND, ask
 from dolmen.testing.conformance.setting import LONG
 from engines.programs import TIED
 
-TRIES = 60
-OBJECTS, MORE = (1_500, 0.05) if LONG else (600, 0.3)
-START = 0.7
-"""Seconds of processor time a command is given at first, and `MORE` of them every time. It takes
-about 0.6 to begin its work.
+OBJECTS, GROWTH, TRIES = (1_500, 1.05, 200) if LONG else (600, 1.3, 40)
+START, SPREAD = 0.55, 0.15
+"""Seconds of processor time a command is given: what it takes to begin its work, and a random part
+of a time that grows with every try.
 """
 SIZES = (10, 3_000, 60_000, 5_000_000)
 
@@ -62,7 +61,7 @@ def test_every_command_ends_in_the_same_state_however_often_it_was_broken_off(tm
                 stderr=subprocess.STDOUT,
                 text=True,
             )
-            limit = rng.uniform(0.5, 1) * (START + at * MORE)
+            limit = START + rng.random() * SPREAD * GROWTH**at
             deadline = time.monotonic() + 120
             while process.poll() is None and used(process) < limit and time.monotonic() < deadline:
                 time.sleep(0.005)  # nothing tells of processor time
