@@ -27,9 +27,10 @@ from acceptance.processes import (
     until_alive,
     wipe,
 )
+from dolmen.testing.conformance.setting import LONG
 
-FILES = 5_000
-LARGE = 3 << 30
+FILES, LARGE = (5_000, 3 << 30) if LONG else (2_000, 1 << 30)
+"""Far more than the budget for bodies in flight (192 MiB) goes through in one object."""
 
 
 def real_files():
@@ -123,7 +124,7 @@ def test_nothing_is_lost_when_a_server_dies_and_another_is_wiped(cluster):
         (0, 1),
         ((4 << 20) - 1, (4 << 20) + 1),
         (LARGE - 10, LARGE),
-        (1_234_567_890, 1_244_567_890),
+        (LARGE // 3, LARGE // 3 + 10_000_000),
     ):
         status, headers, body = ask(
             download_port,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import hashlib
 import random
 from collections.abc import AsyncIterator
 from itertools import combinations, permutations, product
@@ -46,22 +48,34 @@ class Reached:
 async def happen(
     stores: list[Reached], objects: Objects, rng: random.Random
 ) -> list[tuple[str, bytes | None]]:
-    """Every story on an object of its own; returns what must stand of each in the end."""
-    ends: list[tuple[str, bytes | None]] = []
-    for steps, away in STORIES:
-        data = rng.randbytes(rng.choice((0, 100, 5_000))) + rng.randbytes(8)
-        object_id = (await objects.upload(None, whole=data)).id  # type: ignore[arg-type]
-        for step, gone in zip(steps, away, strict=True):
-            for number in gone:
-                stores[number].away = True
-            if step == "delete":
-                await objects.delete(object_id)
-            else:
-                await objects.upload(None, whole=data)  # type: ignore[arg-type]
-            for store in stores:
-                store.away = False
-        ends.append((object_id, data if steps[-1] == "upload" else None))
-    return ends
+    """Every story on an object of its own; returns what must stand of each in the end.
+
+    What goes on while the same servers are away goes on at once: objects know nothing of
+    each other.
+    """
+    contents = [rng.randbytes(rng.choice((0, 100, 5_000))) + rng.randbytes(8) for _ in STORIES]
+    ids = [hashlib.sha256(data).hexdigest() for data in contents]
+
+    async def upload(story: int) -> None:
+        await objects.upload(None, whole=contents[story])  # type: ignore[arg-type]
+
+    await asyncio.gather(*map(upload, range(len(STORIES))))
+    for step, gone in product(range(3), AWAY):
+        for number in gone:
+            stores[number].away = True
+        await asyncio.gather(
+            *(
+                objects.delete(ids[story]) if steps[step] == "delete" else upload(story)
+                for story, (steps, away) in enumerate(STORIES)
+                if away[step : step + 1] == (gone,)
+            )
+        )
+        for store in stores:
+            store.away = False
+    return [
+        (object_id, data if steps[-1] == "upload" else None)
+        for object_id, data, (steps, _) in zip(ids, contents, STORIES, strict=True)
+    ]
 
 
 async def standing(store: BlobStore, object_id: str) -> bytes | None:
@@ -93,7 +107,11 @@ async def trial(stores: list[Reached], order: tuple[tuple[int, int], ...], seed:
 
 
 async def test_what_was_last_asked_for_stands_whatever_the_order_of_replication() -> None:
-    for seed, order in enumerate(permutations(PAIRS)):
+    """All orders but for the names of servers: any other one is one of these with others' names,
+    and for the stories all servers are alike.
+    """
+    for seed, others in enumerate(permutations(PAIRS[1:])):
+        order = (PAIRS[0], *others)
         await trial([Reached(MemoryStore()) for _ in range(3)], order, seed)
 
 
@@ -116,5 +134,5 @@ async def test_the_same_between_blob_servers_on_volumes(tmp_path: Path) -> None:
             await leaving.enter_async_context(blob_server(tmp_path / str(number)))
             for number in range(3)
         ]
-        for seed in range(12):
+        for seed in range(5):
             await trial(stores, tuple(rng.sample(PAIRS, len(PAIRS))), seed)

@@ -14,7 +14,8 @@ from dolmen.errors import Corrupt, Unavailable
 from dolmen.names import chunk_name, partition_of
 from dolmen.payload import Bytes
 from dolmen.record import Kind
-from dolmen.replication.check import EXAMPLES, Findings, check
+from dolmen.replication.check import Findings, check
+from dolmen.replication.report import EXAMPLES
 from dolmen.stores.memory import MemoryStore
 from dolmen.testing import calls
 from dolmen.testing.faulty import FaultyStore

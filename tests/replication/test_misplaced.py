@@ -2,37 +2,44 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 
-from dolmen.cluster.groups import Member, make_group
+import pytest
+
+from dolmen.cluster.groups import Group, Member, make_group
 from dolmen.cluster.placement import Placement
 from dolmen.names import partition_of
 from dolmen.pace import Pace
-from dolmen.payload import Bytes
-from dolmen.replication.misplaced import Dropped, Dropping
+from dolmen.replication.misplaced import Dropping
+from dolmen.replication.report import Dropped
 from dolmen.stores.memory import MemoryStore
-from dolmen.stores.retrying import Retrying
+from dolmen.stores.retrying import Retrying, ServerFailed
 from dolmen.testing import calls
 from dolmen.testing.faulty import FaultyStore
+from replication.setting import names_on, no_time, put_on
+
+KEPT, GONE = Dropped(kept=1), Dropped(removed=1, bytes=7)
 
 
 class Trio:
-    """Three servers, two of which should hold `object`; `other` is the third."""
+    """Three servers with a copy of `object` each, two of which should; `other` is the third."""
 
     def __init__(self) -> None:
         self.stores = {name: FaultyStore(MemoryStore()) for name in "abc"}
-        members = [Member(name, store) for name, store in self.stores.items()]
-        self.placement = Placement([make_group("all", members, copies=2, volatile=True)])
-        rightful = self.placement.of(partition_of("object")).rightful
-        self.rightful = [self.stores[member.name] for member in rightful]
-        self.names = [member.name for member in rightful]
-        (self.other,) = (member for member in members if member not in rightful)
+        self.members = [Member(name, store) for name, store in self.stores.items()]
         self.asked = 0
+        self.place(make_group("all", self.members, copies=2, volatile=True))
+
+    def place(self, group: Group) -> None:
+        self.placement = Placement([group])
+        rightful = self.placement.of(partition_of("object")).rightful
+        self.names = [member.name for member in rightful]
+        self.one, self.two = (self.stores[name] for name in self.names)
+        (self.other,) = (member for member in self.members if member not in rightful)
 
     async def drop(self, *failing: str) -> Dropped:
         stores = {
-            name: Retrying(store, name, pause=lambda _: asyncio.sleep(0))
+            name: Retrying(store, name, pause=no_time)
             for name, store in self.stores.items()
             if name not in failing
         }
@@ -44,98 +51,72 @@ class Trio:
         self.asked += 1
 
 
-async def test_one_that_all_hold_goes():
-    trio = Trio()
-    for store in trio.stores.values():
-        await calls.put(store.store, "object", Bytes(b"content"), stamp=5)
-    assert await trio.drop() == Dropped(removed=1, bytes=7)
+@pytest.fixture
+async def trio() -> Trio:
+    made = Trio()
+    await put_on(made.stores.values(), "object")
+    return made
+
+
+async def test_one_that_all_hold_goes(trio: Trio):
+    assert await trio.drop() == GONE
     assert trio.asked == 1
     assert await trio.drop() == Dropped()
 
 
-async def test_one_that_is_newer_than_another_stays():
-    trio = Trio()
-    for store, stamp in zip(trio.stores.values(), (5, 5, 5), strict=True):
-        await calls.put(store.store, "object", Bytes(b"content"), stamp=stamp)
-    await calls.put(trio.stores[trio.other.name].store, "object", Bytes(b"content"), stamp=6)
-    assert await trio.drop() == Dropped(kept=1)
-    await calls.put(trio.rightful[0].store, "object", Bytes(b"content"), stamp=7)
-    assert await trio.drop() == Dropped(kept=1)
-    await calls.delete(trio.rightful[1].store, "object", stamp=8)
-    assert await trio.drop() == Dropped(removed=1, bytes=7)
+async def test_one_that_is_newer_than_another_stays(trio: Trio):
+    await put_on([trio.stores[trio.other.name]], "object", stamp=6)
+    assert await trio.drop() == KEPT
+    await put_on([trio.one], "object", stamp=7)
+    assert await trio.drop() == KEPT
+    await calls.delete(trio.two.store, "object", stamp=8)
+    assert await trio.drop() == GONE
 
 
-async def test_a_server_that_failed_is_not_asked_and_vouches_for_nothing():
-    trio = Trio()
-    for store in trio.stores.values():
-        await calls.put(store.store, "object", Bytes(b"content"), stamp=5)
-    assert await trio.drop(trio.names[1]) == Dropped(kept=1)
-    assert trio.rightful[1].calls == []
+async def test_who_failed_vouches_for_nothing_and_nobody_reads_what_stays_all_the_same(trio: Trio):
+    assert await trio.drop(trio.names[1]) == KEPT
+    assert [*trio.one.calls, *trio.two.calls] == []
 
 
-async def test_what_stays_for_want_of_one_server_is_not_read_on_another():
-    trio = Trio()
-    for store in trio.stores.values():
-        await calls.put(store.store, "object", Bytes(b"content"), stamp=5)
-    assert await trio.drop(trio.names[1]) == Dropped(kept=1)
-    assert trio.rightful[0].calls == []
+async def test_who_knows_no_stamps_can_not_vouch_for_one(trio: Trio):
+    trio.two.capabilities = replace(trio.two.capabilities, stamps=False)
+    assert await trio.drop() == KEPT
+    assert [*trio.one.calls, *trio.two.calls] == []
 
 
-async def test_what_a_server_without_stamps_can_not_vouch_for_is_not_read_there():
-    trio = Trio()
-    for store in trio.stores.values():
-        await calls.put(store.store, "object", Bytes(b"content"), stamp=5)
-    plain = trio.rightful[1]
-    plain.capabilities = replace(plain.capabilities, stamps=False)
-    assert await trio.drop() == Dropped(kept=1)
-    assert [*trio.rightful[0].calls, *plain.calls] == []
-
-
-async def test_who_lacked_most_is_asked_first(monkeypatch):
+async def test_who_lacked_most_is_asked_first(monkeypatch: pytest.MonkeyPatch, trio: Trio):
     monkeypatch.setattr("dolmen.replication.misplaced.BATCH", 2)
-    trio = Trio()
     names = [
         name
         for name in (f"object-{number}" for number in range(200))
         if {m.name for m in trio.placement.of(partition_of(name)).rightful} == set(trio.names)
     ]
     for name in names:
-        for store in (trio.rightful[0], trio.stores[trio.other.name]):
-            await calls.put(store.store, name, Bytes(b"content"), stamp=5)
-    assert await trio.drop() == Dropped(kept=len(names))
-    read = [name for method, name in trio.rightful[0].calls if method == "get"]
-    assert len(read) <= 2, "in the first batch nobody knows yet"
+        await put_on([trio.one, trio.stores[trio.other.name]], name)
+    assert await trio.drop() == Dropped(kept=len(names), removed=1, bytes=7)
+    read = [name for method, name in trio.one.calls if method == "get"]
+    assert len(read) <= 4, "in the first batch nobody knows yet"
 
 
-async def test_who_can_not_be_asked_is_named():
-    trio = Trio()
-    for store in trio.stores.values():
-        await calls.put(store.store, "object", Bytes(b"content"), stamp=5)
-    trio.rightful[0].down = True
-    dropped = await trio.drop()
-    assert dropped.kept == 1
-    assert list(dropped.failing) == [trio.names[0]]
+async def test_who_can_not_be_asked_is_named(trio: Trio):
+    trio.one.down = True
+    with pytest.raises(ServerFailed) as failed:
+        await trio.drop()
+    assert failed.value.server == trio.names[0]
+    assert await names_on(trio.stores[trio.other.name].store) == {"object"}
 
 
-async def test_it_stays_where_a_rightful_server_turned_out_not_to_be_durable():
-    trio = Trio()
+async def test_it_stays_where_a_rightful_server_turned_out_not_to_be_durable(trio: Trio):
     for store in trio.stores.values():
         store.capabilities = replace(store.capabilities, durable=True)
-        await calls.put(store.store, "object", Bytes(b"content"), stamp=5)
-    members = [Member(name, store) for name, store in trio.stores.items()]
-    trio.placement = Placement([make_group("all", members, copies=2)])
-    place = trio.placement.of(partition_of("object"))
-    (trio.other,) = set(members) - {*place.rightful}
+    trio.place(make_group("all", trio.members, copies=2))
     # It could not be asked when its place was worked out.
-    weak = trio.rightful[0]
-    weak.capabilities = replace(weak.capabilities, durable=False)
-    assert await trio.drop() == Dropped(kept=1)
+    trio.one.capabilities = replace(trio.one.capabilities, durable=False)
+    assert await trio.drop() == KEPT
 
 
-async def test_where_nobody_should_hold_it_it_stays():
-    trio = Trio()
-    nobody = [Member(name, store, 0) for name, store in trio.stores.items()]
-    trio.placement = Placement([make_group("all", nobody, volatile=True)])
-    (trio.other,) = (member for member in nobody if member.name == trio.other.name)
-    await calls.put(trio.other.store.store, "object", Bytes(b"content"), stamp=5)
-    assert await trio.drop() == Dropped(kept=1)
+async def test_where_nobody_should_hold_it_it_stays(trio: Trio):
+    for member in trio.members:
+        member.weight = 0
+    trio.placement = Placement([make_group("all", trio.members, volatile=True)])
+    assert await trio.drop() == KEPT

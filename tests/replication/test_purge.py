@@ -14,8 +14,9 @@ from dolmen.cluster.groups import Member, make_group
 from dolmen.errors import BadSetting, NotFound, Outdated
 from dolmen.payload import Bytes
 from dolmen.replication import replicate
-from dolmen.replication.purge import find_stale, purge, rejoin
-from dolmen.replication.repair import DAY, Repair, Round, Terms
+from dolmen.replication.purge import is_stale, purge, rejoin
+from dolmen.replication.repair import DAY, Repair, Terms
+from dolmen.replication.report import Round
 from dolmen.stamps import format_stamp
 from dolmen.store import IDENTITY, Put, Write
 from dolmen.stores.epoch import Seen
@@ -23,7 +24,7 @@ from dolmen.stores.memory import MemoryStore
 from dolmen.stores.watermark import PURGED, WATERMARK, purged_in, watermark_in
 from dolmen.testing import calls
 from dolmen.testing.faulty import FaultyStore
-from replication.breaking_off import broken_off
+from replication.setting import broken_off, names_on, no_time
 
 
 class Cluster:
@@ -49,9 +50,6 @@ class Cluster:
         """The stamp of a write on that day."""
         return int(day * DAY * 1_000) << 16
 
-    async def pause(self, _seconds: float) -> None:
-        await asyncio.sleep(0)
-
     def join(self, name: str, store: MemoryStore) -> None:
         self.stores[name] = FaultyStore(store)
         self.members.append(Member(name, self.stores[name]))
@@ -60,7 +58,7 @@ class Cluster:
         members = [each for each in self.members if names is None or each.name in names]
         groups = [make_group("all", members, volatile=True)]
         now = lambda: self.day * DAY  # noqa: E731 - the clock of everything here
-        return Repair(groups, Seen(0, ""), Terms(), now=now, pause=self.pause)
+        return Repair(groups, Seen(0, ""), Terms(), now=now, pause=no_time)
 
     async def round(self, names: str | None = None) -> Round:
         return await self.repair(names).round()
@@ -74,10 +72,15 @@ class Cluster:
             await calls.delete(self.stores[each].store, name, stamp=self.at(self.day))
 
     async def held(self, name: str) -> set[str]:
-        return {info.name async for info in calls.listing(self.stores[name].store, tombstones=True)}
+        return await names_on(self.stores[name].store)
 
     async def notes(self, name: str) -> dict[str, bytes]:
         return await self.stores[name].store.notes()
+
+    async def stale(self) -> set[str]:
+        notes = {name: await self.notes(name) for name in self.stores}
+        newest = max(map(purged_in, notes.values()))
+        return {n for n, store in self.stores.items() if await is_stale(store, notes[n], newest)}
 
 
 async def with_a_purged_delete() -> tuple[Cluster, MemoryStore]:
@@ -157,6 +160,8 @@ async def test_a_server_that_missed_a_purge_is_stale_until_somebody_decides(how)
             assert await cluster.held(name) == {"kept"}
     report = await replicate(cluster.stores[which], cluster.stores["b"])
     assert isinstance(report.stopped, Outdated)
+    with pytest.raises(BadSetting, match="a, b, c"):
+        await rejoin(cluster.stores, "z")
     await rejoin(cluster.stores, which)
     assert (await cluster.round()).complete
     assert member.stale is None
@@ -171,6 +176,11 @@ async def test_a_stale_server_that_is_emptied_is_filled():
     assert (await cluster.round()).complete
     assert await cluster.held("a") == {"kept"}
     assert watermark_in(await cluster.notes("a")) == purged_in(await cluster.notes("b"))
+    backup = MemoryStore()  # an empty destination takes part in the purges of its source
+    assert (await replicate(cluster.stores["a"], backup)).complete
+    cluster.join("d", backup)
+    assert (await cluster.round()).complete
+    cluster.members.pop()
     for name, identity in (("b", b"one"), ("c", b"other")):
         cluster.stores["a"].store, filled = old, cluster.stores["a"].store
         disk = cluster.copy_of("a")
@@ -179,37 +189,21 @@ async def test_a_stale_server_that_is_emptied_is_filled():
     assert set((await cluster.round()).stale) == {"b", "c"}, "a was given what it must know"
 
 
-async def test_an_empty_destination_takes_part_in_the_purges_of_its_source():
-    cluster, _ = await with_a_purged_delete()
-    backup = MemoryStore()
-    assert (await replicate(cluster.stores["a"], backup)).complete
-    cluster.join("d", backup)
-    assert (await cluster.round()).complete
-
-
-async def test_a_tombstone_only_goes_where_it_has_been_for_an_hour():
-    """No copy of what it deletes can be under way for so long."""
+async def test_only_what_all_agree_about_goes_where_it_has_been_for_an_hour():
+    """For so long no copy of what it deletes can be under way."""
     cluster = Cluster()
-    await cluster.put("object")
-    cluster.day += 1
+    for name, among in (("missed", "ac"), ("agreed", "abc"), ("late", "")):
+        await cluster.put(name)
+        cluster.day += 1
+        await cluster.delete(name, among=among)
     stamp = cluster.at(cluster.day)
     cluster.day += 40
-    await calls.delete(cluster.stores["a"].store, "object", stamp=stamp)
-    assert (await cluster.round()).purged == 0
-    assert await cluster.held("a") == await cluster.held("c") == {"object"}
-
-
-async def test_what_not_every_server_agrees_about_is_not_forgotten():
-    cluster = Cluster()
-    for number, among in ((1, "ac"), (2, "abc")):
-        await cluster.put(f"object-{number}")
-        cluster.day += 1
-        await cluster.delete(f"object-{number}", among=among)
-    now_ms = int((cluster.day + 10) * DAY * 1_000)
-    cluster.day += 10
-    gone = await purge(cluster.stores, age_ms=DAY * 1_000, now_ms=now_ms, pause=cluster.pause)
-    assert gone == 1
-    assert await cluster.held("a") == await cluster.held("b") == {"object-1"}
+    for name in "abc":
+        await calls.delete(cluster.stores[name].store, "late", stamp=stamp)
+    now_ms = int(cluster.day * DAY * 1_000)
+    how = {"age_ms": 30 * DAY * 1_000, "now_ms": now_ms, "pause": no_time}
+    assert await purge(cluster.stores, **how) == 1
+    assert await cluster.held("a") == await cluster.held("b") == {"missed", "late"}
 
 
 async def test_a_purge_broken_off_anywhere_leaves_nobody_stale_and_is_made_good():
@@ -222,7 +216,7 @@ async def test_a_purge_broken_off_anywhere_leaves_nobody_stale_and_is_made_good(
             await cluster.delete(f"object-{number}")
         cluster.day += 31
         interrupted = await broken_off(cluster.round(), cluster.stores.values(), after=stop)
-        assert await find_stale(cluster.stores) == {}
+        assert not await cluster.stale()
         for _ in range(3):  # some come back from those that kept them, and go with the next
             cluster.day += 1.1
             assert (await cluster.round()).complete
@@ -250,7 +244,7 @@ async def test_two_purges_at_once_leave_nobody_stale():
         for store in cluster.stores.values():
             store.pause = second
         await cluster.round()
-        assert await find_stale(cluster.stores) == {}
+        assert not await cluster.stale()
 
 
 @pytest.mark.parametrize("value", [b"garbage", b"\xff\xfe", b"f" * 16, b"", b"9" * 4_000])
@@ -261,11 +255,6 @@ async def test_a_server_whose_marks_are_damaged_is_left_out(value):
         done = await cluster.round()
         assert list(done.failing) == ["b"]
         await cluster.stores["b"].store.note(key, format_stamp(0).encode())
-
-
-async def test_rejoin_names_the_servers_there_are():
-    with pytest.raises(BadSetting, match="a, b, c"):
-        await rejoin(Cluster().stores, "z")
 
 
 OFTEN = ["put", "delete", "month", "save", "restore", "join"]
@@ -392,10 +381,10 @@ async def test_no_upload_is_lost_and_no_delete_undone_whatever_happens(seed):
 async def test_the_model_finds_a_purge_without_watermarks(monkeypatch):
     """It would be no test if nothing failed without the mechanism."""
 
-    async def nobody(_stores):
-        return {}
+    async def nobody(*_):
+        return False
 
-    monkeypatch.setattr("dolmen.replication.repair.find_stale", nobody)
+    monkeypatch.setattr("dolmen.replication.repair.is_stale", nobody)
     replicating = sys.modules["dolmen.replication.replicate"]
     monkeypatch.setattr(replicating, "check_pair", lambda *_: asyncio.sleep(0))
     story = Story()

@@ -24,8 +24,7 @@ from dolmen.stores.secrets import without_secrets
 if TYPE_CHECKING:
     from dolmen.config import Settings
     from dolmen.payload import Piece
-    from dolmen.replication.export import Progress
-    from dolmen.replication.import_ import Imported
+    from dolmen.replication.archive import Imported, Progress
 
 STEP = 1 << 20
 _MOMENT = 0.2
@@ -53,8 +52,8 @@ async def export(
     from dolmen.closing import closing
     from dolmen.config.opening import opened_store
     from dolmen.pace import Pace
-    from dolmen.replication.export import Progress
-    from dolmen.replication.export import export as pieces_of
+    from dolmen.replication.archive import Progress
+    from dolmen.replication.archive import export as pieces_of
 
     settings = settings_of(config, stores)
     source = _names(settings)
@@ -101,7 +100,7 @@ def _to_write(path: str) -> FileIO:
 
 async def _begun(file: FileIO, path: str, source: str) -> Progress:
     """How far the file goes, which is left open there."""
-    from dolmen.replication.export import Progress, progress_of
+    from dolmen.replication.archive import Progress, progress_of
 
     if not os.fstat(file.fileno()).st_size:
         return Progress()
@@ -151,7 +150,7 @@ async def import_(
     """
     from dolmen.config.opening import opened_store
     from dolmen.pace import Pace
-    from dolmen.replication.import_ import import_archive
+    from dolmen.replication.archive import import_archive
 
     settings = settings_of(config, stores)
     with _to_read(file) as archive:

@@ -161,8 +161,7 @@ async def gc(
     """
     from dolmen.config.opening import opened_groups
     from dolmen.pace import stand_back
-    from dolmen.replication.gc import collect
-    from dolmen.replication.mark import BUCKETS
+    from dolmen.replication.gc import BUCKETS, collect
     from dolmen.stores.epoch import Seen
 
     if grace < GRACE and not dry_run:

@@ -19,7 +19,8 @@ from dolmen.stores.secrets import without_secrets
 
 if TYPE_CHECKING:
     from dolmen.replication import Report
-    from dolmen.replication.repair import Repair, Round
+    from dolmen.replication.repair import Repair
+    from dolmen.replication.report import Round
 
 Source = Annotated[
     str | None, typer.Argument(metavar="SOURCE", help="A store's URL.", show_default=False)

@@ -4,17 +4,8 @@ It is a function of two stores, any two: nothing is kept between runs, so a run
 that was interrupted anywhere is simply run again.
 """
 
-from __future__ import annotations
-
-from dolmen.replication.group import GroupReport, replicate_group
+from dolmen.replication.group import replicate_group
 from dolmen.replication.replicate import replicate
-from dolmen.replication.report import Progress, Refused, Report
+from dolmen.replication.report import Progress, Report
 
-__all__ = [
-    "GroupReport",
-    "Progress",
-    "Refused",
-    "Report",
-    "replicate",
-    "replicate_group",
-]
+__all__ = ["Progress", "Report", "replicate", "replicate_group"]

@@ -1,7 +1,15 @@
 """Checking a cluster: what is there that should not be, and what is not that should.
 
 Reads every server's listing once, side by side, and every manifest; in constant memory but for
-a 256th of the chunks' names. Nothing is changed.
+a 256th of the chunks' names. Nothing is changed. What is wrong is one of these:
+
+- lacking: a server that should hold it has no copy
+- outdated: a copy older than a write on another server
+- misplaced: a copy on a server that should not hold it
+- quarantined: a copy known to be damaged
+- damaged: a copy whose data is not what it should be, found by reading it
+- unreadable: a manifest of which no copy can be read
+- broken: an object one of whose chunks is on no server
 """
 
 from __future__ import annotations
@@ -12,32 +20,16 @@ from dataclasses import dataclass, field
 
 from dolmen.closing import closing
 from dolmen.cluster.groups import Group
-from dolmen.errors import NotFound
-from dolmen.names import CHUNK_PREFIX, is_chunk_name, partition_of
-from dolmen.record import Kind
-from dolmen.replication.compare import listed
-from dolmen.replication.mark import BUCKETS, Marks, Servers, chunks_of, partitions_of_bucket
+from dolmen.errors import Corrupt, NotFound
+from dolmen.names import partition_of
+from dolmen.replication.compare import in_batches, listed
+from dolmen.replication.gc import BUCKETS, Marks, Servers, chunks_on
+from dolmen.replication.manifests import chunks_of
 from dolmen.replication.report import Refused
 from dolmen.store import BlobInfo, Failed, Listing
 from dolmen.stores.retrying import Pause, Retrying
 
-EXAMPLES = 10
 _BATCH = 500
-
-LACKING = "lacking"
-"""A server that should hold it has no copy."""
-OUTDATED = "outdated"
-"""A copy older than a write on another server."""
-MISPLACED = "misplaced"
-"""A copy on a server that should not hold it."""
-QUARANTINED = "quarantined"
-"""A copy known to be damaged."""
-DAMAGED = "damaged"
-"""A copy whose data is not what it should be; found by reading it."""
-UNREADABLE = "unreadable"
-"""A manifest of which no copy can be read."""
-BROKEN = "broken"
-"""An object one of whose chunks is on no server."""
 
 
 @dataclass(slots=True)
@@ -51,7 +43,7 @@ class Findings:
     read: int = 0
     """Copies whose data was read."""
     wrong: dict[str, Refused] = field(default_factory=dict)
-    """By kind (the constants of this module): how many, and the first few with where and why."""
+    """By kind: how many, and the first few with where and why."""
     unnamed: int = 0
     """Copies of chunks no manifest names. `dolmen gc` removes them in time."""
     unnamed_bytes: int = 0
@@ -63,10 +55,7 @@ class Findings:
 
     def add(self, kind: str, name: str, why: str) -> None:
         """Count one thing that is wrong."""
-        found = self.wrong.setdefault(kind, Refused())
-        found.count += 1
-        if len(found.examples) < EXAMPLES:
-            found.examples.append((name, why))
+        self.wrong.setdefault(kind, Refused()).add(name, why)
 
 
 Progress = Callable[[Findings], None]
@@ -84,13 +73,13 @@ async def check(
     Raises `Unavailable` when a server fails.
     """
     work = _Check(Servers(groups, pause), progress or (lambda _: None))
+    await work.copies()
+    for store in work.servers.stores.values():
+        await work.quarantined(store)
     with Marks() as marks:
-        await work.copies()
-        await work.quarantined()
         await work.chunks(marks)
-        if data:
-            for store in work.servers.stores.values():
-                await work.data(store)
+    for store in work.servers.stores.values() if data else ():
+        await work.data(store)
     return work.findings
 
 
@@ -112,27 +101,26 @@ class _Check:
     def _copies_of(self, held: Mapping[str, BlobInfo]) -> None:
         best = max(held.values(), key=lambda info: info.rank)
         place = self.servers.placement.of(partition_of(best.name))
-        for member in place.rightful:
-            if member.name not in held and place.group.counts(member):
-                self.findings.add(LACKING, best.name, f"{member.name} should hold it")
-        rightful = {member.name for member in place.rightful}
+        rightful = {member.name: member for member in place.rightful}
+        for name, member in rightful.items():
+            if name not in held and place.group.counts(member):
+                self.findings.add("lacking", best.name, f"{name} should hold it")
         for name, info in held.items():
             if name not in rightful:
-                self.findings.add(MISPLACED, best.name, f"{name} should not hold it")
+                self.findings.add("misplaced", best.name, f"{name} should not hold it")
             elif info.rank != best.rank and self.servers.stores[name].capabilities.stamps:
-                self.findings.add(OUTDATED, best.name, f"{name} has an older write of it")
+                self.findings.add("outdated", best.name, f"{name} has an older write of it")
 
-    async def quarantined(self) -> None:
-        """Copies the servers know to be damaged."""
-        for name, store in self.servers.stores.items():
-            async with closing(store.list(Listing(quarantined=True))) as infos:
-                async for info in infos:
-                    self.findings.add(QUARANTINED, info.name, f"on {name}")
+    async def quarantined(self, store: Retrying) -> None:
+        """Copies a server knows to be damaged."""
+        async with closing(store.list(Listing(quarantined=True))) as infos:
+            async for info in infos:
+                self.findings.add("quarantined", info.name, f"on {store.server}")
 
     async def chunks(self, marks: Marks) -> None:
         """Whether every chunk that is named is there, and which ones nobody names."""
-        for unread in await self.servers.mark(marks):
-            self.findings.add(UNREADABLE, unread.name, str(unread.error))
+        for name, error in await self.servers.mark(marks):
+            self.findings.add("unreadable", name, str(error))
         self.findings.manifests = marks.manifests
         absent: set[str] = set()
         for bucket in range(BUCKETS):
@@ -143,17 +131,13 @@ class _Check:
     async def _absent(self, bucket: int, named: set[str]) -> set[str]:
         """The named chunks of a bucket that no server has."""
         present: set[str] = set()
-        partitions = partitions_of_bucket(bucket)
-        chunks = listed(self.servers.stores, partitions, prefix=CHUNK_PREFIX)
-        async with closing(chunks) as names:
-            async for held in names:
-                infos = [info for info in held.values() if info.kind == Kind.BLOB]
-                if not infos or not is_chunk_name(infos[0].name):
-                    continue
-                present.add(infos[0].name)
-                if infos[0].name not in named:
-                    self.findings.unnamed += len(infos)
-                    self.findings.unnamed_bytes += sum(max(info.size, 0) for info in infos)
+        for store in self.servers.stores.values():
+            async with closing(chunks_on(store, bucket)) as chunks:
+                async for info in chunks:
+                    present.add(info.name)
+                    if info.name not in named:
+                        self.findings.unnamed += 1
+                        self.findings.unnamed_bytes += max(info.size, 0)
         self._progress(self.findings)
         return named - present
 
@@ -161,30 +145,29 @@ class _Check:
         """Which objects name chunks that are nowhere."""
         seen: set[str] = set()
         async with closing(self.servers.manifests()) as every:
-            async for info, holders in every:
-                if info.name in seen:
+            async for name, holders in every:
+                try:
+                    lost = absent.intersection(await chunks_of(name, holders))
+                except Corrupt:  # it is told of already
                     continue
-                lost = absent.intersection(await chunks_of(info, holders))
-                if lost:
-                    seen.add(info.name)
+                if lost and name not in seen:
+                    seen.add(name)
                     why = f"{len(lost)} of its chunks are on no server, such as {min(lost)}"
-                    self.findings.add(BROKEN, info.name, why)
+                    self.findings.add("broken", name, why)
 
     async def data(self, store: Retrying) -> None:
         """Whether every copy of a server is what it should be, to the last byte."""
-        batch: list[str] = []
-        async with closing(store.list(Listing(tombstones=True))) as infos:
-            async for info in infos:
-                batch.append(info.name)
-                if len(batch) == _BATCH:
-                    await self._verify(store, batch)
-                    batch = []
-        await self._verify(store, batch)
+        async with (
+            closing(store.list(Listing(tombstones=True))) as infos,
+            closing(in_batches(infos, _BATCH)) as batches,
+        ):
+            async for batch in batches:
+                async with closing(store.verify_many([info.name for info in batch])) as answers:
+                    async for answer in answers:
+                        self._verified(store, answer)
+                self._progress(self.findings)
 
-    async def _verify(self, store: Retrying, names: Sequence[str]) -> None:
-        async with closing(store.verify_many(names)) as answers:
-            async for answer in answers:
-                self.findings.read += 1
-                if isinstance(answer, Failed) and not isinstance(answer.error, NotFound):
-                    self.findings.add(DAMAGED, answer.name, f"on {store.server}: {answer.error}")
-        self._progress(self.findings)
+    def _verified(self, store: Retrying, answer: BlobInfo | Failed) -> None:
+        self.findings.read += 1
+        if isinstance(answer, Failed) and not isinstance(answer.error, NotFound):
+            self.findings.add("damaged", answer.name, f"on {store.server}: {answer.error}")

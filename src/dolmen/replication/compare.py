@@ -1,12 +1,11 @@
 """Comparing two stores: what the destination lacks, or has at a lower rank.
 
-First the digests, one request each; then only the partitions that differ are listed and merged,
-in constant memory. Read first: `dolmen.store`, `dolmen.digests`.
+Listings are read side by side and merged, in constant memory. Read first: `dolmen.store`.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import NamedTuple, TypeVar
 
@@ -15,40 +14,17 @@ from dolmen.cluster.merge import merge_listings
 from dolmen.record import Kind
 from dolmen.store import ALL_PARTITIONS, BlobInfo, BlobStore, Listing
 
-K = TypeVar("K")
+BATCH_BYTES = 64 << 20
+"""Data after which a batch ends early, so that an attempt is never long."""
+T = TypeVar("T")
 
 
 class Difference(NamedTuple):
     """What the source has under a name and the destination should get."""
 
     info: BlobInfo
-    touch: bool
+    touch: bool = False
     """The destination has the content; only its stamp or metadata are behind."""
-
-
-class Scope(NamedTuple):
-    """What has to be listed to find the differences."""
-
-    partitions: Sequence[int]
-    """Ascending."""
-    in_sync: int
-    """Entries of the source in partitions that agree and need no listing."""
-    total: int | None
-    """Entries of the source in all partitions asked for; None without digests."""
-
-
-async def scope(source: BlobStore, destination: BlobStore, partitions: Collection[int]) -> Scope:
-    """Compare digests. Where either store keeps none, everything is listed."""
-    for store in (source, destination):
-        if not (store.capabilities.digests and store.capabilities.stamps):
-            return Scope(sorted(partitions), 0, None)
-    ours, theirs = await source.digests(), await destination.digests()
-    counts = ours.counts
-    if partitions is not ALL_PARTITIONS:
-        counts = {at: count for at, count in counts.items() if at in partitions}
-    differing = [at for at in ours.differing(theirs) if at in counts]
-    total = sum(counts.values())
-    return Scope(differing, total - sum(counts[at] for at in differing), total)
 
 
 async def compare(
@@ -65,29 +41,24 @@ async def compare(
     stores = {"source": source, "destination": destination}
     async with closing(listed(stores, partitions)) as names:
         async for held in names:
-            if (info := held.get("source")) is not None:
-                other = held.get("destination")
-                yield info, _difference(info, other, stamped=stamped, ranked=ranked)
-
-
-def _difference(
-    info: BlobInfo, other: BlobInfo | None, *, stamped: bool, ranked: bool
-) -> Difference | None:
-    if other is None:
-        carried = stamped or info.kind != Kind.TOMBSTONE
-        return Difference(info, touch=False) if carried else None
-    if not ranked or other.rank >= info.rank:
-        return None
-    same = other.kind == info.kind and other.checksum == info.checksum
-    return Difference(info, touch=same and info.kind != Kind.TOMBSTONE)
+            if (info := held.get("source")) is None:
+                continue
+            difference = None
+            if (other := held.get("destination")) is None:
+                if stamped or info.kind != Kind.TOMBSTONE:
+                    difference = Difference(info)
+            elif ranked and other.rank < info.rank:
+                same = (other.kind, other.checksum) == (info.kind, info.checksum)
+                difference = Difference(info, touch=same and info.kind != Kind.TOMBSTONE)
+            yield info, difference
 
 
 async def listed(
-    stores: Mapping[K, BlobStore],
-    partitions: Sequence[int] | Mapping[K, Sequence[int]] = ALL_PARTITIONS,
+    stores: Mapping[str, BlobStore],
+    partitions: Sequence[int] | Mapping[str, Sequence[int]] = ALL_PARTITIONS,
     *,
     prefix: str = "",
-) -> AsyncIterator[Mapping[K, BlobInfo]]:
+) -> AsyncIterator[Mapping[str, BlobInfo]]:
     """For every name, in list order, what each store has of it, tombstones included.
 
     `partitions` ascend; they may differ from store to store.
@@ -101,3 +72,19 @@ async def listed(
         async with closing(merge_listings(listings)) as merged:
             async for held in merged:
                 yield held
+
+
+async def in_batches(
+    items: AsyncIterator[T], most: int, size: Callable[[T], int] = lambda _: 0
+) -> AsyncIterator[Sequence[T]]:
+    """Gather items into batches of at most so many, bounded also in bytes of data."""
+    batch: list[T] = []
+    held = 0
+    async for item in items:
+        batch.append(item)
+        held += max(size(item), 0)  # -1: not known
+        if len(batch) >= most or held >= BATCH_BYTES:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch

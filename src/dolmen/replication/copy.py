@@ -24,7 +24,7 @@ from dolmen.payload import Payload, Piece, Stream
 from dolmen.record import Kind
 from dolmen.replication.compare import Difference
 from dolmen.replication.report import Report
-from dolmen.store import Blob, BlobInfo, Failed, Outcome, Put, Write
+from dolmen.store import Blob, BlobInfo, Failed, Put, Write
 from dolmen.stores.retrying import HOPELESS, PASSING, Backoff, Resumed, Retrying, ServerFailed
 
 
@@ -41,15 +41,17 @@ class _Sent(NamedTuple):
         return self.body.error if isinstance(self.body, Resumed) else None
 
 
+@dataclass(slots=True)
 class Copier:
     """Brings differences from one store to another, and keeps the report."""
 
-    def __init__(self, source: Retrying, destination: Retrying, report: Report, pace: Pace) -> None:
-        self.source, self.destination = source, destination
-        self.report, self.pace = report, pace
-        self.full: Full | None = None
-        self.barren = False
-        """The last batch that was given up had brought nothing at all."""
+    source: Retrying
+    destination: Retrying
+    report: Report
+    pace: Pace
+    full: Full | None = None
+    barren: bool = False
+    """The last batch that was given up had brought nothing at all."""
 
     async def copy(self, differences: Sequence[Difference]) -> Sequence[str]:
         """Bring all of these; returns the names refused, which are in the report.
@@ -123,64 +125,53 @@ class _Batch:
                 names.append(name)
         try:
             async with closing(self.copier.source.get_many(names)) as answers:
-                async for answer in answers:
-                    if (blob := self._usable(answer)) is None:
-                        continue
-                    if wait := self.copier.pace.delay(blob.info.size):
-                        await self.copier.source.pause(wait)
-                    self.sent.append(_Sent(blob.info, answer.payload))  # type: ignore[union-attr]
-                    yield Write.copy(blob)
+                async for got in answers:
+                    if isinstance(got, Failed):
+                        self._unreadable(got.name, got.error)
+                    elif (blob := self._usable(got)) is not None:
+                        if wait := self.copier.pace.delay(blob.info.size):
+                            await self.copier.source.pause(wait)
+                        self.sent.append(_Sent(blob.info, got.payload))
+                        yield Write.copy(blob)
         except ServerFailed as error:
             failed.append(error)
 
-    def _usable(self, answer: Blob | Failed) -> Blob | None:
+    def _usable(self, blob: Blob) -> Blob | None:
         """What the source gave, if the destination can be given it; otherwise it is settled."""
-        if isinstance(answer, Failed):
-            self._unreadable(answer.name, answer.error)
+        name, kind = blob.info.name, blob.info.kind
+        try:
+            if not self.copier.source.capabilities.stamps:
+                blob = _checked(blob)
+            if self.copier.destination.capabilities.stamps or kind == Kind.BLOB:
+                return blob
+            if kind == Kind.TOMBSTONE:
+                raise NotFound(f"{name} was deleted since it was compared")
+            raise TooLarge(f"{name} is stored in chunks, which a plain sos server can't join")
+        except DolmenError as error:
+            self._unreadable(name, error)
             return None
-        if not self.copier.source.capabilities.stamps:
-            checked = _checked(answer)
-            if isinstance(checked, Failed):
-                self._unreadable(checked.name, checked.error)
-                return None
-            answer = checked
-        name, kind = answer.info.name, answer.info.kind
-        if self.copier.destination.capabilities.stamps or kind == Kind.BLOB:
-            return answer
-        if kind == Kind.TOMBSTONE:  # deleted since it was compared
-            self._unreadable(name, NotFound(f"{name} was deleted"))
-        else:
-            why = f"{name} is stored in chunks, which a plain sos server can't join"
-            self._refuse(name, TooLarge(why))
-        return None
 
     def _broke_off(self, error: DolmenError) -> None:
-        unread = next((each for each in self.sent if each.unread), None)
-        if unread is not None and unread.unread:
-            self._unreadable(unread.info.name, unread.unread)
-        elif isinstance(error, (*PASSING, *HOPELESS)) or not self.sent:
+        for name, unread in ((each.info.name, each.unread) for each in self.sent):
+            if unread:
+                self._unreadable(name, unread)
+                return
+        if isinstance(error, (*PASSING, *HOPELESS)) or not self.sent:
             self.error, self.broke = error, True
         else:
             self._failed(self.sent[0].info.name, error)
 
     def _answered(self, sent: _Sent, answer: Put | Failed) -> None:
-        info, report = sent.info, self.copier.report
-        if isinstance(answer, Failed):
-            if sent.unread:
-                self._unreadable(info.name, sent.unread)
-            elif sent.body is None and not isinstance(answer.error, HOPELESS):
-                self.waiting[info.name] = Difference(info, touch=False)
-            else:
-                self._failed(info.name, answer.error)
-            return
-        self.waiting.pop(info.name, None)
-        if answer.outcome is Outcome.UNCHANGED:
-            report.touched += 1
-        elif answer.outcome is Outcome.CREATED and info.kind == Kind.TOMBSTONE:
-            report.tombstones += 1
-        elif answer.outcome is Outcome.CREATED:
-            report.copied += 1
-            report.bytes += info.size
+        info = sent.info
+        if isinstance(answer, Put):
+            self.waiting.pop(info.name, None)
+            self.copier.report.wrote(info, answer.outcome)
+        elif sent.unread:
+            self._unreadable(info.name, sent.unread)
+        elif sent.body is None and not isinstance(answer.error, HOPELESS):
+            self.waiting[info.name] = Difference(info)
+        else:
+            self._failed(info.name, answer.error)
 
     def _failed(self, name: str, error: DolmenError) -> None:
         """The destination did not take one blob: it waits on, or is refused."""
@@ -223,11 +214,10 @@ class _Batch:
             self._refuse(name, full)
 
 
-def _checked(blob: Blob) -> Blob | Failed:
-    """A blob of a store without checksums, if it is what its name says.
+def _checked(blob: Blob) -> Blob:
+    """A blob of a store without checksums; raises `Corrupt` if it is not what its name says.
 
-    A body that is streamed is hashed on its way, and breaks off before its last piece where
-    it is not.
+    A body that is streamed is hashed on its way, and breaks off before its last piece.
     """
     name, body = blob.info.name, blob.payload
     if body.whole is None:
@@ -235,7 +225,7 @@ def _checked(blob: Blob) -> Blob | Failed:
             blob = Blob(blob.info, Stream(body.size, lambda: _hashed(name, body)))
         return blob
     if not matches_name(name, body.whole):
-        return Failed(name, Corrupt(f"the data under {name} does not have that digest"))
+        raise Corrupt(f"the data under {name} does not have that digest")
     return Blob(replace(blob.info, checksum=checksum_of(body.whole)), body)
 
 

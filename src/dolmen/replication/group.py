@@ -3,60 +3,42 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping
 from functools import partial
 
+from dolmen.cluster.groups import Member
 from dolmen.cluster.placement import Placement
 from dolmen.digests import Digests
 from dolmen.errors import DolmenError, ReadOnly
 from dolmen.pace import Pace
 from dolmen.replication.replicate import replicate
-from dolmen.replication.report import Report
+from dolmen.replication.report import PairProgress, Round
 from dolmen.store import ALL_PARTITIONS, BlobStore
 from dolmen.stores.retrying import Pause, Retrying, ServerFailed
-
-PairProgress = Callable[[str, str, Report], None]
-"""Called with source, destination and the report so far."""
-
-
-@dataclass(slots=True)
-class GroupReport:
-    """What a round did."""
-
-    runs: dict[tuple[str, str], Report] = field(default_factory=dict)
-    """The runs that were needed, by source and destination."""
-    failing: dict[str, str] = field(default_factory=dict)
-    """Servers that failed, and what they said; runs that needed them were not begun. One that
-    only takes no writes is copied from all the same."""
-
-    @property
-    def complete(self) -> bool:
-        """Whether every server now holds all it should of what is on any."""
-        return not self.failing and all(report.complete for report in self.runs.values())
 
 
 async def replicate_group(
     stores: Mapping[str, BlobStore],
     *,
-    wanted: Mapping[str, Collection[int]] | None = None,
+    wanted: Mapping[str, Container[int]] | None = None,
     parallel: int = 1,
     progress: PairProgress | None = None,
     pace: Pace | None = None,
     pause: Pause = asyncio.sleep,
-) -> GroupReport:
+) -> Round:
     """Copy from every server to every other one what that one should hold.
 
     One round is enough: what is on any server goes from there to all others directly, so a
     server that fails or refuses something is in nobody else's way. Servers in sync cost a
-    request each.
+    request each. Runs that need a server that failed are not begun; one that only takes no
+    writes is copied from all the same.
 
     `wanted` gives the partitions a server should hold, by its name; without it every server
     holds all. Any server may be the source, also of what it should no longer hold. `parallel`
     servers are copied to at once, each from one other after the other, so that nothing goes to
     it twice; `pace` bounds all of them together. Must run in a task.
     """
-    report = GroupReport()
+    report = Round()
     silent: set[str] = set()
     digests: dict[str, Digests | None] = {}
     free = asyncio.Semaphore(parallel)
@@ -102,7 +84,7 @@ async def replicate_group(
     return report
 
 
-def _may_differ(ours: Digests | None, theirs: Digests | None, partitions: Collection[int]) -> bool:
+def _may_differ(ours: Digests | None, theirs: Digests | None, partitions: Container[int]) -> bool:
     """Whether the source had anything in these partitions that the destination may have lacked.
 
     What an earlier run brought to either of them is also on the server it came from, and goes
@@ -114,7 +96,7 @@ def _may_differ(ours: Digests | None, theirs: Digests | None, partitions: Collec
     return any(at in partitions and at in held for at in ours.differing(theirs))
 
 
-class Rightful(Collection[int]):
+class Rightful(Container[int]):
     """The partitions a server should hold, each worked out when it is asked for."""
 
     def __init__(self, name: str, placement: Placement) -> None:
@@ -124,17 +106,16 @@ class Rightful(Collection[int]):
         assert isinstance(partition, int)
         return any(each.name == self._name for each in self._placement.of(partition).rightful)
 
-    def __iter__(self) -> Iterator[int]:
-        return filter(self.__contains__, ALL_PARTITIONS)
 
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-
-def partitions_of(placement: Placement) -> dict[str, Collection[int]]:
+def partitions_of(placement: Placement) -> dict[str, Container[int]]:
     """The partitions each server of a cluster should hold, by the server's name."""
     groups = placement.groups
     members = [member for group in groups for member in group.members]
     if len(groups) == 1 and groups[0].copies == len(members):
         return {member.name: ALL_PARTITIONS for member in members}
     return {member.name: Rightful(member.name, placement) for member in members}
+
+
+def strays(placement: Placement, member: Member, held: Digests) -> list[int]:
+    """The partitions of which a server holds something and should not, ascending."""
+    return [at for at in held.counts if member not in placement.of(at).rightful]

@@ -29,54 +29,53 @@ class Membership:
         self._seen = seen
         self.news = True
         """The last `check` told a server of the configuration, or there was none yet."""
-        self._found: dict[str, tuple[bytes, int]] = {}
-        """Identity and watermark of each server in this round."""
+        self._found: dict[str, Notes] = {}
+        """What each server had noted at the beginning of this round."""
 
-    async def check(self, stores: Mapping[str, Retrying], *, told: bool) -> dict[str, str]:
-        """Look who is there; returns the servers that can't be used, and why.
+    async def check(
+        self, stores: Mapping[str, Retrying], *, told: bool
+    ) -> tuple[Mapping[str, Notes], dict[str, str]]:
+        """Look who is there; returns their notes, and the servers that can't be used, and why.
 
         Those that don't know the configuration are told, once all were found to agree. Raises
         `Outdated`.
         """
         failing: dict[str, str] = {}
         notes: dict[str, Notes] = {}
-        for name, store in stores.items():
-            if store.capabilities.stamps:
-                try:
-                    notes[name] = await store.notes()
-                    seen_in(notes[name]), watermark_in(notes[name])
-                except (ServerFailed, Corrupt) as error:
-                    notes.pop(name, None)
-                    failing[name] = str(getattr(error, "error", error))
+        for name, store in _keeping_notes(stores):
+            try:
+                found = await store.notes()
+                seen_in(found), watermark_in(found)
+                notes[name] = found
+            except (ServerFailed, Corrupt) as error:
+                failing[name] = str(getattr(error, "error", error))
         for name, other in _twins(notes).items():
             del notes[name]
             failing[name] = (
                 f"it is the same store as {other}: take one of them out of the configuration"
             )
-        self._found = {n: (each[IDENTITY], watermark_in(each)) for n, each in notes.items()}
+        self._found = dict(notes)
         if told:
-            for name, noted in notes.items():
+            for name, noted in self._found.items():
                 self._compare(name, noted)
-            for name, noted in notes.items():
+            for name, noted in self._found.items():
                 if seen_in(noted) != self._seen:
                     self.news = True
                     try:
                         await tell(stores[name], self._seen, name)
                     except ServerFailed as failed:
+                        del notes[name]
                         failing[name] = str(failed.error)
-        return failing
+        return notes, failing
 
     async def confirm(self, stores: Mapping[str, Retrying], *, told: bool) -> None:
         """Make sure that these are the servers that `check` found.
 
         Raises `Outdated`, or `ServerFailed` for one that is another store or has an older disk.
         """
-        for name, store in stores.items():
-            if not store.capabilities.stamps:
-                continue
-            noted = await store.notes()
-            identity, watermark = self._found[name]
-            if noted[IDENTITY] != identity or watermark_in(noted) < watermark:
+        for name, store in _keeping_notes(stores):
+            noted, found = await store.notes(), self._found[name]
+            if noted[IDENTITY] != found[IDENTITY] or watermark_in(noted) < watermark_in(found):
                 why = "it is another store, or has an older disk, than when the round began"
                 raise ServerFailed(name, Unavailable(why))
             if told:
@@ -107,6 +106,10 @@ class Membership:
                 "the URLs of both in the configuration, and what listens there; nothing was "
                 "copied or removed"
             )
+
+
+def _keeping_notes(stores: Mapping[str, Retrying]) -> list[tuple[str, Retrying]]:
+    return [(name, store) for name, store in stores.items() if store.capabilities.stamps]
 
 
 def _twins(notes: Mapping[str, Notes]) -> dict[str, str]:

@@ -22,25 +22,15 @@ from dolmen.cluster.groups import Member
 from dolmen.cluster.placement import Placement
 from dolmen.names import partition_of
 from dolmen.pace import Pace
+from dolmen.replication.compare import in_batches
+from dolmen.replication.group import strays
+from dolmen.replication.report import Dropped
 from dolmen.store import Blob, BlobInfo, Listing, Remove, Write
 from dolmen.stores.base import get_any, write_any
-from dolmen.stores.retrying import Retrying, ServerFailed
+from dolmen.stores.retrying import Retrying
 
 BATCH = 1_000
 """Copies looked at together."""
-
-
-@dataclass(slots=True)
-class Dropped:
-    """What became of the misplaced copies of one server."""
-
-    removed: int = 0
-    bytes: int = 0
-    """Bytes of data in what was removed."""
-    kept: int = 0
-    """Copies that stay until every rightful server has a sound one."""
-    failing: dict[str, str] = field(default_factory=dict)
-    """Rightful servers that could not be asked, and what they said."""
 
 
 @dataclass(slots=True)
@@ -75,72 +65,63 @@ class Dropping:
     async def drop(self) -> None:
         """Remove what the server should not hold and all that should hold do.
 
-        Raises `ServerFailed` where the server can't be asked, `Outdated` where it refuses.
+        Raises `ServerFailed` where a server can't be asked, `Outdated` where it refuses.
         """
         store = self.stores[self.member.name]
-        held = (await store.digests()).counts
-        strays = [at for at in held if self.member not in self.placement.of(at).rightful]
-        if not strays:
-            return
-        batch: list[BlobInfo] = []
-        async with closing(store.list(Listing(strays, tombstones=True))) as infos:
-            async for info in infos:
-                batch.append(info)
-                if len(batch) == BATCH:
+        misplaced = strays(self.placement, self.member, await store.digests())
+        if misplaced:
+            async with (
+                closing(store.list(Listing(misplaced, tombstones=True))) as infos,
+                closing(in_batches(infos, BATCH)) as batches,
+            ):
+                async for batch in batches:
                     await self._drop(store, batch)
-                    batch = []
-        await self._drop(store, batch)
 
     async def _drop(self, store: Retrying, batch: Sequence[BlobInfo]) -> None:
         sound = await self._sound(batch)
-        removes = [Remove(info.name, info.stamp) for info in batch if info.name in sound]
-        if removes:
-            await self.ready()
-            removed = await store.remove_many(removes, epoch=self.epoch)
-            gone = {name for (name, _), went in zip(removes, removed, strict=True) if went}
-            self.dropped.removed += len(gone)
-            self.dropped.bytes += sum(info.size for info in batch if info.name in gone)
         self.dropped.kept += len(batch) - len(sound)
+        if sound:
+            await self.ready()
+            removes = [Remove(info.name, info.stamp) for info in sound]
+            removed = await store.remove_many(removes, epoch=self.epoch)
+            self.dropped.removed += sum(removed)
+            self.dropped.bytes += sum(
+                info.size for info, went in zip(sound, removed, strict=True) if went
+            )
 
-    async def _sound(self, batch: Sequence[BlobInfo]) -> set[str]:
-        """The names of a batch of which every rightful server has a sound copy."""
-        sound: set[str] = set()
-        asked: dict[str, list[BlobInfo]] = {}
+    async def _sound(self, batch: Sequence[BlobInfo]) -> Sequence[BlobInfo]:
+        """Those of a batch of which every rightful server has a sound copy."""
+        sound: dict[str, BlobInfo] = {}
+        asked: dict[str, list[str]] = {}
         for info in batch:
             place = self.placement.of(partition_of(info.name))
             rightful = [*filter(place.group.counts, place.rightful)]
             # Fewer than its copies count where a server turned out not to be durable since.
             if len(rightful) < place.group.copies or not all(
-                self._can_vouch(each, info) for each in rightful
+                each.name in self.stores and (info.stamp == 0 or each.store.capabilities.stamps)
+                for each in rightful
             ):
                 continue
-            sound.add(info.name)  # until one of those asked says otherwise
+            sound[info.name] = info  # until one of those asked says otherwise
             for each in rightful:
-                asked.setdefault(each.name, []).append(info)
+                asked.setdefault(each.name, []).append(info.name)
         # Who lacked most so far comes first: nobody reads what will stay for want of another.
-        for name in sorted(asked, key=lambda name: -self.lacked[name]):
-            infos = [info for info in asked[name] if info.name in sound]
-            lacking = await self._lacking(name, infos) if infos else set()
-            self.lacked[name] += len(lacking)
-            sound -= lacking
-        return sound
+        for server in sorted(asked, key=lambda name: -self.lacked[name]):
+            names = [name for name in asked[server] if name in sound]
+            lacking = await self._lacking(server, [sound[name] for name in names])
+            self.lacked[server] += len(lacking)
+            for name in lacking:
+                del sound[name]
+        return [*sound.values()]
 
-    def _can_vouch(self, rightful: Member, info: BlobInfo) -> bool:
-        if rightful.name not in self.stores or rightful.name in self.dropped.failing:
-            return False
-        return info.stamp == 0 or rightful.store.capabilities.stamps
-
-    async def _lacking(self, name: str, infos: Sequence[BlobInfo]) -> set[str]:
+    async def _lacking(self, server: str, infos: Sequence[BlobInfo]) -> set[str]:
         """The names of which a server has no sound copy of this rank or a higher one."""
         wanted = {info.name: info for info in infos}
-        store, lacking = self.stores[name], set(wanted)
+        store, lacking = self.stores[server], set(wanted)
         if wait := self.pace.delay(sum(info.size for info in infos)):
             await store.pause(wait)
-        try:
-            async with closing(store.verify_many([*wanted])) as answers:
-                async for found in answers:
-                    if isinstance(found, BlobInfo) and found.rank >= wanted[found.name].rank:
-                        lacking.discard(found.name)
-        except ServerFailed as failed:  # what it did not vouch for stays
-            self.dropped.failing[name] = str(failed.error)
+        async with closing(store.verify_many([*wanted])) as answers:
+            async for found in answers:
+                if isinstance(found, BlobInfo) and found.rank >= wanted[found.name].rank:
+                    lacking.discard(found.name)
         return lacking

@@ -24,15 +24,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 
 from dolmen.closing import closing
-from dolmen.errors import BadSetting, Corrupt, Full, Outdated
+from dolmen.errors import BadSetting, Full, Outdated
 from dolmen.record import Kind
-from dolmen.replication.compare import listed
+from dolmen.replication.compare import in_batches, listed
 from dolmen.stamps import COUNTER_BITS, format_stamp
-from dolmen.store import BlobStore, Listing, Remove
+from dolmen.store import BlobInfo, BlobStore, Listing, Remove
 from dolmen.stores.retrying import Pause, ServerFailed
 from dolmen.stores.watermark import PURGED, WATERMARK, purged_in, watermark_in
 
@@ -41,38 +41,28 @@ SETTLE = 10.0
 MIN_AGE = 3_600.0
 """Seconds a tombstone has been on a server before it goes there: no copy of what it deletes is
 under way for as long."""
-OFTEN = 30
+_OFTEN = 30
 """Purges in the time for which deletes are remembered."""
 _BATCH = 1_000
 MISSED = (
     "missed deletes that were forgotten since: it was out of the configuration, or its disk was "
     "set back. Empty it, or run dolmen rejoin to have back what it holds"
 )
+Notes = Mapping[str, bytes]
 
 
-async def find_stale(stores: Mapping[str, BlobStore]) -> dict[str, str]:
-    """Which of these servers missed a purge that another took part in, and what to do about it.
+async def is_stale(store: BlobStore, noted: Notes, newest: int) -> bool:
+    """Whether a store with these notes missed the newest purge that another took part in.
 
     One that holds nothing from before it is given the watermark instead. What was purged is noted
-    on those that don't know it yet, so that it is not forgotten with the servers that do.
+    where it is not known yet, so that it is not forgotten with the servers that do.
     """
-    stale: dict[str, str] = {}
-    marks: dict[str, tuple[int, int]] = {}
-    for name, store in stores.items():
-        if store.capabilities.stamps:
-            try:
-                noted = await store.notes()
-                marks[name] = watermark_in(noted), purged_in(noted)
-            except Corrupt as error:
-                stale[name] = f"{name}: {error}; empty it and it will be filled"
-    newest = max((purged for _, purged in marks.values()), default=0)
-    for name, (watermark, purged) in marks.items():
-        if watermark < newest and not await admitted(stores[name], newest):
-            stale[name] = f"{name} {MISSED}"
-        elif purged < newest:
-            with suppress(ServerFailed, Full):  # one that takes no writes is given it later
-                await stores[name].note(PURGED, format_stamp(newest).encode())
-    return stale
+    if watermark_in(noted) < newest and not await admitted(store, newest):
+        return True
+    if purged_in(noted) < newest:
+        with suppress(ServerFailed, Full):  # one that takes no writes is given it later
+            await store.note(PURGED, _value(newest))
+    return False
 
 
 async def check_pair(source: BlobStore, destination: BlobStore) -> None:
@@ -97,7 +87,7 @@ async def admitted(store: BlobStore, watermark: int) -> bool:
         async for info in infos:
             if info.stamp <= watermark:
                 return False
-    await store.note(WATERMARK, format_stamp(watermark).encode())
+    await store.note(WATERMARK, _value(watermark))
     return True
 
 
@@ -110,10 +100,10 @@ async def rejoin(stores: Mapping[str, BlobStore], server: str) -> None:
         raise BadSetting(
             f"there is no server {server!r}: the configuration has {', '.join(stores)}"
         )
-    notes = [await each.notes() for each in stores.values() if each.capabilities.stamps]
-    purged = max(map(purged_in, notes), default=0)
-    if purged and watermark_in(await stores[server].notes()) < purged:
-        await stores[server].note(WATERMARK, format_stamp(purged).encode())
+    notes = {n: await each.notes() for n, each in stores.items() if each.capabilities.stamps}
+    purged = max(map(purged_in, notes.values()), default=0)
+    if watermark_in(notes.get(server, {})) < purged:
+        await stores[server].note(WATERMARK, _value(purged))
 
 
 async def purge(
@@ -131,79 +121,60 @@ async def purge(
     when the last purge was less than a fair part of that age ago. `ready` is awaited before
     each removal and may raise.
     """
-    work = _Purge(stores, age_ms=age_ms, now_ms=now_ms, epoch=epoch, ready=ready)
-    if not await work.agree((age_ms // OFTEN) << COUNTER_BITS):
+    until = max(0, now_ms - age_ms) << COUNTER_BITS
+    since = time.monotonic()
+    stamp = await _agree(stores, until, (age_ms // _OFTEN) << COUNTER_BITS)
+    if not stamp:
         return 0
     await pause(SETTLE)
-    return await work.sweep() if await work.agreed() else 0
+    for store in stores.values():
+        if watermark_in(await store.notes()) < stamp:
+            return 0  # another purge wrote over it, or the server was set back
+    young, gone, begun = now_ms / 1_000 - MIN_AGE, 0, False
+
+    def may_go(infos: list[BlobInfo]) -> bool:
+        rank = infos[0].rank
+        return (
+            rank.kind == Kind.TOMBSTONE
+            and rank.stamp <= until
+            # Its age is looked at again where it goes, by that server's clock.
+            and all(info.rank == rank and info.arrived <= young for info in infos)
+        )
+
+    async with closing(listed(stores)) as names:
+        old = (infos[0] async for held in names if may_go(infos := [*held.values()]))
+        async for batch in in_batches(old, _BATCH):
+            if ready:
+                await ready()
+            if not begun:
+                for store in stores.values():
+                    await store.note(PURGED, _value(stamp))
+                begun = True
+            # An hour before the watermark was noted: every disk with that watermark had it.
+            age = MIN_AGE + time.monotonic() - since
+            removes = [Remove(info.name, info.stamp) for info in batch]
+            removed = [
+                await store.remove_many(removes, min_age=age, epoch=epoch)
+                for store in stores.values()
+            ]
+            gone += sum(map(any, zip(*removed, strict=True)))
+    return gone
 
 
-class _Purge:
-    def __init__(
-        self,
-        stores: Mapping[str, BlobStore],
-        *,
-        age_ms: int,
-        now_ms: int,
-        epoch: int | None,
-        ready: Callable[[], Awaitable[None]] | None,
-    ) -> None:
-        self._stores, self._until = stores, max(0, now_ms - age_ms) << COUNTER_BITS
-        self._young = now_ms / 1_000 - MIN_AGE
-        self._epoch, self._ready = epoch, ready
-        self._stamp, self._since, self._begun = 0, 0.0, False
+async def _agree(stores: Mapping[str, BlobStore], until: int, step: int) -> int:
+    """Note the stamp of a new purge on every server; 0 where it is not time for one."""
+    notes = [await store.notes() for store in stores.values()]
+    purged, newest = max(map(purged_in, notes)), max(map(watermark_in, notes))
+    if 0 <= until - newest < step:
+        return 0
+    # Above all others, also those that were broken off or have a time in the future.
+    stamp = max(until, newest + 1)
+    for store in stores.values():
+        if watermark_in(await store.notes()) < purged:
+            return 0  # it was set back just now
+        await store.note(WATERMARK, _value(stamp))
+    return stamp
 
-    async def agree(self, step: int) -> bool:
-        """Note the stamp of this purge on every server; False where it is not time for one."""
-        notes = [await store.notes() for store in self._stores.values()]
-        purged, newest = max(map(purged_in, notes)), max(map(watermark_in, notes))
-        if 0 <= self._until - newest < step:
-            return False
-        # Above all others, also those that were broken off or have a time in the future.
-        self._stamp = max(self._until, newest + 1)
-        self._since = time.monotonic()
-        for store in self._stores.values():
-            if watermark_in(await store.notes()) < purged:
-                return False  # it was set back just now
-            await store.note(WATERMARK, format_stamp(self._stamp).encode())
-        return True
 
-    async def agreed(self) -> bool:
-        """Whether every server still has the stamp."""
-        notes = [await store.notes() for store in self._stores.values()]
-        return all(watermark_in(each) >= self._stamp for each in notes)
-
-    async def sweep(self) -> int:
-        """Remove what all servers agree about; how many tombstones went."""
-        gone = 0
-        batch: list[Remove] = []
-        async with closing(listed(self._stores)) as names:
-            async for held in names:
-                infos = [*held.values()]
-                rank = infos[0].rank
-                if rank.kind != Kind.TOMBSTONE or rank.stamp > self._until:
-                    continue
-                # Its age is looked at again where it goes, by that server's clock.
-                if all(info.rank == rank and info.arrived <= self._young for info in infos):
-                    batch.append(Remove(infos[0].name, rank.stamp))
-                if len(batch) == _BATCH:
-                    gone += await self._remove(batch)
-                    batch = []
-        return gone + await self._remove(batch)
-
-    async def _remove(self, batch: Sequence[Remove]) -> int:
-        if not batch:
-            return 0
-        if self._ready:
-            await self._ready()
-        if not self._begun:
-            for store in self._stores.values():
-                await store.note(PURGED, format_stamp(self._stamp).encode())
-            self._begun = True
-        # An hour before the watermark was noted: every disk with that watermark had it.
-        age = MIN_AGE + time.monotonic() - self._since
-        removed = [
-            await store.remove_many(batch, min_age=age, epoch=self._epoch)
-            for store in self._stores.values()
-        ]
-        return sum(map(any, zip(*removed, strict=True)))
+def _value(stamp: int) -> bytes:
+    return format_stamp(stamp).encode()

@@ -14,23 +14,24 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from dolmen.cluster.groups import Group
 from dolmen.cluster.placement import Placement
 from dolmen.errors import DolmenError
 from dolmen.pace import Pace
-from dolmen.replication.group import PairProgress, partitions_of, replicate_group
+from dolmen.replication.group import partitions_of, replicate_group
 from dolmen.replication.membership import Membership
-from dolmen.replication.misplaced import Dropped, Dropping
-from dolmen.replication.purge import OFTEN, SETTLE, find_stale, purge
-from dolmen.replication.report import Report
+from dolmen.replication.misplaced import Dropping
+from dolmen.replication.purge import MISSED, SETTLE, Notes, is_stale, purge
+from dolmen.replication.report import PairProgress, Round
 from dolmen.store import ALL_PARTITIONS
 from dolmen.stores.epoch import Seen
 from dolmen.stores.retrying import Pause, Retrying, ServerFailed
+from dolmen.stores.watermark import purged_in
 
 DAY = 86_400
 COMPARED = "compared"
@@ -51,31 +52,6 @@ class Terms:
     bandwidth: float | None = None
     parallel: int = 4
     reclaim_age: float = 30 * DAY
-
-
-@dataclass(slots=True)
-class Round:
-    """What a round did."""
-
-    runs: Mapping[tuple[str, str], Report] = field(default_factory=dict)
-    """The runs that were needed, by source and destination."""
-    failing: dict[str, str] = field(default_factory=dict)
-    """Servers that failed or were not asked, and why; the stale ones among them."""
-    stale: dict[str, str] = field(default_factory=dict)
-    """Servers that missed a purge (`dolmen.replication.purge`)."""
-    dropped: dict[str, Dropped] = field(default_factory=dict)
-    """What became of misplaced copies, by the server that had any."""
-    purged: int = 0
-    """Deletes forgotten."""
-
-    @property
-    def complete(self) -> bool:
-        """Whether everything now is where it should be, and nowhere else."""
-        return (
-            not self.failing
-            and all(run.complete for run in self.runs.values())
-            and not any(dropped.kept for dropped in self.dropped.values())
-        )
 
 
 class Repair:
@@ -102,7 +78,6 @@ class Repair:
         self._settled_at = 0.0
         self._noted_at = -_NOTE_EVERY
         self._looked_at = -_DAMAGE_EVERY
-        self._purged_at = -math.inf
 
     async def round(self, without: Mapping[str, str] | None = None) -> Round:
         """Do one. Servers in `without` (name and reason) are not asked. Raises `Outdated`.
@@ -111,10 +86,11 @@ class Repair:
         """
         report = Round(failing=dict(without or {}))
         began = self._now()
-        report.failing |= await self._membership.check(self._usable(report), told=self._told)
+        notes, failing = await self._membership.check(self._usable(report), told=self._told)
+        report.failing |= failing
         if self._membership.news:
             self._settled_at, self._membership.news = self._now() + SETTLE, False
-        await self._leave_out_stale(report)
+        await self._leave_out_stale(report, notes)
         self._work_out_places()  # each has been asked by now
         copied = await replicate_group(
             self._usable(report),
@@ -130,7 +106,8 @@ class Repair:
             await self._drop_misplaced(report)
         if report.complete:
             await self._purge(report)
-        if report.complete:
+        if report.complete and self._now() - self._noted_at >= _NOTE_EVERY:
+            self._noted_at = self._now()
             await self._note_compared(report, began)
         return report
 
@@ -152,17 +129,17 @@ class Repair:
     def _usable(self, report: Round) -> dict[str, Retrying]:
         return {name: each for name, each in self._stores.items() if name not in report.failing}
 
-    async def _leave_out_stale(self, report: Round) -> None:
-        while True:
-            usable = self._usable(report)
+    async def _leave_out_stale(self, report: Round, notes: Mapping[str, Notes]) -> None:
+        newest = max(map(purged_in, notes.values()), default=0)
+        for name, noted in notes.items():
             try:
-                report.stale = await find_stale(usable)
-                break
+                stale = await is_stale(self._stores[name], noted, newest)
             except ServerFailed as failed:
-                report.failing[failed.server] = str(failed.error)
-        for name in usable:
-            self.members[name].stale = report.stale.get(name)
-        report.failing |= report.stale
+                report.failing[name] = str(failed.error)
+                continue
+            self.members[name].stale = f"{name} {MISSED}" if stale else None
+            if stale:
+                report.failing[name] = report.stale[name] = f"{name} {MISSED}"
 
     async def _ready(self, report: Round) -> None:
         """Before a removal: the configuration has settled, and servers are who they were."""
@@ -192,20 +169,16 @@ class Repair:
                 await work.drop()
             except ServerFailed as failed:
                 report.failing[failed.server] = str(failed.error)
-            report.failing |= work.dropped.failing
             if work.dropped.removed or work.dropped.kept:
                 report.dropped[name] = work.dropped
 
     async def _purge(self, report: Round) -> None:
-        stamped = all(each.capabilities.stamps for each in self._stores.values())
-        age = self._terms.reclaim_age
-        if not stamped or self._now() - self._purged_at < age / OFTEN:
+        if not all(each.capabilities.stamps for each in self._stores.values()):
             return
-        self._purged_at = self._now()
         try:
             report.purged = await purge(
                 self._stores,
-                age_ms=int(age * 1_000),
+                age_ms=int(self._terms.reclaim_age * 1_000),
                 now_ms=int(self._now() * 1_000),
                 epoch=self._seen.epoch,
                 ready=lambda: self._ready(report),
@@ -219,10 +192,6 @@ class Repair:
 
         What came after the round began may not have been seen.
         """
-        now = self._now()
-        if now - self._noted_at < _NOTE_EVERY:
-            return
-        self._noted_at = now
         value = json.dumps({"at": round(began, 3)}).encode()
         for name, store in self._stores.items():
             if store.capabilities.stamps:
@@ -240,24 +209,22 @@ async def watch(
     A server that failed is left out of the rounds for a while, twice as long after each failure
     in a row, so that it does not hold up the others.
     """
-    failures: dict[str, int] = {}
-    back: dict[str, tuple[float, str]] = {}
+    failures: Counter[str] = Counter()
+    back: dict[str, float] = {}
+    why: dict[str, str] = {}
     while True:
         out = {
-            name: f"{why} (asked again in {until - now():.0f} s)"
-            for name, (until, why) in back.items()
-            if until > now()
+            name: f"{why[name]} (asked again in {at - now():.0f} s)"
+            for name, at in back.items()
+            if at > now()
         }
         report = await repair.round(out)
-        for name in repair.members:
-            if name in out:
-                continue
-            why = report.failing.get(name)
-            if why is None:
-                failures.pop(name, None)
-                back.pop(name, None)
-                continue
-            failures[name] = failures.get(name, 0) + 1
-            back[name] = (now() + min(LONGEST, PAUSE * 2 ** (failures[name] - 1)), why)
+        for name in repair.members.keys() - out.keys():
+            if name in report.failing:
+                failures[name] += 1
+                why[name] = report.failing[name]
+                back[name] = now() + min(LONGEST, PAUSE * 2 ** (failures[name] - 1))
+            else:
+                failures[name] = 0
         yield report
         await pause(PAUSE)

@@ -1,32 +1,38 @@
 """Replicate: make one store hold what another holds.
 
-Compare, then copy in a few batches at once while the next differences are being found; manifests
-in a second pass, after the chunks they name. Read first: `dolmen.replication.compare`,
-`dolmen.replication.copy`, `dolmen.replication.manifests`.
+First the digests, one request each; then only the partitions that differ are listed, and what
+differs is copied in a few batches at once while the next differences are being found.
+
+Manifests go last, in a second pass, and only when the chunks they name are where they should be.
+The chunks were copied before. But a manifest may have been written meanwhile, with chunks whose
+place in the order had been passed, or a chunk could not be copied. So before a manifest goes, the
+destination is asked for its chunks, and what it lacks is copied now. The manifest stays behind if
+a chunk can't be copied. A chunk that the source lacks as well does not hold it up: it is in
+another group or lost, and either way the destination ends up with all the source has.
+
+Read first: `dolmen.replication.compare`, `dolmen.replication.copy`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Container, Sequence
 
 from dolmen.closing import closing
-from dolmen.errors import Corrupt, Outdated
+from dolmen.errors import Corrupt, DolmenError, Outdated
 from dolmen.names import partition_of
 from dolmen.pace import Pace
 from dolmen.record import Kind
-from dolmen.replication.compare import Difference, compare, scope
+from dolmen.replication.compare import Difference, compare, in_batches
 from dolmen.replication.copy import Copier
-from dolmen.replication.manifests import Chunks
+from dolmen.replication.manifests import chunks_in, missing
 from dolmen.replication.purge import check_pair
 from dolmen.replication.report import Progress, Report
-from dolmen.store import ALL_PARTITIONS, BlobStore
+from dolmen.store import ALL_PARTITIONS, NO_CHECKSUM, BlobInfo, BlobStore
 from dolmen.stores.retrying import Pause, Retrying, ServerFailed
 
 BATCH = 2_048
 """Names in a batch; the destination commits about that many at once."""
-BATCH_BYTES = 64 << 20
-"""Data after which a batch ends early, so that an attempt is never long."""
 LANES = 3
 """Batches under way: one being read, one being written, one on its way."""
 _NOTICE = 4_096
@@ -37,7 +43,7 @@ async def replicate(
     source: BlobStore,
     destination: BlobStore,
     *,
-    partitions: Collection[int] = ALL_PARTITIONS,
+    partitions: Container[int] = ALL_PARTITIONS,
     progress: Progress | None = None,
     pace: Pace | None = None,
     pause: Pause = asyncio.sleep,
@@ -52,15 +58,16 @@ async def replicate(
     purge of the destination's (`dolmen.replication.purge`). `pace` bounds the bytes copied a
     second. Must run in a task.
     """
-    run = _Run(
+    report = Report()
+    copier = Copier(
         Retrying(source, "source", pause=pause),
         Retrying(destination, "destination", pause=pause),
-        progress or (lambda _: None),
+        report,
         pace or Pace(),
     )
-    report = run.report
+    run = _Run(copier, partitions, progress or (lambda _: None))
     try:
-        await run.whole(partitions)
+        await run.both_passes()
     except ServerFailed as failed:
         report.stopped, report.failing = failed.error, failed.server
     except (Outdated, Corrupt) as error:
@@ -72,46 +79,47 @@ async def replicate(
 class _Run:
     """One run between two stores."""
 
-    def __init__(
-        self, source: Retrying, destination: Retrying, progress: Progress, pace: Pace
-    ) -> None:
-        self.report, self.progress = Report(), progress
-        self._source, self._destination = source, destination
-        self._copier = Copier(source, destination, self.report, pace)
+    def __init__(self, copier: Copier, partitions: Container[int], progress: Progress) -> None:
+        self.progress = progress
+        self._copier, self._report, self._partitions = copier, copier.report, partitions
+        self._source, self._destination = copier.source, copier.destination
         self._with_manifests: set[int] = set()
 
-    async def whole(self, partitions: Collection[int]) -> None:
-        """Both passes."""
-        found = await scope(self._source, self._destination, partitions)
-        self.report.total, self.report.compared = found.total, found.in_sync
-        await self._bring(self._all_but_manifests(found.partitions))
-        chunks = Chunks(self._copier, partitions)
-        await self._bring(self._manifests(sorted(self._with_manifests)), chunks)
+    async def both_passes(self) -> None:
+        partitions = await self._differing()
+        await self._bring(self._differences(partitions, manifests=False))
+        await self._bring(self._differences(sorted(self._with_manifests), manifests=True))
 
-    async def _all_but_manifests(self, partitions: Sequence[int]) -> AsyncIterator[Difference]:
+    async def _differing(self) -> Sequence[int]:
+        """The partitions to be listed: by the digests, or all where either store keeps none."""
+        for store in (self._source, self._destination):
+            if not (store.capabilities.digests and store.capabilities.stamps):
+                return [at for at in ALL_PARTITIONS if at in self._partitions]
+        ours, theirs = await self._source.digests(), await self._destination.digests()
+        counts = {at: count for at, count in ours.counts.items() if at in self._partitions}
+        differing = [at for at in ours.differing(theirs) if at in counts]
+        self._report.total = sum(counts.values())
+        self._report.compared = self._report.total - sum(counts[at] for at in differing)
+        return differing
+
+    async def _differences(
+        self, partitions: Sequence[int], *, manifests: bool
+    ) -> AsyncIterator[Difference]:
+        """Either those of manifests or all others."""
         if not partitions:
             return
         async with closing(compare(self._source, self._destination, partitions)) as compared:
             async for info, difference in compared:
-                self.report.compared += 1
-                if self.report.compared % _NOTICE == 0:
-                    self.progress(self.report)
-                if difference and info.kind == Kind.MANIFEST:
-                    self._with_manifests.add(partition_of(info.name))
+                if not manifests:
+                    self._report.compared += 1
+                    if self._report.compared % _NOTICE == 0:
+                        self.progress(self._report)
+                if difference and (info.kind == Kind.MANIFEST) is manifests:
+                    yield difference
                 elif difference:
-                    yield difference
+                    self._with_manifests.add(partition_of(info.name))
 
-    async def _manifests(self, partitions: Sequence[int]) -> AsyncIterator[Difference]:
-        if not partitions:
-            return
-        async with closing(compare(self._source, self._destination, partitions)) as compared:
-            async for info, difference in compared:
-                if difference and info.kind == Kind.MANIFEST:
-                    yield difference
-
-    async def _bring(
-        self, differences: AsyncIterator[Difference], chunks: Chunks | None = None
-    ) -> None:
+    async def _bring(self, differences: AsyncIterator[Difference]) -> None:
         """Copy these, a few batches at once, while the next are being found."""
         free = asyncio.Semaphore(LANES)
 
@@ -119,8 +127,8 @@ class _Run:
             try:
                 # Each time: the source may have come back with an older disk.
                 await check_pair(self._source, self._destination)
-                await self._copier.copy(await chunks.ready(batch) if chunks else batch)
-                self.progress(self.report)
+                await self._copier.copy([each for each in batch if await self._may_go(each)])
+                self.progress(self._report)
             finally:
                 free.release()
 
@@ -128,24 +136,39 @@ class _Run:
             async with (
                 asyncio.TaskGroup() as lanes,
                 closing(differences),
-                closing(batches(differences)) as ready,
+                closing(in_batches(differences, BATCH, size_of)) as batches,
             ):
-                async for batch in ready:
+                async for batch in batches:
                     await free.acquire()
                     lanes.create_task(bring(batch))
         except* (ServerFailed, Outdated, Corrupt) as group:
             raise group.exceptions[0] from group
 
+    async def _may_go(self, difference: Difference) -> bool:
+        """Whether the chunks of a manifest are at the destination, after copying those missing."""
+        name = difference.info.name
+        if difference.info.kind != Kind.MANIFEST or difference.touch:
+            return True  # to be touched means that the destination has this very manifest
+        try:
+            chunks = await chunks_in(await self._source.get(name))
+        except ServerFailed:
+            raise
+        except DolmenError:
+            return True  # copying it meets the same trouble and reports it
+        wanted = [each for each in chunks if partition_of(each) in self._partitions]
+        lacking = await missing(self._destination, wanted)
+        refused = await self._copier.copy([Difference(_unknown(chunk)) for chunk in lacking])
+        if refused:
+            why = Corrupt(f"its chunk {refused[0]} could not be copied")
+            self._report.refuse(name, why, reason="ChunkMissing")
+        return not refused
 
-async def batches(differences: AsyncIterator[Difference]) -> AsyncIterator[Sequence[Difference]]:
-    """Gather differences into batches bounded in names and in bytes of data."""
-    batch: list[Difference] = []
-    size = 0
-    async for difference in differences:
-        batch.append(difference)
-        size += 0 if difference.touch else max(difference.info.size, 0)  # -1: not known
-        if len(batch) >= BATCH or size >= BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+
+def _unknown(chunk: str) -> BlobInfo:
+    """A chunk of which nothing but the name is known."""
+    return BlobInfo(chunk, 0, Kind.BLOB, 0, NO_CHECKSUM)
+
+
+def size_of(difference: Difference) -> int:
+    """Bytes of data to be sent; below zero where it is not known."""
+    return 0 if difference.touch else difference.info.size

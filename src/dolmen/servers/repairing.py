@@ -20,8 +20,8 @@ from dolmen import config
 from dolmen.companion import order, say
 from dolmen.config.opening import opened_groups
 from dolmen.errors import DolmenError
-from dolmen.replication.repair import DAY, Repair, Round, Terms, watch
-from dolmen.replication.report import Report
+from dolmen.replication.repair import DAY, Repair, Terms, watch
+from dolmen.replication.report import Report, Round
 from dolmen.servers.metrics import Figure
 from dolmen.stores.epoch import Seen
 from dolmen.stores.secrets import without_secrets
