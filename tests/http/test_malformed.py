@@ -70,7 +70,6 @@ CASES: list[tuple[int, bytes]] = [
     (400, b"G(T / HTTP/1.1\r\n" + HOST + b"\r\n"),
     (501, b"CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n"),
     # Versions.
-    (400, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x12\x04\x00\x00\x00\x00\x00"),
     (505, b"GET / HTTP/2.0\r\n" + HOST + b"\r\n"),
     (505, b"GET / HTTP/0.9\r\n" + HOST + b"\r\n"),
     (505, b"GET / HTTP/1.2\r\n" + HOST + b"\r\n"),
@@ -274,6 +273,24 @@ async def test_what_is_allowed_is_served_and_the_connection_kept(kit, data, byte
         [answer] = kit.parse_answers(each)
         assert answer.status == 200
     assert not transport.ended
+
+
+async def test_http_2_with_prior_knowledge_is_told_what_to_use(kit) -> None:
+    transport = kit.make_connection(kit.echo)
+    settings = b"\x00\x00\x12\x04\x00\x00\x00\x00\x00\x00\x03\x00\x00\x00d"
+    transport.feed(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings)
+    transport.feed(settings)
+    frames, data = [], transport.written
+    while data:
+        size = int.from_bytes(data[:3], "big")
+        frames.append((data[3], data[9 : 9 + size]))
+        data = data[9 + size :]
+    (settings_type, _), headers, (body_type, detail), goaway = frames
+    assert (settings_type, headers, body_type) == (4, (1, b"\x8c"), 0)  # 8c: status 400
+    assert b"use HTTP/1.1" in detail
+    assert goaway == (7, b"\0\0\0\1\0\0\0\x0d")
+    assert transport.eof
+    assert not transport.closing  # unread bytes would reset the connection
 
 
 async def test_one_empty_line_is_forgiven_before_each_request(kit) -> None:

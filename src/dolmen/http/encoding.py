@@ -13,6 +13,17 @@ _CONTROLS = bytes(c for c in (*range(32), 127) if c != 9)  # RFC 9110, 5.5: in n
 _RESERVED = frozenset(
     b"content-length transfer-encoding connection keep-alive date server host expect".split()
 )
+HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\n"
+_HTTP2_DETAIL = b"HTTP/2 is not supported here; use HTTP/1.1 (curl --http1.1).\n"
+HTTP2_REFUSAL = b"".join(
+    (
+        b"\0\0\0\4\0\0\0\0\0",  # SETTINGS
+        b"\0\0\1\1\4\0\0\0\1\x8c",  # HEADERS of stream 1: status 400
+        b"\0\0%c\0\1\0\0\0\1%b" % (len(_HTTP2_DETAIL), _HTTP2_DETAIL),  # DATA, its end
+        b"\0\0\10\7\0\0\0\0\0\0\0\0\1\0\0\0\15",  # GOAWAY: HTTP_1_1_REQUIRED
+    )
+)
+"""400 and a sentence for a client that speaks HTTP/2 without asking first (RFC 9113, 3.3)."""
 _starts: dict[bytes, bytes] = {}  # header names that may be sent, as lines begin with them
 
 

@@ -154,8 +154,6 @@ def read_request(data: bytes, limits: Limits, lines: Lines) -> tuple[str, bytes,
     if block.count(b"\r\n") - 2 > limits.header_count or len(block) > limits.header_size:
         many = f"There are more than {limits.header_count} headers or they are too long."
         raise HTTPError(431, many)
-    if line == b"PRI * HTTP/2.0":
-        raise HTTPError(400, "HTTP/2 is not supported here; use HTTP/1.1 (curl --http1.1).")
     match = _REQUEST.fullmatch(line)
     if match is None:
         raise HTTPError(400, "The request line is not method, target and version.")

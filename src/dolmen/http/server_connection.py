@@ -18,7 +18,14 @@ from dolmen.errors import BadContent
 from dolmen.http.body import NO_BODY, Arriving, Body
 from dolmen.http.connection import Waiting
 from dolmen.http.eager import EagerConnection
-from dolmen.http.encoding import EncodedHeaders, encode_headers, length_line, response_start
+from dolmen.http.encoding import (
+    HTTP2_PREFACE,
+    HTTP2_REFUSAL,
+    EncodedHeaders,
+    encode_headers,
+    length_line,
+    response_start,
+)
 from dolmen.http.head import Head, check_beginning, read_request, recognize
 from dolmen.http.messages import (
     Address,
@@ -203,7 +210,14 @@ class ServerConnection(EagerConnection):
             check_beginning(beginning, scanned, self.server.limits)
             scanned = len(beginning)
             await self.more("head")
-        method, target = self._read_head(self.take(end - self.at))
+        data = self.take(end - self.at)
+        if data == HTTP2_PREFACE:
+            self.server.coalescer.flush()
+            self.transport.write(HTTP2_REFUSAL)
+            await self._linger()
+            self.transport.close()
+            return None
+        method, target = self._read_head(data)
         self._started = perf_counter()
         head = self.head
         length, whole = head.length, self.server.limits.whole_body
