@@ -45,13 +45,16 @@ class FanOut(Generic[T]):
         way is cancelled.
         """
         turns = iter(members)
-        beside = [asyncio.ensure_future(self._ask_in_turn(turns)) for _ in range(wanted - 1)]
-        try:
+        if wanted == 1:
             await self._ask_in_turn(turns)
-            for task in beside:
+            return
+        # All begin in one turn of the loop, so that their answers come in as few as can be.
+        asking = [asyncio.ensure_future(self._ask_in_turn(turns)) for _ in range(wanted)]
+        try:
+            for task in asking:
                 await task
         finally:
-            for task in beside:
+            for task in asking:
                 if not task.cancel():
                     heard(task)
 

@@ -14,8 +14,9 @@ import hashlib
 import time
 from array import array
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple, Protocol
 
 from dolmen.cluster.budget import Budget
@@ -30,6 +31,10 @@ from dolmen.record import Kind
 from dolmen.store import Outcome, Write
 
 Digest = Literal["sha256", "sha1"]
+_HASHERS: Mapping[Digest, Callable[[], hashlib._Hash]] = {
+    "sha256": hashlib.sha256,
+    "sha1": partial(hashlib.sha1, usedforsecurity=False),
+}
 IN_FLIGHT = 3
 """Chunks of one upload that are being sent at once."""
 YOUNG = 120.0
@@ -72,7 +77,7 @@ class Uploads:
         self, data: bytes | memoryview, meta: bytes = b"", expected: str | None = None
     ) -> Uploaded:
         """Store an object that is in memory, of up to a chunk's size."""
-        hasher = hashlib.new(self.digest, usedforsecurity=False)
+        hasher = _HASHERS[self.digest]()
         if len(data) <= INLINE:
             hasher.update(data)
         else:
@@ -132,7 +137,7 @@ class _Large:
 
     def __init__(self, uploads: Uploads) -> None:
         self._writer, self._budget, self._now = uploads.writer, uploads.budget, uploads.now
-        self._hasher = hashlib.new(uploads.digest, usedforsecurity=False)
+        self._hasher = _HASHERS[uploads.digest]()
         self._loop = asyncio.get_running_loop()
         self._hashed: asyncio.Future[None] | None = None
         self._sending: deque[asyncio.Task[tuple[str, int]]] = deque()

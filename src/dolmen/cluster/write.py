@@ -68,7 +68,7 @@ class Writer:
         written = await self.put(replace(write, payload=Bytes(data)))
         return Put(written.outcome, written.stamp)
 
-    async def put(self, put: Write, *, known: bool = False) -> Written:
+    def put(self, put: Write, *, known: bool = False) -> Awaitable[Written]:
         """Put a blob or manifest that is in memory, and say on how many members it is.
 
         `known` says that it may well be there already: each member is first asked to
@@ -91,16 +91,14 @@ class Writer:
                 return touch_or_write(member, at, write)
             return member.store.write(write)
 
-        return await self._write(name, send, put.stamp)
+        return self._write(name, send, put.stamp)
 
-    async def renew(self, name: str, checksum: bytes, meta: bytes = b"") -> Written:
+    def renew(self, name: str, checksum: bytes, meta: bytes = b"") -> Awaitable[Written]:
         """Raise the stamp of what is stored on as many members as a write would go to.
 
         Raises `NoCopies` when it is sound, and of this checksum, on fewer than `min_copies`.
         """
-        return await self._write(
-            name, lambda at, member: _touch(member, name, at, checksum, meta), None
-        )
+        return self._write(name, lambda at, member: _touch(member, name, at, checksum, meta), None)
 
     async def renew_chunks(self, chunks: Sequence[str], which: Iterable[int]) -> int:
         """Make sure that chunks are there, and young. `which` are numbers of `chunks`.
@@ -139,9 +137,9 @@ class Writer:
             at = self._clock.next(above=written.stamp)
         raise OutcomeUnknown(f"{name} is being written by others all the time; try again")
 
-    async def _write(
+    def _write(
         self, name: str, send: Callable[[int, Member], Awaitable[Put]], stamp: int | None
-    ) -> Written:
+    ) -> Awaitable[Written]:
         place = self._placement.place_of(name)
         group = place.group
 
@@ -161,7 +159,7 @@ class Writer:
                     outcome = put.outcome
             return Written(fan_out.counted, newest, outcome)
 
-        return await self._above(name, stamp, attempt)
+        return self._above(name, stamp, attempt)
 
     async def _despite_troubles(self, place: Place, fan_out: FanOut[Put]) -> None:
         """Write to the first members that take it; to those that rest where there are too few."""

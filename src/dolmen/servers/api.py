@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import mimetypes
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 
 import dolmen
@@ -102,13 +102,13 @@ class ApiServer(Application):
             await self._heeding.aclose()
         await super().aclose()
 
-    async def upload(self, request: Request, _: str) -> Response:
+    def upload(self, request: Request, _: str) -> Awaitable[Response]:
         """Store the body; the answer has its id."""
-        return await self._store(request, None)
+        return self._store(request, None)
 
-    async def upload_known(self, request: Request, name: str) -> Response:
+    def upload_known(self, request: Request, name: str) -> Awaitable[Response]:
         """Store the body if it has this id; nothing is read when it is stored already."""
-        return await self._store(request, _checked(name))
+        return self._store(request, _checked(name))
 
     async def _store(self, request: Request, expected: str | None) -> Response:
         told = announced(request)
