@@ -410,7 +410,8 @@ async def test_a_store_may_be_called_without_a_task(store):
         await put(store, "small", b"x")
         await put(store, "large", noise(2 * PART))
         assert await content(store, "large") == noise(2 * PART)
-        await store.note("key", b"value")
+        await store.note("key", bytes(2000))
+        assert (await store.notes())["key"] == bytes(2000)
         return await names(store.list())
 
     coroutine, loop = handler(), asyncio.get_running_loop()
