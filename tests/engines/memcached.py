@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -15,6 +17,7 @@ class Memcached(Served):
 
     def __init__(self, *options: str) -> None:
         super().__init__(Path(tempfile.mkdtemp(prefix="memcached-")), *options)
+        atexit.register(shutil.rmtree, self.folder)
         self.start()
 
     def command(self) -> list[str]:

@@ -116,6 +116,14 @@ class PostgresServer:
         """Send a signal to all of its processes."""
         _send(self.pids, number)
 
+    def pause(self) -> None:
+        """Let it answer nothing until `go_on`."""
+        self.signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let it answer again."""
+        self.signal(signal.SIGCONT)
+
     def kill(self) -> None:
         """End all of its processes in the middle of whatever they do, and wait until they have."""
         if self._process is not None and self._process.poll() is None:

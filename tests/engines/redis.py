@@ -58,6 +58,10 @@ class RedisServer(Served):
         loading = (b"-LOADING",) if self.loads else ()
         return connection.recv(100).startswith((b"+PONG", b"-NOAUTH", *loading))
 
+    def url(self) -> str:
+        """A store's URL."""
+        return f"redis://{self.address}"
+
     def cli(self, *words: str) -> str:
         """What redis-cli prints for a command."""
         command = [program("redis-cli"), "-p", str(self.port), *words]

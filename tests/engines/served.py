@@ -79,9 +79,9 @@ class Served:
         return False
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to it."""
-        assert self._process is not None
-        self._process.send_signal(number)
+        """Send a signal to it, if it runs."""
+        if self._process is not None:
+            self._process.send_signal(number)
 
     def pause(self) -> None:
         """Let it answer nothing until `go_on`."""

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 PAGE = 256
 TABLE = "CREATE TABLE IF NOT EXISTS kept (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID"
 SET = "INSERT INTO kept VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
-SCAN = f"SELECT key, {{}} FROM kept WHERE key >= ? AND key < ? ORDER BY key LIMIT {PAGE}"
 HEADS = f"substr(value, 1, {HEAD})"
+SCAN = f"SELECT key, {HEADS} FROM kept WHERE key >= ? AND key < ? ORDER BY key LIMIT {PAGE}"
 
 
 class SqliteDriver:
@@ -83,13 +83,10 @@ class SqliteDriver:
         with self._transaction() as database:
             database.executemany("DELETE FROM kept WHERE key = ?", [[key] for key in keys])
 
-    async def scan(
-        self, start: bytes, stop: bytes, *, head: bool = False
-    ) -> AsyncIterator[Sequence[tuple[bytes, bytes]]]:
-        query = SCAN.format(HEADS if head else "value")
+    async def scan(self, start: bytes, stop: bytes) -> AsyncIterator[Sequence[tuple[bytes, bytes]]]:
         while True:
             with self._transaction() as database:
-                page = database.execute(query, [start, stop]).fetchall()
+                page = database.execute(SCAN, [start, stop]).fetchall()
             if page:
                 yield page
                 start = page[-1][0] + b"\0"

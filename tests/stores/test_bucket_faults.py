@@ -6,49 +6,43 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from threading import Thread
-from typing import Self, cast
+from typing import cast
 
 import pytest
 
 from dolmen.errors import BadSetting, Corrupt, Full, OutcomeUnknown, Unavailable
 from dolmen.metadata import encode
-from dolmen.payload import Bytes, Piece, Stream
-from dolmen.store import IDENTITY, BlobStore, Outcome
+from dolmen.payload import Bytes, Stream
+from dolmen.store import IDENTITY, Outcome
 from dolmen.stores import open_store
-from dolmen.stores.bucket import BucketStore
 from dolmen.stores.bucket_client import Client
 from dolmen.stores.bucket_layout import PART
 from dolmen.testing import calls
 from dolmen.testing.conformance.material import at, content, names, noise
-from engines.azurite import Azurite
 from engines.buckets import everything, opened
-from engines.google import Google
-from engines.moto import Moto
 from engines.rclone import KEY, SECRET, Rclone
 
 SHORT, LONG = encode([(b"a", b"b")]), encode([(b"a", bytes(200))])  # in the key, in the object
 
 
 @pytest.fixture
-def own_rclone(tmp_path: Path) -> Iterator[Rclone]:
+def own_rclone(tmp_path):
     """One for a test that does things to it."""
     with Rclone(tmp_path / "rclone") as server:
         yield server
 
 
 @pytest.fixture
-async def store(rclone: Rclone) -> AsyncIterator[BucketStore]:
+async def store(rclone):
     """An empty store."""
     store = opened(rclone.url(os.urandom(8).hex()))
     yield store
     await store.aclose()
 
 
-def every_call(store: BlobStore) -> dict[str, Callable[[], Awaitable[object]]]:
+def every_call(store):
     return {
         "get": lambda: store.get("name"),
         "stat": lambda: store.stat("name"),
@@ -65,7 +59,7 @@ def every_call(store: BlobStore) -> dict[str, Callable[[], Awaitable[object]]]:
     }
 
 
-async def assert_refused(store: BlobStore, match: str) -> None:
+async def assert_refused(store, match):
     """Every call gives the same reason."""
     for call in every_call(store).values():
         with pytest.raises(Unavailable, match=match):
@@ -85,9 +79,7 @@ async def assert_refused(store: BlobStore, match: str) -> None:
         ("gs://bucket?service_account_key=hidden", "can't be used"),
     ],
 )
-async def test_a_url_that_cannot_be_used_is_refused_in_a_line_without_secrets(
-    url: str, reason: str
-) -> None:
+async def test_a_url_that_cannot_be_used_is_refused_in_a_line_without_secrets(url, reason):
     with pytest.raises(BadSetting) as caught:
         await open_store(url)
     assert reason in str(caught.value)
@@ -96,8 +88,8 @@ async def test_a_url_that_cannot_be_used_is_refused_in_a_line_without_secrets(
 
 
 async def test_a_wrong_bucket_or_key_is_refused_at_once_and_no_key_is_shown(
-    rclone: Rclone, moto: Moto, google: Google, azurite: Azurite
-) -> None:
+    rclone, moto, google, azurite
+):
     absent = r"nowhere.* is not there .*: create it, or correct"
     for url, reason in (
         (rclone.url("x", bucket="nowhere"), absent),
@@ -113,7 +105,7 @@ async def test_a_wrong_bucket_or_key_is_refused_at_once_and_no_key_is_shown(
         await assert_refused(opened(url), reason)
 
 
-async def test_nobody_listening_is_unavailable_until_somebody_does(tmp_path: Path) -> None:
+async def test_nobody_listening_is_unavailable_until_somebody_does(tmp_path):
     server = Rclone(tmp_path)
     store = await open_store(server.url("x"))
     await assert_refused(store, "can't be reached")
@@ -126,9 +118,7 @@ async def test_nobody_listening_is_unavailable_until_somebody_does(tmp_path: Pat
     await assert_refused(store, "closed")
 
 
-async def test_credentials_and_settings_come_from_the_environment_too(
-    rclone: Rclone, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_credentials_and_settings_come_from_the_environment_too(rclone, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     monkeypatch.setenv("AWS_REGION", "us-east-1")
@@ -139,12 +129,12 @@ async def test_credentials_and_settings_come_from_the_environment_too(
     await store.aclose()
 
 
-async def test_a_server_killed_during_a_put_shows_no_half_of_it(own_rclone: Rclone) -> None:
+async def test_a_server_killed_during_a_put_shows_no_half_of_it(own_rclone):
     data = noise(3 * PART + 7)
     store = opened(own_rclone.url("x"))
     await calls.put(store, "before", Bytes(b"before"), stamp=at(1))
 
-    async def opened_() -> AsyncIterator[Piece]:
+    async def opened_():
         yield data[: PART + 1]
         while len(await everything(store._client)) < 2:
             await asyncio.sleep(0)  # a part is on its way
@@ -160,7 +150,7 @@ async def test_a_server_killed_during_a_put_shows_no_half_of_it(own_rclone: Rclo
     await store.aclose()
 
 
-async def test_a_server_that_stalls_is_given_up(own_rclone: Rclone) -> None:
+async def test_a_server_that_stalls_is_given_up(own_rclone):
     store, impatient = opened(own_rclone.url("x")), opened(own_rclone.url("x") + "&timeout=20ms")
     await calls.put(store, "name", Bytes(b"data"), stamp=at(1))
     own_rclone.pause()
@@ -183,9 +173,7 @@ async def test_a_server_that_stalls_is_given_up(own_rclone: Rclone) -> None:
         *((5_000_000, SHORT, harm) for harm in ("first", "cut", "empty", "grow", "lose")),
     ],
 )
-async def test_damage_is_noticed_and_healed_by_a_put(
-    store: BucketStore, size: int, meta: bytes, harm: str
-) -> None:
+async def test_damage_is_noticed_and_healed_by_a_put(store, size, meta, harm):
     """The suite flips a bit of the data; what else may be wrong is here."""
     data = noise(size)
     await calls.put(store, "name", Bytes(b"overruled"), stamp=at(4))
@@ -209,7 +197,7 @@ async def test_damage_is_noticed_and_healed_by_a_put(
     assert await content(store, "name") == data
 
 
-async def test_a_range_past_a_damaged_part_reads_well(store: BucketStore) -> None:
+async def test_a_range_past_a_damaged_part_reads_well(store):
     data = noise(2 * PART)
     await calls.put(store, "name", Bytes(data))
     first, _ = [path for path in await everything(store._client) if path.startswith("data")]
@@ -221,14 +209,12 @@ async def test_a_range_past_a_damaged_part_reads_well(store: BucketStore) -> Non
         await store.get("name", byte_range=(PART - 10, PART))
 
 
-async def test_a_bucket_that_lists_in_no_order_is_refused(
-    store: BucketStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_bucket_that_lists_in_no_order_is_refused(store, monkeypatch):
     for number in range(3):
         await calls.put(store, f"n{number}", Bytes(b""))
     pages = Client.pages
 
-    async def backwards(self: Client, folder: str, after: str | None = None) -> object:
+    async def backwards(self, folder, after=None):
         async for page in pages(self, folder, after):
             yield page[::-1]
 
@@ -238,7 +224,7 @@ async def test_a_bucket_that_lists_in_no_order_is_refused(
             await call()
 
 
-async def test_stores_opened_at_once_agree_on_one_identity(moto: Moto, azurite: Azurite) -> None:
+async def test_stores_opened_at_once_agree_on_one_identity(moto, azurite):
     for url in (moto.url("identity"), azurite.url("identity")):
         stores = [opened(url) for _ in range(8)]
         noted = await asyncio.gather(*(store.notes() for store in stores))
@@ -247,7 +233,7 @@ async def test_stores_opened_at_once_agree_on_one_identity(moto: Moto, azurite: 
         assert (await stores[0].notes())[IDENTITY] == noted[0][IDENTITY]
 
 
-def test_a_process_ends_well_right_after_its_last_answer(rclone: Rclone) -> None:
+def test_a_process_ends_well_right_after_its_last_answer(rclone):
     """The driver alone makes some of these abort."""
     code = f"""
 import asyncio
@@ -270,52 +256,52 @@ asyncio.run(main())
 class Scripted(ThreadingHTTPServer):
     """A bucket without objects that answers puts with these statuses, one after the other."""
 
-    def __init__(self, *statuses: int) -> None:
-        self.statuses, self.seen = list(statuses), list[str]()
+    def __init__(self, *statuses):
+        self.statuses, self.seen = list(statuses), []
         super().__init__(("127.0.0.1", 0), Answer)
 
-    def __enter__(self) -> Self:
+    def __enter__(self):
         self._thread = Thread(target=self.serve_forever, args=(0.01,))
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *_):
         self.shutdown()
         self._thread.join()
         self.server_close()
 
-    def store(self) -> BucketStore:
+    def store(self):
         endpoint = f"http://127.0.0.1:{self.server_port}"
         key = "access_key_id=a&secret_access_key=b"
         return opened(f"s3://b?endpoint={endpoint}&region=x&{key}")
 
 
 class Answer(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
+    def do_GET(self):
         self._answer(200, b"<ListBucketResult></ListBucketResult>")
 
-    def do_PUT(self) -> None:
+    def do_PUT(self):
         server = cast("Scripted", self.server)
         server.seen.append("PUT")
         self.rfile.read(int(self.headers["Content-Length"]))
         if status := server.statuses.pop(0):
             self._answer(status, b"")
 
-    def _answer(self, status: int, body: bytes) -> None:
+    def _answer(self, status, body):
         self.send_response(status)
         self.send_header("ETag", "x")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, *_):
         pass
 
 
 HANGS_UP = 0
 
 
-async def test_a_server_that_failed_is_busy_or_hung_up_is_asked_again() -> None:
+async def test_a_server_that_failed_is_busy_or_hung_up_is_asked_again():
     """As servers do in ordinary operation, the last where a connection was long idle."""
     with Scripted(500, 503, HANGS_UP, 200) as server:
         answer = await calls.put(server.store(), "name", Bytes(b"data"))
@@ -334,7 +320,7 @@ async def test_a_server_that_failed_is_busy_or_hung_up_is_asked_again() -> None:
         ([507], Full),
     ],
 )
-async def test_how_a_failed_put_is_reported(statuses: list[int], error: type[Exception]) -> None:
+async def test_how_a_failed_put_is_reported(statuses, error):
     statuses = [*statuses, *[507] * 3] if statuses == [507] else statuses
     with Scripted(*statuses) as server:
         with pytest.raises(error):
@@ -342,7 +328,7 @@ async def test_how_a_failed_put_is_reported(statuses: list[int], error: type[Exc
         assert server.statuses == []
 
 
-async def test_a_note_is_not_sent_twice() -> None:
+async def test_a_note_is_not_sent_twice():
     """A late copy of it could come after another."""
     with Scripted(500, 200) as server:
         with pytest.raises(OutcomeUnknown):
@@ -350,7 +336,7 @@ async def test_a_note_is_not_sent_twice() -> None:
         assert server.statuses == [200]
 
 
-async def test_a_bucket_that_takes_no_writes_says_so() -> None:
+async def test_a_bucket_that_takes_no_writes_says_so():
     for status, reason in ((507, "no room"), (403, "refuses access")):
         with Scripted(*[status] * 4) as server:
             condition = await server.store().condition()

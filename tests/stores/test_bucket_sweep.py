@@ -6,9 +6,7 @@ import asyncio
 import os
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable
-from contextlib import AbstractAsyncContextManager, suppress
-from typing import Any
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -17,7 +15,7 @@ from hypothesis import strategies as st
 from dolmen.errors import NotFound, OutcomeUnknown, Unavailable
 from dolmen.metadata import encode
 from dolmen.names import checksum_of, partition_of
-from dolmen.payload import Bytes, Piece, Stream
+from dolmen.payload import Bytes, Stream
 from dolmen.record import Kind
 from dolmen.store import BlobInfo
 from dolmen.stores import bucket_client, bucket_layout, bucket_sweep, open_store
@@ -28,8 +26,6 @@ from dolmen.stores.bucket_sweep import sweep_again, sweep_if_due
 from dolmen.testing import calls
 from dolmen.testing.conformance.material import at, content, names, noise
 from engines.buckets import Later, everything, opened
-from engines.moto import Moto
-from engines.rclone import Rclone
 
 SMALL, LARGE = noise(1000), noise(100_000)
 DAY = GRACE + 60
@@ -37,25 +33,25 @@ DAY = GRACE + 60
 
 
 @pytest.fixture
-def later() -> Later:
+def later():
     return Later()
 
 
 @pytest.fixture(params=["rclone", "moto", "azurite", "google"])
-def url(request: pytest.FixtureRequest) -> str:
+def url(request):
     found: str = request.getfixturevalue(request.param).url(f"sweep{os.urandom(8).hex()}")
     return found
 
 
 @pytest.fixture
-async def store(rclone: Rclone, later: Later) -> AsyncIterator[BucketStore]:
+async def store(rclone, later):
     """On one server: what holds there does not depend on it."""
     store = opened(rclone.url(os.urandom(8).hex()), later)
     yield store
     await store.aclose()
 
 
-async def test_what_was_outranked_goes_a_day_later(url: str, later: Later) -> None:
+async def test_what_was_outranked_goes_a_day_later(url, later):
     store = opened(url, later)
     await calls.put(store, "kept", Bytes(LARGE), stamp=at(1))
     await calls.put(store, "touched", Bytes(LARGE), stamp=at(1))
@@ -83,10 +79,8 @@ async def test_what_was_outranked_goes_a_day_later(url: str, later: Later) -> No
     await store.aclose()
 
 
-async def test_an_upload_that_was_given_up_goes_a_day_later(
-    store: BucketStore, later: Later
-) -> None:
-    async def stops() -> AsyncIterator[Piece]:
+async def test_an_upload_that_was_given_up_goes_a_day_later(store, later):
+    async def stops():
         yield noise(PART + 5)
         await asyncio.Event().wait()  # for ever
 
@@ -102,7 +96,7 @@ async def test_an_upload_that_was_given_up_goes_a_day_later(
     assert await everything(store._client) == []
 
 
-async def test_uploads_refused_leave_nothing_at_once(store: BucketStore) -> None:
+async def test_uploads_refused_leave_nothing_at_once(store):
     await calls.delete(store, "name", stamp=at(2))
     assert (await calls.put(store, "name", Bytes(LARGE), stamp=at(1))).stamp == at(2)
     assert [path for path in await everything(store._client) if path.startswith("data")] == []
@@ -110,9 +104,9 @@ async def test_uploads_refused_leave_nothing_at_once(store: BucketStore) -> None
 
 @pytest.mark.parametrize("moment", ["between parts", "before the head", "during the head"])
 async def test_a_write_that_took_so_long_that_the_sweep_may_be_near_is_not_acknowledged(
-    store: BucketStore, later: Later, moment: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def slow() -> AsyncIterator[Piece]:
+    store, later, moment, monkeypatch
+):
+    async def slow():
         yield noise(PART)
         if moment == "between parts":
             while not await everything(store._client):
@@ -122,7 +116,7 @@ async def test_a_write_that_took_so_long_that_the_sweep_may_be_near_is_not_ackno
 
     put = Client.put
 
-    async def late(self: Client, path: str, data: bytes, **options: Any) -> bool:
+    async def late(self, path, data, **options):
         await put(self, path, data, **options)
         if path.startswith("heads") and moment == "during the head":
             later.by = GRACE / 2
@@ -130,7 +124,7 @@ async def test_a_write_that_took_so_long_that_the_sweep_may_be_near_is_not_ackno
 
     look = store._look
 
-    async def looks(name: str) -> object:
+    async def looks(name):
         if moment == "before the head":
             later.by = GRACE / 2
         return await look(name)
@@ -145,9 +139,7 @@ async def test_a_write_that_took_so_long_that_the_sweep_may_be_near_is_not_ackno
         assert await everything(store._client) == []
 
 
-async def test_writers_sweepers_and_time_together_lose_nothing_acknowledged(
-    rclone: Rclone, later: Later
-) -> None:
+async def test_writers_sweepers_and_time_together_lose_nothing_acknowledged(rclone, later):
     """Several stores on one bucket write, touch, break off and sweep; uploads take days."""
     rng = random.Random(1)
     url = rclone.url(os.urandom(8).hex())
@@ -155,7 +147,7 @@ async def test_writers_sweepers_and_time_together_lose_nothing_acknowledged(
     blobs = {f"n{number}": noise(PART + number, number) for number in range(1, 5)}
     acknowledged: Counter[str] = Counter()
 
-    async def slow(data: bytes) -> AsyncIterator[Piece]:
+    async def slow(data):
         yield data[:PART]
         for _ in range(rng.randrange(3)):
             await asyncio.sleep(0.05)  # some part may be there by now, or not
@@ -163,7 +155,7 @@ async def test_writers_sweepers_and_time_together_lose_nothing_acknowledged(
             await sweep_if_due(rng.choice(stores)._client)
         yield data[PART:]
 
-    async def one(number: int) -> None:
+    async def one(number):
         store, name = rng.choice(stores), rng.choice(list(blobs))
         data, stamp = blobs[name], at(number)
         write = rng.randrange(4)
@@ -178,7 +170,7 @@ async def test_writers_sweepers_and_time_together_lose_nothing_acknowledged(
                 answer = await calls.put(store, name, payload, stamp=stamp)
             acknowledged[name] = max(acknowledged[name], answer.stamp)
 
-    async def broken_off(number: int) -> None:
+    async def broken_off(number):
         with suppress(TimeoutError):
             await asyncio.wait_for(one(number), rng.random() if number % 5 == 0 else 60)
 
@@ -197,15 +189,13 @@ async def test_writers_sweepers_and_time_together_lose_nothing_acknowledged(
     assert len(left) == 3 * len(there), "a head and two parts each, and nothing else"
 
 
-async def test_a_removal_that_is_cut_off_brings_nothing_back(
-    store: BucketStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_removal_that_is_cut_off_brings_nothing_back(store, monkeypatch):
     await calls.put(store, "name", Bytes(b"old"), stamp=at(1))
     await calls.put(store, "name", Bytes(b"new"), stamp=at(2))
     await calls.delete(store, "name", stamp=at(3))
     delete, deleted = store._client.delete, list[int]()
 
-    async def dies(paths: list[str]) -> None:
+    async def dies(paths):
         deleted.append(len(paths))
         if len(deleted) == 2:
             raise Unavailable("the machine went down")
@@ -221,7 +211,7 @@ async def test_a_removal_that_is_cut_off_brings_nothing_back(
     assert caught.value.stamp == at(3)
 
 
-async def test_ages_are_those_of_the_bucket(store: BucketStore, later: Later) -> None:
+async def test_ages_are_those_of_the_bucket(store, later):
     for name in ("name", "touched"):
         await calls.put(store, name, Bytes(b"one"), stamp=at(1))
     assert not await calls.remove(store, "name", if_stamp=at(1), min_age=60)
@@ -232,9 +222,7 @@ async def test_ages_are_those_of_the_bucket(store: BucketStore, later: Later) ->
     assert 0 <= now - (await store.stat("touched")).arrived < 60
 
 
-async def test_only_one_of_several_processes_sweeps(
-    rclone: Rclone, store: BucketStore, later: Later
-) -> None:
+async def test_only_one_of_several_processes_sweeps(rclone, store, later):
     await sweep_if_due(store._client)
     await calls.put(store, "name", Bytes(b"one"), stamp=at(1))
     await calls.put(store, "name", Bytes(b"two"), stamp=at(2))
@@ -243,14 +231,12 @@ async def test_only_one_of_several_processes_sweeps(
     assert len(await everything(store._client)) == 1
 
 
-async def test_a_store_that_was_opened_sweeps_by_itself(
-    rclone: Rclone, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_store_that_was_opened_sweeps_by_itself(rclone, monkeypatch):
     monkeypatch.setattr(bucket_sweep, "FIRST", 0)
     monkeypatch.setattr(bucket_sweep, "_NEXT", 0.001)
     swept = asyncio.Event()
 
-    async def sweep(client: Client) -> None:
+    async def sweep(client):
         assert client is store._client
         swept.set()
 
@@ -263,19 +249,17 @@ async def test_a_store_that_was_opened_sweeps_by_itself(
     await store.aclose()
 
 
-async def test_a_sweep_that_fails_is_told_and_tried_again(
-    store: BucketStore, later: Later, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_sweep_that_fails_is_told_and_tried_again(store, later, caplog):
     await calls.put(store, "name", Bytes(b"one"), stamp=at(1))
     await calls.put(store, "name", Bytes(b"two"), stamp=at(2))
     later.by = DAY
 
-    async def fails(paths: list[str]) -> None:
+    async def fails(paths):
         if paths != ["swept"]:
             raise Unavailable("for the test")
         await Client.delete(store._client, paths)
 
-    store._client.delete = fails  # type: ignore[assignment, method-assign]
+    store._client.delete = fails
     await sweep_again(store._client)
     assert "outdated data could not be deleted: for the test" in caplog.text
     del store._client.delete
@@ -297,9 +281,7 @@ infos = st.builds(
 
 
 @given(one=infos, other=infos)
-def test_a_key_says_what_it_was_made_of_and_sorts_as_names_do(
-    one: BlobInfo, other: BlobInfo
-) -> None:
+def test_a_key_says_what_it_was_made_of_and_sorts_as_names_do(one, other):
     head = head_of(one, os.urandom(16).hex())
     assert len(head.mark) <= 400
     assert all(len(word) <= 255 for word in head.mark.split("/"))
@@ -312,8 +294,8 @@ def test_a_key_says_what_it_was_made_of_and_sorts_as_names_do(
         assert (within < against) == (one.stamp < other.stamp)
 
 
-def test_the_highest_rank_is_current_and_of_one_write_twice_the_sound_one() -> None:
-    def head(stamp: int, kind: Kind = Kind.BLOB, meta: bytes = b"") -> str:
+def test_the_highest_rank_is_current_and_of_one_write_twice_the_sound_one():
+    def head(stamp, kind=Kind.BLOB, meta=b""):
         return head_of(BlobInfo("name", 4, kind, stamp, bytes(16), meta), os.urandom(16).hex()).path
 
     rising = [
@@ -334,19 +316,19 @@ def test_the_highest_rank_is_current_and_of_one_write_twice_the_sound_one() -> N
 # How many requests each call takes: users wait for them, and pay for them.
 
 
-async def test_how_many_requests_a_call_takes(moto: Moto, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_how_many_requests_a_call_takes(moto, monkeypatch):
     store = opened(moto.url("requests"))
     requests = 0
     asking = Client._asking
 
-    def counting(self: Client, *, wrote: bool = False) -> AbstractAsyncContextManager[None]:
+    def counting(self, *, wrote=False):
         nonlocal requests
         requests += 1
         return asking(self, wrote=wrote)
 
     monkeypatch.setattr(Client, "_asking", counting)
 
-    async def count(call: Awaitable[object]) -> int:
+    async def count(call):
         before = requests
         await call
         return requests - before
@@ -368,8 +350,8 @@ async def test_how_many_requests_a_call_takes(moto: Moto, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("server", ["moto", "azurite", "google"])
 async def test_a_listing_takes_a_request_a_page_and_leaps_over_what_is_not_wanted(
-    request: pytest.FixtureRequest, server: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    request, server, monkeypatch
+):
     for module in (bucket_client, bucket_layout):
         monkeypatch.setattr(module, "PAGE", 20)
     store = opened(request.getfixturevalue(server).url("listings"))
@@ -377,9 +359,7 @@ async def test_a_listing_takes_a_request_a_page_and_leaps_over_what_is_not_wante
     await asyncio.gather(*(calls.delete(store, name, stamp=at(1)) for name in chosen))
     pages, asked = Client.pages, 0
 
-    async def counting(
-        self: Client, folder: str, after: str | None = None
-    ) -> AsyncIterator[list[Found]]:
+    async def counting(self, folder, after=None):
         nonlocal asked
         async for page in pages(self, folder, after):
             asked += 1
@@ -387,7 +367,7 @@ async def test_a_listing_takes_a_request_a_page_and_leaps_over_what_is_not_wante
 
     monkeypatch.setattr(Client, "pages", counting)
 
-    async def assert_listed(wanted: list[str], requests: int, **narrowed: Any) -> None:
+    async def assert_listed(wanted, requests, **narrowed):
         before = asked
         assert await names(calls.listing(store, tombstones=True, **narrowed)) == wanted
         assert asked - before == requests

@@ -72,10 +72,8 @@ class Driver(Protocol):
         """Forget what `set` kept; keys that are absent do not matter."""
         ...
 
-    def scan(
-        self, start: bytes, stop: bytes, *, head: bool = False
-    ) -> AsyncIterator[Sequence[tuple[bytes, bytes]]]:
-        """The keys from `start` to before `stop` with their values, in order, page by page.
+    def scan(self, start: bytes, stop: bytes) -> AsyncIterator[Sequence[tuple[bytes, bytes]]]:
+        """The keys from `start` to before `stop` with their heads, in order, page by page.
 
         Only what was kept by `swap`. The two bounds have the same first byte. A key present
         throughout comes exactly once.

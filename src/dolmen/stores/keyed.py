@@ -265,10 +265,12 @@ class KeyedStore(OneByOne):
 
     async def notes(self) -> dict[str, bytes]:
         """See `BlobStore.notes`. A new store gets its identity with the first call."""
-        notes: dict[str, bytes] = {}
+        keys: list[bytes] = []
         async with closing(self._driver.scan(NOTES, NOTES + END)) as pages:
             async for page in pages:
-                notes.update(decode_note(value) for _, value in page)
+                keys += [key for key, _ in page]
+        values = await self._driver.get(keys) if keys else []
+        notes = dict(decode_note(value) for value in values if value is not None)
         if IDENTITY not in notes:
             at, chosen = encode_note(IDENTITY, self._identity)
             await self._driver.swap([Change(at, None, chosen)])

@@ -182,7 +182,7 @@ class Entries:
 
     async def scan(self, start: bytes, stop: bytes) -> AsyncIterator[Entry]:
         """The entries under the keys in this span, without their bodies."""
-        async with closing(self._driver.scan(start, stop, head=True)) as pages:
+        async with closing(self._driver.scan(start, stop)) as pages:
             async for page in pages:
                 for key, value in page:
                     if (entry := await self._read(key, value)) is not None:

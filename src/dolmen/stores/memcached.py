@@ -171,9 +171,7 @@ class MemcachedDriver:
         """See `Driver.delete`."""
         await asyncio.gather(*(self._write(key, None) for key in keys))
 
-    async def scan(
-        self, start: bytes, stop: bytes, *, head: bool = False
-    ) -> AsyncIterator[Sequence[tuple[bytes, bytes]]]:
+    async def scan(self, start: bytes, stop: bytes) -> AsyncIterator[Sequence[tuple[bytes, bytes]]]:
         """See `Driver.scan`."""
         own = self._prefix + start[:1]
         found: set[bytes] = set()
@@ -185,7 +183,7 @@ class MemcachedDriver:
         keys = sorted(key for key in found if start <= key < stop)
         for first in range(0, len(keys), _PAGE):
             page = keys[first : first + _PAGE]
-            values = await asyncio.gather(*(self.get([key], head=head) for key in page))
+            values = await asyncio.gather(*(self.get([key], head=True) for key in page))
             pairs = zip(page, values, strict=True)
             yield [(key, value) for key, [value] in pairs if value is not None]
 

@@ -109,7 +109,7 @@ _HEAD = f"substring(value FROM 1 FOR {HEAD})"
 _GET = "SELECT key, value FROM dolmen_kept WHERE key = ANY ($1)"
 _GET_HEADS = f"SELECT key, {_HEAD} FROM dolmen_kept WHERE key = ANY ($1)"
 _SCAN = f"""
-    SELECT key, {{}} FROM dolmen_kept WHERE key >= $1 AND key < $2 ORDER BY key LIMIT {_PAGE}"""
+    SELECT key, {_HEAD} FROM dolmen_kept WHERE key >= $1 AND key < $2 ORDER BY key LIMIT {_PAGE}"""
 _SWAP = "SELECT failed, head FROM dolmen_swap($1, $2, $3, $4)"
 _SET = """
     INSERT INTO dolmen_kept SELECT * FROM unnest($1::bytea[], $2::bytea[])
@@ -209,13 +209,10 @@ class PostgresDriver:
         """See `Driver.delete`."""
         await self._fetch(_DELETE, keys, writes=True)
 
-    async def scan(
-        self, start: bytes, stop: bytes, *, head: bool = False
-    ) -> AsyncIterator[Sequence[tuple[bytes, bytes]]]:
+    async def scan(self, start: bytes, stop: bytes) -> AsyncIterator[Sequence[tuple[bytes, bytes]]]:
         """See `Driver.scan`."""
-        query = _SCAN.format(_HEAD if head else "value")
         while True:
-            page = [(key, value) for key, value in await self._fetch(query, start, stop)]
+            page = [(key, value) for key, value in await self._fetch(_SCAN, start, stop)]
             if page:
                 yield page
                 start = page[-1][0] + b"\0"

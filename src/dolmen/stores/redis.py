@@ -130,9 +130,7 @@ class RedisDriver:
         tag = int(keys[0][1:3], 16)
         await self._servers.ask(tag, [(b"UNLINK", self._spaces[tag] + key) for key in keys], "bulk")
 
-    async def scan(
-        self, start: bytes, stop: bytes, *, head: bool = False
-    ) -> AsyncIterator[Sequence[tuple[bytes, bytes]]]:
+    async def scan(self, start: bytes, stop: bytes) -> AsyncIterator[Sequence[tuple[bytes, bytes]]]:
         """See `Driver.scan`."""
         for tag in range(int(start[1:3], 16), int(stop[1:3], 16) + 1):
             space = self._spaces[tag]
@@ -142,7 +140,7 @@ class RedisDriver:
                 [members] = await self._servers.ask(tag, [page], "reads")
                 if members:
                     keys = [member[len(space) :] for member in members]
-                    values = await self.get(keys, head=head)
+                    values = await self.get(keys, head=True)
                     # What went meanwhile is left out.
                     found = zip(keys, values, strict=True)
                     yield [(key, value) for key, value in found if value is not None]
