@@ -44,9 +44,11 @@ class Head:
         self.http11 = http11
         self.length = _length(headers)
         self.chunked = b"transfer-encoding" in headers and _is_chunked(headers, http11=http11)
-        values = headers.get(b"connection", b""), headers.get(b"proxy-connection", b"")
-        tokens = [token.strip(b" \t") for token in b",".join(values).lower().split(b",")]
-        self.keep_alive = b"close" not in tokens and (http11 or b"keep-alive" in tokens)
+        self.keep_alive = http11
+        if b"connection" in headers or b"proxy-connection" in headers:
+            values = headers.get(b"connection", b""), headers.get(b"proxy-connection", b"")
+            tokens = [token.strip(b" \t") for token in b",".join(values).lower().split(b",")]
+            self.keep_alive = b"close" not in tokens and (http11 or b"keep-alive" in tokens)
         self.plain = http11 and self.keep_alive
         self.expects = False
 
