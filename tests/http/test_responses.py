@@ -600,16 +600,6 @@ async def test_a_client_that_goes_away_within_its_body_cancels_the_reader(kit, s
 
 
 async def test_a_stream_is_closed_when_the_client_goes_away(kit) -> None:
-    stream = Counted([b"x"] * 1000)
-    transport = kit.make_connection(answering(Response(200, [], stream)))
-    transport.feed(GET)
-    await kit.settle(4)
-    transport.close()
-    await kit.settle()
-    assert stream.closed == 1
-
-
-async def test_streamed_closes_its_generator(kit) -> None:
     closed = []
 
     async def pieces():
@@ -619,11 +609,14 @@ async def test_streamed_closes_its_generator(kit) -> None:
         finally:
             closed.append(True)
 
-    transport = kit.make_connection(answering(Response(200, [], Streamed(pieces()))))
-    transport.feed(GET)
-    await kit.settle(4)
-    transport.close()
-    await kit.settle()
+    stream = Counted([b"x"] * 1000)
+    for each in (stream, Streamed(pieces())):
+        transport = kit.make_connection(answering(Response(200, [], each)))
+        transport.feed(GET)
+        await kit.settle(4)
+        transport.close()
+        await kit.settle()
+    assert stream.closed == 1
     assert closed == [True]
 
 
