@@ -147,13 +147,11 @@ def read_request(data: bytes, limits: Limits, lines: Lines) -> tuple[str, bytes,
     or impossible Host; 413, 414 and 431 beyond a limit; 417 for an unknown expectation; 501 for
     methods unknown here; 505 for other versions; and as `Head` does.
     """
+    check_beginning(data, len(data), limits)
     cut = data.find(b"\r\n")
     line, block = data[:cut], data[cut:]
-    if len(line) > limits.request_line:
-        raise HTTPError(414, f"The request line exceeds {limits.request_line} bytes.")
-    if block.count(b"\r\n") - 2 > limits.header_count or len(block) > limits.header_size:
-        many = f"There are more than {limits.header_count} headers or they are too long."
-        raise HTTPError(431, many)
+    if block.count(b"\r\n") - 2 > limits.header_count:
+        raise HTTPError(431, f"There are more than {limits.header_count} headers.")
     if line == b"PRI * HTTP/2.0":
         raise HTTPError(400, "HTTP/2 is not supported here; use HTTP/1.1 (curl --http1.1).")
     match = _REQUEST.fullmatch(line)
