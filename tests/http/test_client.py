@@ -66,6 +66,16 @@ class Far:
         writer.close()
 
 
+@contextlib.asynccontextmanager
+async def client_of(serve, **options):
+    """A client of a server made of a function of streams."""
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with Client(*server.sockets[0].getsockname(), **options) as client:
+        yield client
+    server.close()
+    await server.wait_closed()
+
+
 @pytest.fixture
 async def ask():
     """Ask a far server with these scripts; gives the outcomes, and the server."""
@@ -212,14 +222,11 @@ async def test_an_answer_nobody_asked_for_is_not_taken_for_that_of_the_next_requ
         await reader.read()
         writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with Client(*server.sockets[0].getsockname()) as client:
+    async with client_of(serve) as client:
         assert (await client.request("GET", "/")).status == 200
         os.write(spoken[0], b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
         answer = await client.request("GET", "/")
         assert (answer.status, len(spoken)) == (200, 2)
-    server.close()
-    await server.wait_closed()
 
 
 async def test_nobody_listening_is_unavailable() -> None:
@@ -251,8 +258,7 @@ async def test_an_answer_cut_short_is_an_error_never_short_bytes(data, method) -
         writer.write(data)
         writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with Client(*server.sockets[0].getsockname()) as client:
+    async with client_of(serve) as client:
 
         async def ask() -> None:
             answer = await client.request(method, "/")
@@ -260,8 +266,6 @@ async def test_an_answer_cut_short_is_an_error_never_short_bytes(data, method) -
 
         with pytest.raises(Unavailable if method == "GET" else OutcomeUnknown):
             await ask()
-    server.close()
-    await server.wait_closed()
 
 
 MALFORMED = [
@@ -445,12 +449,9 @@ async def test_a_server_that_never_says_continue_gets_the_body_anyway(monkeypatc
         writer.write(OK)
         writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with Client(*server.sockets[0].getsockname()) as client:
+    async with client_of(serve) as client:
         answer = await client.request("POST", "/", body=b"hello", expect_continue=True)
         assert answer.body.whole == b"ok"
-    server.close()
-    await server.wait_closed()
 
 
 async def test_a_source_that_fails_cuts_the_request_and_is_told(kit) -> None:
@@ -482,14 +483,11 @@ async def test_a_server_that_goes_away_within_an_upload_leaves_it_unknown() -> N
         await reader.readexactly(100_000)
         writer.transport.abort()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with Client(*server.sockets[0].getsockname()) as client:
+    async with client_of(serve) as client:
         source = Source(1 << 40)
         with pytest.raises(OutcomeUnknown):
             await client.request("POST", "/", body=source)
         assert source.closed == 1
-    server.close()
-    await server.wait_closed()
 
 
 # The pool.
@@ -706,20 +704,6 @@ async def test_idle_connections_are_closed_before_the_server_does(kit, clock) ->
         client.sweep()
         await kit.settle()
         assert not client.connections
-
-
-async def test_a_streamed_upload_and_download_at_once(kit) -> None:
-    async def handler(request):
-        async def back():
-            async for piece in request.body:
-                yield piece
-
-        return Response(200, [], Streamed(back()))
-
-    async with await start_server(handler) as server, kit.client_of(server) as client:
-        # The answer begins before the upload has ended, which stops the upload.
-        answer = await client.request("POST", "/", body=Source(65536 * 4))
-        answer.close()
 
 
 async def test_a_server_that_takes_nothing_of_the_request(clock, kit) -> None:

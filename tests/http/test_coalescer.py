@@ -70,16 +70,6 @@ async def test_a_server_that_drains_sends_what_waits(kit) -> None:
     assert answer.body == b"/0"
 
 
-async def test_a_connection_that_is_lost_meanwhile_costs_the_others_nothing(kit) -> None:
-    lost, other = kit.make_connection(echo), kit.make_connection(echo)
-    outbox = lost.server.coalescer
-    outbox.send(lost.protocol, b"never")
-    outbox.send(other.protocol, b"sent")
-    lost.abort()
-    await kit.settle()
-    assert (lost.written, other.written) == (b"", b"sent")
-
-
 async def test_what_was_never_written_to_a_lost_connection_is_known(kit) -> None:
     lost, other = kit.make_connection(echo), kit.make_connection(echo)
     coalescer = lost.server.coalescer
@@ -92,12 +82,3 @@ async def test_what_was_never_written_to_a_lost_connection_is_known(kit) -> None
     assert other.sent == b"sent"
     assert lost.protocol.unsent
     assert not other.protocol.unsent
-
-
-async def test_pipelined_requests_are_answered_in_order(kit) -> None:
-    transport = kit.make_connection(pieces)
-    transport.feed(GET % 0 + GET % 1 + GET % 2)
-    transport.feed(GET % 3)
-    await kit.settle(30)
-    bodies = [answer.body for answer in kit.parse_answers(transport.written)]
-    assert bodies == [b"/0", b"in pieces", b"/2", b"/3"]

@@ -1,7 +1,7 @@
 """HTTP/1.1 on uvloop, server and client; it knows nothing of blobs.
 
-Read `messages` (what a handler sees), `head` (the strict reader), `body`, then `connection`, on
-which both roles stand: `exchange`, `server_connection`, `server`; `client_connection`, `client`.
+Read `messages` (what a handler sees), `head` (the strict reader), then `connection`, on which both
+roles stand, and `body`: `eager`, `server_connection`, `server`; `client_connection`, `client`.
 """
 
 from __future__ import annotations

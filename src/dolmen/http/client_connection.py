@@ -123,6 +123,8 @@ class ClientConnection(Connection):
     def _take_head(self) -> bool:
         """Take the head of the response, if all of it is here, and what comes before it."""
         while self._head is None:
+            if not self.held:
+                return False
             end = self.held.find(b"\r\n\r\n", self.at) + 4
             if end < 4:
                 beginning = self.held[self.at :]

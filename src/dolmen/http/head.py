@@ -45,9 +45,11 @@ class Head:
         self.http11 = http11
         self.length = _length(headers)
         self.chunked = b"transfer-encoding" in headers and _is_chunked(headers, http11=http11)
-        values = headers.get(b"connection", b""), headers.get(b"proxy-connection", b"")
-        tokens = [token.strip(b" \t") for token in b",".join(values).lower().split(b",")]
-        self.keep_alive = b"close" not in tokens and (http11 or b"keep-alive" in tokens)
+        self.keep_alive = http11
+        if b"connection" in headers or b"proxy-connection" in headers:
+            values = headers.get(b"connection", b""), headers.get(b"proxy-connection", b"")
+            tokens = [token.strip(b" \t") for token in b",".join(values).lower().split(b",")]
+            self.keep_alive = b"close" not in tokens and (http11 or b"keep-alive" in tokens)
         self.plain = http11 and self.keep_alive
         self.expects = False
 
@@ -147,13 +149,11 @@ def read_request(data: bytes, limits: Limits, lines: Lines) -> tuple[str, bytes,
     or impossible Host; 413, 414 and 431 beyond a limit; 417 for an unknown expectation; 501 for
     methods unknown here; 505 for other versions; and as `Head` does.
     """
+    check_beginning(data, len(data), limits)
     cut = data.find(b"\r\n")
     line, block = data[:cut], data[cut:]
-    if len(line) > limits.request_line:
-        raise HTTPError(414, f"The request line exceeds {limits.request_line} bytes.")
-    if block.count(b"\r\n") - 2 > limits.header_count or len(block) > limits.header_size:
-        many = f"There are more than {limits.header_count} headers or they are too long."
-        raise HTTPError(431, many)
+    if block.count(b"\r\n") - 2 > limits.header_count:
+        raise HTTPError(431, f"There are more than {limits.header_count} headers.")
     match = _REQUEST.fullmatch(line)
     if match is None:
         raise HTTPError(400, "The request line is not method, target and version.")

@@ -9,6 +9,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from dolmen.errors import BadSetting
 from dolmen.http.connection import WriteCoalescer
@@ -24,6 +25,7 @@ _DEFAULT_LIMITS = Limits()
 _DEFAULT_POLICY = SitePolicy()
 
 
+@dataclass(eq=False)
 class Server:
     """Connections, their deadlines and their end. Made by `start_server`.
 
@@ -31,29 +33,25 @@ class Server:
     themselves after moving an injected `clock`.
     """
 
-    def __init__(
-        self,
-        handler: Handler,
-        limits: Limits = _DEFAULT_LIMITS,
-        policy: SitePolicy | None = None,
-        observe: Observer | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.handler = handler
-        self.limits = limits
-        self.policy = policy
-        self.observe = observe
-        self.loop = asyncio.get_running_loop()
-        self.addresses: list[Address] = []
-        self.connections: set[ServerConnection] = set()  # open, or their handler cleans up
-        self.draining = False
-        self.lines: Lines = {}
-        self.starts: dict[int, bytes] = {}  # first lines of responses by status, with the date
+    handler: Handler
+    limits: Limits = _DEFAULT_LIMITS
+    policy: SitePolicy | None = None
+    observe: Observer | None = None
+    clock: Callable[[], float] = time.monotonic
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    addresses: list[Address] = field(default_factory=list)
+    connections: set[ServerConnection] = field(default_factory=set)
+    """Those that are open, or whose handler cleans up."""
+    lines: Lines = field(default_factory=dict)
+    starts: dict[int, bytes] = field(default_factory=dict)
+    """First lines of responses by their status, with the date."""
+    draining: bool = False
+    _emptied: asyncio.Event = field(default_factory=asyncio.Event)
+    _listeners: list[asyncio.AbstractServer] = field(default_factory=list)
+    _timer: asyncio.TimerHandle | None = None
+
+    def __post_init__(self) -> None:
         self.coalescer = WriteCoalescer(self.loop, most=_TOGETHER)
-        self._emptied = asyncio.Event()
-        self._clock = clock
-        self._listeners: list[asyncio.AbstractServer] = []
-        self._timer: asyncio.TimerHandle | None = None
 
     async def listen(self, sock: socket.socket, tls: ssl.SSLContext | None) -> None:
         """Serve connections to a bound socket; it is closed with the server."""
@@ -73,7 +71,7 @@ class Server:
 
     def sweep(self) -> None:
         """Take the time, and close the connections whose deadlines are over."""
-        now = self._clock()
+        now = self.clock()
         self.starts.clear()
         for connection in list(self.connections):
             connection.check(now)

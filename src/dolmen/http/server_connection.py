@@ -143,6 +143,7 @@ class ServerConnection(EagerConnection):
                 log.error("a connection failed", exc_info=error)
             self.transport.abort()
         if self.lost:
+            self.body = None
             self.server.forget(self)
         elif self.held and not self.transport.is_closing():  # it came while a task ended
             self._begin(None)
