@@ -19,8 +19,8 @@ from acceptance.processes import COMMAND, ask
 from dolmen.testing.conformance.setting import LONG
 from engines.programs import TIED
 
-OBJECTS, GROWTH, TRIES = (1_500, 1.05, 200) if LONG else (600, 1.3, 40)
-START, SPREAD = 0.55, 0.15
+OBJECTS, GROWTH, TRIES = (1_500, 1.05, 200) if LONG else (600, 1.5, 40)
+START, SPREAD = 0.4, 0.2
 """Seconds of processor time a command is given: what it takes to begin its work, and a random part
 of a time that grows with every try.
 """

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
 from dolmen.cluster.cluster import Cluster
@@ -19,6 +17,7 @@ from dolmen.replication.report import EXAMPLES
 from dolmen.stores.memory import MemoryStore
 from dolmen.testing import calls
 from dolmen.testing.faulty import FaultyStore
+from replication.setting import no_time
 
 OBJECT, CHUNKS = "f" * 64, [b"one", b"two"]
 
@@ -55,7 +54,7 @@ class Servers:
             await calls.remove(self.stores[each], name, if_stamp=stamp)
 
     async def check(self, *, data: bool = False) -> Findings:
-        return await check(self.groups, data=data, pause=lambda _: asyncio.sleep(0))
+        return await check(self.groups, data=data, pause=no_time)
 
 
 @pytest.fixture
@@ -84,38 +83,40 @@ async def test_a_missing_copy(servers):
     assert found.wrong["lacking"].examples == [("name-3", f"{home} should hold it")]
 
 
-async def test_an_older_copy(servers):
-    home = servers.home_of("name-3")[0]
-    await calls.put(servers.stores[home], "name-3", Bytes(b"new"), stamp=(1 << 62))
-    assert kinds(await servers.check()) == {"outdated": 1}
-
-
-async def test_a_delete_that_a_server_missed(servers):
-    await calls.delete(servers.stores[servers.home_of("name-3")[0]], "name-3")
-    assert kinds(await servers.check()) == {"outdated": 1}
-
-
-async def test_a_misplaced_copy(servers):
+@pytest.mark.parametrize(
+    ("what", "kind"),
+    [
+        ("a newer copy", "outdated"),
+        ("a delete the other missed", "outdated"),
+        ("a copy elsewhere", "misplaced"),
+        ("no manifest", "unreadable"),
+    ],
+)
+async def test_a_copy_that_is_wrong(servers, what, kind):
+    home = servers.stores[servers.home_of("name-3")[0]]
     (away,) = servers.away_from("name-3")
-    info = await servers.cluster.stat("name-3")
-    await calls.put(servers.stores[away], "name-3", Bytes(b"data"), stamp=info.stamp)
-    assert kinds(await servers.check()) == {"misplaced": 1}
+    stamp = (await servers.cluster.stat("name-3")).stamp
+    if what == "a newer copy":
+        await calls.put(home, "name-3", Bytes(b"new"), stamp=1 << 62)
+    elif what == "a delete the other missed":
+        await calls.delete(home, "name-3")
+    elif what == "a copy elsewhere":
+        await calls.put(servers.stores[away], "name-3", Bytes(b"data"), stamp=stamp)
+    else:
+        await calls.put(servers.cluster, "e" * 64, Bytes(b"no manifest"), kind=Kind.MANIFEST)
+    assert kinds(await servers.check()) == {kind: 1}
 
 
 async def test_an_object_that_lacks_a_chunk_everywhere(servers):
     lost = chunk_name(CHUNKS[1])
     await servers.drop(lost, *servers.home_of(lost))
+    assert kinds(await servers.check()) == {"broken": 1}
+    await calls.put(servers.cluster, "e" * 64, Bytes(b"no manifest"), kind=Kind.MANIFEST)
     found = await servers.check()
-    assert kinds(found) == {"broken": 1}
+    assert kinds(found) == {"unreadable": 1, "broken": 1}
     ((name, why),) = found.wrong["broken"].examples
     assert name == OBJECT
     assert lost in why
-
-
-async def test_a_manifest_nobody_can_read(servers):
-    await calls.put(servers.cluster, "e" * 64, Bytes(b"no manifest"), kind=Kind.MANIFEST)
-    found = await servers.check()
-    assert kinds(found) == {"unreadable": 1}
 
 
 async def test_chunks_of_no_object_are_counted_and_no_fault(servers):

@@ -19,6 +19,7 @@ from dolmen.store import BlobStore
 from dolmen.stores.memory import MemoryStore
 from dolmen.testing import calls
 from dolmen.testing.faulty import Fault, FaultyStore
+from replication.setting import no_time
 
 DAY_MS = 86_400_000
 NAMES = [f"n{number}" for number in range(8)]
@@ -80,10 +81,6 @@ async def standing(store: BlobStore) -> dict[str, tuple[object, bytes]]:
     }
 
 
-async def nothing(_seconds: float) -> None:
-    """Wait for no time at all."""
-
-
 @given(operations, st.permutations(list(permutations(range(3), 2))))
 def test_pairs_in_any_order_until_quiet_hold_the_highest_rank_of_everything(
     todo: Operations, order: list[tuple[int, int]]
@@ -94,7 +91,7 @@ def test_pairs_in_any_order_until_quiet_hold_the_highest_rank_of_everything(
         wanted = await highest(stores)
         for _ in range(3):
             for origin, target in order:
-                report = await replicate(stores[origin], stores[target], pause=nothing)
+                report = await replicate(stores[origin], stores[target], pause=no_time)
                 assert report.complete
                 assert report.compared == report.total == (await stores[origin].digests()).count
         roots = {(await store.digests()).root for store in stores}
@@ -116,10 +113,10 @@ def test_one_round_brings_a_group_to_equality_and_a_second_finds_nothing(todo: O
         await act(stores, todo)
         wanted = await highest(stores)
         named = dict(zip("abc", stores, strict=True))
-        assert (await replicate_group(named, pause=nothing)).complete
+        assert (await replicate_group(named, pause=no_time)).complete
         for store in stores:
             assert await standing(store) == wanted
-        again = await replicate_group(named, pause=nothing)
+        again = await replicate_group(named, pause=no_time)
         assert again.complete
         assert all(run.copied == run.touched == run.tombstones == 0 for run in again.runs.values())
 
@@ -140,12 +137,12 @@ def test_after_any_failures_running_again_gives_the_same_end(
         for faulty in (source, destination):
             faulty.at_random(rng, rate, among=set(Fault) - {Fault.WRONG})
         for _ in range(3):
-            report = await replicate(source, destination, pause=nothing)
+            report = await replicate(source, destination, pause=no_time)
             if report.complete:
                 assert await standing(stores[1]) == wanted
         for faulty in (source, destination):
             faulty.at_random(rng, 0)
-        assert (await replicate(source, destination, pause=nothing)).complete
+        assert (await replicate(source, destination, pause=no_time)).complete
         assert await standing(stores[1]) == wanted
         assert await standing(stores[0]) == before
 
@@ -170,7 +167,7 @@ def test_cancelled_anywhere_and_run_again_gives_the_same_end(todo: Operations, s
                 await asyncio.Event().wait()
 
         source.pause = destination.pause = count
-        task = asyncio.create_task(replicate(source, destination, pause=nothing))
+        task = asyncio.create_task(replicate(source, destination, pause=no_time))
         held = asyncio.create_task(reached.wait())
         await asyncio.wait({task, held}, return_when=asyncio.FIRST_COMPLETED)
         task.cancel()
@@ -178,7 +175,7 @@ def test_cancelled_anywhere_and_run_again_gives_the_same_end(todo: Operations, s
         await asyncio.gather(task, held, return_exceptions=True)
         assert not [left for left in asyncio.all_tasks() if left is not asyncio.current_task()]
         source.pause = destination.pause = None
-        assert (await replicate(source, destination, pause=nothing)).complete
+        assert (await replicate(source, destination, pause=no_time)).complete
         assert await standing(stores[1]) == wanted
 
     asyncio.run(run())

@@ -21,6 +21,7 @@ from dolmen.store import BlobStore
 from dolmen.stores import open_store
 from dolmen.stores.memory import MemoryStore
 from dolmen.testing import calls
+from replication.setting import no_time
 
 Lie = Callable[[bytes], bytes]
 DATA = [b"blob %d" % number * (number * number) for number in range(40)]
@@ -165,10 +166,6 @@ LIES = {
 }
 HARMLESS = {"twice", "each twice", "then garbage", "too few", "too many", "the same for ever"}
 """What may go unnoticed: everything that was asked for came along with the rest."""
-
-
-async def no_time(_seconds: float) -> None:
-    """Wait for no time at all."""
 
 
 async def run(source: BlobStore, destination: BlobStore) -> Report:

@@ -14,12 +14,9 @@ from dolmen.replication.manifests import GRACE
 from dolmen.stores.memory import MemoryStore
 from dolmen.testing import calls
 from dolmen.testing.faulty import FaultyStore
+from replication.setting import no_time
 
 OBJECT = "a" * 64
-
-
-async def nothing(_seconds: float) -> None:
-    """Wait for no time at all."""
 
 
 def naming(*chunks: bytes) -> Bytes:
@@ -67,13 +64,13 @@ async def test_a_manifest_stays_behind_when_a_chunk_of_it_can_not_be_read() -> N
             raise Corrupt("damaged")
 
     source.pause = rot
-    report = await replicate(source, destination, pause=nothing)
+    report = await replicate(source, destination, pause=no_time)
     held = {info.name async for info in destination.list()}
     assert held == {chunk_name(b"good"), "b" * 64}
     assert not report.complete
     assert report.refused["ChunkMissing"].examples[0][0] == OBJECT
     source.pause = None
-    assert (await replicate(source, destination, pause=nothing)).complete
+    assert (await replicate(source, destination, pause=no_time)).complete
     assert (await destination.stat(OBJECT)).kind == Kind.MANIFEST
 
 

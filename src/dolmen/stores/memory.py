@@ -119,9 +119,9 @@ class MemoryStore(OneByOne):
     async def list(self, listing: Listing = EVERYTHING) -> AsyncIterator[BlobInfo]:
         after = listing.after
         start = (partition_of(after), after) if after is not None else (-1, "")
-        for partition in listing.partitions:
-            names = self._partitions.get(partition)
-            if not names or partition < start[0]:
+        for partition in filter(self._partitions.__contains__, listing.partitions):
+            names = self._partitions[partition]
+            if partition < start[0]:
                 continue
             for name in sorted(names):
                 if (partition, name) <= start or not name.startswith(listing.prefix):
