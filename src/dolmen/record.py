@@ -71,7 +71,7 @@ class Kind(enum.IntEnum):
     REFUSED = 7
     """Only on the wire and in archives: this blob can't be given; the data says why."""
     MARK = 8
-    """Only in archives: where one begins, what follows, where it ends; the data is JSON."""
+    """Where a segment begins; in archives also what follows and where it ends, as JSON."""
 
 
 @dataclass(slots=True)

@@ -194,7 +194,7 @@ async def test_a_large_blob_goes_when_it_is_deleted_or_replaced(opened: Opener) 
     await store.aclose()
     assert blobs() == 1
     store = await opened()
-    assert not store.catalog.unreferenced
+    assert not store.catalog.dead
     assert await store.remove_many([Remove("a", 2)]) == [True]
     await store.aclose()
     await (await opened()).aclose()
