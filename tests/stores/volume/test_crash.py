@@ -13,8 +13,6 @@ from pathlib import Path
 import pytest
 
 from dolmen.errors import DolmenError
-from dolmen.payload import Bytes
-from dolmen.store import Write
 from dolmen.stores.volume import recovery
 from dolmen.stores.volume.catalog import Catalog
 from dolmen.stores.volume.commit import Log
@@ -23,7 +21,7 @@ from dolmen.stores.volume.folder import SEGMENT, Folder
 from dolmen.stores.volume.large import LargeFile
 from dolmen.stores.volume.segment import Scanner
 from dolmen.testing.crash import SimulatedDisk, SimulatedIndex
-from stores.volume.conftest import Opener, flip
+from stores.volume.conftest import Opener, flip, put
 from stores.volume.crashing import Trial, small_sizes
 
 SEEDS = int(os.environ.get("DOLMEN_CRASHES", "120"))
@@ -197,12 +195,12 @@ async def test_a_torn_tail_is_cut_off_and_nothing_behind_it_counts(
 ) -> None:
     """Of a batch the first record is torn and the second whole; nobody was answered."""
     store = await opened()
-    await store.write(Write("before", Bytes(b"1")))
+    await put(store, "before")
     await asyncio.to_thread(store.catalog.index.flush)
     assert store.log is not None
     path, end = store.folder.file(store.log.active.number, ".seg"), store.log.active.end
     shutil.copytree(tmp_path / "v", tmp_path / "crashed", symlinks=True)
-    await asyncio.gather(*(store.write(Write(n, Bytes(b"x" * 500))) for n in ("torn", "whole")))
+    await asyncio.gather(*(put(store, n, b"x" * 500) for n in ("torn", "whole")))
     torn = store._live("torn").data[1]
     assert torn == end
     await store.aclose()
