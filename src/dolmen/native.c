@@ -165,6 +165,8 @@ static PyObject *recognize(PyObject *self, PyObject *const *args, Py_ssize_t cou
 
 /* ---- key_of(name): see dolmen.stores.volume.entry ---- */
 
+#define BEFORE_NAME 3 /* "e" and the partition */
+
 static int digit_of(char c) {
     return '0' <= c && c <= '9' ? c - '0' : 'a' <= c && c <= 'f' ? c - 'a' + 10 : -1;
 }
@@ -180,7 +182,7 @@ static PyObject *key_of(PyObject *self, PyObject *name) {
     if (text == NULL)
         return NULL;
     uint32_t partition = zlib_crc32((const uint8_t *)text, size) >> 16;
-    char packed[2 + 1 + 32] = {(char)(partition >> 8), (char)partition};
+    char packed[BEFORE_NAME + 1 + 32] = {'e', (char)(partition >> 8), (char)partition};
     const char *digits = text;
     Py_ssize_t many = size;
     int form = size == 64 ? 0 : size == 40 ? 1 : -1;
@@ -190,23 +192,23 @@ static PyObject *key_of(PyObject *self, PyObject *name) {
         many = 64;
     }
     if (form >= 0) {
-        packed[2] = (char)form;
+        packed[BEFORE_NAME] = (char)form;
         Py_ssize_t i;
         for (i = 0; i < many; i += 2) {
             int high = digit_of(digits[i]), low = digit_of(digits[i + 1]);
             if (high < 0 || low < 0)
                 break;
-            packed[3 + i / 2] = (char)(high << 4 | low);
+            packed[BEFORE_NAME + 1 + i / 2] = (char)(high << 4 | low);
         }
         if (i == many)
-            return PyBytes_FromStringAndSize(packed, 3 + many / 2);
+            return PyBytes_FromStringAndSize(packed, BEFORE_NAME + 1 + many / 2);
     }
-    PyObject *key = PyBytes_FromStringAndSize(NULL, 2 + size);
+    PyObject *key = PyBytes_FromStringAndSize(NULL, BEFORE_NAME + size);
     if (key == NULL)
         return NULL;
     char *to = PyBytes_AsString(key);
-    memcpy(to, packed, 2);
-    memcpy(to + 2, text, (size_t)size);
+    memcpy(to, packed, BEFORE_NAME);
+    memcpy(to + BEFORE_NAME, text, (size_t)size);
     return key;
 }
 

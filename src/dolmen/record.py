@@ -68,7 +68,8 @@ class Kind(enum.IntEnum):
     REFUSED = 7
     """Only on the wire and in archives: this blob can't be given; the metadata says why."""
     MARK = 8
-    """Only on the wire and in archives: where one ends, what follows; the metadata is JSON."""
+    """Where a segment begins; on the wire and in archives what follows and where one ends, the
+    metadata is JSON."""
 
 
 @dataclass(slots=True)
@@ -175,7 +176,7 @@ def blocks_match(data: bytes | memoryview, sums: bytes | memoryview) -> bool:
 
 
 def data_in(
-    record: bytes | bytearray, name: bytes, inner: int, length: int, checksum: bytes
+    record: bytes | bytearray | memoryview, name: bytes, inner: int, length: int, checksum: bytes
 ) -> memoryview | None:
     """The data in a whole record, if it is the one meant and its data fits the block checksums.
 
@@ -184,8 +185,8 @@ def data_in(
     start = HEADER_SIZE + len(name) + inner
     view = memoryview(record)
     if (
-        record.startswith(checksum, CHECKSUM_AT)
-        and record.startswith(name, HEADER_SIZE)
+        view[CHECKSUM_AT : CHECKSUM_AT + len(checksum)] == checksum
+        and view[HEADER_SIZE : HEADER_SIZE + len(name)] == name
         and block_sums(view[start : start + length]) == view[start + length :]
     ):
         return view[start : start + length]

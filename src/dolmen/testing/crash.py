@@ -12,7 +12,7 @@ kill or a power cut it is as some earlier `apply` left it, none older than the l
 
 `cut_after(n)` makes the n-th changing operation from now raise `PowerCut`, before or after it
 took effect, and every one behind it. `killed` is the disk after a `kill -9`. A volume on such
-a disk is given an `InlineExecutor`, so every run of one seed is the same.
+a disk is given an `InlineExecutor`, so one seed gives one run. Undocumented methods: see `Disk`.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from __future__ import annotations
 import errno
 import os
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from dolmen.record import data_in, record_size
 from dolmen.stores.volume.disk import Buffer, Disk
-from dolmen.stores.volume.index import Changed, DigestChange, Index, TailIndex
+from dolmen.stores.volume.index import Changes, Index, TailIndex
 
 T = TypeVar("T")
 _SECTOR = 512
 _PAGE = 4096
-_ROOT = "/"
+_SPACE = 1 << 40
 
 
 class PowerCut(BaseException):
@@ -44,7 +45,6 @@ class InlineExecutor(Executor):
     """Runs every call at once, on the caller's thread."""
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        """See `Executor`."""
         future: Future[T] = Future()
         try:
             future.set_result(fn(*args, **kwargs))
@@ -77,7 +77,6 @@ class _NameChange:
     old: str | None
 
     def apply(self, names: dict[str, Any]) -> None:
-        """Carry it out in full."""
         if self.new is not None:
             names[self.new] = self.thing
         if self.old is not None:
@@ -102,58 +101,47 @@ class _Kept:
 
     def __init__(self) -> None:
         self.flushed = TailIndex()
-        self.applied: list[tuple[Any, Any, Any]] = []
+        self.applied: list[Changes] = []
 
-    def survive(self, rng: random.Random) -> _Kept:
-        """As of some earlier `apply`."""
-        kept = _Kept()
-        kept.flushed = deepcopy(self.flushed)
-        for batch in self.applied[: rng.randint(0, len(self.applied))]:
-            kept.flushed.apply(*batch)
-        return kept
+    def keep(self, batches: int) -> None:
+        """Let only so many of the batches be there, and on disk."""
+        for batch in self.applied[:batches]:
+            self.flushed.apply(batch)
+        self.applied.clear()
+
+    def crash(self, rng: random.Random) -> None:
+        """Be as of some earlier `apply`."""
+        self.keep(rng.randint(0, len(self.applied)))
 
 
-class _SimulatedIndex(TailIndex):
+class SimulatedIndex(TailIndex):
     """An open index, whose changes are operations of the disk."""
 
     def __init__(self, disk: SimulatedDisk, kept: _Kept) -> None:
         super().__init__(deepcopy(kept.flushed))
         for batch in kept.applied:
-            super().apply(*batch)
+            super().apply(batch)
         self._disk, self._kept = disk, kept
 
-    def apply(
-        self,
-        entries: Iterable[Changed],
-        digests: Iterable[DigestChange] = (),
-        facts: Mapping[bytes, bytes | None] | None = None,
-    ) -> None:
-        """See `Index`."""
-        batch = list(entries), list(digests), dict(facts or {})
-        cut = self._disk.step()
-        super().apply(*batch)
-        self._kept.applied.append(batch)
-        self._disk.after(cut)
+    def apply(self, changes: Changes) -> None:
+        with self._disk.step():
+            super().apply(changes)
+            self._kept.applied.append(dict(changes))
 
     def flush(self) -> None:
-        """See `Index`."""
-        cut = self._disk.step()
-        for batch in self._kept.applied:
-            self._kept.flushed.apply(*batch)
-        self._kept.applied.clear()
-        self._disk.after(cut)
+        with self._disk.step():
+            self._kept.keep(len(self._kept.applied))
 
     def close(self) -> None:
-        """See `Index`."""
+        pass
 
 
 class SimulatedDisk(Disk):
-    """A disk in memory."""
+    """A disk in memory, which is never full."""
 
-    def __init__(self, *, rng: random.Random, total: int = 1 << 40) -> None:
+    def __init__(self, *, rng: random.Random) -> None:
         self.rng = rng
-        self.free = self._total = total
-        self._names: dict[str, Any] = {_ROOT: None}
+        self._names: dict[str, Any] = {"/": None}
         """Files, indexes, and (None) folders."""
         self._platter_names: dict[str, Any] = dict(self._names)
         self._pending: list[_NameChange] = []
@@ -162,8 +150,8 @@ class SimulatedDisk(Disk):
         self._next = 1000
         self._countdown: int | None = None
         self.dead = False
-        self.operations = 0
         self.fail_flush = False
+        """Whether flushes fail; what they should have made durable is lost."""
 
     # Faults
 
@@ -173,30 +161,17 @@ class SimulatedDisk(Disk):
 
     def killed(self) -> SimulatedDisk:
         """The disk after the death of the process: what was written is seen, flushed or not."""
-        after = SimulatedDisk(rng=self.rng, total=self._total)
-        after.free = self.free
-        after._names = {
-            path: thing.survive(self.rng) if isinstance(thing, _Kept) else thing
-            for path, thing in self._names.items()
-        }
-        indexes = {
-            id(old): after._names[path]
-            for path, old in self._names.items()
-            if isinstance(old, _Kept)
-        }
-        after._platter_names = {
-            path: indexes.get(id(thing), thing) for path, thing in self._platter_names.items()
-        }
-        after._pending = [
-            _NameChange(change.new, indexes.get(id(change.thing), change.thing), change.old)
-            for change in self._pending
-        ]
+        after = SimulatedDisk(rng=self.rng)
+        after._names, after._platter_names = self._names, self._platter_names
+        after._pending = self._pending
+        for thing in self._names.values():
+            if isinstance(thing, _Kept):
+                thing.crash(self.rng)
         return after
 
     def power_cut(self) -> SimulatedDisk:
         """The disk as the next start finds it."""
-        after = SimulatedDisk(rng=self.rng, total=self._total)
-        after.free = self.free
+        after = SimulatedDisk(rng=self.rng)
         names = dict(self._platter_names)
         for change in self._pending:
             if self.rng.random() < 0.5:
@@ -209,31 +184,21 @@ class SimulatedDisk(Disk):
                 data = self._survive(thing)
                 thing = _File(data, bytearray(data))
             elif isinstance(thing, _Kept):
-                thing = thing.survive(self.rng)
+                thing.crash(self.rng)
             after._names[path] = thing
         after._platter_names = dict(after._names)
         return after
 
-    def flip(self, path: str, offset: int, mask: int = 1) -> None:
-        """Let a byte be another one, on the platter and as it is seen."""
-        file = self._file(path)
-        file.seen[offset] ^= mask
-        if offset < len(file.platter):
-            file.platter[offset] ^= mask
-
     def _survive(self, file: _File) -> bytearray:
         data = bytearray(file.platter)
         loss = self.rng.random()
-        for offset, change in file.pending:
-            written = change
+        for offset, written in file.pending:
             fate = "kept"
             if self.rng.random() < loss:
                 fate = self.rng.choice(("dropped", "torn", "garbled", "zeros", "stale"))
-            if fate == "dropped":
-                continue
-            if written is not None:
-                written = self._damage(file, written, offset, fate)
-            _put(data, offset, written)
+            if fate != "dropped":
+                kept = None if written is None else self._damage(file, written, offset, fate)
+                _put(data, offset, kept)
         return data
 
     def _damage(self, file: _File, written: bytes, offset: int, fate: str) -> bytes:
@@ -246,35 +211,26 @@ class SimulatedDisk(Disk):
         if fate == "zeros":
             return bytes(len(written))
         if fate == "stale":  # what the block held before, as part of another file
-            others = [
-                other.seen
-                for other in self._names.values()
-                if isinstance(other, _File) and other is not file and other.seen
-            ]
+            files = [thing for thing in self._names.values() if isinstance(thing, _File)]
+            others = [other.seen for other in files if other is not file and other.seen]
             if others:
                 other = self.rng.choice(others)
                 at = offset % _PAGE + self.rng.randrange(len(other)) // _PAGE * _PAGE
                 return bytes(other[at : at + len(written)]).ljust(len(written), b"\0")
         return written
 
-    def step(self) -> bool:
-        """Count an operation; True when the power goes right after it took effect."""
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Count an operation; the power may go before or after it takes effect."""
         if self.dead:
             raise PowerCut
-        self.operations += 1
-        if self._countdown is None:
-            return False
-        self._countdown -= 1
-        if self._countdown > 0:
-            return False
-        self.dead = True
-        if self.rng.random() < 0.5:
+        if self._countdown is not None:
+            self._countdown -= 1
+            self.dead = self._countdown <= 0
+        if self.dead and self.rng.random() < 0.5:
             raise PowerCut
-        return True
-
-    def after(self, cut: bool) -> None:
-        """End an operation."""
-        if cut:
+        yield
+        if self.dead:
             raise PowerCut
 
     # The disk
@@ -296,41 +252,31 @@ class SimulatedDisk(Disk):
         self._pending.append(change)
 
     def create(self, path: str) -> int:
-        """See `Disk`."""
-        cut = self.step()
-        if path in self._names:
-            raise FileExistsError(errno.EEXIST, "file exists", path)
-        if os.path.dirname(path) not in self._names:
-            raise FileNotFoundError(errno.ENOENT, "no such folder", path)
-        file = _File()
-        self._change(path, file, None)
-        self.after(cut)
+        with self.step():
+            if path in self._names:
+                raise FileExistsError(errno.EEXIST, "file exists", path)
+            if os.path.dirname(path) not in self._names:
+                raise FileNotFoundError(errno.ENOENT, "no such folder", path)
+            file = _File()
+            self._change(path, file, None)
         return self._opened(file)
 
     def open(self, path: str, *, write: bool = False) -> int:  # noqa: ARG002
-        """See `Disk`."""
         return self._opened(self._file(path))
 
     def close(self, fd: int) -> None:
-        """See `Disk`."""
         self._open.pop(fd, None)
         self._locked = {path: held for path, held in self._locked.items() if held != fd}
 
     def write(self, fd: int, buffers: Sequence[Buffer], offset: int, *, sync: bool = False) -> None:
-        """See `Disk`."""
         data = b"".join(buffers)
-        cut = self.step()
         file = self._open[fd]
-        if self.free < len(data):
-            self._write(file, data[: self.free], offset)
-            self.free = 0
-            raise OSError(errno.ENOSPC, "no space left on device")
-        self.free -= len(data)
         before = len(file.pending)
-        self._write(file, data, offset)
-        self.after(cut)
-        if sync:
-            cut = self.step()
+        with self.step():
+            self._write(file, data, offset)
+        if not sync:
+            return
+        with self.step():
             if self.fail_flush:
                 del file.pending[before:]
                 raise OSError(errno.EIO, "input/output error")
@@ -339,7 +285,6 @@ class SimulatedDisk(Disk):
             file.pending = [change for change in late if change[1] is None] + file.pending[before:]
             file.flush()
             file.pending = [change for change in late if change[1] is not None]
-            self.after(cut)
 
     def _write(self, file: _File, data: bytes, offset: int) -> None:
         # The kernel writes pages: a write may survive in any of its parts.
@@ -351,23 +296,19 @@ class SimulatedDisk(Disk):
             file.pending.append((start, part))
 
     def flush(self, fd: int) -> None:
-        """See `Disk`."""
-        cut = self.step()
-        file = self._open[fd]
-        if self.fail_flush:
-            # As Linux does: the pages count as clean, and are lost all the same.
-            file.pending.clear()
-            raise OSError(errno.EIO, "input/output error")
-        file.flush()
-        self.after(cut)
+        with self.step():
+            file = self._open[fd]
+            if self.fail_flush:
+                # As Linux does: the pages count as clean, and are lost all the same.
+                file.pending.clear()
+                raise OSError(errno.EIO, "input/output error")
+            file.flush()
 
     def flush_directory(self, path: str) -> None:
-        """See `Disk`."""
-        cut = self.step()
-        self._pending = [
-            change for change in self._pending if not change.flush(path, self._platter_names)
-        ]
-        self.after(cut)
+        with self.step():
+            self._pending = [
+                change for change in self._pending if not change.flush(path, self._platter_names)
+            ]
 
     def write_behind(self, fd: int, offset: int, length: int) -> None:
         """See `Disk`. Promises nothing, and does nothing."""
@@ -378,48 +319,29 @@ class SimulatedDisk(Disk):
         if not file.pending:
             file.seen[:] = file.platter
 
-    def allocate(self, fd: int, size: int) -> None:
-        """See `Disk`."""
-        cut = self.step()
-        if self.free < size:
-            raise OSError(errno.ENOSPC, "no space left on device")
-        self.free -= size
-        self.after(cut)
-        del fd
+    def allocate(self, fd: int, size: int) -> None:  # noqa: ARG002
+        with self.step():
+            pass
 
     def truncate(self, fd: int, size: int) -> None:
-        """See `Disk`."""
-        cut = self.step()
-        file = self._open[fd]
-        _put(file.seen, size, None)
-        file.pending.append((size, None))
-        self.after(cut)
+        with self.step():
+            file = self._open[fd]
+            _put(file.seen, size, None)
+            file.pending.append((size, None))
 
     def identity(self, file: str | int) -> tuple[int, int] | None:
-        """See `Disk`."""
         found = self._names.get(file) if isinstance(file, str) else self._open[file]
         return None if found is None else (1, id(found))
 
-    def size(self, fd: int) -> int:
-        """See `Disk`."""
-        return len(self._open[fd].seen)
-
-    def size_at(self, path: str) -> int:
-        """See `Disk`."""
-        return len(self._file(path).seen)
-
-    def read(self, fd: int, length: int, offset: int) -> bytes:
-        """See `Disk`."""
-        return bytes(self._open[fd].seen[offset : offset + length])
+    def size(self, file: str | int) -> int:
+        return len((self._file(file) if isinstance(file, str) else self._open[file]).seen)
 
     def read_into(self, fd: int, room: memoryview, offset: int) -> int:
-        """See `Disk`."""
-        data = self.read(fd, len(room), offset)
+        data = self._open[fd].seen[offset : offset + len(room)]
         room[: len(data)] = data
         return len(data)
 
     def read_cached(self, fd: int, room: bytearray | memoryview, offset: int) -> int | None:
-        """See `Disk`."""
         return self.read_into(fd, memoryview(room), offset)
 
     def read_record(
@@ -442,55 +364,41 @@ class SimulatedDisk(Disk):
         return fd
 
     def rename(self, source: str, target: str) -> None:
-        """See `Disk`."""
-        cut = self.step()
-        self._change(target, self._names[source], source)
-        self.after(cut)
+        with self.step():
+            self._change(target, self._names[source], source)
 
     def unlink(self, path: str) -> None:
-        """See `Disk`."""
-        cut = self.step()
-        if path in self._names:
-            self._change(None, None, path)
-        self.after(cut)
+        with self.step():
+            if path in self._names:
+                self._change(None, None, path)
 
     def make_directory(self, path: str) -> None:
-        """See `Disk`."""
-        cut = self.step()
-        if path not in self._names:
-            self._change(path, None, None)
-        self.after(cut)
+        with self.step():
+            if path not in self._names:
+                self._change(path, None, None)
         self.flush_directory(os.path.dirname(path))
 
     def names(self, path: str) -> list[str]:
-        """See `Disk`."""
-        found = self._names
-        return sorted(
-            os.path.basename(name) for name in found if os.path.dirname(name) == path != name
-        )
+        inside = [name for name in self._names if os.path.dirname(name) == path != name]
+        return sorted(map(os.path.basename, inside))
 
     def exists(self, path: str) -> bool:
-        """See `Disk`."""
         return path in self._names
 
-    def space(self, path: str) -> tuple[int, int, bool]:
-        """See `Disk`."""
-        del path
-        return self.free, self._total, False
+    def space(self, path: str) -> tuple[int, int, bool]:  # noqa: ARG002
+        return _SPACE, _SPACE, False
 
     def open_index(self, path: str, *, read_only: bool) -> Index:
-        """See `Disk`."""
         kept = self._names.get(path)
         if not isinstance(kept, _Kept):
             kept = self._names[path] = self._platter_names[path] = _Kept()
-        return _SimulatedIndex(self, kept.survive(self.rng) if read_only else kept)
+        if read_only:
+            kept = deepcopy(kept)
+            kept.crash(self.rng)
+        return SimulatedIndex(self, kept)
 
     def remove_index(self, path: str) -> None:
-        """See `Disk`."""
-        cut = self.step()
-        if path in self._names:
-            self._change(None, None, path)
-        self.after(cut)
+        self.unlink(path)
 
 
 def _put(data: bytearray, offset: int, written: bytes | None) -> None:

@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from dolmen.errors import DolmenError
+from dolmen.payload import Bytes, read_whole
+from dolmen.store import Failed, Put, Write
 from dolmen.stores.volume import Volume, open_volume
 from dolmen.stores.volume.folder import BLOB, SEGMENT
 
@@ -27,6 +30,25 @@ async def opened(tmp_path: Path) -> AsyncIterator[Opener]:
     yield open_it
     for volume in volumes:
         await volume.aclose()
+
+
+async def put(store: Volume, name: str, data: bytes = b"data", stamp: int | None = None) -> Put:
+    return await store.write(Write(name, Bytes(data), stamp=stamp))
+
+
+async def data_of(store: Volume, name: str) -> bytes:
+    return bytes(await read_whole((await store.get(name)).payload))
+
+
+async def failure(store: Volume, name: str) -> DolmenError | None:
+    """What `verify_many` says against a copy."""
+    (answer,) = [answer async for answer in store.verify_many([name])]
+    return answer.error if isinstance(answer, Failed) else None
+
+
+def files(store: Volume, suffix: str = SEGMENT) -> list[int]:
+    """The numbers of the files of a volume that end so."""
+    return [number for number, found in store.folder.numbers() if found == suffix]
 
 
 def place_of(volume: Volume, name: str) -> tuple[str, int]:

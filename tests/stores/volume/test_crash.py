@@ -13,17 +13,15 @@ from pathlib import Path
 import pytest
 
 from dolmen.errors import DolmenError
-from dolmen.payload import Bytes
-from dolmen.store import Write
 from dolmen.stores.volume import recovery
 from dolmen.stores.volume.catalog import Catalog
 from dolmen.stores.volume.commit import Log
 from dolmen.stores.volume.compaction import Compactor
 from dolmen.stores.volume.folder import SEGMENT, Folder
 from dolmen.stores.volume.large import LargeFile
-from dolmen.stores.volume.scan import Scanner
-from dolmen.testing.crash import SimulatedDisk
-from stores.volume.conftest import Opener, flip
+from dolmen.stores.volume.segment import Scanner
+from dolmen.testing.crash import SimulatedDisk, SimulatedIndex
+from stores.volume.conftest import Opener, flip, put
 from stores.volume.crashing import Trial, small_sizes
 
 SEEDS = int(os.environ.get("DOLMEN_CRASHES", "120"))
@@ -62,23 +60,15 @@ def answer_before_the_flush(patch: Patch) -> None:
 
 
 def watermark_before_the_entries(patch: Patch) -> None:
-    apply = Catalog.apply
+    apply = SimulatedIndex.apply
 
-    def ahead(self: Catalog, change: object, number: int, offset: int) -> None:
-        index = self.index
-        whole = index.apply
+    def ahead(self: SimulatedIndex, changes: dict[bytes, bytes | None]) -> None:
+        rest = dict(changes)
+        if b"fw" in rest:
+            apply(self, {b"fw": rest.pop(b"fw")})
+        apply(self, rest)
 
-        def split(entries: object, digests: object, facts: dict[bytes, bytes | None]) -> None:
-            whole((), (), {b"w": facts.pop(b"w")})
-            whole(entries, digests, facts)
-
-        index.apply = split  # type: ignore[method-assign]
-        try:
-            apply(self, change, number, offset)
-        finally:
-            index.apply = whole  # type: ignore[method-assign]
-
-    patch.setattr(Catalog, "apply", ahead)
+    patch.setattr(SimulatedIndex, "apply", ahead)
 
 
 def unlink_before_the_index_is_flushed(patch: Patch) -> None:
@@ -99,7 +89,7 @@ def unlink_before_the_moves_are_committed(patch: Patch) -> None:
         disk, path = self._folder.disk, self._folder.file(number, SEGMENT)
         held = disk._names[path]
         disk.unlink(path)
-        self._folder.flush_group(number)
+        disk.flush_directory(self._folder.segments)
         disk._names[path] = held
         await carry(self, number, names)
 
@@ -122,12 +112,22 @@ def recover_without_a_flush(patch: Patch) -> None:
     patch.setattr(SimulatedDisk, "flush", only_outside)
 
 
+def believe_the_cache_after_a_failed_flush(patch: Patch) -> None:
+    patch.setattr(SimulatedDisk, "forget", lambda self, fd: None)
+
+
 def leave_names_unflushed(patch: Patch) -> None:
-    patch.setattr(Folder, "flush_group", lambda self, number: None)
+    flush = SimulatedDisk.flush_directory
+
+    def only_outside(self: SimulatedDisk, path: str) -> None:
+        if not path.endswith("/segments"):
+            flush(self, path)
+
+    patch.setattr(SimulatedDisk, "flush_directory", only_outside)
 
 
 def rename_a_large_blob_before_its_flush(patch: Patch) -> None:
-    finish = LargeFile.finish
+    finish = LargeFile._finish
 
     def unflushed(self: LargeFile) -> bytes:
         flush, self._disk.flush = self._disk.flush, lambda fd: None  # type: ignore[method-assign]
@@ -136,7 +136,7 @@ def rename_a_large_blob_before_its_flush(patch: Patch) -> None:
         finally:
             self._disk.flush = flush  # type: ignore[method-assign]
 
-    patch.setattr(LargeFile, "finish", unflushed)
+    patch.setattr(LargeFile, "_finish", unflushed)
 
 
 def use_a_number_again(patch: Patch) -> None:
@@ -147,12 +147,18 @@ def use_a_number_again(patch: Patch) -> None:
     patch.setattr(Catalog, "take_number", low)
 
 
-def forget_unsettled_files(patch: Patch) -> None:
-    def take(self: Catalog) -> int:
-        self._following += 1
-        return self._following - 1
+def leave_files_that_nothing_refers_to(patch: Patch) -> None:
+    patch.setattr(Folder, "remove", lambda self, numbers, suffix: None)
 
-    patch.setattr(Catalog, "take_number", take)
+
+def remove_large_blobs_that_are_current(patch: Patch) -> None:
+    apply = Catalog.apply
+
+    def applied(self: Catalog, *arguments: object) -> None:
+        apply(self, *arguments)
+        self.dead.update(self.live)
+
+    patch.setattr(Catalog, "apply", applied)
 
 
 @pytest.mark.parametrize(
@@ -165,10 +171,12 @@ def forget_unsettled_files(patch: Patch) -> None:
         unlink_before_the_moves_are_committed,
         believe_the_last_batch,
         recover_without_a_flush,
+        believe_the_cache_after_a_failed_flush,
         leave_names_unflushed,
         rename_a_large_blob_before_its_flush,
         use_a_number_again,
-        forget_unsettled_files,
+        leave_files_that_nothing_refers_to,
+        remove_large_blobs_that_are_current,
     ],
 )
 def test_a_sabotage_is_found(sabotage: Callable[[Patch], None]) -> None:
@@ -187,12 +195,12 @@ async def test_a_torn_tail_is_cut_off_and_nothing_behind_it_counts(
 ) -> None:
     """Of a batch the first record is torn and the second whole; nobody was answered."""
     store = await opened()
-    await store.write(Write("before", Bytes(b"1")))
+    await put(store, "before")
     await asyncio.to_thread(store.catalog.index.flush)
     assert store.log is not None
     path, end = store.folder.file(store.log.active.number, ".seg"), store.log.active.end
     shutil.copytree(tmp_path / "v", tmp_path / "crashed", symlinks=True)
-    await asyncio.gather(*(store.write(Write(n, Bytes(b"x" * 500))) for n in ("torn", "whole")))
+    await asyncio.gather(*(put(store, n, b"x" * 500) for n in ("torn", "whole")))
     torn = store._live("torn").data[1]
     assert torn == end
     await store.aclose()

@@ -12,20 +12,10 @@ import pytest
 
 from dolmen.errors import BadVolume, Corrupt, DolmenError, NotFound, Unavailable
 from dolmen.names import checksum_of
-from dolmen.payload import Bytes, read_whole
 from dolmen.store import Listing, Outcome, Write
-from dolmen.stores.volume import Volume
 from dolmen.stores.volume import volume as volume_module
 from dolmen.stores.volume.recovery import reindex
-from stores.volume.conftest import Opener, flip, place_of
-
-
-async def put(store: Volume, name: str, data: bytes, stamp: int | None = None) -> None:
-    await store.write(Write(name, Bytes(data), stamp=stamp))
-
-
-async def data_of(store: Volume, name: str) -> bytes:
-    return bytes(await read_whole((await store.get(name)).payload))
+from stores.volume.conftest import Opener, data_of, failure, files, flip, place_of, put
 
 
 @pytest.mark.parametrize("size", [1, 1_000, 70_000, 300_000, 5 << 20])
@@ -35,7 +25,7 @@ async def test_a_put_onto_a_rotten_copy_is_stored_anew(opened: Opener, size: int
     await put(store, "a", data)
     path, at = place_of(store, "a")
     flip(path, at + size // 2)
-    again = await store.write(Write("a", Bytes(data)))
+    again = await put(store, "a", data)
     assert again.outcome in (Outcome.CREATED, Outcome.UNCHANGED)
     assert await data_of(store, "a") == data
     # A touch has no data to store in its place.
@@ -55,12 +45,10 @@ async def test_an_identical_put_takes_no_second_copy_on_the_disk(opened: Opener)
     for name, size in (("small", 100_000), ("large", 5 << 20)):
         await put(store, name, bytes(size))
         end = store.log.active.end
-        answer = await store.write(Write(name, Bytes(bytes(size))))
-        assert answer.outcome is Outcome.UNCHANGED
+        assert (await put(store, name, bytes(size))).outcome is Outcome.UNCHANGED
         assert store.log.active.end - end < 200
     await store.aclose()
-    blobs = [suffix for _, suffix in store.folder.numbers() if suffix == ".blob"]
-    assert len(blobs) == 1
+    assert len(files(store, ".blob")) == 1
 
 
 async def test_a_head_that_is_damaged_is_reported_and_written_anew_by_a_put(
@@ -71,11 +59,9 @@ async def test_a_head_that_is_damaged_is_reported_and_written_anew_by_a_put(
     path, at = place_of(store, "a")
     flip(path, at - len("a") - 4)  # the checksum of the head
     assert await data_of(store, "a") == b"data"
-    answers = [answer async for answer in store.verify_many(["a"])]
-    assert isinstance(getattr(answers[0], "error", None), Corrupt)
+    assert isinstance(await failure(store, "a"), Corrupt)
     await put(store, "a", b"data")
-    answers = [answer async for answer in store.verify_many(["a"])]
-    assert not hasattr(answers[0], "error")
+    assert await failure(store, "a") is None
 
 
 @pytest.mark.parametrize("part", range(4))
@@ -91,12 +77,12 @@ async def test_a_flipped_bit_anywhere_is_never_served(
         for name, data in contents.items():
             await put(store, name, data)
         await store.aclose()
-    files = sorted(f for f in (tmp_path / "v").rglob("*") if f.is_file() and f.stat().st_size)
-    files = [f for f in files if f.name not in ("reserve", "lock") and "LOG" not in f.name]
+    paths = sorted(f for f in (tmp_path / "v").rglob("*") if f.is_file() and f.stat().st_size)
+    paths = [f for f in paths if f.name not in ("reserve", "lock") and "LOG" not in f.name]
     for at in range(15):
         copy = tmp_path / str(at)
         shutil.copytree(tmp_path / "v", copy, symlinks=True)
-        path = copy / rng.choice(files).relative_to(tmp_path / "v")
+        path = copy / rng.choice(paths).relative_to(tmp_path / "v")
         offset, mask = rng.randrange(path.stat().st_size), 1 << rng.randrange(8)
         flip(str(path), offset, mask)
         try:

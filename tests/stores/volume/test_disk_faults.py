@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from dolmen.errors import BadVolume, DolmenError, Full, NotFound, OutcomeUnknown, ReadOnly
-from dolmen.payload import Bytes, Stream, read_whole
+from dolmen.payload import Stream
 from dolmen.store import IDENTITY, Outcome, Write
 from dolmen.stores.volume import Volume
 from dolmen.stores.volume.compaction import Compactor
 from dolmen.stores.volume.disk import Buffer, Disk
-from stores.volume.conftest import Opener, tree
+from stores.volume.conftest import Opener, data_of, put, tree
 
 
 class FailingDisk(Disk):
@@ -35,10 +35,6 @@ class FailingDisk(Disk):
             return real(*arguments, **options)
 
         setattr(self, call, failing)
-
-
-async def put(store: Volume, name: str, data: bytes = b"data") -> None:
-    await store.write(Write(name, Bytes(data)))
 
 
 async def streamed(store: Volume, name: str, size: int) -> None:
@@ -203,7 +199,7 @@ async def test_reading_only_writes_nothing_and_sees_the_tail(
     reader = await opened(copy, read_only=True)
     names = [info.name async for info in reader.list()]
     assert sorted(names) == ["indexed", "tail"]
-    assert bytes(await read_whole((await reader.get("tail")).payload)) == b"tail"
+    assert await data_of(reader, "tail") == b"tail"
     assert await reader.digests() == await store.digests()
     with pytest.raises(ReadOnly):
         await reader.write(Write.tombstone("tail"))

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 
 from dolmen.errors import NotFound
-from dolmen.payload import read_whole
 from dolmen.store import Failed
 from dolmen.stores.volume import open_volume
 from dolmen.stores.volume.recovery import reindex
-from stores.volume.conftest import Opener
+from stores.volume.conftest import Opener, data_of
 
 KILLS = int(os.environ.get("DOLMEN_KILLS", "5"))
 WRITER = """
@@ -79,7 +78,7 @@ async def test_what_was_answered_is_there_after_a_kill(
         written = {}
         for name in answered:
             try:
-                found = bytes(await read_whole((await store.get(name)).payload))
+                found = await data_of(store, name)
                 written[name] = [str(found[0]), str(len(found))]
                 assert found == found[:1] * len(found)
             except NotFound:

@@ -4,6 +4,7 @@ from dolmen.stamps import Clock
 from dolmen.store import BlobStore, Capabilities
 from dolmen.stores.volume import Volume, open_volume
 from dolmen.testing.conformance import Conformance, Place
+from stores.volume.conftest import flip, place_of
 
 
 class TestVolume(Conformance):
@@ -19,14 +20,8 @@ class TestVolume(Conformance):
 
     async def damage(self, store: BlobStore, place: Place, name: str) -> None:
         assert isinstance(store, Volume)
-        entry = store._live(name)
-        suffix = ".blob" if entry.alone else ".seg"
-        path = store.folder.file(entry.data[0], suffix)
-        with open(path, "r+b") as file:
-            file.seek(entry.data_at(name.encode()) + entry.length // 2)
-            byte = file.read(1)
-            file.seek(-1, 1)
-            file.write(bytes([byte[0] ^ 1]))
+        path, at = place_of(store, name)
+        flip(path, at + (await store.stat(name)).size // 2)
 
 
 def test_what_it_promises() -> None:

@@ -1,66 +1,60 @@
-"""The catalog: the index, and the accounts that change with it.
+"""The catalog: what lies in the index, and the accounts that change with it.
 
-Live bytes of every segment (which compaction goes by), numbers of files, and blobs' own
-files that nothing refers to any more. A `Change` gathers what a batch of records does to
-all of them, for a commit, a recovery and a quarantine alike; it is applied at once, with
-the watermark: how far the log is reflected.
+Beside the entries: the digests of all partitions, the bytes of every file that an entry refers
+to, and the watermark, up to which the log is reflected. A `Change` gathers what a batch of
+records does to all of them, for a commit, a recovery and a quarantine alike; it is applied at
+once. A file of which nothing is live goes: a blob's own at once, a segment after compaction.
 
-Facts in the index: `w` the watermark: segment, offset, the lowest number of a file that may
-be unfinished, the next number (4 bytes each, little-endian); `u` and a number (big-endian):
-live bytes (8); `g` and a number: a blob's own file that is to be removed.
-
-Read first: `entry`, `index`.
+`docs/disk-format.md` has the bytes of keys and values. Read first: `entry`, `index`.
 """
 
 from __future__ import annotations
 
 import struct
 import threading
-from typing import NamedTuple
+from collections.abc import Collection, Iterator, Sequence
+from itertools import groupby
 
-from dolmen.digests import entry_hash
-from dolmen.stores.volume.entry import Entry, unpack
-from dolmen.stores.volume.index import DigestChange, Index
+from dolmen.digests import Digests
+from dolmen.names import PARTITIONS
+from dolmen.record import Kind
+from dolmen.store import BlobInfo, Listing
+from dolmen.stores.volume.entry import Entry, Place, name_of, unpack
+from dolmen.stores.volume.index import Index
 
-_WATERMARK = struct.Struct("<IIII")
+SLOT = struct.Struct("<IQQQ")
+_LOW = (1 << 64) - 1
+_WATERMARK = struct.Struct("<III")
 _BYTES = struct.Struct("<Q")
 _AT_HAND = 16_384
 """Entries kept decoded: a look-up in the index takes longer than the rest of a small read."""
-
-
-class Watermark(NamedTuple):
-    """The log is reflected in the index up to `offset` of segment `number`."""
-
-    number: int
-    offset: int
-    floor: int
-    """Every file with a lower number is referred to by the index, or was before this."""
-    following: int
-    """The lowest number not yet given to a file."""
+_PAGE = 1_000
+"""Entries of a listing that are read at once, or those of one partition."""
 
 
 class Catalog:
-    """The index and its accounts. For the event loop's thread, but for `take_number`."""
+    """The index and its accounts. For the event loop's thread, but for `take_number` and `page`."""
 
     def __init__(self, index: Index) -> None:
         self.index = index
-        facts = index.facts()
-        watermark = facts.get(b"w")
-        self.watermark = Watermark(*(_WATERMARK.unpack(watermark) if watermark else (0, 0, 0, 1)))
+        packed = index.get(b"fw")
+        number, offset, following = _WATERMARK.unpack(packed) if packed else (0, 0, 1)
+        self._following: int = following
+        self.watermark: Place = number, offset
+        """The log is reflected up to this segment, and offset in it."""
         self.live = {
-            int.from_bytes(key[1:]): _BYTES.unpack(value)[0]
-            for key, value in facts.items()
-            if key.startswith(b"u")
+            int.from_bytes(key[2:]): _BYTES.unpack(value)[0]
+            for key, value in index.scan(b"fu", b"fv")
         }
-        self.unreferenced = {int.from_bytes(key[1:]) for key in facts if key.startswith(b"g")}
-        """Blobs' own files that are to be removed."""
-        self.floor: int | None = self.watermark.floor
-        """While the log is replayed: no file from this number on is settled."""
-        self._unsettled: set[int] = set()
-        """Numbers of files to which neither the index nor the watermark refers yet."""
+        self.dead = {number for number, live in self.live.items() if not live}
+        """Files to which nothing refers any more."""
+        self.slots = bytearray(SLOT.size * PARTITIONS)
+        """The digests of all partitions, packed."""
+        for key, slot in index.scan(b"d", b"e"):
+            at = int.from_bytes(key[1:]) * SLOT.size
+            self.slots[at : at + SLOT.size] = slot
         self.found: dict[str, Entry] = {}
         """Live entries as they were looked up last; one that changes is dropped."""
-        self._following = self.watermark.following
         self._lock = threading.Lock()
 
     def get(self, key: bytes) -> Entry | None:
@@ -74,57 +68,95 @@ class Catalog:
             del self.found[next(iter(self.found))]
         self.found[name] = entry
 
-    def take_number(self) -> int:
-        """A number that no file ever had, for a file that is not settled yet. From any thread."""
-        with self._lock:
-            number = self._following
-            self._following += 1
-            self._unsettled.add(number)
-        return number
+    def entries(self, start: int = 0, stop: int = PARTITIONS) -> Iterator[tuple[bytes, bytes]]:
+        """Keys and packed entries of these partitions, as of one moment; for any thread."""
+        end = b"f" if stop == PARTITIONS else b"e" + stop.to_bytes(2)
+        return self.index.scan(b"e" + start.to_bytes(2), end)
 
-    def settle(self, number: int) -> None:
-        """The file of this number was committed, or removed."""
+    def take_number(self) -> int:
+        """A number that no file ever had. From any thread."""
         with self._lock:
-            self._unsettled.discard(number)
+            self._following += 1
+            return self._following - 1
 
     def know_number(self, number: int) -> None:
         """Never give a number that was seen in the log or the folder."""
         self._following = max(self._following, number + 1)
 
-    def apply(self, change: Change, number: int, offset: int) -> None:
-        """Carry out what was gathered; the log is reflected up to this place. Raises `OSError`."""
-        with self._lock:
-            self._unsettled.discard(number)
-            floor = min(self._unsettled, default=self._following)
-            if self.floor is not None:
-                floor = min(floor, self.floor)
-            watermark = Watermark(number, offset, floor, self._following)
-        facts: dict[bytes, bytes | None] = {b"w": _WATERMARK.pack(*watermark)}
-        for segment, difference in change.live.items():
-            live = self.live.get(segment, 0) + difference
-            facts[b"u" + segment.to_bytes(4)] = _BYTES.pack(max(live, 0))
-        for freed in change.freed:
-            facts[b"g" + freed.to_bytes(4)] = b""
-        entries = [
-            (key, None if entry is None else entry.pack()) for key, entry in change.entries.items()
-        ]
-        self.index.apply(entries, change.digests, facts)
+    def apply(self, change: Change, watermark: Place | None = None) -> None:
+        """Carry out what was gathered; the log is reflected up to there. Raises `OSError`."""
+        watermark = watermark or self.watermark
+        changes: dict[bytes, bytes | None] = {b"fw": _WATERMARK.pack(*watermark, self._following)}
+        for key, entry in change.entries.items():
+            changes[key] = None if entry is None else entry.pack()
+        live: dict[int, int] = {}
+        for number, difference in change.live.items():
+            live[number] = size = max(self.live.get(number, 0) + difference, 0)
+            changes[b"fu" + number.to_bytes(4)] = _BYTES.pack(size)
+        slots = self._changed_slots(change)
+        for at, slot in slots.items():
+            changes[b"d" + (at // SLOT.size).to_bytes(2)] = slot
+        self.index.apply(changes)
+        self.watermark = watermark
+        for at, slot in slots.items():
+            self.slots[at : at + SLOT.size] = slot
+        for number, size in live.items():
+            self.live[number] = size
+            if not size:
+                self.dead.add(number)
         if self.found:
             for name in change.names:
                 self.found.pop(name.decode(), None)
-        self.watermark = watermark
-        for segment, difference in change.live.items():
-            self.live[segment] = max(self.live.get(segment, 0) + difference, 0)
-        self.unreferenced.update(change.freed)
 
-    def forget_files(self, segments: list[int], blobs: list[int]) -> None:
+    def quarantine(self, key: bytes, name: bytes, place: Place) -> None:
+        """Mark the copy at a place as damaged, if it is still current. Raises `OSError`."""
+        current = self.get(key)
+        if current is not None and current.data == place and not current.damaged:
+            change = Change()
+            change.put(key, name, current, current._replace(damaged=True))
+            self.apply(change)
+
+    def forget(self, numbers: Collection[int]) -> None:
         """These files are gone, durably. Raises `OSError`."""
-        facts: dict[bytes, bytes | None] = {b"u" + n.to_bytes(4): None for n in segments}
-        facts.update({b"g" + n.to_bytes(4): None for n in blobs})
-        self.index.apply((), (), facts)
-        for segment in segments:
-            self.live.pop(segment, None)
-        self.unreferenced.difference_update(blobs)
+        gone = [number for number in numbers if not self.live.get(number)]
+        self.index.apply({b"fu" + number.to_bytes(4): None for number in gone})
+        for number in gone:
+            self.live.pop(number, None)
+        self.dead.difference_update(numbers)
+
+    def _changed_slots(self, change: Change) -> dict[int, bytes]:
+        """The slots that a change leaves, by their place in `slots`."""
+        size = SLOT.size
+        changed: dict[int, bytes] = {}
+        for partition, more, data, xor in change.digests:
+            at = partition * size
+            count, held, low, high = SLOT.unpack(changed.get(at) or self.slots[at : at + size])
+            changed[at] = SLOT.pack(count + more, held + data, low ^ xor & _LOW, high ^ xor >> 64)
+        return changed
+
+    def page(
+        self, start: int, stop: int, listing: Listing, after: tuple[int, str]
+    ) -> tuple[list[BlobInfo], int]:
+        """What is to be listed of some whole partitions, and the partition to go on with.
+
+        So a name that is there throughout a listing comes exactly once. `after`: the partition
+        and the name to begin behind. Blocks; for a thread.
+        """
+        page: list[tuple[int, str, Entry]] = []
+        last, seen = start, 0
+        for key, value in self.entries(start, stop):
+            partition, name = int.from_bytes(key[1:3]), name_of(key)
+            if partition != last and seen >= _PAGE:
+                stop = partition
+                break
+            last, seen = partition, seen + 1
+            if (partition, name) <= after or not name.startswith(listing.prefix):
+                continue
+            entry = unpack(value)
+            wanted = listing.tombstones or entry.kind != Kind.TOMBSTONE
+            if wanted and entry.damaged == listing.quarantined:
+                page.append((partition, name, entry))
+        return [entry.info(name) for _, name, entry in sorted(page)], stop
 
 
 class Change:
@@ -132,31 +164,46 @@ class Change:
 
     def __init__(self) -> None:
         self.entries: dict[bytes, Entry | None] = {}
-        self.digests: list[DigestChange] = []
+        self.digests: list[tuple[int, int, int, int]] = []
+        """Partition, more entries, more bytes, XOR of the hashes."""
         self.live: dict[int, int] = {}
-        self.freed: list[int] = []
         self.names: list[bytes] = []
 
     def put(self, key: bytes, name: bytes, old: Entry | None, new: Entry | None) -> None:
         """Put an entry (None: nothing) in place of the one that is current now."""
         self.entries[key] = new
         self.names.append(name)
-        partition = int.from_bytes(key[:2])
-        live = self.live
-        if old is not None:
-            if not old.damaged:
-                self.digests.append((partition, -1, -old.length, hash_of(name, old)))
-            for segment, size in old.usage(name):
-                live[segment] = live.get(segment, 0) - size
-            if old.alone and (new is None or new.data != old.data):
-                self.freed.append(old.data[0])
-        if new is not None:
-            if not new.damaged:
-                self.digests.append((partition, 1, new.length, hash_of(name, new)))
-            for segment, size in new.usage(name):
-                live[segment] = live.get(segment, 0) + size
+        partition = int.from_bytes(key[1:3])
+        for entry, sign in ((old, -1), (new, 1)):
+            if entry is None:
+                continue
+            if not entry.damaged:
+                self.digests.append((partition, sign, sign * entry.length, entry.hash(name)))
+            for number, size in entry.usage(name):
+                self.live[number] = self.live.get(number, 0) + sign * size
 
 
-def hash_of(name: bytes, entry: Entry) -> int:
-    """What an entry adds to the digest of its partition."""
-    return entry_hash(name, entry.stamp, entry.kind, entry.checksum, entry.metadata)
+def runs(partitions: Sequence[int], begin: int) -> list[tuple[int, int]]:
+    """Ascending partitions from `begin` on, as ranges without gaps."""
+    if isinstance(partitions, range) and partitions.step == 1:
+        return [(max(partitions.start, begin), partitions.stop)]
+    wanted = [partition for partition in partitions if partition >= begin]
+    found = []
+    for _, run in groupby(enumerate(wanted), key=lambda pair: pair[1] - pair[0]):
+        members = [partition for _, partition in run]
+        found.append((members[0], members[-1] + 1))
+    return found
+
+
+def digests_of(slots: bytes) -> Digests:
+    """The digests in a catalog's packed slots, which are laid out as those of `Digests`."""
+    size, none = SLOT.size, bytes(4)
+    return Digests.decode(
+        b"".join(
+            [
+                (at // size).to_bytes(2, "little") + slots[at : at + size]
+                for at in range(0, len(slots), size)
+                if slots[at : at + 4] != none
+            ]
+        )
+    )

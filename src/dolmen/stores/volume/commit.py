@@ -17,25 +17,27 @@ Read first: `pending`, `segment`, `catalog`. `docs/durability.md` has the argume
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
-from asyncio import AbstractEventLoop
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 
 from dolmen.errors import DolmenError, Full, OutcomeUnknown, ReadOnly, Unavailable
-from dolmen.record import block_sums, encode_head
+from dolmen.record import Kind, block_sums, encode_head
 from dolmen.resolve import Action, Decision
 from dolmen.stamps import Clock
 from dolmen.store import Put
 from dolmen.stores.volume import segment
-from dolmen.stores.volume.answer import Answer, resume
 from dolmen.stores.volume.catalog import Catalog, Change
 from dolmen.stores.volume.disk import WRITE_MAX, Buffer
-from dolmen.stores.volume.entry import Entry, Place
-from dolmen.stores.volume.pending import Pending
+from dolmen.stores.volume.entry import Entry, key_of
+from dolmen.stores.volume.folder import BLOB
+from dolmen.stores.volume.pending import Answer, Pending, resume
+from dolmen.stores.volume.reader import Reader
 
 _log = logging.getLogger("dolmen.volume")
+_SEGMENT_SIZE = 1 << 30
 _BATCH = WRITE_MAX // 3
 """Writes in a batch at most: each is up to three buffers."""
 _BATCH_BYTES = 32 << 20
@@ -47,11 +49,6 @@ _SCARCE = 8 << 20
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
-Found = Callable[[bool | DolmenError], None]
-Sound = Callable[[str, Entry, Found], bool | None]
-"""Tells whether a copy can be read and is right: at once, or None and a call later."""
-
-
 class Log:
     """The end of the log of one open volume. On the event loop, with one thread that writes."""
 
@@ -59,52 +56,83 @@ class Log:
         self,
         catalog: Catalog,
         active: segment.Active,
+        reader: Reader,
         *,
-        loop: AbstractEventLoop,
         thread: Executor,
         threads: Executor,
-        sound: Sound,
         clock: Clock,
         now: Callable[[], float],
-        segment_size: int,
-        freed: Callable[[], None],
+        segment_size: int | None,
     ) -> None:
-        """`freed` is called when a blob's own file is referred to no more."""
-        self._catalog, self.active = catalog, active
+        self._catalog, self.active, self._reader = catalog, active, reader
         self._folder = active.folder
-        self._loop, self._thread, self._threads = loop, thread, threads
-        self._sound, self._clock, self._now = sound, clock, now
-        self._segment_size = segment_size
+        self._loop, self._thread, self._threads = asyncio.get_running_loop(), thread, threads
+        self._clock, self._now = clock, now
         self._queue: list[Pending] = []
         self._batch: list[Pending] = []
         self._busy = False
         self.free, total, _ = self._folder.disk.space(self._folder.path)
-        self.reserve = segment_size + min(64 << 20, total // 32)
+        self._segment_size = segment_size or min(_SEGMENT_SIZE, max(total // 64, 1 << 20))
+        self.reserve = self._segment_size + min(64 << 20, total // 32)
         """Puts leave so much of the disk free: for compaction, deletes and the index."""
         self.broken: str | None = None
         """Why it takes no more writes."""
         self._unflushed_bytes = self._unflushed_writes = 0
         self._flushing = False
-        self._freed = freed
-        self._checking = 0
-        """Writes that wait until the copy they would touch was read."""
-        self._closing: Answer[None] | None = None
+        self._beside: set[asyncio.Task[None]] = set()
+        """Copies that are read before they are touched, and files that are removed."""
+        self._removing = False
+        self._rested: asyncio.Future[None] | None = None
 
     # The event loop's part
 
     def submit(self, pending: Pending) -> Answer[Put]:
         """Have a write decided and carried out; raises `ReadOnly`."""
         self._check_writable()
+        pending.key = key_of(pending.write.name)
         pending.answer = Answer(self._loop)
-        self._queue.append(pending)
-        if not self._busy:
-            self._busy = True
-            self._loop.call_soon(self._begin)
+        self._wake(pending)
         return pending.answer
+
+    def _check_writable(self) -> None:
+        """Raise `ReadOnly` when a write or flush has failed."""
+        if self.broken is not None:
+            raise ReadOnly(
+                f"the volume {self._folder.path} takes no writes because {self.broken}; check the "
+                "disk and the system's log, then start the server again"
+            )
+
+    def check_room(self, size: int) -> None:
+        """Raise `Full` unless so many bytes more leave the reserve free, or `ReadOnly`."""
+        self._check_writable()
+        if self.free - size < self.reserve:
+            self.free = self._folder.disk.space(self._folder.path)[0]
+        if self.free - size < self.reserve or self.active.end > _OFFSET_MAX:
+            raise self._full()
 
     def writes_under_way(self, key: bytes) -> bool:
         """Whether the batch that is being written has a write of this name."""
         return any(pending.key == key for pending in self._batch)
+
+    async def close(self) -> None:
+        """Return when everything submitted was answered."""
+        while self._busy or self._beside:
+            if self._busy:
+                self._rested = self._loop.create_future()
+                await self._rested
+            else:
+                await asyncio.wait(self._beside)
+
+    def _wake(self, pending: Pending) -> None:
+        self._queue.append(pending)
+        if not self._busy:
+            self._busy = True
+            self._loop.call_soon(self._begin)
+
+    def _rest(self) -> None:
+        self._busy = False
+        if self._rested is not None and not self._rested.done():
+            self._rested.set_result(None)
 
     def _begin(self) -> None:
         """Decide what waits and give it to the disk."""
@@ -114,8 +142,7 @@ class Log:
         parts: list[Buffer] = []
         names: set[bytes] = set()
         active, now = self.active, self._now()
-        arrived = int(now)
-        number, owner, flushed = active.number, active.owner, active.end
+        number, owner, flushed, arrived = active.number, active.owner, active.end, int(now)
         size = 0
         room = self.free - self.reserve if active.end <= _OFFSET_MAX else 0
         for at, pending in enumerate(waiting):
@@ -135,7 +162,7 @@ class Log:
                     continue
                 action, put = decision
                 more = size + len(pending.data)
-                if more > room and not pending.essential and action is not Action.KEEP:
+                if more > room and action is not Action.KEEP and not pending.essential:
                     self.check_room(more)
             except BaseException as error:  # noqa: BLE001 - whatever it is, the caller gets it
                 pending.answer.fail(_as_error(error))
@@ -145,13 +172,19 @@ class Log:
                 pending.answer.succeed(put)
                 answered.append(pending.answer)
                 continue
-            kind, data = pending.settle(
-                action is Action.TOUCH, put, (number, flushed + size), arrived
-            )
-            entry = pending.entry
+            place = number, flushed + size
+            pending.put = put
+            pending.entry = entry = pending.made(action, put, place, arrived)
+            kind: int = Kind.REMOVAL
+            data, sums = pending.data, pending.sums
+            if entry is not None:
+                kind = entry.kind
+                if entry.head == place:
+                    kind, data = Kind.TOUCH, entry.touch()
+                    sums = block_sums(data)
             head = encode_head(
                 kind,
-                pending.encoded,
+                pending.write.name.encode(),
                 b"" if entry is None else entry.metadata,
                 len(data),
                 put.stamp,
@@ -160,7 +193,6 @@ class Log:
                 owner=owner,
                 flushed=flushed,
             )
-            sums = pending.sums if data is pending.data else block_sums(data)
             parts += (head, data, sums) if data else (head,)
             size += len(head) + len(data) + len(sums)
             names.add(pending.key)
@@ -176,48 +208,31 @@ class Log:
 
     def _decide(self, pending: Pending, now: float) -> Decision | None:
         """Decide one write; None where the copy it would touch is being read first."""
-        current = old = self._catalog.get(pending.key)
         while True:
-            pending.old = old
+            current = pending.old = self._catalog.get(pending.key)
+            if current is not None and pending.read.get(current.data) is False:
+                current = current._replace(damaged=True)
             decision = pending.decide(current, self._clock, now)
             if decision.action is not Action.TOUCH or pending.alone is not None:
                 return decision
-            assert old is not None
-            place, sound = old.data, pending.sound.get(old.data)
-            if sound is None:
-
-                def later(found: bool | DolmenError, place: Place = place) -> None:
-                    self._found(pending, place, found)
-
-                sound = self._sound(pending.write.name, old, later)
-                if sound is None:
-                    self._checking += 1
-                    return None
-            if sound:
+            assert current is not None
+            if current.data in pending.read:
                 return decision
-            old = self._catalog.get(pending.key)  # it was quarantined
-            current = None if old is None else old._replace(damaged=True)
+            sound = self._reader.sound(pending.write.name, current)
+            if sound is None:
+                self._start(self._read_first(pending, current))
+                return None
+            pending.read[current.data] = sound
 
-    def _found(self, pending: Pending, place: Place, found: bool | DolmenError) -> None:
-        """A copy was read: its write can be decided."""
-        self._checking -= 1
-        if isinstance(found, DolmenError):
-            pending.answer.fail(found)
-            resume([pending.answer])
-            self._settled()
-            return
-        pending.sound[place] = found
-        self._queue.append(pending)
-        if not self._busy:
-            self._busy = True
-            self._loop.call_soon(self._begin)
-
-    def check_room(self, size: int) -> None:
-        """Raise `Full` unless so many bytes more leave the reserve free."""
-        if self.free - size < self.reserve:
-            self.free = self._folder.disk.space(self._folder.path)[0]
-        if self.free - size < self.reserve or self.active.end > _OFFSET_MAX:
-            raise self._full()
+    async def _read_first(self, pending: Pending, entry: Entry) -> None:
+        try:
+            wrong = await self._reader.verify(pending.write.name, entry)
+        except DolmenError as error:
+            pending.answer.fail(error)
+            self._loop.call_soon(resume, [pending.answer])
+        else:
+            pending.read[entry.data] = wrong is None
+            self._wake(pending)
 
     def _end(self, error: BaseException | None, size: int) -> None:
         """The disk is done with the batch: show its entries and answer."""
@@ -230,14 +245,17 @@ class Log:
                 pending.answer.succeed(pending.put)
             self._unflushed_bytes += size
             self._unflushed_writes += len(batch)
-            if (
-                self._unflushed_bytes >= _FLUSH_BYTES or self._unflushed_writes >= _FLUSH_WRITES
-            ) and not self._flushing:
+            if self._unflushed_bytes >= _FLUSH_BYTES or self._unflushed_writes >= _FLUSH_WRITES:
                 self._flush_index()
-        elif isinstance(error, Full):
-            self._retry(batch, error)
         else:
-            if isinstance(error, OSError):
+            if isinstance(error, Full):  # what a full disk takes is tried once more
+                again = [each for each in batch if each.essential and not each.retried]
+                for pending in batch:
+                    pending.put = None  # it was not written
+                    pending.retried = True
+                self._queue[:0] = again
+                batch = [each for each in batch if each not in again]
+            elif isinstance(error, OSError):
                 error = OutcomeUnknown(f"the volume could not be written: {error}")
             for pending in batch:
                 pending.answer.fail(error)
@@ -246,53 +264,45 @@ class Log:
             self._begin()
         else:
             self._rest()
-        resume([pending.answer for pending in batch if pending.answer.done()])
+        resume([pending.answer for pending in batch])
 
     def _show(self, batch: list[Pending]) -> BaseException | None:
         change = Change()
         for pending in batch:
-            change.put(pending.key, pending.encoded, pending.old, pending.entry)
-            if pending.alone is not None:
-                self._catalog.settle(pending.alone[0])
+            change.put(pending.key, pending.write.name.encode(), pending.old, pending.entry)
         try:
-            self._catalog.apply(change, self.active.number, self.active.end)
+            self._catalog.apply(change, (self.active.number, self.active.end))
         except BaseException as error:  # noqa: BLE001 - the callers must not wait for ever
             self.broken = f"its index failed ({error!r})"
             if isinstance(error, OSError):
                 return OutcomeUnknown(f"the volume's index failed: {error}")
             return error
-        if change.freed:
-            self._freed()
+        if self._catalog.dead and not self._removing:
+            self._removing = True
+            self._start(self._remove_dead())
         return None
 
-    def _retry(self, batch: list[Pending], error: Full) -> None:
-        """The disk is full: refuse the puts, and try once more what a full disk takes."""
-        again = []
-        for pending in batch:
-            pending.put = None
-            if pending.essential and not pending.retried:
-                pending.retried = True
-                again.append(pending)
-            else:
-                pending.answer.fail(error)
-        self._queue[:0] = again
+    async def _remove_dead(self) -> None:
+        """Remove the files of large blobs that were replaced or deleted."""
+        numbers = sorted(self._catalog.dead)
+        for number in numbers:
+            self._reader.close_file(number)
+        try:
+            await self._loop.run_in_executor(self._threads, self._folder.remove, numbers, BLOB)
+            self._catalog.forget(numbers)
+        except OSError as error:  # the next opening tries again
+            _log.error("files of deleted blobs could not be removed: %s", error)
+        finally:
+            self._removing = False
 
-    def _rest(self) -> None:
-        self._busy = False
-        self._settled()
-
-    def _settled(self) -> None:
-        if self._closing is not None and not self._busy and not self._checking:
-            self._closing.succeed(None)
-            self._loop.call_soon(resume, [self._closing])
-
-    async def close(self) -> None:
-        """Return when everything submitted was answered."""
-        self._closing = Answer(self._loop)
-        self._settled()
-        await self._closing
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(work)
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
 
     def _flush_index(self) -> None:
+        if self._flushing:
+            return
         self._flushing = True
         self._unflushed_bytes = self._unflushed_writes = 0
 
@@ -312,32 +322,28 @@ class Log:
         """Append a batch, durably, and say so to the event loop."""
         error: BaseException | None = None
         try:
-            self.active.append(parts, size)
-            self.free = self._folder.disk.space(self._folder.path)[0]
-            if self.free < _SCARCE:
-                self._folder.release_reserve()
-        except OSError as failed:
-            error = self._failed(failed)
+            self._append(parts, size)
+        except Full as full:
+            self.free, error = 0, full
         except BaseException as failed:  # noqa: BLE001 - the callers must not wait for ever
-            self.broken = f"writing failed: {failed!r}"
-            error = failed
+            self.broken, error = f"a write or flush failed ({failed})", failed
+            _log.error("the volume %s is read-only: %s", self._folder.path, self.broken)
         else:
             self._roll()
         self._loop.call_soon_threadsafe(self._end, error, size)
 
-    def _failed(self, failed: OSError) -> Exception:
-        if failed.errno in _NO_ROOM:
-            try:
-                self.active.cut_off()
-                self._folder.release_reserve()
-            except OSError as error:
-                failed = error
-            else:
-                self.free = 0
-                return self._full()
-        self.broken = f"a write or flush failed ({failed})"
-        _log.error("the volume %s is read-only: %s", self._folder.path, self.broken)
-        return failed
+    def _append(self, parts: list[Buffer], size: int) -> None:
+        try:
+            self.active.append(parts, size)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            self.active.cut_off()
+            self._folder.release_reserve()
+            raise self._full() from error
+        self.free = self._folder.disk.space(self._folder.path)[0]
+        if self.free < _SCARCE:
+            self._folder.release_reserve()
 
     def _roll(self) -> None:
         """Begin the next segment if this one is large enough. The batch is on disk."""
@@ -358,13 +364,6 @@ class Log:
             f"the disk of {self._folder.path} is full: nothing was stored; delete something, or "
             "make room on the disk"
         )
-
-    def _check_writable(self) -> None:
-        if self.broken is not None:
-            raise ReadOnly(
-                f"the volume {self._folder.path} takes no writes because {self.broken}; check the "
-                "disk and the system's log, then start the server again"
-            )
 
 
 def _as_error(error: BaseException) -> BaseException:

@@ -11,7 +11,7 @@ tombstone. A removal is in no entry: it is carried as long as an older segment m
 it removed, so `reindex` at any time gives the index that was. A copy that can't be read
 is carried as a touch of a place that is nowhere: it answers `Corrupt`, before and after.
 
-Read first: `pending`, `commit`, `scan`.
+Read first: `pending`, `commit`, `segment`.
 """
 
 from __future__ import annotations
@@ -22,21 +22,18 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from dolmen.errors import DolmenError
 from dolmen.pace import Pace
-from dolmen.record import HEADER_SIZE, Kind
-from dolmen.resolve import Action, Decision
-from dolmen.stamps import Clock
-from dolmen.store import NO_CHECKSUM, Outcome, Put, Write
+from dolmen.record import HEADER_SIZE, Kind, block_sums
+from dolmen.store import Write
 from dolmen.stores.volume.disk import Buffer
-from dolmen.stores.volume.entry import NOWHERE, Entry, Place, key_of, name_of, unpack
+from dolmen.stores.volume.entry import Entry, key_of, name_of, unpack
 from dolmen.stores.volume.folder import SEGMENT
-from dolmen.stores.volume.pending import Pending
+from dolmen.stores.volume.pending import Move, Pending, Removal
 from dolmen.stores.volume.reader import read_now
-from dolmen.stores.volume.scan import Gap, Scanner
+from dolmen.stores.volume.segment import Gap, Scanner
 
 if TYPE_CHECKING:
     from dolmen.stores.volume.volume import Volume
@@ -83,65 +80,6 @@ def compaction_in(notes: Mapping[str, bytes]) -> Compaction | None:
         return None
 
 
-class Move(Pending):
-    """A copy's record is written again, at the end of the log, if it is still current."""
-
-    __slots__ = ("expected",)
-
-    def __init__(self, name: str, expected: Entry, data: bytes | memoryview = b"") -> None:
-        write = Write(name, kind=expected.kind, metadata=expected.metadata)
-        super().__init__(write, expected.checksum, data)
-        self.expected = expected
-        self.essential = True
-
-    def decide(self, current: Entry | None, clock: Clock, now: float) -> Decision:
-        """See `Pending.decide`: whatever was written meanwhile stays."""
-        del clock, now
-        put = Put(Outcome.UNCHANGED, self.expected.stamp)
-        return Decision(Action.WRITE if current == self.expected else Action.KEEP, put)
-
-    def settle(self, touch: bool, put: Put, place: Place, arrived: int) -> tuple[int, Buffer]:
-        """See `Pending.settle`; stamp, metadata and time of arrival stay what they are."""
-        del touch, arrived
-        self.put, old = put, self.expected
-        if self.data or not old.length:
-            self.entry = old._replace(data=place, inner=len(old.metadata), head=None)
-            return old.kind, self.data
-        self.entry = old._replace(head=place)
-        return Kind.TOUCH, self.entry.touch()
-
-
-class Lost(Move):
-    """A copy that can't be read: its entry, and a record, go on saying that it is damaged."""
-
-    __slots__ = ()
-
-    def settle(self, touch: bool, put: Put, place: Place, arrived: int) -> tuple[int, Buffer]:
-        """See `Pending.settle`."""
-        del touch, arrived
-        self.put = put
-        self.entry = self.expected._replace(data=NOWHERE, head=place, damaged=True)
-        return Kind.TOUCH, self.entry.touch()
-
-
-class CarriedRemoval(Pending):
-    """A removal is written again, unless something else is current by now."""
-
-    __slots__ = ()
-
-    def decide(self, current: Entry | None, clock: Clock, now: float) -> Decision:
-        """See `Pending.decide`."""
-        del clock, now
-        action = Action.WRITE if current is None else Action.KEEP
-        return Decision(action, Put(Outcome.UNCHANGED, 0))
-
-    def settle(self, touch: bool, put: Put, place: Place, arrived: int) -> tuple[int, Buffer]:
-        """See `Pending.settle`."""
-        del touch, place, arrived
-        self.put, self.entry = put, None
-        return Kind.REMOVAL, b""
-
-
 class Compactor:
     """Compacts an open volume, on its event loop; one pass at a time.
 
@@ -178,11 +116,12 @@ class Compactor:
 
     async def _note(self, failing: str | None) -> None:
         known = compaction_in(await self._volume.notes()) or Compaction()
+        live = self._catalog.live
         known = replace(
             known,
             looked=known.looked if failing else self._now(),
             reclaimed=known.reclaimed + self.done.reclaimed,
-            reclaimable=self._dead(),
+            reclaimable=sum(max(size - live.get(n, 0), 0) for n, size in self._sizes.items()),
             failing=failing,
         )
         await self._volume.note(KEY, json.dumps(asdict(known)).encode())
@@ -192,20 +131,10 @@ class Compactor:
         assert self._volume.log is not None
         active, disk = self._volume.log.active.number, self._folder.disk
         sealed = [n for n, suffix in self._folder.numbers() if suffix == SEGMENT and n < active]
-        self._sizes = {n: disk.size_at(self._folder.file(n, SEGMENT)) for n in sealed}
-        live = self._catalog.live
-        return sorted(
-            (
-                number
-                for number, size in self._sizes.items()
-                if live.get(number, 0) < THRESHOLD * size
-                and self._kept.get(number) != live.get(number, 0)
-            ),
-            key=lambda number: (live.get(number, 0), number),
-        )
-
-    def _dead(self) -> int:
-        return sum(max(size - self._catalog.live.get(n, 0), 0) for n, size in self._sizes.items())
+        self._sizes = {n: disk.size(self._folder.file(n, SEGMENT)) for n in sealed}
+        lives = sorted((self._catalog.live.get(n, 0), n) for n in sealed)
+        worth = [(live, n) for live, n in lives if live < THRESHOLD * self._sizes[n]]
+        return [n for live, n in worth if self._kept.get(n) != live]
 
     async def _rewrite(self, number: int) -> None:
         """Carry what is live in a segment to the end of the log, and unlink it."""
@@ -213,7 +142,7 @@ class Compactor:
         names, removed = await self._ask(self._read_heads, number)
         removals: list[str] = []
         if number != min(self._sizes):
-            removals = [name for name in removed if self._entry(name) is None]
+            removals = [name for name in removed if self._catalog.get(key_of(name)) is None]
         kept = live.get(number, 0) + sum(HEADER_SIZE + len(name) for name in removals)
         if kept >= THRESHOLD * size:
             self._kept[number] = live.get(number, 0)
@@ -224,17 +153,16 @@ class Compactor:
                 break
         else:  # a record whose head is damaged: only its entry leads to it
             await self._carry(number, await self._ask(self._referring, number))
-        write = partial(Write, kind=Kind.REMOVAL)
         for start in range(0, len(removals), _HEADS):
             some = removals[start : start + _HEADS]
-            await self._commit([CarriedRemoval(write(name), NO_CHECKSUM) for name in some])
+            await self._commit([Removal(Write(name, kind=Kind.REMOVAL)) for name in some])
         if live.get(number, 0):
             return  # something could not be moved: the file stays
         # Before the file goes: no index that a crash may bring back may refer to it.
         await self._ask(self._catalog.index.flush)
         self._volume.reader.close_file(number)
         await self._ask(self._folder.remove, [number], SEGMENT)
-        self._catalog.forget_files([number], [])
+        self._catalog.forget([number])
         del self._sizes[number]
         segments, reclaimed, carried = self.done
         self.done = Compacted(segments + 1, reclaimed + size - kept, carried + kept)
@@ -243,22 +171,17 @@ class Compactor:
         """Write what these names have in a segment again."""
         step: list[tuple[str, Entry]] = []
         size = 0
-        for name in names:
-            entry = self._entry(name)
-            if entry is None or not _lies_in(entry, number):
-                continue
-            step.append((name, entry))
-            size += sum(used for place, used in entry.usage(name.encode()) if place == number)
-            if size >= _STEP or len(step) == _HEADS:
-                await self._move(number, step, size)
+        for at, name in enumerate(names, 1):
+            entry = self._catalog.get(key_of(name))
+            used = 0 if entry is None else _used(name, entry, number)
+            if entry is not None and used:
+                step.append((name, entry))
+                size += used
+            if size >= _STEP or len(step) == _HEADS or (step and at == len(names)):
+                await self._commit(await self._ask(self._read, number, step))
+                if wait := self._pace.delay(2 * size):
+                    await self._pause(wait)
                 step, size = [], 0
-        if step:
-            await self._move(number, step, size)
-
-    async def _move(self, number: int, step: list[tuple[str, Entry]], size: int) -> None:
-        await self._commit(await self._ask(self._read, number, step))
-        if wait := self._pace.delay(2 * size):
-            await self._pause(wait)
 
     async def _commit(self, moves: Sequence[Pending]) -> None:
         answers = [self._volume.submit(move) for move in moves]
@@ -269,47 +192,38 @@ class Compactor:
     def _read(self, number: int, step: list[tuple[str, Entry]]) -> list[Move]:
         """The moves of some entries, with their data. In a thread."""
         disk = self._folder.disk
-        fd = disk.open(self._folder.file(number, SEGMENT))
         moves: list[Move] = []
-        try:
+        with disk.opened(self._folder.file(number, SEGMENT)) as fd:
             for name, entry in step:
-                data: bytes | memoryview | None = b""
-                if entry.data[0] == number and not entry.alone:
+                write = Write(name, kind=entry.kind, metadata=entry.metadata)
+                data: Buffer | None = b""
+                if entry.data[0] == number:
                     data = None if entry.damaged else read_now(disk, fd, name.encode(), entry)
-                moves.append(Lost(name, entry) if data is None else Move(name, entry, data))
-        finally:
-            disk.close(fd)
+                fixed = write, entry.checksum, data or b"", block_sums(data or b"")
+                moves.append(Move(*fixed, expected=entry, lost=data is None))
         return moves
 
     def _read_heads(self, number: int) -> tuple[Sequence[str], Sequence[str]]:
         """The names of the records in a segment, and those of removals. In a thread."""
         disk = self._folder.disk
-        fd = disk.open(self._folder.file(number, SEGMENT))
         names: dict[str, None] = {}
         removed: dict[str, None] = {}
-        try:
+        with disk.opened(self._folder.file(number, SEGMENT)) as fd:
             for found in Scanner(disk, fd).records(0):
                 if not isinstance(found, Gap):
                     into = removed if found.head.kind == Kind.REMOVAL else names
                     into[found.head.name.decode()] = None
-        finally:
-            disk.close(fd)
         return list(names), list(removed)
 
     def _referring(self, number: int) -> Sequence[str]:
         """Every name whose entry refers to a segment, by reading the whole index. In a thread."""
-        entries = self._catalog.index.scan()
-        return [name_of(key) for key, value in entries if _lies_in(unpack(value), number)]
-
-    def _entry(self, name: str) -> Entry | None:
-        return self._catalog.get(key_of(name))
+        named = ((name_of(key), unpack(value)) for key, value in self._catalog.entries())
+        return [name for name, entry in named if _used(name, entry, number)]
 
     async def _ask(self, call: Callable[..., T], *arguments: object) -> T:
         return await self._volume.in_thread(call, *arguments)
 
 
-def _lies_in(entry: Entry, number: int) -> bool:
-    """Whether some record of an entry lies in a segment."""
-    if entry.head is not None and entry.head[0] == number:
-        return True
-    return entry.data[0] == number and not entry.alone
+def _used(name: str, entry: Entry, number: int) -> int:
+    """How many bytes of an entry lie in a segment."""
+    return sum(size for place, size in entry.usage(name.encode()) if place == number)

@@ -14,8 +14,9 @@ import ctypes
 import errno
 import fcntl
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Literal
 
 from dolmen.native import accelerated
@@ -75,6 +76,15 @@ class Disk:
     def close(self, fd: int) -> None:
         """Close a descriptor; locks taken by it are released."""
         os.close(fd)
+
+    @contextmanager
+    def opened(self, path: str, *, write: bool = False) -> Iterator[int]:
+        """Open a file that exists, for a while."""
+        fd = self.open(path, write=write)
+        try:
+            yield fd
+        finally:
+            self.close(fd)
 
     def write(self, fd: int, buffers: Sequence[Buffer], offset: int, *, sync: bool = False) -> None:
         """Write up to `WRITE_MAX` buffers one after the other at `offset`.
@@ -137,23 +147,14 @@ class Disk:
             return None
         return found.st_dev, found.st_ino
 
-    def size(self, fd: int) -> int:
-        """The file's length in bytes."""
-        return os.fstat(fd).st_size
+    def size(self, file: str | int) -> int:
+        """The length in bytes of the file at a path or behind a descriptor."""
+        return os.stat(file).st_size
 
-    def size_at(self, path: str) -> int:
-        """The length in bytes of the file at a path."""
-        return os.stat(path).st_size
-
-    def read(self, fd: int, length: int, offset: int) -> bytes:
+    def read(self, fd: int, length: int, offset: int) -> memoryview:
         """Up to `length` bytes; fewer only at the file's end."""
-        data = os.pread(fd, length, offset)
-        while len(data) < length:
-            more = os.pread(fd, length - len(data), offset + len(data))
-            if not more:
-                break
-            data += more
-        return data
+        room = memoryview(bytearray(length))
+        return room[: self.read_into(fd, room, offset)]
 
     def read_into(self, fd: int, room: memoryview, offset: int) -> int:
         """The same into `room`; returns how many bytes there were."""
@@ -218,6 +219,4 @@ class Disk:
     def remove_index(self, path: str) -> None:
         """Remove an index's folder and the files in it, if it is there."""
         if os.path.isdir(path):
-            for name in os.listdir(path):
-                os.unlink(os.path.join(path, name))
-            os.rmdir(path)
+            shutil.rmtree(path)

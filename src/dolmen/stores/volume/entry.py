@@ -1,22 +1,8 @@
 """Index entries: where a blob lies, and all that `stat`, `list` and `digests` say of it.
 
-**Key**: the name's partition (2 bytes, big-endian), then the name in UTF-8; but of 64 or 40
-lower-case hex digits, bare or (64 of them) behind `chunk`, one byte that says which (0, 1, 2)
-and the 32 or 20 bytes they stand for. So within a partition keys are not in the order of
-the names; who lists sorts each partition.
-
-**Value**, little-endian, 45 bytes, or 53 of a touched blob, and the metadata:
-
-    4  number of the file with the data   4  offset of the record in it
-    2  length of the metadata in that record (a touch may have given others)
-    1  kind, and flags: 0x80 damaged, 0x40 a file of its own, 0x20 touched
-    6  length of the data                 8  stamp
-   16  checksum                           4  second of arrival
-   [4  number of the segment with the touch   4  its offset]
-
-**Touch**: the data of a TOUCH record on disk says where the blob's data lies: the first four
-fields of the value, and the length (8 bytes). File number 0 is nowhere: the copy was damaged
-when its segment was compacted.
+`docs/disk-format.md` has the bytes of keys, values and touches. Within a partition keys are not
+in the order of the names; who lists sorts each partition. File number 0 is nowhere: the copy
+was damaged when its segment was compacted.
 """
 
 from __future__ import annotations
@@ -25,8 +11,9 @@ import struct
 import zlib
 from typing import NamedTuple
 
+from dolmen.digests import entry_hash
 from dolmen.native import accelerated
-from dolmen.record import BLOCK, HEADER_SIZE, Head, Kind
+from dolmen.record import BLOCK, HEADER_SIZE, Head, Kind, record_size
 from dolmen.store import BlobInfo
 
 _VALUE = struct.Struct("<IIHBIHQ16sI")
@@ -69,11 +56,8 @@ class Entry(NamedTuple):
         if head is not None:
             kind |= _TOUCHED
             metadata = _HEAD.pack(*head) + metadata
-        high = length >> 32
-        return (
-            _VALUE.pack(*data, inner, kind, length & _LOW, high, stamp, checksum, arrived)
-            + metadata
-        )
+        low, high = length & _LOW, length >> 32
+        return _VALUE.pack(*data, inner, kind, low, high, stamp, checksum, arrived) + metadata
 
     def info(self, name: str) -> BlobInfo:
         """What the contract says of it."""
@@ -92,14 +76,17 @@ class Entry(NamedTuple):
         return HEADER_SIZE + len(name) + self.inner + length + 4 * blocks
 
     def usage(self, name: bytes) -> list[tuple[int, int]]:
-        """Segments that hold something of it, and how many bytes."""
+        """Files that hold something of it, and how many bytes."""
         used = []
-        if not self.alone and self.data != NOWHERE:
+        if self.data != NOWHERE:
             used.append((self.data[0], self.record_size(name)))
         if self.head is not None:
-            size = HEADER_SIZE + len(name) + len(self.metadata) + TOUCH_SIZE + 4
-            used.append((self.head[0], size))
+            used.append((self.head[0], record_size(len(name), len(self.metadata), TOUCH_SIZE)))
         return used
+
+    def hash(self, name: bytes) -> int:
+        """What it adds to the digest of its partition."""
+        return entry_hash(name, self.stamp, self.kind, self.checksum, self.metadata)
 
     def touch(self) -> bytes:
         """The data of a touch that leaves the blob where it lies."""
@@ -110,26 +97,13 @@ class Entry(NamedTuple):
 def unpack(value: bytes) -> Entry:
     """The entry that `Entry.pack` wrote."""
     number, offset, inner, kind, low, high, stamp, checksum, arrived = _VALUE.unpack_from(value)
-    head = None
-    at = 45
+    head, at = None, _VALUE.size
     if kind & _TOUCHED:
-        head = _HEAD.unpack_from(value, at)
-        at = 53
-    return _entry(
-        (
-            (number, offset),
-            inner,
-            kind & _KIND,
-            low | high << 32,
-            stamp,
-            checksum,
-            arrived,
-            value[at:],
-            head,
-            kind & _ALONE > 0,
-            kind & _DAMAGED > 0,
-        )
-    )
+        head, at = _HEAD.unpack_from(value, at), at + _HEAD.size
+    alone, damaged = kind & _ALONE > 0, kind & _DAMAGED > 0
+    length, kind = low | high << 32, kind & _KIND
+    fixed = (number, offset), inner, kind, length, stamp, checksum, arrived
+    return _entry((*fixed, value[at:], head, alone, damaged))
 
 
 _entry = Entry._make  # a third faster than the call
@@ -162,7 +136,7 @@ def entry_of(head: Head, place: Place, data: bytes) -> Entry | None:
 def key_of(name: str) -> bytes:
     """The key of a name; raises `UnicodeEncodeError` for what can be none."""
     encoded = name.encode()
-    partition = (zlib.crc32(encoded) >> 16).to_bytes(2)
+    partition = b"e" + (zlib.crc32(encoded) >> 16).to_bytes(2)
     length = len(encoded)
     if length == 64:
         form, digits = _HEX, name
@@ -182,8 +156,8 @@ def key_of(name: str) -> bytes:
 
 def name_of(key: bytes) -> str:
     """The name that `key_of` packed."""
-    form = key[2]
+    form = key[3]
     if form > 2:
-        return key[2:].decode()
-    digits = key[3:].hex()
+        return key[3:].decode()
+    digits = key[4:].hex()
     return "chunk" + digits if form == 2 else digits

@@ -1,17 +1,7 @@
 """The folder of a volume: what lies in it, who owns it, and the notes.
 
-    dolmen-volume                 the format's version and the volume's identity; made last, so
-                                  a folder that has it is whole
-    lock                          held (`flock`) by the process that has the volume open; says
-                                  which one that is
-    notes                         small facts about the store, replaced as a whole
-    reserve                       room kept for the moment at which the disk is full
-    index/                        RocksDB: where every blob lies; can be rebuilt (`reindex`)
-    segments/NNNNN/NNNNNNNN.seg   segments: records, one after the other
-    segments/NNNNN/NNNNNNNN.blob  a blob over 4 MiB, in a file of its own
-    segments/NNNNN/NNNNNNNN.part  such a file, or a segment, that is not complete
-
-Files are numbered upwards (hex), 4,096 to a folder; a number is never used again.
+`docs/disk-format.md` names every file. `dolmen-volume` is made last, so a folder that has it is
+whole. Numbered files lie in `segments/`; a number is never used again.
 
 The lock alone decides who may open the volume, and goes with its process, whatever host,
 boot, container or user comes next.
@@ -22,9 +12,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 
 from crc32c import crc32c
 
@@ -33,6 +25,7 @@ from dolmen.stores.volume.disk import Disk
 
 FORMAT = 1
 SEGMENT, BLOB, PART = ".seg", ".blob", ".part"
+_NUMBERED = re.compile(r"([0-9a-f]{8})(\.seg|\.blob|\.part)")
 _RESERVE = 16 << 20
 _TRANSIENT = {"lock", "segments", "index", "dolmen-volume.part"}
 """What a creation that was broken off may have left."""
@@ -44,57 +37,31 @@ class Folder:
     def __init__(self, disk: Disk, path: str) -> None:
         self.disk = disk
         self.path = os.path.abspath(path)
-        self.index = self._in("index")
-        self.old_index = self._in("index.old")
-        self.segments = self._in("segments")
-        self.marker = self._in("dolmen-volume")
-        self.lock_path = self._in("lock")
-        self.reserve_path = self._in("reserve")
-        self.notes_path = self._in("notes")
+        inside = partial(os.path.join, self.path)
+        self.index, self.old_index = inside("index"), inside("index.old")
+        self.segments, self.marker = inside("segments"), inside("dolmen-volume")
+        self.lock, self.reserve, self.notes = inside("lock"), inside("reserve"), inside("notes")
         self.identity = ""
         """32 hex digits, chosen when the volume was made."""
-
-    def _in(self, name: str) -> str:
-        return os.path.join(self.path, name)
 
     # Segments
 
     def file(self, number: int, suffix: str) -> str:
         """The path of a numbered file."""
-        return os.path.join(self.group(number), f"{number:08x}{suffix}")
+        return os.path.join(self.segments, f"{number:08x}{suffix}")
 
-    def group(self, number: int) -> str:
-        """The folder that a numbered file belongs to."""
-        return os.path.join(self.segments, f"{number >> 12:05x}")
+    def numbers(self) -> Iterator[tuple[int, str]]:
+        """The numbers of all files, ascending, with their suffixes."""
+        for name in self.disk.names(self.segments):
+            if found := _NUMBERED.fullmatch(name):
+                yield int(found[1], 16), found[2]
 
-    def make_group(self, number: int) -> None:
-        """Make the folder that a numbered file belongs to, durably."""
-        if not self.disk.exists(self.group(number)):
-            self.disk.make_directory(self.group(number))
-
-    def flush_group(self, number: int) -> None:
-        """Return when the names of the files around a number are on disk as they are now."""
-        self.disk.flush_directory(self.group(number))
-
-    def remove(self, numbers: list[int], suffix: str) -> None:
+    def remove(self, numbers: Collection[int], suffix: str) -> None:
         """Remove numbered files, durably."""
         for number in numbers:
             self.disk.unlink(self.file(number, suffix))
-        for first in {number >> 12: number for number in numbers}.values():
-            if self.disk.exists(self.group(first)):
-                self.flush_group(first)
-
-    def numbers(self, start: int = 0) -> Iterator[tuple[int, str]]:
-        """Numbers from `start` on, ascending, with the suffix of their files."""
-        for group in self.disk.names(self.segments):
-            first = _number(group, 5)
-            if first is None or first < start >> 12:
-                continue
-            for name in self.disk.names(os.path.join(self.segments, group)):
-                stem, suffix = os.path.splitext(name)
-                number = _number(stem, 8)
-                if number is not None and number >= start and suffix in (SEGMENT, BLOB, PART):
-                    yield number, suffix
+        if numbers:
+            self.disk.flush_directory(self.segments)
 
     # Making and recognising
 
@@ -149,14 +116,14 @@ class Folder:
         Raises `BadVolume` when another process has the volume open.
         """
         try:
-            fd = self.disk.lock(self.lock_path, shared=read_only)
+            fd = self.disk.lock(self.lock, shared=read_only)
         except OSError as error:
             if read_only and error.errno in (errno.ENOENT, errno.EROFS, errno.EACCES):
                 return None
             raise
         if fd is None:
             with suppress(OSError):  # who it is only helps
-                owner = self._read(self.lock_path).decode("utf-8", "replace").strip()
+                owner = self._read(self.lock).decode("utf-8", "replace").strip()
                 raise BadVolume(
                     f"{self.path} is open in another process ({owner or 'unknown'}): stop it "
                     "first, or ask that server by its URL"
@@ -166,22 +133,21 @@ class Folder:
 
     def name_owner(self, lock: int, owner: str) -> None:
         """Say in the lock's file who has the volume open, for those who find it locked."""
-        text = owner.encode() + b"\n"
         with suppress(OSError):  # on a full disk: it only helps people
             self.disk.truncate(lock, 0)
-            self.disk.write(lock, [text], 0)
+            self.disk.write(lock, [owner.encode() + b"\n"], 0)
 
     # Notes
 
     def read_notes(self) -> dict[str, bytes]:
         """The facts noted; raises `BadVolume` when they are damaged."""
-        if not self.disk.exists(self.notes_path):
+        if not self.disk.exists(self.notes):
             return {}
-        content = self._read(self.notes_path)
+        content = self._read(self.notes)
         check, _, text = content.partition(b"\n")
         if check.decode("ascii", "replace") != _check(text):
             raise BadVolume(
-                f"{self.notes_path} is damaged: put back a copy, or remove it. What a cluster and "
+                f"{self.notes} is damaged: put back a copy, or remove it. What a cluster and "
                 "the last scrub noted in this volume is lost then"
             )
         return {key: bytes.fromhex(value) for key, value in json.loads(text).items()}
@@ -189,7 +155,7 @@ class Folder:
     def write_notes(self, notes: dict[str, bytes]) -> None:
         """Replace them all, durably."""
         text = json.dumps({key: value.hex() for key, value in notes.items()}).encode()
-        self._replace(self.notes_path, _check(text).encode() + b"\n" + text)
+        self._replace(self.notes, _check(text).encode() + b"\n" + text)
 
     # Room for a full disk
 
@@ -197,9 +163,9 @@ class Folder:
         """Take the reserve, where the disk has plenty of room and it is not there."""
         free, total, read_only = self.disk.space(self.path)
         size = min(_RESERVE, total // 64)
-        if read_only or free < 4 * size or self.disk.exists(self.reserve_path):
+        if read_only or free < 4 * size or self.disk.exists(self.reserve):
             return
-        part = self.reserve_path + PART
+        part = self.reserve + PART
         self.disk.unlink(part)
         fd = self.disk.create(part)
         try:
@@ -208,21 +174,18 @@ class Folder:
             if error.errno not in (errno.ENOSPC, errno.EOPNOTSUPP, errno.EINVAL, errno.EDQUOT):
                 raise
             self.disk.unlink(part)
-            return
+        else:
+            self.disk.rename(part, self.reserve)
         finally:
             self.disk.close(fd)
-        self.disk.rename(part, self.reserve_path)
 
     def release_reserve(self) -> None:
         """Give the reserve back to the disk: it is full."""
-        self.disk.unlink(self.reserve_path)
+        self.disk.unlink(self.reserve)
 
     def _read(self, path: str) -> bytes:
-        fd = self.disk.open(path)
-        try:
-            return self.disk.read(fd, self.disk.size(fd), 0)
-        finally:
-            self.disk.close(fd)
+        with self.disk.opened(path) as fd:
+            return bytes(self.disk.read(fd, self.disk.size(fd), 0))
 
     def _replace(self, path: str, content: bytes) -> None:
         """Put a small file there, durably: after any crash it is as before, or whole."""
@@ -249,14 +212,6 @@ def usable(path: str) -> Iterator[None]:
             "works and has room, which the user dolmen runs as may read and write. If the index "
             f"is damaged, `dolmen reindex {path}` rebuilds it"
         ) from error
-
-
-def _number(text: str, digits: int) -> int | None:
-    """A number in so many hex digits; None for the name of something else."""
-    try:
-        return int(text, 16) if len(text) == digits else None
-    except ValueError:
-        return None
 
 
 def _check(content: bytes) -> str:

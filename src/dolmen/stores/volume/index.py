@@ -1,33 +1,27 @@
-"""The index: where each blob of the volume lies, and all that `stat`, `list` and `digests` say.
+"""The index: bytes under keys, in order. `catalog` says what lies in it.
 
 It is a view of the segments and can be rebuilt from them. RocksDB keeps it, without its
 write-ahead log: a change is visible at once and reaches the disk when RocksDB writes
 its memory out. `apply` is one batch, and RocksDB keeps batches whole and in order, so after a
 kill or a power cut the index is as some earlier `apply` left it, none older than the last
-`flush`. Entries, digests and watermark that belong together go into one `apply`; whoever
-opens the index scans the segments beyond the watermark it finds. Apply only what the
-segments' flush has made durable, or a power cut leaves entries that point at nothing.
-
-Keys: `e`, partition (2 bytes, big-endian), packed name: an entry. `d`, partition: a digest
-slot. `f`, name: a fact (watermark, live bytes of segments). `z`: the end. Values are opaque
-here but for the slots: count (4 bytes), bytes of data, low and high half of the XOR (8 each),
-little-endian.
+`flush`. What belongs together goes into one `apply`, and with it how far the log is reflected;
+whoever opens the index scans the segments beyond that. Apply only what the segments' flush has
+made durable, or a power cut leaves entries that point at nothing.
 
 Every method raises `OSError`: ENOSPC when the disk is full, else EIO, damage in the index
 included (`reindex` rebuilds it). After an `apply` that failed nothing more is applied before
 the index was opened again, or the next watermark would hide what is missing. RocksDB has
-threads: open the index after the last fork. Its calls hold the interpreter lock, `flush` and
-`get_many` excepted.
+threads: open the index after the last fork. Its calls hold the interpreter lock, `flush`
+excepted.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from heapq import merge
-from typing import Any, Protocol
+from typing import Any
 
 from rocksdict import (
     AccessType,
@@ -40,58 +34,12 @@ from rocksdict import (
     WriteOptions,
 )
 
-from dolmen.digests import Digests
-from dolmen.names import PARTITIONS
-
-Changed = tuple[bytes, bytes | None]
-"""An entry to be set, or (None) taken away."""
-DigestChange = tuple[int, int, int, int]
-"""What a write does to a digest: partition, more entries, more bytes, XOR of the hashes."""
-
-SLOT = struct.Struct("<IQQQ")
-_LOW = (1 << 64) - 1
-_ENTRY, _SLOTS, _FACT, _END = b"e", b"d", b"f", b"z"
+Changes = Mapping[bytes, bytes | None]
+"""Keys with their new values; None takes one away."""
+_END = b"z"
+"""Behind every other key: a scan that does not see it met damage."""
 _WRITE_BUFFER = 16 << 20  # about 85,000 puts
 _CACHE = 32 << 20  # files are not mapped: a sector that can't be read would end the process
-
-
-class Index(Protocol):
-    """What the volume needs of an index. `slots` are the digests of all partitions, packed."""
-
-    slots: bytearray
-
-    def get(self, key: bytes) -> bytes | None:
-        """The value under a key."""
-        ...
-
-    def get_many(self, keys: Iterable[bytes]) -> list[bytes | None]:
-        """The values under the keys, in their order."""
-        ...
-
-    def scan(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
-        """Keys and values from `start` up to `stop`, in order, as of one moment."""
-        ...
-
-    def facts(self) -> dict[bytes, bytes]:
-        """Every fact."""
-        ...
-
-    def apply(
-        self,
-        entries: Iterable[Changed],
-        digests: Iterable[DigestChange] = (),
-        facts: Mapping[bytes, bytes | None] | None = None,
-    ) -> None:
-        """Set entries and facts (None takes one away) and change digests, all or none."""
-        ...
-
-    def flush(self) -> None:
-        """Return when all that was applied survives a power cut. Blocks; for a thread."""
-        ...
-
-    def close(self) -> None:
-        """Write out what is in memory and close."""
-        ...
 
 
 class RocksIndex:
@@ -125,86 +73,20 @@ class RocksIndex:
             raise FileNotFoundError(errno.ENOENT, "the index was never written out", folder)
         self._folder, self._failed = folder, False
         self._get = self._db.get
-        self.slots = bytearray(SLOT.size * PARTITIONS)
-        for key, value in self._scan(_SLOTS, _ENTRY):
-            at = int.from_bytes(key[1:]) * SLOT.size
-            self.slots[at : at + SLOT.size] = value
 
     def get(self, key: bytes) -> bytes | None:
-        """See `Index`."""
+        """The value under a key."""
         try:
-            value: bytes | None = self._get(_ENTRY + key)
+            value: bytes | None = self._get(key)
         except Exception as error:
             raise _as_os_error(error, self._folder) from error
         return value
 
-    def get_many(self, keys: Iterable[bytes]) -> list[bytes | None]:
-        """See `Index`."""
-        try:
-            values: Any = self._get([_ENTRY + key for key in keys])
-        except Exception as error:
-            raise _as_os_error(error, self._folder) from error
-        return list(values)
-
-    def scan(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
-        """See `Index`.
+    def scan(self, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Keys and values from `start` up to `stop`, in order, as of one moment.
 
         Hold it open briefly: files that were merged meanwhile stay on disk until it ends.
         """
-        for key, value in self._scan(_ENTRY + start, _FACT if stop is None else _ENTRY + stop):
-            yield key[1:], value
-
-    def facts(self) -> dict[bytes, bytes]:
-        """See `Index`."""
-        return {key[1:]: value for key, value in self._scan(_FACT, _END)}
-
-    def apply(
-        self,
-        entries: Iterable[Changed],
-        digests: Iterable[DigestChange] = (),
-        facts: Mapping[bytes, bytes | None] | None = None,
-    ) -> None:
-        """See `Index`."""
-        if self._failed:
-            raise OSError(errno.EIO, "a write of the index failed: reopen it", self._folder)
-        batch = WriteBatch(raw_mode=True)
-        put = batch.put
-        for key, value in entries:
-            if value is None:
-                batch.delete(_ENTRY + key)
-            else:
-                put(_ENTRY + key, value)
-        for name, fact in (facts or {}).items():
-            if fact is None:
-                batch.delete(_FACT + name)
-            else:
-                put(_FACT + name, fact)
-        changed = changed_slots(self.slots, digests)
-        for at, slot in changed.items():
-            put(_SLOTS + (at // SLOT.size).to_bytes(2), slot)
-        try:
-            self._db.write(batch)
-        except Exception as error:
-            self._failed = True
-            raise _as_os_error(error, self._folder) from error
-        for at, slot in changed.items():
-            self.slots[at : at + SLOT.size] = slot
-
-    def flush(self) -> None:
-        """See `Index`."""
-        try:
-            self._db.flush()
-        except Exception as error:
-            raise _as_os_error(error, self._folder) from error
-
-    def close(self) -> None:
-        """See `Index`."""
-        try:
-            self._db.close()
-        except Exception as error:
-            raise _as_os_error(error, self._folder) from error
-
-    def _scan(self, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         # An iterator of rocksdict ends without a word at a damaged block, so only the sight of
         # a key at or beyond `stop` is the end. (Its upper bound is freed too early: not used.)
         try:
@@ -217,94 +99,77 @@ class RocksIndex:
             raise _as_os_error(error, self._folder) from error
         raise OSError(errno.EIO, "the index is damaged: run dolmen reindex", self._folder)
 
+    def apply(self, changes: Changes) -> None:
+        """Carry out all changes or none."""
+        if self._failed:
+            raise OSError(errno.EIO, "a write of the index failed: reopen it", self._folder)
+        batch = WriteBatch(raw_mode=True)
+        for key, value in changes.items():
+            if value is None:
+                batch.delete(key)
+            else:
+                batch.put(key, value)
+        try:
+            self._db.write(batch)
+        except Exception as error:
+            self._failed = True
+            raise _as_os_error(error, self._folder) from error
+
+    def flush(self) -> None:
+        """Return when all that was applied survives a power cut. Blocks; for a thread."""
+        try:
+            self._db.flush()
+        except Exception as error:
+            raise _as_os_error(error, self._folder) from error
+
+    def close(self) -> None:
+        """Write out what is in memory and close."""
+        try:
+            self._db.close()
+        except Exception as error:
+            raise _as_os_error(error, self._folder) from error
+
 
 class TailIndex:
     """An index whose changes stay in memory, in front of another one or of nothing.
 
-    For a volume that is opened read-only: what lies beyond the watermark.
+    For a volume that is opened read-only: what lies beyond the watermark. Its methods are
+    those of `RocksIndex`.
     """
 
     def __init__(self, base: Index | None = None) -> None:
         self._base = base
-        self._entries: dict[bytes, bytes | None] = {}
-        self._facts = base.facts() if base else {}
-        self.slots = bytearray(base.slots) if base else bytearray(SLOT.size * PARTITIONS)
+        self._changed: dict[bytes, bytes | None] = {}
 
     def get(self, key: bytes) -> bytes | None:
-        """See `Index`."""
-        if key in self._entries or self._base is None:
-            return self._entries.get(key)
+        """See `RocksIndex`."""
+        if key in self._changed or self._base is None:
+            return self._changed.get(key)
         return self._base.get(key)
 
-    def get_many(self, keys: Iterable[bytes]) -> list[bytes | None]:
-        """See `Index`."""
-        return [self.get(key) for key in keys]
-
-    def scan(self, start: bytes = b"", stop: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
-        """See `Index`."""
-        ours = {
-            key: value
-            for key, value in list(self._entries.items())
-            if key >= start and (stop is None or key < stop)
-        }
+    def scan(self, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """See `RocksIndex`."""
+        ours = {key: value for key, value in list(self._changed.items()) if start <= key < stop}
         below = self._base.scan(start, stop) if self._base else iter(())
         theirs = (pair for pair in below if pair[0] not in ours)
         for key, value in merge(sorted(ours.items()), theirs, key=lambda pair: pair[0]):
             if value is not None:
                 yield key, value
 
-    def facts(self) -> dict[bytes, bytes]:
-        """See `Index`."""
-        return dict(self._facts)
-
-    def apply(
-        self,
-        entries: Iterable[Changed],
-        digests: Iterable[DigestChange] = (),
-        facts: Mapping[bytes, bytes | None] | None = None,
-    ) -> None:
-        """See `Index`."""
-        self._entries.update(entries)
-        for name, fact in (facts or {}).items():
-            if fact is None:
-                self._facts.pop(name, None)
-            else:
-                self._facts[name] = fact
-        for at, slot in changed_slots(self.slots, digests).items():
-            self.slots[at : at + SLOT.size] = slot
+    def apply(self, changes: Changes) -> None:
+        """See `RocksIndex`."""
+        self._changed.update(changes)
 
     def flush(self) -> None:
-        """See `Index`: there is nothing to make durable."""
+        """See `RocksIndex`: there is nothing to make durable."""
 
     def close(self) -> None:
-        """See `Index`."""
+        """See `RocksIndex`."""
         if self._base is not None:
             self._base.close()
 
 
-def changed_slots(slots: bytearray, changes: Iterable[DigestChange]) -> dict[int, bytes]:
-    """The slots that digest changes leave, by their place in `slots`."""
-    size = SLOT.size
-    changed: dict[int, bytes] = {}
-    for partition, more, data, xor in changes:
-        at = partition * size
-        count, held, low, high = SLOT.unpack(changed.get(at) or slots[at : at + size])
-        changed[at] = SLOT.pack(count + more, held + data, low ^ xor & _LOW, high ^ xor >> 64)
-    return changed
-
-
-def digests_of(slots: bytes) -> Digests:
-    """The digests in an index's packed slots, which are laid out as those of `Digests`."""
-    size, none = SLOT.size, bytes(4)
-    return Digests.decode(
-        b"".join(
-            [
-                (at // size).to_bytes(2, "little") + slots[at : at + size]
-                for at in range(0, len(slots), size)
-                if slots[at : at + 4] != none
-            ]
-        )
-    )
+Index = RocksIndex | TailIndex
 
 
 def _make_folder(folder: str) -> None:

@@ -1,132 +1,198 @@
-"""Writes on their way through a commit: how each is decided, and the record it makes.
+"""Writes on their way through a commit: how each is decided, what it makes current, its answer.
 
 Read first: `dolmen.resolve`, `entry`. `commit` carries them out.
 """
 
 from __future__ import annotations
 
-from dolmen.record import Kind, block_sums
+import asyncio
+from collections.abc import Callable, Iterable
+from contextvars import Context
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
 from dolmen.resolve import Action, Decision, may_remove, resolve
 from dolmen.stamps import Clock
 from dolmen.store import NO_CHECKSUM, Outcome, Put, Write
-from dolmen.stores.volume.answer import Answer
 from dolmen.stores.volume.disk import Buffer
-from dolmen.stores.volume.entry import Entry, Place, key_of
+from dolmen.stores.volume.entry import NOWHERE, Entry, Place
+from dolmen.stores.volume.segment import BEGIN
+
+T = TypeVar("T")
 
 
+class Answer(asyncio.Future[T]):
+    """A future whose waiters are resumed by `resume`, together with those of others.
+
+    A plain one wakes each waiter by a callback of its own through the event loop. Those of a
+    batch are answered at the same moment: in one callback each takes a few microseconds less.
+    """
+
+    __slots__ = ("waiters",)
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop=loop)
+        self.waiters: list[tuple[Callable[[Any], object], Context | None]] = []
+
+    def succeed(self, value: T) -> None:
+        """Give the answer, unless the caller has gone."""
+        if not self.done():
+            self.set_result(value)
+
+    def fail(self, error: BaseException) -> None:
+        """Give an error in its place."""
+        if not self.done():
+            self.set_exception(error)
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """See `asyncio.Future`."""
+        cancelled = super().cancel(msg)
+        if cancelled:
+            self._loop.call_soon(resume, [self])
+        return cancelled
+
+    def add_done_callback(
+        self, fn: Callable[[Any], object], /, *, context: Context | None = None
+    ) -> None:
+        """See `asyncio.Future`."""
+        if self.done():
+            super().add_done_callback(fn, context=context)
+        else:
+            self.waiters.append((fn, context))
+
+    def remove_done_callback(self, fn: Callable[[Any], object], /) -> int:
+        """See `asyncio.Future`."""
+        before = len(self.waiters)
+        self.waiters = [waiter for waiter in self.waiters if waiter[0] != fn]
+        return before - len(self.waiters) + super().remove_done_callback(fn)
+
+
+def resume(answers: Iterable[Answer[Any]]) -> None:
+    """Let everyone go on who waits for these answers. Not from within a task."""
+    for answer in answers:
+        waiters, answer.waiters = answer.waiters, []
+        for callback, context in waiters:
+            try:
+                if context is None:
+                    callback(answer)
+                else:
+                    context.run(callback, answer)
+            except Exception as error:  # noqa: BLE001 - as the event loop does
+                answer.get_loop().call_exception_handler(
+                    {"message": "a callback failed", "exception": error}
+                )
+
+
+@dataclass(slots=True, eq=False)
 class Pending:
     """One write on its way through a commit: a put, touch or delete.
 
-    A put carries its data, or (`alone`) the number of a file of its own that has it.
+    A put carries its data with their block checksums, or (`alone`) the number of a file of its
+    own that has it.
     """
 
-    __slots__ = (
-        "alone",
-        "answer",
-        "checksum",
-        "data",
-        "encoded",
-        "entry",
-        "essential",
-        "key",
-        "old",
-        "put",
-        "retried",
-        "sound",
-        "sums",
-        "write",
-    )
+    write: Write
+    checksum: bytes = NO_CHECKSUM
+    data: Buffer = b""
+    sums: bytes = b""
+    alone: int | None = None
+    key: bytes = field(init=False)
+    answer: Answer[Put] = field(init=False)
+    old: Entry | None = None
+    """What was current when it was decided."""
+    entry: Entry | None = None
+    """What is current when it is carried out; None: nothing."""
+    put: Put | None = None
+    """The answer, once it is decided."""
+    read: dict[Place, bool] = field(default_factory=dict)
+    """Copies it would touch that were read, and whether they are sound."""
+    retried: bool = False
 
-    def __init__(
-        self,
-        write: Write,
-        checksum: bytes,
-        data: bytes | memoryview = b"",
-        sums: bytes | None = None,
-        *,
-        alone: Place | None = None,
-    ) -> None:
-        self.answer: Answer[Put]
-        self.write, self.checksum = write, checksum
-        self.encoded = write.name.encode()
-        self.key = key_of(write.name)
-        self.data = data
-        self.sums = block_sums(data) if sums is None else sums
-        self.alone = alone
-        self.sound: dict[Place, bool] = {}
-        """Whether the data that was read at a place is sound."""
-        self.old: Entry | None = None
-        self.entry: Entry | None = None
-        self.put: Put | None = None
-        self.retried = False
-        self.essential = not data
+    @property
+    def essential(self) -> bool:
         """Whether a full disk takes it: it makes room, or adds next to nothing."""
+        return not self.data
 
     def decide(self, current: Entry | None, clock: Clock, now: float) -> Decision:
         """Decide by the rules of the contract; raises what they raise."""
         del now
-        write = self.write
+        write, checksum = self.write, self.checksum
         if current is None:
-            return resolve(write, None, checksum=self.checksum, clock=clock)
-        return resolve(
-            write,
-            current.info(write.name),
-            checksum=self.checksum,
-            damaged=current.damaged,
-            clock=clock,
-        )
+            return resolve(write, None, checksum=checksum, clock=clock)
+        info, damaged = current.info(write.name), current.damaged
+        return resolve(write, info, checksum=checksum, damaged=damaged, clock=clock)
 
-    def settle(self, touch: bool, put: Put, place: Place, arrived: int) -> tuple[int, Buffer]:
-        """Make the entry; returns kind and data of the record that says so."""
-        metadata = self.write.metadata
-        self.put = put
+    def made(self, action: Action, put: Put, place: Place, arrived: int) -> Entry | None:
+        """The entry that it leaves, when its record lies at `place`."""
+        write, data, stamp = self.write, self.data, put.stamp
         if self.alone is not None:
-            write = self.write
-            self.entry = Entry(
-                self.alone,
-                0,
-                write.kind,
-                write.payload.size,
-                put.stamp,
-                self.checksum,
-                arrived,
-                metadata,
-                place,
-                alone=True,
-            )
-        elif touch:
+            at, size = (self.alone, BEGIN), write.payload.size
+            fixed = write.kind, size, stamp, self.checksum, arrived, write.metadata
+            return Entry(at, 0, *fixed, head=place, alone=True)
+        if action is Action.TOUCH:
             assert self.old is not None
-            self.entry = self.old._replace(
-                stamp=put.stamp, arrived=arrived, metadata=metadata, head=place
+            return self.old._replace(
+                stamp=stamp, arrived=arrived, metadata=write.metadata, head=place
             )
-        else:
-            kind, data = self.write.kind, self.data
-            self.entry = Entry(
-                place, len(metadata), kind, len(data), put.stamp, self.checksum, arrived, metadata
-            )
-            return kind, data
-        return Kind.TOUCH, self.entry.touch()
+        inner = len(write.metadata)
+        fixed = write.kind, len(data), stamp, self.checksum, arrived, write.metadata
+        return Entry(place, inner, *fixed)
 
 
+@dataclass(slots=True, eq=False)
 class Removal(Pending):
-    """The store's own copy is to go, without a tombstone."""
+    """The store's own copy is to go, without a tombstone.
 
-    __slots__ = ("if_stamp", "min_age")
+    One that compaction carries (`if_stamp` None) is written again unless something else is
+    current by now.
+    """
 
-    def __init__(self, name: str, *, if_stamp: int, min_age: float) -> None:
-        super().__init__(Write(name, kind=Kind.REMOVAL), NO_CHECKSUM)
-        self.if_stamp, self.min_age = if_stamp, min_age
+    if_stamp: int | None = None
+    min_age: float = 0
 
     def decide(self, current: Entry | None, clock: Clock, now: float) -> Decision:
-        """See `Pending.decide`. `CREATED` says that it goes."""
+        """See `Pending`. `CREATED` says that it goes."""
         del clock
-        info = None if current is None else current.info(self.write.name)
-        if may_remove(info, if_stamp=self.if_stamp, min_age=self.min_age, now=now):
-            return Decision(Action.WRITE, Put(Outcome.CREATED, self.if_stamp))
+        if self.if_stamp is None:
+            goes = current is None
+        else:
+            info = None if current is None else current.info(self.write.name)
+            goes = may_remove(info, if_stamp=self.if_stamp, min_age=self.min_age, now=now)
+        if goes:
+            return Decision(Action.WRITE, Put(Outcome.CREATED, self.if_stamp or 0))
         return Decision(Action.KEEP, Put(Outcome.SUPERSEDED, 0))
 
-    def settle(self, touch: bool, put: Put, place: Place, arrived: int) -> tuple[int, Buffer]:
-        """See `Pending.settle`."""
-        del touch, place, arrived
-        self.put, self.entry = put, None
-        return Kind.REMOVAL, b""
+    def made(self, action: Action, put: Put, place: Place, arrived: int) -> None:
+        """See `Pending`."""
+
+
+@dataclass(slots=True, eq=False)
+class Move(Pending):
+    """A copy's record is written again, at the end of the log, if it is still current.
+
+    One that can't be read (`lost`) is nowhere then, and its entry goes on saying so.
+    """
+
+    expected: Entry = field(kw_only=True)
+    lost: bool = False
+
+    @property
+    def essential(self) -> bool:
+        """See `Pending`."""
+        return True
+
+    def decide(self, current: Entry | None, clock: Clock, now: float) -> Decision:
+        """See `Pending`: whatever was written meanwhile stays."""
+        del clock, now
+        put = Put(Outcome.UNCHANGED, self.expected.stamp)
+        return Decision(Action.WRITE if current == self.expected else Action.KEEP, put)
+
+    def made(self, action: Action, put: Put, place: Place, arrived: int) -> Entry:
+        """See `Pending`; stamp, metadata and time of arrival stay what they are."""
+        del action, put, arrived
+        old = self.expected
+        if self.lost:
+            return old._replace(data=NOWHERE, head=place, damaged=True)
+        if self.data or not old.length:
+            return old._replace(data=place, inner=len(old.metadata), head=None)
+        return old._replace(head=place)

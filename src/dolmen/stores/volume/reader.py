@@ -5,8 +5,9 @@ read that would wait for the disk goes to a thread. Every byte handed out has be
 with its CRC-32C, in whole blocks of 64 KiB, and comes from a record with the name asked for
 and the checksum the index has.
 
-What the disk can't read (EIO), and a file that is gone, is damage: another copy comes in
-its place only when this one counts as none. Any other refusal is `Unavailable`.
+What does not fit its checksum, what the disk can't read (EIO), and a file that is gone, is
+damage: another copy comes in its place only when this one counts as none. Any other refusal
+is `Unavailable`.
 
 Read first: `dolmen.record`, `entry`.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
 from functools import partial
 from typing import TypeVar
@@ -41,6 +42,7 @@ from dolmen.store import Range
 from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.entry import Entry
 from dolmen.stores.volume.folder import BLOB, SEGMENT, Folder
+from dolmen.stores.volume.segment import checked_pieces, damage
 
 T = TypeVar("T")
 WHOLE = 262_144
@@ -49,8 +51,8 @@ _PIECE = 1 << 20
 """Larger ones are read in pieces of this many bytes; in smaller ones by many at once."""
 _ROOM = 64 << 20
 """What the pieces on their way take together, unless there are hundreds of readers."""
-_WINDOW = 1 << 20
 _OPEN_MAX = 256
+_CHECKSUM_END = CHECKSUM_AT + CHECKSUM_SIZE
 
 
 class File:
@@ -97,8 +99,6 @@ class Reader:
         """Let go of every file."""
         self._files.clear()
 
-    # Whole small blobs
-
     def cached(self, name: bytes, entry: Entry) -> bytes | memoryview | None:
         """The data of a small blob, checked, if the page cache has it all."""
         number, offset = entry.data
@@ -107,40 +107,32 @@ class Reader:
             data = self._disk.read_record(
                 file.fd, offset, name, entry.inner, entry.length, entry.checksum
             )
+            if data is False:
+                raise damage()
         except OSError as error:
-            raise self.refused(name.decode(), entry, error) from error
-        if data is False:
-            raise self.corrupt(name.decode(), entry)
+            raise self._refused(name.decode(), entry, error) from error
         return data
 
     async def read(self, name: str, entry: Entry, byte_range: Range | None) -> Payload:
         """The data or a range of it, however long that takes."""
         length, encoded = entry.length, name.encode()
-        start, stop = 0, length
-        if byte_range is not None:
-            start = min(byte_range[0], length)
-            stop = max(start, min(byte_range[1], length))
+        start, stop = byte_range or (0, length)
+        start = min(start, length)
+        stop = max(start, min(stop, length))
         try:
             file = self.file(entry)
             if (start, stop) == (0, length) and length <= WHOLE:
-                record = await self._in_thread(
-                    self._disk.read, file.fd, entry.record_size(encoded), entry.data[1]
-                )
-                data = data_in(record, encoded, entry.inner, entry.length, entry.checksum)
-                if data is None:
-                    raise self.corrupt(name, entry)
-                return Bytes(data)
+                size = entry.record_size(encoded)
+                record = await self._in_thread(file, self._disk.read, size, entry.data[1])
+                return Bytes(_data_in(record, encoded, entry))
             head = memoryview(bytearray(HEADER_SIZE + len(encoded)))
             await self._fill(file, head, entry.data[1])
+            _check_is_of(head, encoded, entry)
         except OSError as error:
-            raise self.refused(name, entry, error) from error
-        if not _is_of(head, encoded, entry):
-            raise self.corrupt(name, entry)
+            raise self._refused(name, entry, error) from error
         if stop - start > WHOLE:
             return self._stream(name, entry, file, start, stop)
         return Bytes(await self._blocks(name, entry, file, start, stop))
-
-    # Ranges and large blobs
 
     def _stream(self, name: str, entry: Entry, file: File, start: int, stop: int) -> Payload:
         async def opened() -> AsyncIterator[Piece]:
@@ -171,186 +163,138 @@ class Reader:
         """The bytes of a range of at most a few blocks, checked in whole blocks."""
         first = start // BLOCK
         begin = first * BLOCK
-        end = max(begin, min((stop + BLOCK - 1) // BLOCK * BLOCK, entry.length))
-        size = end - begin
+        size = max(0, min((stop + BLOCK - 1) // BLOCK * BLOCK, entry.length) - begin)
         data = memoryview(bytearray(size)) if room is None else room[:size]
         sums = memoryview(bytearray(sums_size(size)))
         offset = entry.data_at(name.encode())
         try:
             await self._fill(file, data, offset + begin)
             await self._fill(file, sums, offset + entry.length + 4 * first)
+            if block_sums(data) != sums:
+                raise damage()
         except OSError as error:
-            raise self.refused(name, entry, error) from error
-        if block_sums(data) != sums:
-            raise self.corrupt(name, entry)
+            raise self._refused(name, entry, error) from error
         return data[start - begin : stop - begin]
 
     async def _fill(self, file: File, room: memoryview, offset: int) -> None:
         """Read into `room`; what lies behind the file's end is left as it is, and fails checks."""
         got = self._disk.read_cached(file.fd, room, offset)
         if got != len(room):
-            # The call has the file in hand until it ends, even if nobody waits any more.
-            await self._in_thread(_read_into, self._disk, file, room, offset)
+            await self._in_thread(file, self._disk.read_into, room, offset)
 
     # Soundness
 
-    def sound(
-        self, name: str, entry: Entry, later: Callable[[bool | DolmenError], None]
-    ) -> bool | None:
-        """Whether a copy is right to its end, head included; None: `later` is called."""
+    def sound(self, name: str, entry: Entry) -> bool | None:
+        """Whether a small copy in the page cache is right, head included; None: ask `verify`."""
+        if entry.length > WHOLE:
+            return None
+        encoded = name.encode()
+        record = bytearray(entry.record_size(encoded))
         try:
-            file = self.file(entry)
-            if entry.length <= WHOLE:
-                encoded = name.encode()
-                record = bytearray(entry.record_size(encoded))
-                got = self._disk.read_cached(file.fd, record, entry.data[1])
-                if got == len(record):
-                    if data_in(record, encoded, entry.inner, entry.length, entry.checksum) is None:
-                        self._damaged(name, entry)
-                        return False
-                    return _head_is_sound(record, encoded, entry)
+            if self._disk.read_cached(self.file(entry).fd, record, entry.data[1]) != len(record):
+                return None
+            _data_in(record, encoded, entry)
         except OSError as error:
-            self._reraise(name, entry, error)
-            return False
-        task = asyncio.ensure_future(self._examine(name, entry, file))
+            refused = self._refused(name, entry, error)
+            if isinstance(refused, Corrupt):
+                return False
+            raise refused from error
+        return _head_is_sound(memoryview(record), encoded, entry)
 
-        def done(task: asyncio.Future[str | None]) -> None:
-            if task.cancelled():
-                later(Unavailable("the volume was closed"))
-                return
-            error = task.exception()
-            later(error if isinstance(error, DolmenError) else error is None and not task.result())
+    async def verify(self, name: str, entry: Entry, *, named: bool = False) -> str | None:
+        """Why a copy is not right to its end, head included; None when it is.
 
-        task.add_done_callback(done)
-        return None
-
-    async def verify(self, name: str, entry: Entry) -> str | None:
-        """Why a copy is not right to its end, content and head; None when it is.
-
-        A copy of which only the head is damaged can still be read, so it is not quarantined.
+        `named`: where its name is a digest, that is compared as well. A copy of which only the
+        head is damaged can still be read, so it is not quarantined.
         """
         try:
-            file = self.file(entry)
+            examine = partial(_examine, self._disk)
+            return await self._in_thread(self.file(entry), examine, name, entry, named)
         except OSError as error:
-            self._reraise(name, entry, error)
-            return str(self._message(name, entry))
-        return await self._examine(name, entry, file, named=True)
-
-    async def _examine(
-        self, name: str, entry: Entry, file: File, *, named: bool = False
-    ) -> str | None:
-        try:
-            data, head, content = await self._in_thread(
-                _examine, self._disk, file, name, entry, named
-            )
-        except OSError as error:
-            self._reraise(name, entry, error)
-            data = False
-        if not data:
-            self._damaged(name, entry)
-            return self._message(name, entry)
-        if not content:
-            return f"the content under {name} has another digest"
-        if not head:
-            return (
-                f"the head of the record of {name} is damaged: it can still be read, but dolmen "
-                "reindex would lose it; make sure that there is another copy"
-            )
-        return None
-
-    # Refusals
-
-    def corrupt(self, name: str, entry: Entry) -> Corrupt:
-        """The error for a damaged copy, which is quarantined."""
-        self._damaged(name, entry)
-        return Corrupt(self._message(name, entry))
-
-    def refused(self, name: str, entry: Entry, error: OSError) -> DolmenError:
-        """What an error of the system says of a copy."""
-        if isinstance(error, FileNotFoundError) or error.errno == errno.EIO:
-            return self.corrupt(name, entry)
-        return Unavailable(f"the copy of {name} can't be read: {error}")
-
-    def _reraise(self, name: str, entry: Entry, error: OSError) -> None:
-        refused = self.refused(name, entry, error)
-        if not isinstance(refused, Corrupt):
+            refused = self._refused(name, entry, error)
+            if isinstance(refused, Corrupt):
+                return str(refused)
             raise refused from error
 
-    def _message(self, name: str, entry: Entry) -> str:
+    def _refused(self, name: str, entry: Entry, error: OSError) -> DolmenError:
+        """What an error says of a copy, which is quarantined if it is damaged."""
+        if not isinstance(error, FileNotFoundError) and error.errno != errno.EIO:
+            return Unavailable(f"the copy of {name} can't be read: {error}")
+        self._damaged(name, entry)
         number, offset = entry.data
-        return (
+        return Corrupt(
             f"this copy of {name} is damaged (file {number:08x}, byte {offset}) and was "
             "quarantined; replication replaces it from another copy"
         )
 
-    def _in_thread(self, call: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
+    def _in_thread(self, file: File, call: Callable[..., T], *arguments: object) -> Awaitable[T]:
+        """Call with a file's descriptor, in a thread that has the file in hand until it ends."""
+
+        def run() -> T:
+            return call(file.fd, *arguments)
+
         try:
-            return asyncio.get_running_loop().run_in_executor(
-                self._threads, partial(call, *arguments)
-            )
+            return asyncio.get_running_loop().run_in_executor(self._threads, run)
         except RuntimeError as error:  # the executor was shut down
             raise Unavailable("the volume is closed") from error
 
 
-def _read_into(disk: Disk, file: File, room: memoryview, offset: int) -> int:
-    return disk.read_into(file.fd, room, offset)
+def _examine(disk: Disk, fd: int, name: str, entry: Entry, named: bool) -> str | None:
+    """What is wrong with a copy; raises `OSError` for one that can't be read to its end."""
+    encoded = name.encode()
+    head = disk.read(fd, min(HEAD_MAX, entry.record_size(encoded)), entry.data[1])
+    _check_is_of(head, encoded, entry)
+    checksum, digest = blake3(), None
+    if named and entry.kind == Kind.BLOB and is_object_id(name):
+        digest = id_hasher(name)
+    for piece in checked_pieces(disk, fd, entry.data_at(encoded), entry.length):
+        checksum.update(piece)
+        if digest is not None:
+            digest.update(piece)
+    if checksum.digest(CHECKSUM_SIZE) != entry.checksum:
+        raise damage()
+    stands_for = name if digest is None else digest.hexdigest()
+    if named and is_chunk_name(name):
+        stands_for = CHUNK_PREFIX + checksum.hexdigest()
+    if stands_for != name:
+        return f"the content under {name} has another digest"
+    if not _head_is_sound(head, encoded, entry):
+        return (
+            f"the head of the record of {name} is damaged: it can still be read, but dolmen "
+            "reindex would lose it; make sure that there is another copy"
+        )
+    return None
 
 
-def _is_of(head: memoryview, name: bytes, entry: Entry) -> bool:
-    """Whether this is the head of the record that the entry means."""
-    checksum = head[CHECKSUM_AT : CHECKSUM_AT + CHECKSUM_SIZE]
-    return head[HEADER_SIZE:] == name and checksum == entry.checksum
-
-
-def _head_is_sound(record: bytes | bytearray, name: bytes, entry: Entry) -> bool:
-    try:
-        head = decode_head(memoryview(record))
-    except Corrupt:
-        return False
-    fields = head.name, head.checksum, head.length, len(head.metadata)
-    return fields == (name, entry.checksum, entry.length, entry.inner)
+def _data_in(record: bytearray | memoryview, name: bytes, entry: Entry) -> memoryview:
+    """The data in a record; raises `OSError` where that is damaged or not what the entry means."""
+    data = data_in(record, name, entry.inner, entry.length, entry.checksum)
+    if data is None:
+        raise damage()
+    return data
 
 
 def read_now(disk: Disk, fd: int, name: bytes, entry: Entry) -> memoryview | None:
     """The data in the record of an entry, checked; None when it is damaged. In a thread."""
     try:
-        record = disk.read(fd, entry.record_size(name), entry.data[1])
+        return _data_in(disk.read(fd, entry.record_size(name), entry.data[1]), name, entry)
     except OSError as error:
-        if error.errno == errno.EIO:
-            return None
-        raise
-    return data_in(record, name, entry.inner, entry.length, entry.checksum)
+        if error.errno != errno.EIO:
+            raise
+        return None
 
 
-def _examine(
-    disk: Disk, file: File, name: str, entry: Entry, named: bool
-) -> tuple[bool, bool, bool]:
-    """Read a record to its end, in a thread.
+def _check_is_of(head: memoryview, name: bytes, entry: Entry) -> None:
+    """Raise `OSError` unless this begins the record that the entry means."""
+    named = head[HEADER_SIZE : HEADER_SIZE + len(name)] == name
+    if not named or head[CHECKSUM_AT:_CHECKSUM_END] != entry.checksum:
+        raise damage()
 
-    Returns whether its data fits its checksums, whether its head does, and (`named`) whether
-    the data is what the name stands for, where it is a digest.
-    """
-    encoded = name.encode()
-    head = disk.read(file.fd, min(HEAD_MAX, entry.record_size(encoded)), entry.data[1])
-    if not _is_of(memoryview(head)[: HEADER_SIZE + len(encoded)], encoded, entry):
-        return False, False, True
-    offset, length = entry.data_at(encoded), entry.length
-    checksum, digest = blake3(), None
-    if named and entry.kind == Kind.BLOB and is_object_id(name):
-        digest = id_hasher(name)
-    room = memoryview(bytearray(min(_WINDOW, length)))
-    for at in range(0, length, _WINDOW):
-        data = room[: min(_WINDOW, length - at)]
-        got = disk.read_into(file.fd, data, offset + at)
-        sums = disk.read(file.fd, sums_size(len(data)), offset + length + at // BLOCK * 4)
-        if got < len(data) or block_sums(data) != sums:
-            return False, False, True
-        checksum.update(data)
-        if digest is not None:
-            digest.update(data)
-    if checksum.digest(CHECKSUM_SIZE) != entry.checksum:
-        return False, False, True
-    content = digest is None or digest.hexdigest() == name
-    if named and is_chunk_name(name):
-        content = name == CHUNK_PREFIX + checksum.hexdigest()
-    return True, _head_is_sound(head, encoded, entry), content
+
+def _head_is_sound(record: memoryview, name: bytes, entry: Entry) -> bool:
+    try:
+        head = decode_head(record)
+    except Corrupt:
+        return False
+    fields = head.name, head.checksum, head.length, len(head.metadata)
+    return fields == (name, entry.checksum, entry.length, entry.inner)

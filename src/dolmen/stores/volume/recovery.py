@@ -1,59 +1,145 @@
-"""Opening: the index is brought up to the end of the log; reindex: it is made anew.
+"""Opening a volume, whereby its index is brought up to the end of the log; and reindex.
 
-The segments beyond the watermark are scanned, in order. Of the last one the tail may be torn:
-what was written after the last flush that a record knows of is checked to its end, and cut
-off from the first record that is not whole; nobody was answered for it. Anything else that
-can't be read is damage. Before that the segments are flushed: a killed process may have left
-records that only the page cache has, and what is shown must be on disk.
+The lock comes first, then the index, then the segments beyond its watermark, in order. Of the
+last one the tail may be torn: what was written after the last flush that a record knows of is
+checked to its end, and cut off from the first record that is not whole; nobody was answered
+for it. Anything else that can't be read is damage. Before that the segments are flushed: a
+killed process may have left records that only the page cache has, and what is shown must be on
+disk.
 
 Read-only, nothing is flushed, cut off or removed.
 
-Read first: `scan`, `catalog`.
+Read first: `folder`, `segment`, `catalog`.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from heapq import merge
 from itertools import groupby
 from operator import itemgetter
-from typing import NamedTuple
 
-from dolmen.errors import BadVolume, Corrupt
-from dolmen.record import HEAD_MAX, Kind, decode_head
+from dolmen.errors import BadVolume
+from dolmen.record import Kind
+from dolmen.store import IDENTITY
+from dolmen.stores.volume import segment
 from dolmen.stores.volume.catalog import Catalog, Change
 from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.entry import Entry, entry_of, key_of, name_of, unpack
 from dolmen.stores.volume.folder import BLOB, PART, SEGMENT, Folder, usable
 from dolmen.stores.volume.index import Index, TailIndex
-from dolmen.stores.volume.scan import Gap, Scanner
-from dolmen.stores.volume.segment import SEGMENT_HEADER
+from dolmen.stores.volume.segment import BEGIN, Gap, Scanner
 
 _log = logging.getLogger("dolmen.volume")
+_SCARCE = 64 << 20
+"""With less room than this on the disk the reserve is released before the index is opened."""
 _CHUNK = 1_000
 Progress = Callable[[int, int], None]
 
 
-class End(NamedTuple):
-    """The last segment, and where its records end."""
-
-    number: int
-    owner: bytes
-    offset: int
-
-
 @dataclass(slots=True)
 class Recovered:
-    """What a recovery did."""
+    """What a recovery did; of a reindex also what is there. `bytes`: of the data of all blobs."""
 
-    end: End | None = None
-    """None where there is no segment to go on in."""
+    blobs: int = 0
+    tombstones: int = 0
+    bytes: int = 0
     records: int = 0
     segments: int = 0
     damaged: list[str] = field(default_factory=list)
     """A sentence for every place where records can't be made out."""
+
+
+@dataclass(slots=True)
+class Opened:
+    """What an open volume consists of."""
+
+    folder: Folder
+    lock: int | None
+    catalog: Catalog
+    notes: dict[str, bytes]
+    active: segment.Active | None
+    """None when it was opened read-only."""
+    recovered: Recovered
+
+    def close(self) -> None:
+        """Let go of it; raises `OSError` when the index can't be flushed, which the log has."""
+        try:
+            if self.active is not None:
+                self.folder.disk.close(self.active.fd)
+            self.catalog.index.flush()
+            self.catalog.index.close()
+        finally:
+            if self.lock is not None:
+                self.folder.disk.close(self.lock)
+
+
+def open_folder(
+    disk: Disk,
+    path: str,
+    *,
+    read_only: bool = False,
+    anew: bool = False,
+    progress: Progress | None = None,
+) -> Opened:
+    """Open a volume, or make one where there is none. Blocks while it recovers.
+
+    `anew` sets the index aside and begins with an empty one. Raises `BadVolume` when the folder
+    can't be used or another process has it open.
+    """
+    folder = Folder(disk, path)
+    with ExitStack() as leaving, usable(path):
+        folder.check_foreign()
+        if not read_only and not disk.exists(folder.path):
+            disk.make_directory(folder.path)
+        lock = folder.take_lock(read_only=read_only)
+        if lock is not None:
+            leaving.callback(disk.close, lock)
+        folder.prepare(read_only=read_only)
+        if lock is not None and not read_only:
+            folder.name_owner(lock, f"process {os.getpid()}")
+        if anew:
+            if not disk.exists(folder.old_index) and disk.exists(folder.index):
+                disk.rename(folder.index, folder.old_index)
+            disk.remove_index(folder.index)
+        index = _open_index(folder, read_only=read_only)
+        leaving.callback(index.close)
+        catalog = Catalog(index)
+        recovered = recover(folder, catalog, read_only=read_only, progress=progress)
+        notes = folder.read_notes() | {IDENTITY: folder.identity.encode()}
+        active = None
+        if not read_only:
+            active = _active(folder, catalog)
+            leaving.callback(disk.close, active.fd)
+            folder.keep_reserve()
+        leaving.pop_all()
+    return Opened(folder, lock, catalog, notes, active, recovered)
+
+
+def _open_index(folder: Folder, *, read_only: bool) -> Index:
+    disk = folder.disk
+    if not read_only:
+        if disk.space(folder.path)[0] < _SCARCE:
+            folder.release_reserve()  # the index can't be opened without any room
+        return disk.open_index(folder.index, read_only=False)
+    if not disk.exists(folder.index):
+        return TailIndex()
+    try:
+        return TailIndex(disk.open_index(folder.index, read_only=True))
+    except FileNotFoundError:
+        return TailIndex()
+
+
+def _active(folder: Folder, catalog: Catalog) -> segment.Active:
+    """The segment to go on in: the last one, if anything in it could be made out."""
+    number, end = catalog.watermark
+    if number and all(n <= number for n, suffix in folder.numbers() if suffix == SEGMENT):
+        return segment.reopen(folder, number, end)
+    return segment.create(folder, catalog.take_number())
 
 
 def recover(
@@ -68,81 +154,66 @@ def recover(
 
     `behind`: refuse a log that ends before the watermark, as part of it is missing.
     """
-    watermark, disk = catalog.watermark, folder.disk
-    segments, blobs, parts = list[int](), list[int](), list[int]()
-    if watermark.number:
-        reach = folder.file(watermark.number, SEGMENT)
-        if disk.exists(reach) and disk.size_at(reach) >= watermark.offset:
-            segments.append(watermark.number)
-        elif behind:
-            raise _ahead(folder, watermark.number)
-    # Whatever was made since has a number from the floor on.
-    for number, suffix in folder.numbers(watermark.floor):
+    disk, (reflected, offset) = folder.disk, catalog.watermark
+    files: dict[str, list[int]] = {SEGMENT: [], BLOB: [], PART: []}
+    for number, suffix in folder.numbers():
         catalog.know_number(number)
-        if suffix == PART:
-            parts.append(number)
-        elif suffix == BLOB:
-            blobs.append(number)
-        elif number > watermark.number:
-            segments.append(number)
+        files[suffix].append(number)
+    segments = [number for number in files[SEGMENT] if number > reflected]
+    if reflected:
+        if reflected in files[SEGMENT] and disk.size(folder.file(reflected, SEGMENT)) >= offset:
+            segments.insert(0, reflected)
+        elif behind:
+            raise _ahead(folder, reflected)
     done = Recovered(segments=len(segments))
     if not read_only:
         disk.flush_directory(folder.path)
         disk.flush_directory(folder.segments)
-        for first in {number >> 12: number for number in segments}.values():
-            folder.flush_group(first)
     for at, number in enumerate(segments):
         if progress is not None:
             progress(at, len(segments))
         _replay(folder, catalog, number, done, last=number == segments[-1], read_only=read_only)
     for line in done.damaged:
         _log.error("%s: %s", folder.path, line)
-    if read_only:
-        return done
-    folder.remove(parts, PART)
-    folder.remove([number for number in blobs if _unreferenced(folder, catalog, number)], BLOB)
-    catalog.floor = None
-    if catalog.unreferenced:
-        freed = sorted(catalog.unreferenced)
-        folder.remove(freed, BLOB)
-        catalog.forget_files([], freed)
+    if not read_only:
+        folder.remove(files[PART], PART)
+        # Of large blobs: what was replaced or deleted, or was not committed.
+        dead = catalog.dead.union(n for n in files[BLOB] if not catalog.live.get(n))
+        if dead:
+            folder.remove(dead, BLOB)
+            catalog.forget(dead)
     return done
 
 
 def _replay(
     folder: Folder, catalog: Catalog, number: int, done: Recovered, *, last: bool, read_only: bool
 ) -> None:
-    disk, watermark = folder.disk, catalog.watermark
-    start = watermark.offset if number == watermark.number else SEGMENT_HEADER
-    fd = disk.open(folder.file(number, SEGMENT), write=not read_only)
-    try:
+    """Reflect a segment in the catalog, from the watermark on."""
+    disk, (reflected, offset) = folder.disk, catalog.watermark
+    start = offset if number == reflected else BEGIN
+    with disk.opened(folder.file(number, SEGMENT), write=not read_only) as fd:
         if not read_only:
             disk.flush(fd)
             disk.forget(fd)
         scanner = Scanner(disk, fd)
         if scanner.owner is None:
-            if scanner.size > SEGMENT_HEADER:  # else nothing was ever committed to it
+            if scanner.size > BEGIN:  # else nothing was ever committed to it
                 done.damaged.append(f"segment {number:08x} can't be read at all")
             return
-        if not scanner.header_is_sound:
-            done.damaged.append(f"the header of segment {number:08x} is damaged; its records count")
+        if not scanner.begins_well:
+            done.damaged.append(f"segment {number:08x} is damaged up to byte {BEGIN}")
         flushed = scanner.size
         if last:
             flushed = start
             for found in scanner.records(start):
                 if not isinstance(found, Gap):
                     flushed = max(flushed, found.head.flushed)
-        end = _apply(catalog, scanner, number, start, flushed, done)
-        if last:
-            done.end = End(number, scanner.owner, end)
-    finally:
-        disk.close(fd)
+        _apply(catalog, scanner, number, start, flushed, done)
 
 
 def _apply(
     catalog: Catalog, scanner: Scanner, number: int, start: int, flushed: int, done: Recovered
-) -> int:
-    """Reflect the records of a segment in the catalog; returns where they end."""
+) -> None:
     change, end = Change(), start
     for found in scanner.records(start):
         if isinstance(found, Gap):
@@ -164,23 +235,9 @@ def _apply(
         change.put(key, head.name, old, entry)
         done.records += 1
         if len(change.entries) >= _CHUNK:
-            catalog.apply(change, number, end)
+            catalog.apply(change, (number, end))
             change = Change()
-    catalog.apply(change, number, end)
-    return end
-
-
-def _unreferenced(folder: Folder, catalog: Catalog, number: int) -> bool:
-    """Whether no entry refers to a blob's own file: its upload was not committed."""
-    fd = folder.disk.open(folder.file(number, BLOB))
-    try:
-        head = decode_head(folder.disk.read(fd, HEAD_MAX, SEGMENT_HEADER))
-        entry = catalog.get(key_of(head.name.decode()))
-    except Corrupt:
-        return False  # whose it is can't be told
-    finally:
-        folder.disk.close(fd)
-    return entry is None or not entry.alone or entry.data[0] != number
+    catalog.apply(change, (number, end))
 
 
 def _ahead(folder: Folder, number: int) -> BadVolume:
@@ -191,67 +248,37 @@ def _ahead(folder: Folder, number: int) -> BadVolume:
     )
 
 
-@dataclass(slots=True)
-class Reindexed:
-    """What a reindex found. `bytes`: of the data of all blobs."""
-
-    blobs: int = 0
-    tombstones: int = 0
-    bytes: int = 0
-    records: int = 0
-    segments: int = 0
-    damaged: list[str] = field(default_factory=list)
-
-
-def reindex(path: str, *, disk: Disk | None = None, progress: Progress | None = None) -> Reindexed:
+def reindex(path: str, *, disk: Disk | None = None, progress: Progress | None = None) -> Recovered:
     """Rebuild the index of a volume that nobody has open from its segments.
 
     Interrupted, it goes on when the volume is opened next. Where the old index can be read, it
     says which copies are quarantined, and of which names the last record is lost: those answer
     `Corrupt`, not "not there" and not with older content.
     """
-    folder = Folder(disk or Disk(), path)
-    disk = folder.disk
+    disk = disk or Disk()
     with usable(path):
-        folder.check_foreign()
-        lock = folder.take_lock(read_only=False)
-        assert lock is not None
+        opened = open_folder(disk, path, anew=True, progress=progress)
+        folder, catalog, done = opened.folder, opened.catalog, opened.recovered
         try:
-            folder.prepare(read_only=False)
-            if not disk.exists(folder.old_index) and disk.exists(folder.index):
-                disk.rename(folder.index, folder.old_index)
-            disk.remove_index(folder.index)
-            index = disk.open_index(folder.index, read_only=False)
-            try:
-                result = _rebuild(folder, index, progress)
-                index.flush()
-            finally:
-                index.close()
+            if disk.exists(folder.old_index):
+                try:
+                    done.damaged += _carry_over(folder, catalog)
+                except (OSError, BadVolume) as error:
+                    done.damaged.append(
+                        f"the old index can't be read ({error}); which copies were quarantined "
+                        "is lost"
+                    )
+            for _, value in catalog.entries():
+                entry = unpack(value)
+                live = entry.kind != Kind.TOMBSTONE
+                done.blobs += live
+                done.tombstones += not live
+                done.bytes += entry.length
+            catalog.index.flush()
             disk.remove_index(folder.old_index)
         finally:
-            disk.close(lock)
-    return result
-
-
-def _rebuild(folder: Folder, index: Index, progress: Progress | None) -> Reindexed:
-    catalog = Catalog(index)
-    done = recover(folder, catalog, read_only=False, progress=progress)
-    result = Reindexed(records=done.records, segments=done.segments, damaged=done.damaged)
-    if folder.disk.exists(folder.old_index):
-        try:
-            result.damaged += _carry_over(folder, catalog)
-        except (OSError, BadVolume) as error:
-            result.damaged.append(
-                f"the old index can't be read ({error}); which copies were quarantined is lost"
-            )
-    for _, value in index.scan():
-        entry = unpack(value)
-        if entry.kind == Kind.TOMBSTONE:
-            result.tombstones += 1
-        else:
-            result.blobs += 1
-            result.bytes += entry.length
-    return result
+            opened.close()
+    return done
 
 
 def _carry_over(folder: Folder, catalog: Catalog) -> list[str]:
@@ -260,29 +287,23 @@ def _carry_over(folder: Folder, catalog: Catalog) -> list[str]:
     Returns a sentence for every name whose last record is lost.
     """
     lost = []
-    old = folder.disk.open_index(folder.old_index, read_only=True)
-    try:
+    change = Change()
+    with closing(folder.disk.open_index(folder.old_index, read_only=True)) as old:
         known = Catalog(TailIndex(old))
         recover(folder, known, read_only=True, behind=False)
-        change = Change()
-        for key, pairs in groupby(
-            merge(
-                ((key, value, True) for key, value in catalog.index.scan()),
-                ((key, value, False) for key, value in known.index.scan()),
-            ),
-            key=itemgetter(0),
-        ):
-            values = {new: value for _, value, new in pairs}
-            if values.get(True) != values.get(False):
-                now, then = _entry(values.get(True)), _entry(values.get(False))
-                if now is None or then is None or now.data != then.data or now.head != then.head:
-                    lost.append(f"{name_of(key)}: no segment shows its last write any more")
-                if then is not None:
-                    then = then._replace(damaged=True)
-                change.put(key, name_of(key).encode(), now, then)
-        catalog.apply(change, *catalog.watermark[:2])
-    finally:
-        old.close()
+        new = ((key, value, True) for key, value in catalog.entries())
+        both = merge(new, ((key, value, False) for key, value in known.entries()))
+        for key, pairs in groupby(both, key=itemgetter(0)):
+            values = {is_new: value for _, value, is_new in pairs}
+            if values.get(True) == values.get(False):
+                continue
+            now, then = _entry(values.get(True)), _entry(values.get(False))
+            if now is None or then is None or now.data != then.data or now.head != then.head:
+                lost.append(f"{name_of(key)}: no segment shows its last write any more")
+            if then is not None:
+                then = then._replace(damaged=True)
+            change.put(key, name_of(key).encode(), now, then)
+    catalog.apply(change)
     return lost
 
 

@@ -1,57 +1,58 @@
-r"""Segments: append-only files of records. The order of the log is (number, offset).
+"""Segments: append-only files of records. The order of the log is (number, offset).
 
-A segment begins with a header of 64 bytes (little-endian): magic `dlmnseg\n` (8), version (4),
-its number (4), its owner (16: random, in every record of the file, so an old block of a
-reused file is never believed), zeros (28), CRC-32C of all that (4). Records follow without
-gaps. A blob in a file of its own has the same header and one record.
+The first record is a mark that says so. All have the owner of their segment, 16 random bytes, so
+an old block of a reused file is never believed. A blob in a file of its own lies behind such a
+mark as well. The bytes are in `docs/disk-format.md`.
 
 A segment is made under another name, flushed, renamed and its folder flushed before anything
 is committed to it. Only one segment is written at a time: the next is begun when everything
 in the one before is on disk.
+
+A `Scanner` reads one from end to end, head by head. What can't be read is a gap: it goes on at
+the next head that fits (magic, owner and CRC-32C). Whether a gap is damage or the torn tail of a
+power cut is told by `flushed`, which every record carries: what can't be read had been on disk
+exactly if a later record says so.
+
+Read first: `dolmen.record`, `folder`.
 """
 
 from __future__ import annotations
 
+import errno
 import secrets
-import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from crc32c import crc32c
-
-from dolmen.errors import BadVolume, Corrupt
-from dolmen.stores.volume.disk import Buffer
+from dolmen.errors import Corrupt
+from dolmen.record import (
+    BLOCK,
+    HEAD_MAX,
+    MAGIC,
+    NOBODY,
+    Head,
+    Kind,
+    block_sums,
+    decode_head,
+    encode_head,
+    sums_size,
+)
+from dolmen.store import NO_CHECKSUM
+from dolmen.stores.volume.disk import Buffer, Disk
+from dolmen.stores.volume.entry import TOUCH_SIZE
 from dolmen.stores.volume.folder import PART, SEGMENT, Folder
 
-SEGMENT_HEADER = 64
-_MAGIC = b"dlmnseg\n"
-_VERSION = 1
-_HEADER = struct.Struct("<8sII16s28x")
-_CRC = struct.Struct("<I")
+_WINDOW = 1 << 20
+_PAGE = 4096
 
 
-def encode_header(number: int, owner: bytes) -> bytes:
-    """The header of a new segment."""
-    header = _HEADER.pack(_MAGIC, _VERSION, number, owner)
-    return header + _CRC.pack(crc32c(header))
+def opening(number: int, owner: bytes) -> bytes:
+    """The record that a new file begins with."""
+    return encode_head(Kind.MARK, b"segment", b"", 0, number, NO_CHECKSUM, owner=owner)
 
 
-def decode_header(header: bytes) -> tuple[int, bytes]:
-    """Number and owner of a segment; raises `Corrupt` when this is no header of one.
-
-    Raises `BadVolume` for one of a newer version.
-    """
-    if len(header) < SEGMENT_HEADER:
-        raise Corrupt("a segment's header is cut short")
-    magic, version, number, owner = _HEADER.unpack_from(header)
-    if magic != _MAGIC or crc32c(header[: _HEADER.size]) != _CRC.unpack_from(header, 60)[0]:
-        raise Corrupt("a segment's header fails its checksum")
-    if version != _VERSION:
-        raise BadVolume(
-            f"a segment is of version {version}, and this dolmen reads version {_VERSION}: "
-            "use the newer dolmen that wrote it"
-        )
-    return number, owner
+BEGIN = len(opening(0, NOBODY))
+"""Where the first record of the log in a segment lies, and that of a large blob in its file."""
 
 
 @dataclass(slots=True)
@@ -94,30 +95,172 @@ def create(folder: Folder, number: int) -> Active:
     """Make a new segment, durably, under its name."""
     disk = folder.disk
     owner = secrets.token_bytes(16)
-    folder.make_group(number)
     part = folder.file(number, PART)
-    disk.unlink(part)
     fd = disk.create(part)
     try:
-        disk.write(fd, [encode_header(number, owner)], 0)
+        disk.write(fd, [opening(number, owner)], 0)
         disk.flush(fd)
         disk.rename(part, folder.file(number, SEGMENT))
-        folder.flush_group(number)
+        disk.flush_directory(folder.segments)
     except BaseException:
         disk.close(fd)
+        disk.unlink(part)
         raise
-    return Active(folder, number, owner, fd, SEGMENT_HEADER, disk.identity(fd))
+    return Active(folder, number, owner, fd, BEGIN, disk.identity(fd))
 
 
-def reopen(folder: Folder, number: int, owner: bytes, end: int) -> Active:
+def reopen(folder: Folder, number: int, end: int) -> Active:
     """Go on in a segment that ends there; what lies behind is cut off, durably."""
     disk = folder.disk
     fd = disk.open(folder.file(number, SEGMENT), write=True)
-    active = Active(folder, number, owner, fd, end, disk.identity(fd))
     try:
+        owner = Scanner(disk, fd).owner
+        assert owner is not None
+        active = Active(folder, number, owner, fd, end, disk.identity(fd))
         if disk.size(fd) != end:
             active.cut_off()
     except BaseException:
         disk.close(fd)
         raise
     return active
+
+
+class Found(NamedTuple):
+    """A record: its head and its offset; of a touch its data, which is right."""
+
+    head: Head
+    offset: int
+    touch: bytes
+
+    @property
+    def stop(self) -> int:
+        """Where it ends."""
+        return self.offset + self.head.size
+
+
+class Gap(NamedTuple):
+    """Bytes from `start` to `stop` in which no record can be made out."""
+
+    start: int
+    stop: int
+
+
+class Scanner:
+    """One open file of records, `size` bytes of it. Blocks; for a thread.
+
+    `owner` is None where no record at all can be made out.
+    """
+
+    def __init__(self, disk: Disk, fd: int) -> None:
+        self._disk, self._fd = disk, fd
+        self.size = disk.size(fd)
+        self._window, self._base = memoryview(b""), 0
+        self.owner: bytes | None = None
+        first = self._search(0)
+        if first is not None:
+            self.owner = decode_head(self._view(first, HEAD_MAX)).owner
+        self.begins_well = first == 0
+
+    def records(self, start: int) -> Iterator[Found | Gap]:
+        """Everything from `start` on."""
+        position = max(start, BEGIN)
+        while position < self.size:
+            found = self._record(position)
+            if found is not None:
+                yield found
+                position = found.stop
+            else:
+                following = self._search(position + 1)
+                stop = self.size if following is None else following
+                yield Gap(position, stop)
+                position = stop
+
+    def is_sound(self, found: Found) -> bool:
+        """Whether the data of a record fits its checksums."""
+        data = found.offset + found.head.data_offset
+        try:
+            for _ in checked_pieces(self._disk, self._fd, data, found.head.length):
+                pass
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return False
+        return True
+
+    def _record(self, position: int) -> Found | None:
+        head = self._head(position)
+        if head is None or position + head.size > self.size:
+            return None
+        if head.kind != Kind.TOUCH:
+            return Found(head, position, b"")
+        at = head.data_offset
+        whole = bytes(self._view(position, head.size))
+        data, sums = whole[at : at + head.length], whole[at + head.length :]
+        if head.length != TOUCH_SIZE or block_sums(data) != sums:
+            return None
+        return Found(head, position, data)
+
+    def _head(self, position: int) -> Head | None:
+        try:
+            head = decode_head(self._view(position, HEAD_MAX))
+        except Corrupt:
+            return None
+        return head if self.owner in (None, head.owner) else None
+
+    def _search(self, position: int) -> int | None:
+        while position < self.size:
+            view = bytes(self._view(position, _WINDOW))
+            at = view.find(MAGIC)
+            if at < 0:
+                position += max(len(view) - len(MAGIC) + 1, 1)
+                continue
+            position += at
+            if self._head(position) is not None:
+                return position
+            position += 1
+        return None
+
+    def _view(self, position: int, length: int) -> memoryview:
+        """Up to `length` bytes at `position`, by way of a window."""
+        length = min(length, self.size - position)
+        start = position - self._base
+        if start < 0 or start + length > len(self._window):
+            self._window = memoryview(self._from_disk(max(length, _WINDOW), position))
+            self._base, start = position, 0
+        return self._window[start : start + length]
+
+    def _from_disk(self, length: int, position: int) -> bytes | memoryview:
+        """As `Disk.read`, with zeros for pages that the disk has lost (EIO)."""
+        try:
+            return self._disk.read(self._fd, length, position)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            if length <= _PAGE:
+                return bytes(length)
+        stop = min(position + length, self.size)
+        borders = range((position // _PAGE + 1) * _PAGE, stop, _PAGE)
+        starts, ends = (position, *borders), (*borders, stop)
+        return b"".join(
+            self._from_disk(end - start, start) for start, end in zip(starts, ends, strict=True)
+        )
+
+
+def checked_pieces(disk: Disk, fd: int, at: int, length: int) -> Iterator[memoryview]:
+    """The data of a record that begins at `at`, piece by piece, each in the same memory.
+
+    Raises `OSError` (EIO) where it does not fit its checksums. Blocks; for a thread.
+    """
+    room = memoryview(bytearray(min(_WINDOW, length)))
+    for start in range(0, length, _WINDOW):
+        piece = room[: min(_WINDOW, length - start)]
+        got = disk.read_into(fd, piece, at + start)
+        sums = disk.read(fd, sums_size(len(piece)), at + length + start // BLOCK * 4)
+        if got < len(piece) or block_sums(piece) != sums:
+            raise damage()
+        yield piece
+
+
+def damage() -> OSError:
+    """What fails its checksum is as what the disk can't read."""
+    return OSError(errno.EIO, "a checksum does not fit")

@@ -1,11 +1,9 @@
 """`volume:/path` a blob store in a folder: segments of records with an index beside them.
 
 Durable: a write is answered when its record has been flushed to disk, and is then visible.
-One process has a volume open; it holds the folder's lock. Opened read-only, nothing at all is
-written, and what lies beyond the index's watermark is kept in memory.
-
 Blobs up to 4 MiB are received whole in memory, within a budget, and appended to the log;
-larger ones, and what the budget has no room for, go to files of their own.
+larger ones, and what the budget has no room for, go to files of their own. One process has a
+volume open; it holds the folder's lock. Opened read-only, nothing at all is written.
 
 `docs/disk-format.md` describes the folder, `docs/durability.md` why no order of crash, refusal,
 restart and reindex loses or invents anything. Read first: `dolmen.store`, `folder`, `commit`.
@@ -18,14 +16,16 @@ import errno
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
 from dolmen.digests import Digests
 from dolmen.errors import Corrupt, DolmenError, Full, NotFound, ReadOnly, TooLarge, Unavailable
-from dolmen.names import check_name, checksum_of
+from dolmen.names import check_name, checksum_of, partition_of
 from dolmen.payload import Bytes, read_whole
 from dolmen.ready import Ready
 from dolmen.record import Kind, block_sums
@@ -46,20 +46,15 @@ from dolmen.store import (
     Remove,
     Write,
 )
-from dolmen.stores.base import OneByOne
-from dolmen.stores.volume import segment
-from dolmen.stores.volume.bulk import verify_many, write_many
-from dolmen.stores.volume.catalog import Change
+from dolmen.stores.base import OneByOne, UnderWay
+from dolmen.stores.volume.catalog import digests_of, runs
 from dolmen.stores.volume.commit import Log
 from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.entry import Entry, key_of, unpack
-from dolmen.stores.volume.folder import BLOB
-from dolmen.stores.volume.index import digests_of
-from dolmen.stores.volume.large import LargeFile, receive
-from dolmen.stores.volume.listing import list_index
-from dolmen.stores.volume.opening import Opened, open_folder
+from dolmen.stores.volume.large import LargeFile
 from dolmen.stores.volume.pending import Pending, Removal
 from dolmen.stores.volume.reader import WHOLE, Reader
+from dolmen.stores.volume.recovery import Opened, open_folder
 
 T = TypeVar("T")
 CHUNK = 4 << 20
@@ -69,6 +64,9 @@ SMALL = 65_536
 BUDGET = 128 << 20
 """What payloads received whole take in memory together."""
 LARGEST = 1 << 44
+_WINDOW = 256
+"""Writes of a bulk under way at once."""
+_VERIFIED_AT_ONCE = 4
 _log = logging.getLogger("dolmen.volume")
 
 
@@ -81,37 +79,21 @@ class Volume(OneByOne):
     reads_ahead = 32
 
     def __init__(
-        self,
-        opened: Opened,
-        *,
-        clock: Clock | None,
-        now: Callable[[], float],
-        threads: Executor | None,
+        self, opened: Opened, threads: Executor | None, make_log: Callable[..., Log]
     ) -> None:
+        """`make_log` is given all but clocks and sizes; tests give the `threads`."""
         self._opened, self._closed = opened, False
         self.folder, self.catalog = opened.folder, opened.catalog
         self._disk, self.path = opened.folder.disk, opened.folder.path
-        self._notes, self._index = opened.notes, opened.catalog.index
-        self._budget = BUDGET
+        self._index, self._budget = opened.catalog.index, BUDGET
         self._loop = asyncio.get_running_loop()
         self._threads = threads or ThreadPoolExecutor(4, thread_name_prefix="dolmen-volume")
         self._writer = threads or ThreadPoolExecutor(1, thread_name_prefix="dolmen-log")
         self.reader = Reader(self.folder, self._threads, self._quarantine)
         self.log: Log | None = None
         if opened.active is not None:
-            self.log = Log(
-                self.catalog,
-                opened.active,
-                loop=self._loop,
-                thread=self._writer,
-                threads=self._threads,
-                sound=self.reader.sound,
-                clock=clock or Clock(),
-                now=now,
-                segment_size=opened.segment_size,
-                freed=self._remove_freed,
-            )
-        self._removing = False
+            owned = self.catalog, opened.active, self.reader
+            self.log = make_log(*owned, thread=self._writer, threads=self._threads)
         self._noting = asyncio.Lock()
         self._closing: asyncio.Task[None] | None = None
 
@@ -125,26 +107,30 @@ class Volume(OneByOne):
     def write(self, write: Write) -> Awaitable[Put]:
         """See `BlobStore.write`."""
         check(write)
-        if write.kind in (Kind.TOUCH, Kind.TOMBSTONE):
-            touched = write.checksum if write.kind == Kind.TOUCH else None
-            return self.submit(Pending(write, touched or NO_CHECKSUM))
+        if write.kind == Kind.TOUCH:
+            return self.submit(Pending(write, write.checksum or NO_CHECKSUM))
+        if write.kind == Kind.TOMBSTONE:
+            return self.submit(Pending(write))
         payload = write.payload
         data = payload.whole
         if data is not None and len(data) <= SMALL:
             checksum = checksum_of(data)
             check_content(write, checksum)
-            return self.submit(Pending(write, checksum, data))
+            return self.submit(Pending(write, checksum, data, block_sums(data)))
         if payload.size > CHUNK or (data is None and SMALL < payload.size > self._budget):
             return self._write_alone(write)
         return self._write_whole(write)
 
     def submit(self, pending: Pending) -> Awaitable[Put]:
         """Have a write decided and carried out; raises `ReadOnly`, `Unavailable`."""
+        return self._writable().submit(pending)
+
+    def _writable(self) -> Log:
         if self._closed:
             raise self._is_closed()
         if self.log is None:
             raise ReadOnly(f"the volume {self.path} was opened read-only")
-        return self.log.submit(pending)
+        return self.log
 
     async def _write_whole(self, write: Write) -> Put:
         payload = write.payload
@@ -165,24 +151,23 @@ class Volume(OneByOne):
     async def _write_alone(self, write: Write) -> Put:
         if (size := write.payload.size) > LARGEST:
             raise TooLarge(f"{write.name} is {size} bytes; a volume keeps up to {LARGEST}")
-        if self.log is None or self.log.broken is not None or self._closed:
-            return await self.submit(Pending(write, NO_CHECKSUM))  # says why not
-        self.log.check_room(size)
+        self._writable().check_room(size)
         number = self.catalog.take_number()
-        file = LargeFile(self.folder, number, write)
+        file = LargeFile(self.folder, number, write, self._threads)
         pending: Pending | None = None
         try:
-            checksum = await receive(file, write, self._threads)
+            checksum = await file.receive()
             check_content(write, checksum)
-            pending = Pending(write, checksum, alone=(number, segment.SEGMENT_HEADER))
+            pending = Pending(write, checksum, alone=number)
             return await self.submit(pending)
         except OSError as error:
             raise self._refused(error) from error
         except RuntimeError as error:  # its threads have gone
             raise (self._is_closed() if self._closed else error) from error
         finally:
-            if (pending is None or pending.put is None) and not self._closed:
-                self.in_thread(file.remove, self.catalog)
+            if pending is None or pending.put is None:
+                with suppress(RuntimeError):  # closed: the next opening removes it
+                    self._threads.submit(file.remove)
 
     def _refused(self, error: OSError) -> DolmenError:
         """What an error says of an upload that nothing refers to yet."""
@@ -190,14 +175,36 @@ class Volume(OneByOne):
             return Full(f"{self.path} has no room for it ({error}): nothing was stored")
         return Unavailable(f"{self.path} can't be written ({error}): nothing was stored")
 
-    def write_many(self, writes: AsyncIterator[Write]) -> AsyncIterator[Put | Failed]:
+    async def write_many(self, writes: AsyncIterator[Write]) -> AsyncIterator[Put | Failed]:
         """See `BlobStore.write_many`. Small writes share commits without a task for each."""
-        return write_many(self, writes)
+        names: deque[str] = deque()
+        async with UnderWay[Put]() as under_way:
+
+            async def outcome() -> Put | Failed:
+                name = names.popleft()
+                try:
+                    return await under_way.next()
+                except DolmenError as error:
+                    return Failed(name, error)
+
+            async for write in writes:
+                names.append(write.name)
+                try:
+                    under_way.add(self.write(write))
+                except DolmenError as error:
+                    under_way.append(self._loop.create_future())
+                    under_way[-1].set_exception(error)
+                # A payload that is streamed must be read before the next one is asked for.
+                most = _WINDOW if write.payload.whole is not None else 0
+                while len(under_way) > most:
+                    yield await outcome()
+            while under_way:
+                yield await outcome()
 
     async def remove(self, remove: Remove, *, min_age: float) -> bool:
         """See `OneByOne.remove`."""
-        name = check_name(remove.name)
-        put = await self.submit(Removal(name, if_stamp=remove.if_stamp, min_age=min_age))
+        write = Write(check_name(remove.name), kind=Kind.REMOVAL)
+        put = await self.submit(Removal(write, if_stamp=remove.if_stamp, min_age=min_age))
         return put.outcome is Outcome.CREATED
 
     # Reading
@@ -240,17 +247,42 @@ class Volume(OneByOne):
         self.catalog.keep(name, entry)
         return entry
 
-    def verify_many(self, names: Sequence[str]) -> AsyncIterator[BlobInfo | Failed]:
+    async def verify_many(self, names: Sequence[str]) -> AsyncIterator[BlobInfo | Failed]:
         """See `BlobStore.verify_many`: also the heads of records, which a reindex needs."""
-        return verify_many(self._live, self.reader, names)
+        async with UnderWay[BlobInfo | Failed]() as under_way:
+            for name in names:
+                if len(under_way) == _VERIFIED_AT_ONCE:
+                    yield await under_way.next()
+                under_way.add(self._verify(name))
+            while under_way:
+                yield await under_way.next()
 
-    def list(self, listing: Listing = EVERYTHING) -> AsyncIterator[BlobInfo]:
+    async def _verify(self, name: str) -> BlobInfo | Failed:
+        try:
+            entry = self._live(name)
+            wrong = await self.reader.verify(name, entry, named=True)
+        except NotFound as absent:
+            if not absent.stamp:
+                return Failed(name, absent)
+            return BlobInfo(name, 0, Kind.TOMBSTONE, absent.stamp, NO_CHECKSUM)
+        except DolmenError as error:
+            return Failed(name, error)
+        return Failed(name, Corrupt(wrong)) if wrong else entry.info(name)
+
+    async def list(self, listing: Listing = EVERYTHING) -> AsyncIterator[BlobInfo]:
         """See `BlobStore.list`."""
-        return list_index(self.in_thread, self._index, listing)
+        name = listing.after
+        after = (-1, "") if name is None else (partition_of(name), name)
+        for start, stop in runs(listing.partitions, after[0]):
+            at = start
+            while at < stop:
+                page, at = await self.in_thread(self.catalog.page, at, stop, listing, after)
+                for info in page:
+                    yield info
 
     async def digests(self) -> Digests:
         """See `BlobStore.digests`."""
-        return await self.in_thread(digests_of, bytes(self._index.slots))
+        return await self.in_thread(digests_of, bytes(self.catalog.slots))
 
     def _quarantine(self, name: str, entry: Entry) -> None:
         """Mark a copy that failed its check, unless another is current by now."""
@@ -258,16 +290,10 @@ class Volume(OneByOne):
         if self._closed or (self.log is not None and self.log.writes_under_way(key)):
             return
         _log.error(
-            "the copy of %s in file %08x at byte %d is damaged and quarantined; check the disk",
-            name,
-            *entry.data,
+            "quarantined: the copy of %s (file %08x, byte %d); check the disk", name, *entry.data
         )
         try:
-            current = self.catalog.get(key)
-            if current is not None and current.data == entry.data and not current.damaged:
-                change = Change()
-                change.put(key, name.encode(), current, current._replace(damaged=True))
-                self.catalog.apply(change, *self.catalog.watermark[:2])
+            self.catalog.quarantine(key, name.encode(), entry.data)
         except OSError as error:
             _log.error("the copy of %s could not be quarantined: %s", name, error)
 
@@ -276,19 +302,18 @@ class Volume(OneByOne):
     async def note(self, key: str, value: bytes) -> None:
         """See `BlobStore.note`."""
         check_key(key)
-        if self.log is None:
-            raise ReadOnly(f"the volume {self.path} was opened read-only")
+        self._writable()
         async with self._noting:
-            notes = self._notes | {key: value}
+            notes = self._opened.notes | {key: value}
             try:
                 await self.in_thread(self.folder.write_notes, notes)
             except OSError as error:
                 raise self._refused(error) from error
-            self._notes = notes
+            self._opened.notes = notes
 
     async def notes(self) -> dict[str, bytes]:
         """See `BlobStore.notes`."""
-        return dict(self._notes)
+        return dict(self._opened.notes)
 
     async def condition(self) -> Condition:
         """See `BlobStore.condition`."""
@@ -299,7 +324,7 @@ class Volume(OneByOne):
 
     def _condition(self) -> Condition:
         free, total, read_only = self._disk.space(self.path)
-        reasons, remarks, log = [], [*self._opened.damaged], self.log
+        reasons, remarks, log = [], [*self._opened.recovered.damaged], self.log
         if read_only:
             reasons.append("the file system is read-only: check the disk and the system's log")
         if log is None:  # as it was asked for
@@ -317,26 +342,6 @@ class Volume(OneByOne):
             except OSError as error:
                 reasons.append(str(error))
         return Condition(free, total, writable=not reasons, reasons=reasons, remarks=remarks)
-
-    def _remove_freed(self) -> None:
-        """Remove, in the background, files of large blobs that were replaced or deleted."""
-        numbers = sorted(self.catalog.unreferenced)
-        if not numbers or self._removing or self._closed:
-            return
-        self._removing = True
-        for number in numbers:
-            self.reader.close_file(number)
-
-        def removed(done: asyncio.Future[None]) -> None:
-            self._removing = False
-            try:
-                done.result()
-                if not self._closed:
-                    self.catalog.forget_files([], numbers)
-            except OSError as error:  # the next opening tries again
-                _log.error("files of deleted blobs could not be removed: %s", error)
-
-        self.in_thread(self.folder.remove, numbers, BLOB).add_done_callback(removed)
 
     def in_thread(self, call: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
         """Run a call in a thread; raises `Unavailable` when the volume is closed."""
@@ -364,15 +369,12 @@ class Volume(OneByOne):
         self._writer.shutdown()
         self._threads.shutdown()
         self.reader.close()
+        if self.log is not None:
+            self._opened.active = self.log.active
         try:
-            self._index.flush()
-            self._index.close()
+            self._opened.close()
         except OSError as error:  # the log has it all
             _log.error("the index of %s could not be flushed: %s", self.path, error)
-        if self.log is not None:
-            self._disk.close(self.log.active.fd)
-        if self._opened.lock is not None:
-            self._disk.close(self._opened.lock)
 
 
 async def open_volume(
@@ -391,6 +393,7 @@ async def open_volume(
     gives stamps, `now` the seconds since 1970; tests give those, the disk and the threads.
     Raises `BadVolume` when the folder can't be used or another process has it open.
     """
-    begin = partial(open_folder, disk or Disk(), path, read_only, segment_size)
+    begin = partial(open_folder, disk or Disk(), path, read_only=read_only)
     opened = await asyncio.to_thread(begin) if threads is None else begin()
-    return Volume(opened, clock=clock, now=now, threads=threads)
+    make_log = partial(Log, clock=clock or Clock(), now=now, segment_size=segment_size)
+    return Volume(opened, threads, make_log)
