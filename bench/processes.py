@@ -114,25 +114,31 @@ def nginx(root: Path) -> Iterator[Server | None]:
         config = Path(folder, "nginx.conf")
         config.write_text(_NGINX % {"folder": folder, "root": root, "port": port})
         with _running([program, "-e", f"{folder}/log", "-c", str(config)], {}) as process:
-            server = Server(f"http://127.0.0.1:{port}", process)
-            if not _listens(server):
+            until = time.monotonic() + _PATIENCE
+            while process.poll() is None and time.monotonic() < until:
+                with (
+                    contextlib.suppress(ConnectionError),
+                    socket.create_connection(("127.0.0.1", port)),
+                ):
+                    break
+                time.sleep(0.02)
+            else:
                 raise NotMeasured(f"nginx did not start: {Path(folder, 'log').read_text()[-300:]}")
-            yield server
+            yield Server(f"http://127.0.0.1:{port}", process)
 
 
 @contextlib.contextmanager
 def _dolmen(*arguments: str, **settings: str) -> Iterator[Server]:
     with _running([DOLMEN, *arguments], settings) as process:
         assert process.stdout is not None
-        found = re.search(r"http://[\d.]+:\d+", process.stdout.readline())
-        server = Server(found[0] if found else "", process)
-        if found is None or not _listens(server):
+        found = re.search(r"http://[\d.]+:\d+", process.stdout.readline())  # it listens by then
+        if found is None:
             process.wait(_PATIENCE)
             assert process.stderr is not None
             process.stderr.seek(0)
             said = (process.stderr.read().splitlines() or ["it said nothing"])[-1]
             raise NotMeasured(f"dolmen {arguments[0]} did not start: {said}")
-        yield server
+        yield Server(found[0], process)
 
 
 @contextlib.contextmanager
@@ -160,16 +166,3 @@ def _running(command: list[str], settings: dict[str, str]) -> Iterator[subproces
                 process.wait()
             assert process.stdout is not None
             process.stdout.close()
-
-
-def _listens(server: Server) -> bool:
-    """Wait until a server takes connections; False when it ended or it takes too long."""
-    until = time.monotonic() + _PATIENCE
-    while time.monotonic() < until and server.process.poll() is None:
-        with (
-            contextlib.suppress(ConnectionError),
-            socket.create_connection(("127.0.0.1", server.port)),
-        ):
-            return True
-        time.sleep(0.02)
-    return False

@@ -32,7 +32,7 @@ async def put(
     """Store files; print each one's id.
 
     The id is the SHA-256 of the content, as [green]sha256sum[/green] prints it. The file's
-    name and type are kept. An upload that is repeated stores nothing twice.
+    name and type are kept. Uploading the same content again stores nothing new.
 
     [green]dolmen put photo.jpg notes.txt[/green]
 
@@ -71,7 +71,7 @@ async def get(
 ) -> None:
     """Fetch an object into a file, and check it against its id on the way.
 
-    The file is called as when it was put, else by the id. It appears when it is
+    The file keeps its original name; without one it is named by the id. It appears when it is
     complete and right; nothing is left of a download that failed. With
     [green]-o -[/green] the exit status tells whether what was written was right.
 
