@@ -267,9 +267,10 @@ def _data_in(record: bytearray | memoryview, name: bytes, entry: Entry) -> memor
     start = HEADER_SIZE + len(name) + entry.inner
     end = start + length
     view = memoryview(record)
+    head = bytes(view[:start])  # views are compared byte by byte
     if (
-        view[CHECKSUM_AT:_CHECKSUM_END] != entry.checksum
-        or view[HEADER_SIZE : HEADER_SIZE + len(name)] != name
+        not head.startswith(entry.checksum, CHECKSUM_AT)
+        or not head.startswith(name, HEADER_SIZE)
         or (
             crc32c(view[start:]) != _RESIDUE
             if 0 < length <= BLOCK
