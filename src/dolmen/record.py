@@ -184,9 +184,10 @@ def data_in(
     """
     start = HEADER_SIZE + len(name) + inner
     view = memoryview(record)
+    head = bytes(view[:start])  # views are compared byte by byte
     if (
-        view[CHECKSUM_AT : CHECKSUM_AT + len(checksum)] == checksum
-        and view[HEADER_SIZE : HEADER_SIZE + len(name)] == name
+        head.startswith(checksum, CHECKSUM_AT)
+        and head.startswith(name, HEADER_SIZE)
         and block_sums(view[start : start + length]) == view[start + length :]
     ):
         return view[start : start + length]

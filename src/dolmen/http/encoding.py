@@ -82,6 +82,13 @@ def reason(status: int) -> str:
         return "Unknown"
 
 
+def connection_line(*, keep: bool, http11: bool) -> bytes:
+    """The line that says whether the connection is kept, where it need be said."""
+    if not keep:
+        return b"Connection: close\r\n"
+    return b"" if http11 else b"Connection: keep-alive\r\n"
+
+
 def length_line(length: int | None) -> bytes:
     """The line that frames a body of this length, or of unknown length."""
     if length is None:

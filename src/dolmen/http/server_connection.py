@@ -22,10 +22,11 @@ from dolmen.http.encoding import (
     HTTP2_PREFACE,
     HTTP2_REFUSAL,
     EncodedHeaders,
+    connection_line,
     encode_headers,
     length_line,
     response_start,
-)
+)  # fmt: skip
 from dolmen.http.head import Head, check_beginning, read_request, recognize
 from dolmen.http.messages import (
     Address,
@@ -213,10 +214,7 @@ class ServerConnection(EagerConnection):
             await self.more("head")
         data = self.take(end - self.at)
         if data == HTTP2_PREFACE:
-            self.server.coalescer.flush()
-            self.transport.write(HTTP2_REFUSAL)
-            await self._linger()
-            self.transport.close()
+            await self._linger(HTTP2_REFUSAL)
             return None
         method, target = self._read_head(data)
         self._started = perf_counter()
@@ -265,7 +263,7 @@ class ServerConnection(EagerConnection):
         keep = True
         if self.body is not None or server.draining or not self.head.plain:
             keep = self._keeps()
-            lines += self._connection_line(keep=keep)
+            lines += connection_line(keep=keep, http11=self.head.http11)
         start = server.starts.get(status) or self._start(status)
         size = len(body)
         if status in _BODILESS:
@@ -294,7 +292,7 @@ class ServerConnection(EagerConnection):
         try:
             length = body.length
             keep = self._keeps() and (length is not None or http11)
-            lines = encode_headers(response.headers) + self._connection_line(keep=keep)
+            lines = encode_headers(response.headers) + connection_line(keep=keep, http11=http11)
             if status not in _BODILESS and (length is not None or http11):
                 lines += length_line(length)
             self.server.coalescer.flush()
@@ -338,11 +336,6 @@ class ServerConnection(EagerConnection):
         small = body.length is not None and body.left <= _DISCARDED
         return small and body.error is None and not body.expects
 
-    def _connection_line(self, *, keep: bool) -> bytes:
-        if not keep:
-            return b"Connection: close\r\n"
-        return b"" if self.head.http11 else b"Connection: keep-alive\r\n"
-
     def send_continue(self) -> None:
         if not self.transport.is_closing():
             self.server.coalescer.flush()
@@ -354,11 +347,10 @@ class ServerConnection(EagerConnection):
             self.server.coalescer.flush()
             self.transport.close()
 
-    async def _linger(self) -> None:
-        """Send FIN but read on for a moment: closing on unread bytes would reset the connection
-        and could take the response from the client.
-        """
+    async def _linger(self, last: bytes = b"") -> None:
+        """Send FIN but read on for a moment: closing on unread bytes resets the connection."""
         self.server.coalescer.flush()
+        self.transport.write(last)
         if self.transport.can_write_eof():
             self.transport.write_eof()
         while not self.transport.is_closing():
