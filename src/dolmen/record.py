@@ -33,6 +33,7 @@ from __future__ import annotations
 import enum
 import struct
 from dataclasses import dataclass
+from typing import Literal
 
 from crc32c import crc32c
 
@@ -177,8 +178,8 @@ def blocks_match(data: bytes | memoryview, sums: bytes | memoryview) -> bool:
 
 def data_in(
     record: bytes | bytearray | memoryview, name: bytes, inner: int, length: int, checksum: bytes
-) -> memoryview | None:
-    """The data in a whole record, if it is the one meant and its data fits the block checksums.
+) -> memoryview | Literal[False]:
+    """The data in a whole record; False unless it is the one meant and fits the block checksums.
 
     `inner` is the length of its metadata.
     """
@@ -191,7 +192,7 @@ def data_in(
         and block_sums(view[start : start + length]) == view[start + length :]
     ):
         return view[start : start + length]
-    return None
+    return False
 
 
 class BlockSums:

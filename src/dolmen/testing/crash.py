@@ -10,8 +10,8 @@ lost the file may be as long as if it were there, with zeros or an old block of 
 The index is a dictionary with the guarantee RocksDB gives without its write-ahead log: after a
 kill or a power cut it is as some earlier `apply` left it, none older than the last `flush`.
 
-`cut_after(n)` makes the n-th changing operation from now raise `PowerCut`, before or after it
-took effect, and every one behind it. `killed` is the disk after a `kill -9`. A volume on such
+`cut_after(n)` makes the n-th change from now raise `PowerCut`, before or after it took effect, and
+every one behind it. `killed` is the disk after a `kill -9`. A volume on such
 a disk is given an `InlineExecutor`, so one seed gives one run. Undocumented methods: see `Disk`.
 """
 
@@ -34,7 +34,6 @@ from dolmen.stores.volume.index import Changes, Index, TailIndex
 T = TypeVar("T")
 _SECTOR = 512
 _PAGE = 4096
-_SPACE = 1 << 40
 
 
 class PowerCut(BaseException):
@@ -153,8 +152,6 @@ class SimulatedDisk(Disk):
         self.fail_flush = False
         """Whether flushes fail; what they should have made durable is lost."""
 
-    # Faults
-
     def cut_after(self, operations: int) -> None:
         """Let the power go at the n-th changing operation from now."""
         self._countdown = operations
@@ -232,8 +229,6 @@ class SimulatedDisk(Disk):
         yield
         if self.dead:
             raise PowerCut
-
-    # The disk
 
     def _file(self, path: str) -> _File:
         found = self._names.get(path)
@@ -347,13 +342,8 @@ class SimulatedDisk(Disk):
     def read_record(
         self, fd: int, offset: int, name: bytes, inner: int, length: int, checksum: bytes
     ) -> bytes | memoryview | Literal[False] | None:
-        """See `Disk`."""
-        size = record_size(len(name), inner, length)
-        record = self.read(fd, size, offset)
-        if len(record) != size:
-            return None
-        data = data_in(record, name, inner, length, checksum)
-        return False if data is None else data
+        record = self.read(fd, record_size(len(name), inner, length), offset)
+        return data_in(record, name, inner, length, checksum)
 
     def lock(self, path: str, *, shared: bool) -> int | None:
         """See `Disk`. One holder at a time, shared or not."""
@@ -386,7 +376,7 @@ class SimulatedDisk(Disk):
         return path in self._names
 
     def space(self, path: str) -> tuple[int, int, bool]:  # noqa: ARG002
-        return _SPACE, _SPACE, False
+        return 1 << 40, 1 << 40, False
 
     def open_index(self, path: str, *, read_only: bool) -> Index:
         kept = self._names.get(path)

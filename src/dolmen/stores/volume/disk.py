@@ -45,8 +45,7 @@ def read_record(
     record = bytearray(record_size(len(name), inner, length))
     if read_cached(fd, record, offset) != len(record):
         return None
-    data = data_in(record, name, inner, length, checksum)
-    return False if data is None else data
+    return data_in(record, name, inner, length, checksum)
 
 
 def read_cached(fd: int, room: bytearray | memoryview, offset: int) -> int | None:

@@ -269,7 +269,7 @@ def _examine(disk: Disk, fd: int, name: str, entry: Entry, named: bool) -> str |
 def _data_in(record: bytearray | memoryview, name: bytes, entry: Entry) -> memoryview:
     """The data in a record; raises `OSError` where that is damaged or not what the entry means."""
     data = data_in(record, name, entry.inner, entry.length, entry.checksum)
-    if data is None:
+    if data is False:
         raise damage()
     return data
 
