@@ -293,8 +293,7 @@ class SimulatedDisk(Disk):
     def flush(self, fd: int) -> None:
         with self.step():
             file = self._open[fd]
-            if self.fail_flush:
-                # As Linux does: the pages count as clean, and are lost all the same.
+            if self.fail_flush:  # as in Linux, the pages count as clean, and are lost all the same
                 file.pending.clear()
                 raise OSError(errno.EIO, "input/output error")
             file.flush()
@@ -306,7 +305,7 @@ class SimulatedDisk(Disk):
             ]
 
     def write_behind(self, fd: int, offset: int, length: int) -> None:
-        """See `Disk`. Promises nothing, and does nothing."""
+        """Promises nothing, and does nothing."""
 
     def forget(self, fd: int) -> None:
         """See `Disk`: what is clean is read from the platter again."""
