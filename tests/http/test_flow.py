@@ -281,3 +281,18 @@ async def test_little_of_a_large_response_is_queued_for_a_slow_client(kit, strea
     assert max(queued) <= 256 * 1024
     transport.close()
     await kit.settle()
+
+
+async def test_a_buffer_that_was_filled_is_let_go(kit) -> None:
+    room = bytearray(MIB)
+
+    async def handler(request):
+        with memoryview(room) as view:
+            await request.body.receive_into(view)
+        room.append(0)  # BufferError while anybody has a view of it
+        return Response(204)
+
+    async with await start_server(handler) as server, kit.client_of(server) as client:
+        body = Streamed(pieces_of(bytes(MIB), MIB), MIB)
+        answer = await client.request("POST", "/", body=body, expect_continue=True)
+        assert answer.status == 204

@@ -1,6 +1,8 @@
 """The remote store keeps the contract, over a blob server: the wire loses nothing."""
 
 import contextlib
+import gc
+import weakref
 from collections.abc import AsyncIterator, Awaitable
 from dataclasses import replace
 from pathlib import Path
@@ -8,13 +10,14 @@ from typing import ClassVar
 
 import pytest
 
-from dolmen.errors import Corrupt, Unavailable
+from dolmen.errors import Corrupt, NotFound, Unavailable
 from dolmen.http import Handler, start_server
 from dolmen.http.messages import Request, Response
 from dolmen.payload import Bytes
 from dolmen.servers.blob import BlobServer
 from dolmen.stamps import Clock
-from dolmen.store import BlobStore, Failed
+from dolmen.record import Kind
+from dolmen.store import BlobStore, Failed, Write
 from dolmen.stores import open_store
 from dolmen.stores.memory import MemoryStore
 from dolmen.stores.volume import open_volume
@@ -69,6 +72,26 @@ async def far() -> AsyncIterator[tuple[Far, BlobStore]]:
         store = await open_store(f"http://127.0.0.1:{server.addresses[0][1]}")
         leaving.push_async_callback(store.aclose)
         yield far, store
+
+
+async def test_a_touch_that_fails_keeps_nothing_that_its_caller_holds(far):
+    server, store = far
+    server.handle = blob_server(MemoryStore())
+
+    class Chunk:
+        pass
+
+    async def touch() -> weakref.ref[Chunk]:
+        chunk = Chunk()
+        with pytest.raises(NotFound):
+            await store.write(Write("name", kind=Kind.TOUCH, stamp=1 << 40, checksum=bytes(16)))
+        return weakref.ref(chunk)
+
+    gc.disable()
+    try:
+        assert (await touch())() is None
+    finally:
+        gc.enable()
 
 
 async def test_a_server_that_could_not_be_asked_what_it_is_is_asked_before_anything_else(far):

@@ -144,6 +144,7 @@ class Connection(asyncio.Protocol):
     def _stop_filling(self) -> None:
         """Take the view away from the socket; reading stays paused until someone wants more."""
         if self._filler is not None:
+            self._filler.view = memoryview(b"")  # the transport may keep the filler
             self._filler = None
             if not self.transport.is_closing():
                 self.pause()
@@ -240,24 +241,24 @@ def _slices(piece: Buffer) -> Sequence[Buffer]:
 class _Filler(asyncio.BufferedProtocol):
     """Stands in for a connection's protocol while the socket fills a reader's buffer."""
 
-    __slots__ = ("_at", "_connection", "_count", "_view")
+    __slots__ = ("_at", "_connection", "_count", "view")
 
     def __init__(
         self, connection: Connection, view: memoryview, count: Callable[[int], None]
     ) -> None:
         self._connection = connection
-        self._view = view
+        self.view = view
         self._count = count
         self._at = 0
 
     def get_buffer(self, sizehint: int) -> Buffer:  # noqa: ARG002
-        return self._view[self._at :]
+        return self.view[self._at :]
 
     def buffer_updated(self, nbytes: int) -> None:
         self._at += nbytes
         self._connection.arrived += nbytes
         self._count(nbytes)
-        if self._at == len(self._view):
+        if self._at == len(self.view):
             self._connection.pause()
             self._connection.wake()
 

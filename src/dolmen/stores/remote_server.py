@@ -75,7 +75,7 @@ class DolmenServer(OneByOne):
     def __init__(self, address: str, client: Client, is_other: Callable[[], None]) -> None:
         self.address = address
         self._client = client
-        self._is_other = is_other  # called when it turns out to be no dolmen blob server
+        self._is_other = is_other  # called when it is found to be no dolmen blob server
         self.capabilities = _EXPECTED
         self._known = False
         self._digests: tuple[bytes, Digests] | None = None
@@ -86,9 +86,12 @@ class DolmenServer(OneByOne):
         check(write)
         if write.kind == Kind.TOUCH or (write.kind == Kind.TOMBSTONE and write.stamp is not None):
             answer = (await self._send([write]))[0]
-            if isinstance(answer, Failed):
+            if not isinstance(answer, Failed):
+                return answer
+            try:
                 raise answer.error
-            return answer
+            finally:
+                del answer  # an error and a frame that hold each other keep what the caller holds
         if write.kind == Kind.TOMBSTONE:
             response = await self._ask("DELETE", f"/blob/{write.name}")
             headers = response.headers
@@ -270,10 +273,7 @@ class DolmenServer(OneByOne):
                 raise senseless(self.address, error, Unavailable) from error
 
     async def get_many(self, names: Sequence[str]) -> AsyncIterator[Blob | Failed]:
-        """Where the stream breaks off it may be that blob that can't be read to its end.
-
-        It is said to have failed, and those behind it are asked for anew.
-        """
+        """A blob at which the stream breaks off has failed; those behind it are asked for anew."""
         done = 0
         while done < len(names):
             stop = min(done + _NAMES, len(names))
