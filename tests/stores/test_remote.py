@@ -14,9 +14,9 @@ from dolmen.errors import Corrupt, NotFound, Unavailable
 from dolmen.http import Handler, start_server
 from dolmen.http.messages import Request, Response
 from dolmen.payload import Bytes
+from dolmen.record import Kind
 from dolmen.servers.blob import BlobServer
 from dolmen.stamps import Clock
-from dolmen.record import Kind
 from dolmen.store import BlobStore, Failed, Write
 from dolmen.stores import open_store
 from dolmen.stores.memory import MemoryStore
