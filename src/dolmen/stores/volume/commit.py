@@ -284,12 +284,12 @@ class Log:
 
     async def _remove_dead(self) -> None:
         """Remove the files of large blobs that were replaced or deleted."""
-        numbers = sorted(self._catalog.dead)
-        for number in numbers:
-            self._reader.close_file(number)
         try:
-            await self._loop.run_in_executor(self._threads, self._folder.remove, numbers, BLOB)
-            self._catalog.forget(numbers)
+            while numbers := sorted(self._catalog.dead):
+                for number in numbers:
+                    self._reader.close_file(number)
+                await self._loop.run_in_executor(self._threads, self._folder.remove, numbers, BLOB)
+                self._catalog.forget(numbers)
         except OSError as error:  # the next opening tries again
             _log.error("files of deleted blobs could not be removed: %s", error)
         finally:
