@@ -117,6 +117,46 @@ async def test_reindex_says_of_a_lost_head_that_the_copy_is_damaged(opened: Open
     assert await data_of(store, "b") == b"later"
 
 
+async def test_reindex_keeps_a_large_blob_whose_touch_is_lost_until_it_is_replaced(
+    opened: Opener,
+) -> None:
+    store = await opened()
+    content = bytes(5 << 20)
+    await put(store, "big", content, stamp=1 << 20)
+    entry = store._live("big")
+    assert entry.head is not None
+    await put(store, "behind")
+    await store.aclose()
+    flip(store.folder.file(entry.head[0], ".seg"), entry.head[1] + 40)
+    for _ in range(2):
+        reindex(store.path)
+        store = await opened()
+        assert files(store, ".blob") == [entry.data[0]]
+        with pytest.raises(Corrupt):
+            await store.stat("big")
+        await store.aclose()
+    store = await opened()
+    await put(store, "big", content, stamp=1 << 20)
+    assert await data_of(store, "big") == content
+    await store.aclose()
+    (left,) = files(store, ".blob")
+    assert left != entry.data[0]
+
+
+async def test_a_number_that_only_the_old_index_knows_is_not_given_again(opened: Opener) -> None:
+    store = await opened()
+    await put(store, "big", bytes(5 << 20))
+    entry = store._live("big")
+    assert entry.head is not None
+    await put(store, "behind")
+    await store.aclose()
+    flip(store.folder.file(entry.head[0], ".seg"), entry.head[1] + 40)
+    os.unlink(store.folder.file(entry.data[0], ".blob"))
+    reindex(store.path)
+    store = await opened()
+    assert store.catalog.take_number() > entry.data[0]
+
+
 async def test_quarantine_survives_reindex_and_a_missing_segment_is_damage(
     opened: Opener,
 ) -> None:

@@ -113,6 +113,8 @@ def open_folder(
         notes = folder.read_notes() | {IDENTITY: folder.identity.encode()}
         active = None
         if not read_only:
+            if not disk.exists(folder.old_index):  # it may know large blobs that the log lost
+                _clean(folder, catalog)
             active = _active(folder, catalog)
             leaving.callback(disk.close, active.fd)
             folder.keep_reserve()
@@ -155,13 +157,14 @@ def recover(
     `behind`: refuse a log that ends before the watermark, as part of it is missing.
     """
     disk, (reflected, offset) = folder.disk, catalog.watermark
-    files: dict[str, list[int]] = {SEGMENT: [], BLOB: [], PART: []}
+    segments: list[int] = []
     for number, suffix in folder.numbers():
         catalog.know_number(number)
-        files[suffix].append(number)
-    segments = [number for number in files[SEGMENT] if number > reflected]
+        if suffix == SEGMENT and number > reflected:
+            segments.append(number)
     if reflected:
-        if reflected in files[SEGMENT] and disk.size(folder.file(reflected, SEGMENT)) >= offset:
+        path = folder.file(reflected, SEGMENT)
+        if disk.exists(path) and disk.size(path) >= offset:
             segments.insert(0, reflected)
         elif behind:
             raise _ahead(folder, reflected)
@@ -175,14 +178,19 @@ def recover(
         _replay(folder, catalog, number, done, last=number == segments[-1], read_only=read_only)
     for line in done.damaged:
         _log.error("%s: %s", folder.path, line)
-    if not read_only:
-        folder.remove(files[PART], PART)
-        # Of large blobs: what was replaced or deleted, or was not committed.
-        dead = catalog.dead.union(n for n in files[BLOB] if not catalog.live.get(n))
-        if dead:
-            folder.remove(dead, BLOB)
-            catalog.forget(dead)
     return done
+
+
+def _clean(folder: Folder, catalog: Catalog) -> None:
+    """Remove what is not complete, and large blobs that no entry refers to."""
+    files = list(folder.numbers())
+    folder.remove([n for n, suffix in files if suffix == PART], PART)
+    dead = catalog.dead.union(
+        n for n, suffix in files if suffix == BLOB and not catalog.live.get(n)
+    )
+    if dead:
+        folder.remove(dead, BLOB)
+        catalog.forget(dead)
 
 
 def _replay(
@@ -276,6 +284,7 @@ def reindex(path: str, *, disk: Disk | None = None, progress: Progress | None = 
                 done.bytes += entry.length
             catalog.index.flush()
             disk.remove_index(folder.old_index)
+            _clean(folder, catalog)
         finally:
             opened.close()
     return done
@@ -291,6 +300,7 @@ def _carry_over(folder: Folder, catalog: Catalog) -> list[str]:
     with closing(folder.disk.open_index(folder.old_index, read_only=True)) as old:
         known = Catalog(TailIndex(old))
         recover(folder, known, read_only=True, behind=False)
+        catalog.know_number(known.take_number())  # what it refers to counts as given
         new = ((key, value, True) for key, value in catalog.entries())
         both = merge(new, ((key, value, False) for key, value in known.entries()))
         for key, pairs in groupby(both, key=itemgetter(0)):
