@@ -11,13 +11,20 @@ from typing import Any
 
 import pytest
 
-from dolmen.errors import BadVolume, DolmenError, Full, NotFound, OutcomeUnknown, ReadOnly
+from dolmen.errors import (
+    BadVolume,
+    DolmenError,
+    Full,
+    NotFound,
+    OutcomeUnknown,
+    ReadOnly,
+)
 from dolmen.payload import Stream
 from dolmen.store import IDENTITY, Outcome, Write
 from dolmen.stores.volume import Volume
 from dolmen.stores.volume.compaction import Compactor
 from dolmen.stores.volume.disk import Buffer, Disk
-from stores.volume.conftest import Opener, data_of, put, tree
+from stores.volume.conftest import Opener, data_of, files, put, tree
 
 
 class FailingDisk(Disk):
@@ -149,6 +156,17 @@ async def test_a_write_into_a_file_that_is_no_longer_there_is_an_error(
         await put(store, "c")
     assert not (await store.condition()).writable
     (tmp_path / "v").mkdir(exist_ok=True)
+
+
+async def test_a_segment_that_could_not_be_made_leaves_the_old_one_the_last(opened: Opener) -> None:
+    disk = FailingDisk("flush_directory", 1, errno.ENOSPC)
+    store = await opened(disk=disk, segment_size=10_000)
+    disk.armed = True
+    await put(store, "a", bytes(12_000))
+    assert store.log is not None
+    assert files(store) == [store.log.active.number]
+    await put(store, "b")
+    assert files(store) == [1, store.log.active.number]
 
 
 async def test_one_process_owns_a_volume_and_the_lock_goes_with_it(

@@ -105,6 +105,7 @@ def create(folder: Folder, number: int) -> Active:
     except BaseException:
         disk.close(fd)
         disk.unlink(part)
+        disk.unlink(folder.file(number, SEGMENT))  # or the one that goes on were not the last
         raise
     return Active(folder, number, owner, fd, BEGIN, disk.identity(fd))
 
