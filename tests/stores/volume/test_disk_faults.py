@@ -18,6 +18,7 @@ from dolmen.errors import (
     NotFound,
     OutcomeUnknown,
     ReadOnly,
+    Unavailable,
 )
 from dolmen.payload import Stream
 from dolmen.store import IDENTITY, Outcome, Write
@@ -167,6 +168,21 @@ async def test_a_segment_that_could_not_be_made_leaves_the_old_one_the_last(open
     assert files(store) == [store.log.active.number]
     await put(store, "b")
     assert files(store) == [1, store.log.active.number]
+
+
+async def test_closing_ends_though_writers_go_on(opened: Opener) -> None:
+    store = await opened()
+
+    async def write_on(writer: int) -> None:
+        for n in range(20_000):
+            await put(store, f"{writer}-{n}")
+
+    writers = [asyncio.create_task(write_on(n)) for n in range(2)]
+    await put(store, "first")
+    await store.aclose()
+    for writer in writers:
+        with pytest.raises(Unavailable):
+            await writer
 
 
 async def test_one_process_owns_a_volume_and_the_lock_goes_with_it(

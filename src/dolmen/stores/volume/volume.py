@@ -126,7 +126,7 @@ class Volume(OneByOne):
         return self._writable().submit(pending)
 
     def _writable(self) -> Log:
-        if self._closed:
+        if self._closing is not None:
             raise self._is_closed()
         if self.log is None:
             raise ReadOnly(f"the volume {self.path} was opened read-only")
