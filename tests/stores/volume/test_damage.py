@@ -191,6 +191,31 @@ async def test_a_flipped_bit_in_the_head_of_an_empty_segment_does_not_matter(
     assert await data_of(store, "a") == b"1"
 
 
+@pytest.mark.parametrize("size", [4, 10_000])
+async def test_a_segment_that_cannot_be_read_at_all_does_not_keep_the_volume_from_opening(
+    opened: Opener, size: int
+) -> None:
+    store = await opened()
+    assert store.log is not None
+    path = store.folder.file(store.log.active.number, ".seg")
+    if size > 4:
+        await put(store, "a")
+    await store.aclose()
+    await (await opened()).aclose()  # the index knows the segment now
+    with open(path, "r+b") as file:
+        file.write(bytes(min(size, os.path.getsize(path))))
+    store = await opened()
+    await put(store, "b")
+    await store.aclose()
+    for _ in range(2):
+        store = await opened()
+        assert await data_of(store, "b") == b"data"
+        with pytest.raises(Corrupt if size > 4 else NotFound):
+            await store.get("a")
+        await store.aclose()
+        reindex(store.path)
+
+
 async def test_a_disk_that_cannot_read_a_copy_loses_that_copy_only(opened: Opener) -> None:
     store = await opened()
     await put(store, "a", b"a" * 10)

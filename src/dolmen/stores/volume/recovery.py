@@ -140,7 +140,9 @@ def _active(folder: Folder, catalog: Catalog) -> segment.Active:
     """The segment to go on in: the last one, if anything in it could be made out."""
     number, end = catalog.watermark
     if number and all(n <= number for n, suffix in folder.numbers() if suffix == SEGMENT):
-        return segment.reopen(folder, number, end)
+        active = segment.reopen(folder, number, end)
+        if active is not None:
+            return active
     return segment.create(folder, catalog.take_number())
 
 
