@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dolmen.errors import BadVolume, Corrupt, DolmenError, NotFound, Unavailable
+from dolmen.errors import BadVolume, Corrupt, DolmenError, InvalidName, NotFound, Unavailable
 from dolmen.names import checksum_of
 from dolmen.store import Listing, Outcome, Write
 from dolmen.stores.volume import volume as volume_module
@@ -155,6 +155,16 @@ async def test_a_number_that_only_the_old_index_knows_is_not_given_again(opened:
     reindex(store.path)
     store = await opened()
     assert store.catalog.take_number() > entry.data[0]
+
+
+async def test_a_name_that_cannot_be_never_leads_to_the_blob_of_another(opened: Opener) -> None:
+    store = await opened()
+    packed = "amgl" * 8  # both names have one partition, so one key
+    await put(store, packed.encode().hex())
+    for ask in (store.get, store.stat):
+        with pytest.raises(InvalidName):
+            await ask("\0" + packed)
+    assert await data_of(store, packed.encode().hex()) == b"data"
 
 
 async def test_quarantine_survives_reindex_and_a_missing_segment_is_damage(

@@ -233,8 +233,8 @@ class Volume(OneByOne):
         except (OSError, UnicodeEncodeError) as error:
             check_name(name)
             raise Unavailable(f"the index of {self.path} can't be read: {error}") from error
-        if value is None:
-            check_name(name)  # here, as whatever has an entry has a good name
+        if value is None or name < "\3":  # such a key may be that of a packed name
+            check_name(name)  # here, as whatever else has an entry has a good name
             raise NotFound(f"{name} is not here")
         entry = unpack(value)
         if entry.kind == Kind.TOMBSTONE:
