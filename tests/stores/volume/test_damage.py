@@ -176,12 +176,17 @@ async def test_quarantine_survives_reindex_and_a_missing_segment_is_damage(
     flip(*place_of(store, "a"))
     with pytest.raises(Corrupt):
         await store.get("a")
-    await store.aclose()
-    reindex(store.path)
-    store = await opened()
-    with pytest.raises(Corrupt):
-        await store.stat("a")
-    assert await data_of(store, "b") == b"b" * 100
+    for broken_off in (False, True):
+        await store.aclose()
+        if broken_off:
+            os.rename(store.folder.index, store.folder.old_index)
+        else:
+            reindex(store.path)
+        store = await opened()
+        assert not os.path.exists(store.folder.old_index)
+        with pytest.raises(Corrupt):
+            await store.stat("a")
+        assert await data_of(store, "b") == b"b" * 100
 
 
 async def test_a_flipped_bit_in_the_head_of_an_empty_segment_does_not_matter(

@@ -113,8 +113,9 @@ def open_folder(
         notes = folder.read_notes() | {IDENTITY: folder.identity.encode()}
         active = None
         if not read_only:
-            if not disk.exists(folder.old_index):  # it may know large blobs that the log lost
-                _clean(folder, catalog)
+            if disk.exists(folder.old_index):  # of this reindex, or of one that broke off
+                recovered.damaged += _carry_over(folder, catalog)
+            _clean(folder, catalog)
             active = _active(folder, catalog)
             leaving.callback(disk.close, active.fd)
             folder.keep_reserve()
@@ -265,34 +266,33 @@ def reindex(path: str, *, disk: Disk | None = None, progress: Progress | None = 
     says which copies are quarantined, and of which names the last record is lost: those answer
     `Corrupt`, not "not there" and not with older content.
     """
-    disk = disk or Disk()
     with usable(path):
-        opened = open_folder(disk, path, anew=True, progress=progress)
-        folder, catalog, done = opened.folder, opened.catalog, opened.recovered
+        opened = open_folder(disk or Disk(), path, anew=True, progress=progress)
+        done = opened.recovered
         try:
-            if disk.exists(folder.old_index):
-                try:
-                    done.damaged += _carry_over(folder, catalog)
-                except (OSError, BadVolume) as error:
-                    done.damaged.append(
-                        f"the old index can't be read ({error}); which copies were quarantined "
-                        "is lost"
-                    )
-            for _, value in catalog.entries():
+            for _, value in opened.catalog.entries():
                 entry = unpack(value)
                 live = entry.kind != Kind.TOMBSTONE
                 done.blobs += live
                 done.tombstones += not live
                 done.bytes += entry.length
-            catalog.index.flush()
-            disk.remove_index(folder.old_index)
-            _clean(folder, catalog)
         finally:
             opened.close()
     return done
 
 
 def _carry_over(folder: Folder, catalog: Catalog) -> list[str]:
+    """Take over what only the old index knows, and remove it. Returns what is lost."""
+    try:
+        lost = _mark_lost(folder, catalog)
+    except (OSError, BadVolume) as error:
+        lost = [f"the old index can't be read ({error}); which copies were quarantined is lost"]
+    catalog.index.flush()
+    folder.disk.remove_index(folder.old_index)
+    return lost
+
+
+def _mark_lost(folder: Folder, catalog: Catalog) -> list[str]:
     """Mark as damaged what the old index knows and the segments do not show any more.
 
     Returns a sentence for every name whose last record is lost.
