@@ -159,8 +159,13 @@ async def test_a_write_into_a_file_that_is_no_longer_there_is_an_error(
     (tmp_path / "v").mkdir(exist_ok=True)
 
 
-async def test_a_segment_that_could_not_be_made_leaves_the_old_one_the_last(opened: Opener) -> None:
-    disk = FailingDisk("flush_directory", 1, errno.ENOSPC)
+@pytest.mark.parametrize(
+    ("call", "error"), [("flush_directory", errno.ENOSPC), ("create", errno.EMFILE)]
+)
+async def test_a_segment_that_could_not_be_made_leaves_the_old_one_the_last(
+    opened: Opener, call: str, error: int
+) -> None:
+    disk = FailingDisk(call, 1, error)
     store = await opened(disk=disk, segment_size=10_000)
     disk.armed = True
     await put(store, "a", bytes(12_000))

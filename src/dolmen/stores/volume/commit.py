@@ -353,8 +353,9 @@ class Log:
         try:
             self.active = segment.create(self._folder, self._catalog.take_number())
         except BaseException as error:  # noqa: BLE001 - the batch is answered all the same
-            # For want of room the old one has to do until there is some.
-            if not isinstance(error, OSError) or error.errno not in _NO_ROOM:
+            # For want of room or descriptors the old one has to do until there are some.
+            passing = *_NO_ROOM, errno.EMFILE, errno.ENFILE
+            if not isinstance(error, OSError) or error.errno not in passing:
                 self.broken = f"a new segment could not be made ({error!r})"
         else:
             self._folder.disk.close(old.fd)
