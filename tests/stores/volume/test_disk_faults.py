@@ -175,6 +175,15 @@ async def test_a_segment_that_could_not_be_made_leaves_the_old_one_the_last(
     assert files(store) == [1, store.log.active.number]
 
 
+async def test_the_reserve_is_made_anew_by_one_of_those_who_ask_how_it_is(opened: Opener) -> None:
+    store = await opened()
+    for _ in range(50):
+        store.folder.release_reserve()
+        asked = await asyncio.gather(*(store.condition() for _ in range(4)))
+        assert all(condition.writable for condition in asked)
+    assert os.path.exists(store.folder.reserve)
+
+
 async def test_closing_ends_though_writers_go_on(opened: Opener) -> None:
     store = await opened()
 

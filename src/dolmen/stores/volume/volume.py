@@ -318,7 +318,8 @@ class Volume(OneByOne):
     async def condition(self) -> Condition:
         """See `BlobStore.condition`."""
         try:
-            return await self.in_thread(self._condition)
+            async with self._noting:  # small files are written by one at a time
+                return await self.in_thread(self._condition)
         except OSError as error:
             return Condition(writable=False, reasons=[f"{self.path} can't be looked at: {error}"])
 
