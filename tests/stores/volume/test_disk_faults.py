@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import shutil
+import struct
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -182,6 +183,15 @@ async def test_the_reserve_is_made_anew_by_one_of_those_who_ask_how_it_is(opened
         asked = await asyncio.gather(*(store.condition() for _ in range(4)))
         assert all(condition.writable for condition in asked)
     assert os.path.exists(store.folder.reserve)
+
+
+async def test_a_write_that_cannot_be_framed_fails_alone(opened: Opener) -> None:
+    times = [-5.0, 5.0]  # a clock that stands before 1970
+    store = await opened(now=lambda: times.pop(0))
+    with pytest.raises(struct.error):
+        await asyncio.wait_for(put(store, "a"), 10)
+    await put(store, "b")
+    assert (await store.stat("b")).arrived == 5
 
 
 async def test_closing_ends_though_writers_go_on(opened: Opener) -> None:

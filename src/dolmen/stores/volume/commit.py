@@ -164,35 +164,35 @@ class Log:
                 more = size + len(pending.data)
                 if more > room and action is not Action.KEEP and not pending.essential:
                     self.check_room(more)
+                if action is Action.KEEP:
+                    pending.answer.succeed(put)
+                    answered.append(pending.answer)
+                    continue
+                place = number, flushed + size
+                pending.entry = entry = pending.made(action, put, place, arrived)
+                kind: int = Kind.REMOVAL
+                data, sums = pending.data, pending.sums
+                if entry is not None:
+                    kind = entry.kind
+                    if entry.head == place:
+                        kind, data = Kind.TOUCH, entry.touch()
+                        sums = block_sums(data)
+                head = encode_head(
+                    kind,
+                    pending.write.name.encode(),
+                    b"" if entry is None else entry.metadata,
+                    len(data),
+                    put.stamp,
+                    pending.checksum,
+                    arrived=arrived if entry is None else entry.arrived,
+                    owner=owner,
+                    flushed=flushed,
+                )
             except BaseException as error:  # noqa: BLE001 - whatever it is, the caller gets it
                 pending.answer.fail(_as_error(error))
                 answered.append(pending.answer)
                 continue
-            if action is Action.KEEP:
-                pending.answer.succeed(put)
-                answered.append(pending.answer)
-                continue
-            place = number, flushed + size
             pending.put = put
-            pending.entry = entry = pending.made(action, put, place, arrived)
-            kind: int = Kind.REMOVAL
-            data, sums = pending.data, pending.sums
-            if entry is not None:
-                kind = entry.kind
-                if entry.head == place:
-                    kind, data = Kind.TOUCH, entry.touch()
-                    sums = block_sums(data)
-            head = encode_head(
-                kind,
-                pending.write.name.encode(),
-                b"" if entry is None else entry.metadata,
-                len(data),
-                put.stamp,
-                pending.checksum,
-                arrived=arrived if entry is None else entry.arrived,
-                owner=owner,
-                flushed=flushed,
-            )
             parts += (head, data, sums) if data else (head,)
             size += len(head) + len(data) + len(sums)
             names.add(pending.key)
