@@ -178,9 +178,13 @@ async def test_a_large_blob_goes_when_it_is_deleted_or_replaced(opened: Opener) 
     for n in range(2):
         await put(store, "a", bytes([n]) * (5 << 20), n + 1)
     await put(store, "b", bytes(5 << 20), 1)
-    await store.write(Write.tombstone("b", stamp=2))
-    await store.aclose()
+    await put(store, "c", bytes(5 << 20), 1)
+    for name in ("b", "c"):
+        await store.write(Write.tombstone(name, stamp=2))
+    assert store.log is not None
+    await store.log.close()
     assert len(files(store, ".blob")) == 1
+    await store.aclose()
     store = await opened()
     assert not store.catalog.dead
     assert await store.remove_many([Remove("a", 2)]) == [True]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dolmen.errors import BadVolume, Corrupt, DolmenError, NotFound, Unavailable
+from dolmen.errors import BadVolume, Corrupt, DolmenError, InvalidName, NotFound, Unavailable
 from dolmen.names import checksum_of
 from dolmen.store import Listing, Outcome, Write
 from dolmen.stores.volume import volume as volume_module
@@ -117,6 +117,56 @@ async def test_reindex_says_of_a_lost_head_that_the_copy_is_damaged(opened: Open
     assert await data_of(store, "b") == b"later"
 
 
+async def test_reindex_keeps_a_large_blob_whose_touch_is_lost_until_it_is_replaced(
+    opened: Opener,
+) -> None:
+    store = await opened()
+    content = bytes(5 << 20)
+    await put(store, "big", content, stamp=1 << 20)
+    entry = store._live("big")
+    assert entry.head is not None
+    await put(store, "behind")
+    await store.aclose()
+    flip(store.folder.file(entry.head[0], ".seg"), entry.head[1] + 40)
+    for _ in range(2):
+        reindex(store.path)
+        store = await opened()
+        assert files(store, ".blob") == [entry.data[0]]
+        with pytest.raises(Corrupt):
+            await store.stat("big")
+        await store.aclose()
+    store = await opened()
+    await put(store, "big", content, stamp=1 << 20)
+    assert await data_of(store, "big") == content
+    await store.aclose()
+    (left,) = files(store, ".blob")
+    assert left != entry.data[0]
+
+
+async def test_a_number_that_only_the_old_index_knows_is_not_given_again(opened: Opener) -> None:
+    store = await opened()
+    await put(store, "big", bytes(5 << 20))
+    entry = store._live("big")
+    assert entry.head is not None
+    await put(store, "behind")
+    await store.aclose()
+    flip(store.folder.file(entry.head[0], ".seg"), entry.head[1] + 40)
+    os.unlink(store.folder.file(entry.data[0], ".blob"))
+    reindex(store.path)
+    store = await opened()
+    assert store.catalog.take_number() > entry.data[0]
+
+
+async def test_a_name_that_cannot_be_never_leads_to_the_blob_of_another(opened: Opener) -> None:
+    store = await opened()
+    packed = "amgl" * 8  # both names have one partition, so one key
+    await put(store, packed.encode().hex())
+    for ask in (store.get, store.stat):
+        with pytest.raises(InvalidName):
+            await ask("\0" + packed)
+    assert await data_of(store, packed.encode().hex()) == b"data"
+
+
 async def test_quarantine_survives_reindex_and_a_missing_segment_is_damage(
     opened: Opener,
 ) -> None:
@@ -126,12 +176,17 @@ async def test_quarantine_survives_reindex_and_a_missing_segment_is_damage(
     flip(*place_of(store, "a"))
     with pytest.raises(Corrupt):
         await store.get("a")
-    await store.aclose()
-    reindex(store.path)
-    store = await opened()
-    with pytest.raises(Corrupt):
-        await store.stat("a")
-    assert await data_of(store, "b") == b"b" * 100
+    for broken_off in (False, True):
+        await store.aclose()
+        if broken_off:
+            os.rename(store.folder.index, store.folder.old_index)
+        else:
+            reindex(store.path)
+        store = await opened()
+        assert not os.path.exists(store.folder.old_index)
+        with pytest.raises(Corrupt):
+            await store.stat("a")
+        assert await data_of(store, "b") == b"b" * 100
 
 
 async def test_a_flipped_bit_in_the_head_of_an_empty_segment_does_not_matter(
@@ -149,6 +204,31 @@ async def test_a_flipped_bit_in_the_head_of_an_empty_segment_does_not_matter(
     reindex(store.path)
     store = await opened()
     assert await data_of(store, "a") == b"1"
+
+
+@pytest.mark.parametrize("size", [4, 10_000])
+async def test_a_segment_that_cannot_be_read_at_all_does_not_keep_the_volume_from_opening(
+    opened: Opener, size: int
+) -> None:
+    store = await opened()
+    assert store.log is not None
+    path = store.folder.file(store.log.active.number, ".seg")
+    if size > 4:
+        await put(store, "a")
+    await store.aclose()
+    await (await opened()).aclose()  # the index knows the segment now
+    with open(path, "r+b") as file:
+        file.write(bytes(min(size, os.path.getsize(path))))
+    store = await opened()
+    await put(store, "b")
+    await store.aclose()
+    for _ in range(2):
+        store = await opened()
+        assert await data_of(store, "b") == b"data"
+        with pytest.raises(Corrupt if size > 4 else NotFound):
+            await store.get("a")
+        await store.aclose()
+        reindex(store.path)
 
 
 async def test_a_disk_that_cannot_read_a_copy_loses_that_copy_only(opened: Opener) -> None:

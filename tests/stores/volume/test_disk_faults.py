@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import shutil
+import struct
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,13 +12,21 @@ from typing import Any
 
 import pytest
 
-from dolmen.errors import BadVolume, DolmenError, Full, NotFound, OutcomeUnknown, ReadOnly
+from dolmen.errors import (
+    BadVolume,
+    DolmenError,
+    Full,
+    NotFound,
+    OutcomeUnknown,
+    ReadOnly,
+    Unavailable,
+)
 from dolmen.payload import Stream
 from dolmen.store import IDENTITY, Outcome, Write
 from dolmen.stores.volume import Volume
 from dolmen.stores.volume.compaction import Compactor
 from dolmen.stores.volume.disk import Buffer, Disk
-from stores.volume.conftest import Opener, data_of, put, tree
+from stores.volume.conftest import Opener, data_of, files, put, tree
 
 
 class FailingDisk(Disk):
@@ -149,6 +158,55 @@ async def test_a_write_into_a_file_that_is_no_longer_there_is_an_error(
         await put(store, "c")
     assert not (await store.condition()).writable
     (tmp_path / "v").mkdir(exist_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("call", "error"), [("flush_directory", errno.ENOSPC), ("create", errno.EMFILE)]
+)
+async def test_a_segment_that_could_not_be_made_leaves_the_old_one_the_last(
+    opened: Opener, call: str, error: int
+) -> None:
+    disk = FailingDisk(call, 1, error)
+    store = await opened(disk=disk, segment_size=10_000)
+    disk.armed = True
+    await put(store, "a", bytes(12_000))
+    assert store.log is not None
+    assert files(store) == [store.log.active.number]
+    await put(store, "b")
+    assert files(store) == [1, store.log.active.number]
+
+
+async def test_the_reserve_is_made_anew_by_one_of_those_who_ask_how_it_is(opened: Opener) -> None:
+    store = await opened()
+    for _ in range(50):
+        store.folder.release_reserve()
+        asked = await asyncio.gather(*(store.condition() for _ in range(4)))
+        assert all(condition.writable for condition in asked)
+    assert os.path.exists(store.folder.reserve)
+
+
+async def test_a_write_that_cannot_be_framed_fails_alone(opened: Opener) -> None:
+    times = [-5.0, 5.0]  # a clock that stands before 1970
+    store = await opened(now=lambda: times.pop(0))
+    with pytest.raises(struct.error):
+        await asyncio.wait_for(put(store, "a"), 10)
+    await put(store, "b")
+    assert (await store.stat("b")).arrived == 5
+
+
+async def test_closing_ends_though_writers_go_on(opened: Opener) -> None:
+    store = await opened()
+
+    async def write_on(writer: int) -> None:
+        for n in range(20_000):
+            await put(store, f"{writer}-{n}")
+
+    writers = [asyncio.create_task(write_on(n)) for n in range(2)]
+    await put(store, "first")
+    await store.aclose()
+    for writer in writers:
+        with pytest.raises(Unavailable):
+            await writer
 
 
 async def test_one_process_owns_a_volume_and_the_lock_goes_with_it(

@@ -164,35 +164,35 @@ class Log:
                 more = size + len(pending.data)
                 if more > room and action is not Action.KEEP and not pending.essential:
                     self.check_room(more)
+                if action is Action.KEEP:
+                    pending.answer.succeed(put)
+                    answered.append(pending.answer)
+                    continue
+                place = number, flushed + size
+                pending.entry = entry = pending.made(action, put, place, arrived)
+                kind: int = Kind.REMOVAL
+                data, sums = pending.data, pending.sums
+                if entry is not None:
+                    kind = entry.kind
+                    if entry.head == place:
+                        kind, data = Kind.TOUCH, entry.touch()
+                        sums = block_sums(data)
+                head = encode_head(
+                    kind,
+                    pending.write.name.encode(),
+                    b"" if entry is None else entry.metadata,
+                    len(data),
+                    put.stamp,
+                    pending.checksum,
+                    arrived=arrived if entry is None else entry.arrived,
+                    owner=owner,
+                    flushed=flushed,
+                )
             except BaseException as error:  # noqa: BLE001 - whatever it is, the caller gets it
                 pending.answer.fail(_as_error(error))
                 answered.append(pending.answer)
                 continue
-            if action is Action.KEEP:
-                pending.answer.succeed(put)
-                answered.append(pending.answer)
-                continue
-            place = number, flushed + size
             pending.put = put
-            pending.entry = entry = pending.made(action, put, place, arrived)
-            kind: int = Kind.REMOVAL
-            data, sums = pending.data, pending.sums
-            if entry is not None:
-                kind = entry.kind
-                if entry.head == place:
-                    kind, data = Kind.TOUCH, entry.touch()
-                    sums = block_sums(data)
-            head = encode_head(
-                kind,
-                pending.write.name.encode(),
-                b"" if entry is None else entry.metadata,
-                len(data),
-                put.stamp,
-                pending.checksum,
-                arrived=arrived if entry is None else entry.arrived,
-                owner=owner,
-                flushed=flushed,
-            )
             parts += (head, data, sums) if data else (head,)
             size += len(head) + len(data) + len(sums)
             names.add(pending.key)
@@ -284,12 +284,12 @@ class Log:
 
     async def _remove_dead(self) -> None:
         """Remove the files of large blobs that were replaced or deleted."""
-        numbers = sorted(self._catalog.dead)
-        for number in numbers:
-            self._reader.close_file(number)
         try:
-            await self._loop.run_in_executor(self._threads, self._folder.remove, numbers, BLOB)
-            self._catalog.forget(numbers)
+            while numbers := sorted(self._catalog.dead):
+                for number in numbers:
+                    self._reader.close_file(number)
+                await self._loop.run_in_executor(self._threads, self._folder.remove, numbers, BLOB)
+                self._catalog.forget(numbers)
         except OSError as error:  # the next opening tries again
             _log.error("files of deleted blobs could not be removed: %s", error)
         finally:
@@ -353,8 +353,9 @@ class Log:
         try:
             self.active = segment.create(self._folder, self._catalog.take_number())
         except BaseException as error:  # noqa: BLE001 - the batch is answered all the same
-            # For want of room the old one has to do until there is some.
-            if not isinstance(error, OSError) or error.errno not in _NO_ROOM:
+            # For want of room or descriptors the old one has to do until there are some.
+            passing = *_NO_ROOM, errno.EMFILE, errno.ENFILE
+            if not isinstance(error, OSError) or error.errno not in passing:
                 self.broken = f"a new segment could not be made ({error!r})"
         else:
             self._folder.disk.close(old.fd)

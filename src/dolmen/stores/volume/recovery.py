@@ -113,6 +113,9 @@ def open_folder(
         notes = folder.read_notes() | {IDENTITY: folder.identity.encode()}
         active = None
         if not read_only:
+            if disk.exists(folder.old_index):  # of this reindex, or of one that broke off
+                recovered.damaged += _carry_over(folder, catalog)
+            _clean(folder, catalog)
             active = _active(folder, catalog)
             leaving.callback(disk.close, active.fd)
             folder.keep_reserve()
@@ -138,7 +141,9 @@ def _active(folder: Folder, catalog: Catalog) -> segment.Active:
     """The segment to go on in: the last one, if anything in it could be made out."""
     number, end = catalog.watermark
     if number and all(n <= number for n, suffix in folder.numbers() if suffix == SEGMENT):
-        return segment.reopen(folder, number, end)
+        active = segment.reopen(folder, number, end)
+        if active is not None:
+            return active
     return segment.create(folder, catalog.take_number())
 
 
@@ -155,13 +160,14 @@ def recover(
     `behind`: refuse a log that ends before the watermark, as part of it is missing.
     """
     disk, (reflected, offset) = folder.disk, catalog.watermark
-    files: dict[str, list[int]] = {SEGMENT: [], BLOB: [], PART: []}
+    segments: list[int] = []
     for number, suffix in folder.numbers():
         catalog.know_number(number)
-        files[suffix].append(number)
-    segments = [number for number in files[SEGMENT] if number > reflected]
+        if suffix == SEGMENT and number > reflected:
+            segments.append(number)
     if reflected:
-        if reflected in files[SEGMENT] and disk.size(folder.file(reflected, SEGMENT)) >= offset:
+        path = folder.file(reflected, SEGMENT)
+        if disk.exists(path) and disk.size(path) >= offset:
             segments.insert(0, reflected)
         elif behind:
             raise _ahead(folder, reflected)
@@ -175,14 +181,19 @@ def recover(
         _replay(folder, catalog, number, done, last=number == segments[-1], read_only=read_only)
     for line in done.damaged:
         _log.error("%s: %s", folder.path, line)
-    if not read_only:
-        folder.remove(files[PART], PART)
-        # Of large blobs: what was replaced or deleted, or was not committed.
-        dead = catalog.dead.union(n for n in files[BLOB] if not catalog.live.get(n))
-        if dead:
-            folder.remove(dead, BLOB)
-            catalog.forget(dead)
     return done
+
+
+def _clean(folder: Folder, catalog: Catalog) -> None:
+    """Remove what is not complete, and large blobs that no entry refers to."""
+    files = list(folder.numbers())
+    folder.remove([n for n, suffix in files if suffix == PART], PART)
+    dead = catalog.dead.union(
+        n for n, suffix in files if suffix == BLOB and not catalog.live.get(n)
+    )
+    if dead:
+        folder.remove(dead, BLOB)
+        catalog.forget(dead)
 
 
 def _replay(
@@ -255,33 +266,33 @@ def reindex(path: str, *, disk: Disk | None = None, progress: Progress | None = 
     says which copies are quarantined, and of which names the last record is lost: those answer
     `Corrupt`, not "not there" and not with older content.
     """
-    disk = disk or Disk()
     with usable(path):
-        opened = open_folder(disk, path, anew=True, progress=progress)
-        folder, catalog, done = opened.folder, opened.catalog, opened.recovered
+        opened = open_folder(disk or Disk(), path, anew=True, progress=progress)
+        done = opened.recovered
         try:
-            if disk.exists(folder.old_index):
-                try:
-                    done.damaged += _carry_over(folder, catalog)
-                except (OSError, BadVolume) as error:
-                    done.damaged.append(
-                        f"the old index can't be read ({error}); which copies were quarantined "
-                        "is lost"
-                    )
-            for _, value in catalog.entries():
+            for _, value in opened.catalog.entries():
                 entry = unpack(value)
                 live = entry.kind != Kind.TOMBSTONE
                 done.blobs += live
                 done.tombstones += not live
                 done.bytes += entry.length
-            catalog.index.flush()
-            disk.remove_index(folder.old_index)
         finally:
             opened.close()
     return done
 
 
 def _carry_over(folder: Folder, catalog: Catalog) -> list[str]:
+    """Take over what only the old index knows, and remove it. Returns what is lost."""
+    try:
+        lost = _mark_lost(folder, catalog)
+    except (OSError, BadVolume) as error:
+        lost = [f"the old index can't be read ({error}); which copies were quarantined is lost"]
+    catalog.index.flush()
+    folder.disk.remove_index(folder.old_index)
+    return lost
+
+
+def _mark_lost(folder: Folder, catalog: Catalog) -> list[str]:
     """Mark as damaged what the old index knows and the segments do not show any more.
 
     Returns a sentence for every name whose last record is lost.
@@ -291,6 +302,7 @@ def _carry_over(folder: Folder, catalog: Catalog) -> list[str]:
     with closing(folder.disk.open_index(folder.old_index, read_only=True)) as old:
         known = Catalog(TailIndex(old))
         recover(folder, known, read_only=True, behind=False)
+        catalog.know_number(known.take_number())  # what it refers to counts as given
         new = ((key, value, True) for key, value in catalog.entries())
         both = merge(new, ((key, value, False) for key, value in known.entries()))
         for key, pairs in groupby(both, key=itemgetter(0)):

@@ -105,17 +105,22 @@ def create(folder: Folder, number: int) -> Active:
     except BaseException:
         disk.close(fd)
         disk.unlink(part)
+        disk.unlink(folder.file(number, SEGMENT))  # or the one that goes on were not the last
         raise
     return Active(folder, number, owner, fd, BEGIN, disk.identity(fd))
 
 
-def reopen(folder: Folder, number: int, end: int) -> Active:
-    """Go on in a segment that ends there; what lies behind is cut off, durably."""
+def reopen(folder: Folder, number: int, end: int) -> Active | None:
+    """Go on in a segment that ends there; what lies behind is cut off, durably.
+
+    None where no record can be made out, so that its owner is not known.
+    """
     disk = folder.disk
     fd = disk.open(folder.file(number, SEGMENT), write=True)
     try:
-        owner = Scanner(disk, fd).owner
-        assert owner is not None
+        if (owner := Scanner(disk, fd).owner) is None:
+            disk.close(fd)
+            return None
         active = Active(folder, number, owner, fd, end, disk.identity(fd))
         if disk.size(fd) != end:
             active.cut_off()

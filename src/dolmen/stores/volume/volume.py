@@ -126,7 +126,7 @@ class Volume(OneByOne):
         return self._writable().submit(pending)
 
     def _writable(self) -> Log:
-        if self._closed:
+        if self._closing is not None:
             raise self._is_closed()
         if self.log is None:
             raise ReadOnly(f"the volume {self.path} was opened read-only")
@@ -233,8 +233,8 @@ class Volume(OneByOne):
         except (OSError, UnicodeEncodeError) as error:
             check_name(name)
             raise Unavailable(f"the index of {self.path} can't be read: {error}") from error
-        if value is None:
-            check_name(name)  # here, as whatever has an entry has a good name
+        if value is None or name < "\3":  # such a key may be that of a packed name
+            check_name(name)  # here, as whatever else has an entry has a good name
             raise NotFound(f"{name} is not here")
         entry = unpack(value)
         if entry.kind == Kind.TOMBSTONE:
@@ -318,7 +318,8 @@ class Volume(OneByOne):
     async def condition(self) -> Condition:
         """See `BlobStore.condition`."""
         try:
-            return await self.in_thread(self._condition)
+            async with self._noting:  # small files are written by one at a time
+                return await self.in_thread(self._condition)
         except OSError as error:
             return Condition(writable=False, reasons=[f"{self.path} can't be looked at: {error}"])
 
