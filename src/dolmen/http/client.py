@@ -194,7 +194,9 @@ class Client:
         try:
             await asyncio.wait([task], timeout=self.timeouts.connect)
             if task.done():
-                return task.result()
+                if task.result().error is None:
+                    return task.result()
+                raise Unavailable(f"{self.name} closed a new connection")  # noqa: TRY301
             what = f"did not accept a connection within {self.timeouts.connect:g} s"
             raise Unavailable(f"{self.name} {what}")  # noqa: TRY301
         except BaseException:
