@@ -50,4 +50,4 @@ bench: $(STAMP)  ## figures beside nginx (LONG=1 for the long forms)
 	$(BIN)/python -m bench $(if $(LONG),--long)
 
 clean:           ## remove what make made (not ./dolmen-data)
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build src/*.egg-info src/dolmen/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
