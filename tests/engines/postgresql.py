@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
-from .programs import TIED, program
+from .programs import TIED, program, until_stopped
 
 _PATIENCE = 30.0
 _USER = "postgres"
@@ -119,6 +119,8 @@ class PostgresServer:
     def pause(self) -> None:
         """Let it answer nothing until `go_on`."""
         self.signal(signal.SIGSTOP)
+        for pid in self.pids:
+            until_stopped(pid)
 
     def go_on(self) -> None:
         """Let it answer again."""

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Self
 
-from .programs import TIED, free_port
+from .programs import TIED, free_port, until_stopped
 
 _PATIENCE = 60
 
@@ -86,6 +86,8 @@ class Served:
     def pause(self) -> None:
         """Let it answer nothing until `go_on`."""
         self.signal(signal.SIGSTOP)
+        if self._process is not None:
+            until_stopped(self._process.pid)
 
     def go_on(self) -> None:
         """Let it answer again."""
