@@ -122,6 +122,17 @@ async def test_a_purge_that_is_not_due_costs_no_listing():
         assert "list" not in {method for method, _ in cluster.stores["a"].calls}
 
 
+async def test_after_a_longer_age_was_set_it_is_not_tried_in_every_round():
+    cluster, _ = await with_a_purged_delete()
+    cluster.day -= 10  # as after reclaim_days was raised, or the clock set back
+    repair = cluster.repair()
+    assert (await repair.round()).complete
+    cluster.day += 0.01
+    cluster.stores["a"].calls.clear()
+    assert (await repair.round()).complete
+    assert "list" not in {method for method, _ in cluster.stores["a"].calls}
+
+
 async def test_not_while_a_server_is_away():
     cluster = Cluster()
     await cluster.put("object")

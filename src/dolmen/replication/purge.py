@@ -41,7 +41,7 @@ SETTLE = 10.0
 MIN_AGE = 3_600.0
 """Seconds a tombstone has been on a server before it goes there: no copy of what it deletes is
 under way for as long."""
-_OFTEN = 30
+OFTEN = 30
 """Purges in the time for which deletes are remembered."""
 _BATCH = 1_000
 MISSED = (
@@ -123,7 +123,7 @@ async def purge(
     """
     until = max(0, now_ms - age_ms) << COUNTER_BITS
     since = time.monotonic()
-    stamp = await _agree(stores, until, (age_ms // _OFTEN) << COUNTER_BITS)
+    stamp = await _agree(stores, until, (age_ms // OFTEN) << COUNTER_BITS)
     if not stamp:
         return 0
     await pause(SETTLE)

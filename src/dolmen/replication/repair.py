@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -26,7 +27,7 @@ from dolmen.pace import Pace
 from dolmen.replication.group import partitions_of, replicate_group
 from dolmen.replication.membership import Membership
 from dolmen.replication.misplaced import Dropping
-from dolmen.replication.purge import MISSED, SETTLE, Notes, is_stale, purge
+from dolmen.replication.purge import MISSED, OFTEN, SETTLE, Notes, is_stale, purge
 from dolmen.replication.report import PairProgress, Round
 from dolmen.store import ALL_PARTITIONS
 from dolmen.stores.epoch import Seen
@@ -78,6 +79,7 @@ class Repair:
         self._settled_at = 0.0
         self._noted_at = -_NOTE_EVERY
         self._looked_at = -_DAMAGE_EVERY
+        self._purged_at = -math.inf
 
     async def round(self, without: Mapping[str, str] | None = None) -> Round:
         """Do one. Servers in `without` (name and reason) are not asked. Raises `Outdated`.
@@ -173,8 +175,11 @@ class Repair:
                 report.dropped[name] = work.dropped
 
     async def _purge(self, report: Round) -> None:
-        if not all(each.capabilities.stamps for each in self._stores.values()):
+        stamped = all(each.capabilities.stamps for each in self._stores.values())
+        # Also where a watermark is ahead of this age, as after a longer one was set.
+        if not stamped or self._now() - self._purged_at < self._terms.reclaim_age / OFTEN:
             return
+        self._purged_at = self._now()
         try:
             report.purged = await purge(
                 self._stores,
