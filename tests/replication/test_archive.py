@@ -32,8 +32,10 @@ from dolmen.replication.archive import (
 )
 from dolmen.stamps import Clock, format_stamp
 from dolmen.store import NO_CHECKSUM, Blob, BlobInfo, Capabilities, Failed, Write
+from dolmen.stores.base import Delegating
 from dolmen.stores.memory import MemoryStore
-from dolmen.stores.records import Damage, Mark, RecordReader, encode
+from dolmen.stores.records import Damage, Mark, RecordReader, encode, head_of
+from dolmen.stores.records import decode as decoded
 from dolmen.stores.volume import open_volume
 from dolmen.stores.watermark import WATERMARK, watermark_in
 from dolmen.testing import calls
@@ -340,6 +342,32 @@ async def test_a_manifest_whose_chunk_is_missing_is_refused():
     assert found.complete
     assert found.report.refused["Corrupt"].examples[0][0] == "object"
     assert chunk in found.report.refused["Corrupt"].examples[0][1]
+
+
+async def test_a_manifest_that_is_streamed_goes_out_and_comes_back():
+    """That of an object of more than 512 GiB, from a store that gives it only once."""
+    chunk = chunk_name(PARTS[0])
+    manifest = Manifest(140_000 * CHUNK, [chunk] * 140_000).encode()
+    info = BlobInfo("object", len(manifest), Kind.MANIFEST, 5, checksum_of(manifest))
+    begin = [BEGIN, Mark(MANIFESTS, {})]
+    data = await archive(*begin, Blob(info, Bytes(manifest)), Mark(END, {"records": 3}))
+    source, destination = MemoryStore(), MemoryStore()
+    await calls.put(source, chunk, Bytes(PARTS[0]))
+    assert (await imported(data, source)).report.copied == 1
+
+    class Streaming(Delegating):
+        def get_many(self, names):
+            return decoded(encode(super().get_many(names)))
+
+    assert (await imported(await exported(Streaming(source)), destination)).complete
+    assert await root(destination) == await root(source)
+
+
+async def test_what_is_too_long_for_a_manifest_takes_no_memory():
+    info = BlobInfo("object", 1 << 45, Kind.MANIFEST, 5, NO_CHECKSUM)
+    data = await archive(BEGIN) + head_of(info, OWNER) + bytes(5 << 20)
+    found = await imported(data, MemoryStore())
+    assert (found.report.refused["Corrupt"].count, found.complete) == (1, False)
 
 
 async def test_chunks_that_were_there_are_made_young_again():

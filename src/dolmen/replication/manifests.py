@@ -9,10 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from dolmen.cluster.manifest import decode
+from dolmen.cluster.manifest import MANIFEST_MAX, decode
 from dolmen.errors import Corrupt, DolmenError, NotFound
 from dolmen.names import CHECKSUM_SIZE, CHUNK_PREFIX
-from dolmen.payload import read_whole
+from dolmen.payload import Bytes, read_whole
 from dolmen.record import Kind
 from dolmen.store import NO_CHECKSUM, Blob, BlobStore, Write
 from dolmen.stores.base import UnderWay
@@ -23,7 +23,14 @@ AT_ONCE = 64
 
 
 async def chunks_in(manifest: Blob) -> Sequence[str]:
-    """The chunks that a manifest names, each once; `Corrupt` where it is none."""
+    """The chunks that a manifest names, each once; `Corrupt` where it is none.
+
+    Its payload is in memory then: one that is streamed may be read only once.
+    """
+    if manifest.payload.size > MANIFEST_MAX:
+        raise Corrupt(f"no manifest has {manifest.payload.size} bytes")
+    if manifest.payload.whole is None:
+        manifest.payload = Bytes(await read_whole(manifest.payload))
     return [*dict.fromkeys(decode(await read_whole(manifest.payload)).chunks)]
 
 
