@@ -204,6 +204,7 @@ def write_of(info):
         (Write("name", kind=99), BadContent),
         (Write("name", kind=Kind.TOUCH, checksum=CHECKSUMS[0]), BadContent),
         (Write("name", kind=Kind.TOUCH, stamp=STAMPS[0]), BadContent),
+        (replace(TOUCHES[0], payload=Bytes(b"data")), BadContent),
     ],
 )
 def test_a_write_of_another_form_is_refused(wrong, error):

@@ -60,8 +60,8 @@ def check(write: Write) -> Write:
         if write.metadata or write.payload.size:
             raise BadContent(f"a tombstone has neither data nor metadata; {write.name} has")
     elif kind == Kind.TOUCH:
-        if stamp is None or write.checksum is None:
-            raise BadContent(f"a touch of {write.name} needs a stamp and a checksum")
+        if stamp is None or write.checksum is None or write.payload.size:
+            raise BadContent(f"a touch of {write.name} needs a stamp and a checksum, and no data")
     elif kind not in (Kind.BLOB, Kind.MANIFEST):
         raise BadContent(f"{kind} is not a kind of write")
     elif write.checksum is not None:
