@@ -432,6 +432,15 @@ async def test_a_large_blob_that_is_damaged_leaves_nothing():
     assert [info.name async for info in destination.list()] == ["name-2"]
 
 
+async def test_a_large_blob_of_another_checksum_is_refused_and_named():
+    large = blob(1, 5 << 20)
+    large.info.checksum = bytes(reversed(large.info.checksum))
+    destination = MemoryStore()
+    found = await imported(await archive(BEGIN, large, Mark(END, {"records": 2})), destination)
+    assert found.report.refused["BadContent"].examples[0][0] == large.info.name
+    assert [info.name async for info in destination.list()] == []
+
+
 async def test_an_archive_inside_a_blob_is_not_taken_for_records():
     inner = await archive(BEGIN, *map(blob, range(10)))
     outer = Blob(BlobInfo("outer", len(inner), Kind.BLOB, 9, checksum_of(inner)), Bytes(inner))

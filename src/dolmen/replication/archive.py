@@ -268,8 +268,8 @@ class _Import:
     imported: Imported = field(default_factory=Imported)
     mark: Mark | None = None
     """The one that was read last."""
-    sent: deque[tuple[BlobInfo, bool]] = field(default_factory=deque)
-    """What was not answered yet, in order, and whether its data is a stream."""
+    sent: deque[BlobInfo] = field(default_factory=deque)
+    """What was not answered yet, in order."""
     manifests: bool = False
     """The second part has begun."""
     reached: int = 0
@@ -366,7 +366,7 @@ class _Import:
                 else:
                     if wait := self.pace.delay(info.size):
                         await asyncio.sleep(wait)
-                    self.sent.append((info, blob.payload.whole is None))
+                    self.sent.append(info)
                     yield Write.copy(blob)
 
     async def _without_chunk(self, blob: Blob) -> DolmenError | None:
@@ -380,10 +380,10 @@ class _Import:
         return None
 
     def _answered(self, answer: Put | Failed) -> None:
-        report, (info, stream) = self.imported.report, self.sent.popleft()
+        report, info = self.imported.report, self.sent.popleft()
         if isinstance(answer, Put):
             report.wrote(info, answer.outcome)
-        elif not (stream and isinstance(answer.error, BadContent)):  # its damage comes next
+        else:
             report.refuse(answer.name, answer.error)
         self.show(self.imported)
 
