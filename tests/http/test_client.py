@@ -440,6 +440,18 @@ async def test_expect_continue_sends_nothing_to_who_refuses(kit) -> None:
         assert source.closed == 1
 
 
+async def test_the_body_follows_as_soon_as_the_server_asks_for_it(kit, monkeypatch) -> None:
+    monkeypatch.setattr("dolmen.http.client_connection._CONTINUE_PATIENCE", 1000)
+
+    async def handler(request):
+        return Response(200, [], await request.body.read(5))
+
+    async with await start_server(handler) as server, kit.client_of(server) as client:
+        async with asyncio.timeout(10):
+            answer = await client.request("POST", "/", body=b"hello", expect_continue=True)
+        assert answer.body.whole == b"hello"
+
+
 async def test_a_server_that_never_says_continue_gets_the_body_anyway(monkeypatch) -> None:
     monkeypatch.setattr("dolmen.http.client_connection._CONTINUE_PATIENCE", 0.01)
 

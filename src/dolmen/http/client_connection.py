@@ -106,7 +106,7 @@ class ClientConnection(Connection):
             end = self.loop.time() + _CONTINUE_PATIENCE
             timer = self.loop.call_at(end, self.wake)
             try:
-                while not (self._continued or self.stop_sending() or self.loop.time() >= end):
+                while not (self.stop_sending() or self._continued or self.loop.time() >= end):
                     await self.more("caller")
             finally:
                 timer.cancel()
