@@ -11,8 +11,8 @@ from dolmen.stores.batches import Batches
 class Work:
     """Doubles numbers when it is let; `full` is refused with all that came with it."""
 
-    def __init__(self, *, at_once: int = 1, most: int = 3) -> None:
-        self.batches = Batches(self.work, at_once=at_once, most=most)
+    def __init__(self, *, at_once: int = 1, most: int = 3, patience: float | None = None) -> None:
+        self.batches = Batches(self.work, at_once=at_once, most=most, patience=patience)
         self.let = asyncio.Event()
         self.let.set()
         self.seen: list[list[int]] = []
@@ -77,11 +77,34 @@ async def test_one_for_which_there_is_no_room_holds_up_no_other() -> None:
     assert work.seen == [[1, 2, 3], [1], [2], [3]]
 
 
-async def test_one_who_gave_up_holds_up_no_other() -> None:
+async def test_one_who_gave_up_is_left_out() -> None:
     work = Work()
     first, second = map(work.batches.ask, (1, 2))
     first.cancel()
     assert await second == 4
+    assert work.seen == [[2]]
+
+
+async def test_a_batch_that_takes_long_holds_up_others_for_so_long_only() -> None:
+    work = Work(patience=0.001)
+    work.let.clear()
+    answers = []
+    async with asyncio.timeout(10):
+        for number in (1, 2, 3):
+            answers.append(work.batches.ask(number))
+            while len(work.seen) < number:
+                await asyncio.sleep(0.001)
+    assert work.seen == [[1], [2], [3]]
+    work.let.set()
+    assert await asyncio.gather(*answers) == [2, 4, 6]
+    work.let.clear()
+    answers = [work.batches.ask(number) for number in (4, 5, 6, 7)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert work.seen[3:] == [[4, 5, 6]]  # as many at once as before
+    work.let.set()
+    assert await asyncio.gather(*answers) == [8, 10, 12, 14]
+    await work.batches.aclose()
 
 
 async def test_closing_answers_what_was_asked_and_takes_no_more() -> None:

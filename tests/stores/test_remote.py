@@ -1,23 +1,24 @@
 """The remote store keeps the contract, over a blob server: the wire loses nothing."""
 
+import asyncio
 import contextlib
 import gc
 import weakref
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
-from dolmen.errors import Corrupt, NotFound, Unavailable
-from dolmen.http import Handler, start_server
+from dolmen.errors import BadContent, Corrupt, NotFound, Unavailable
+from dolmen.http import Handler, Streamed, start_server
 from dolmen.http.messages import Request, Response
-from dolmen.payload import Bytes
+from dolmen.payload import Bytes, read_whole
 from dolmen.record import Kind
 from dolmen.servers.blob import BlobServer
 from dolmen.stamps import Clock
-from dolmen.store import BlobStore, Failed, Write
+from dolmen.store import Blob, BlobStore, Failed, Outcome, Put, Write
 from dolmen.stores import open_store
 from dolmen.stores.memory import MemoryStore
 from dolmen.stores.volume import open_volume
@@ -115,14 +116,117 @@ async def test_a_plain_server_that_could_not_be_asked_is_recognized_later(far):
     assert not store.capabilities.stamps
 
 
-@pytest.mark.parametrize("write", ["put", "delete"])
+class Watched:
+    """A blob server that notes what it was asked, and may change its answers."""
+
+    def __init__(self, memory: MemoryStore) -> None:
+        self.honest = blob_server(memory)
+        self.asked: list[bytes] = []
+        self.change: Callable[[bytes], bytes] = bytes
+
+    async def __call__(self, request: Request) -> Response:
+        self.asked.append(request.raw_path)
+        response = await self.honest(request)
+        if request.raw_path == b"/records/read":
+            body = response.body
+            if isinstance(body, Streamed):
+                body = b"".join([bytes(piece) async for piece in body])
+            return Response(response.status, response.headers, self.change(bytes(body)))
+        return response
+
+
+async def ask_all(store: BlobStore, names: Iterable[str]) -> list[Blob | BaseException]:
+    return await asyncio.gather(*map(store.get, names), return_exceptions=True)
+
+
+async def test_small_blobs_that_are_asked_for_at_once_come_together(far):
+    server, store = far
+    memory = MemoryStore()
+    server.handle = watched = Watched(memory)
+    for name in "abc":
+        await calls.put(store, name, Bytes(name.encode()))
+    await calls.put(store, "deleted", Bytes(b"x"))
+    deleted = await calls.delete(store, "deleted")
+    watched.asked.clear()
+    names = ["a", "b", "absent", "deleted", "c"]
+    a, b, absent, gone, c = await ask_all(store, names)
+    assert watched.asked == [b"/records/read"]
+    assert [blob.payload.whole for blob in (a, b, c)] == [b"a", b"b", b"c"]
+    assert [blob.info for blob in (a, b, c)] == [await memory.stat(name) for name in "abc"]
+    assert isinstance(absent, NotFound)
+    assert isinstance(gone, NotFound)
+    assert (absent.stamp, gone.stamp) == (0, deleted.stamp)
+
+
+async def test_a_large_one_among_them_is_asked_for_alone(far):
+    server, store = far
+    server.handle = watched = Watched(MemoryStore())
+    for name, size in (("small", 1), ("large", 70_000)):
+        await calls.put(store, name, Bytes(bytes(size)))
+    watched.asked.clear()
+    small, large = await ask_all(store, ["small", "large"])
+    assert watched.asked == [b"/records/read", b"/blob/large"]
+    assert (small.payload.size, await read_whole(large.payload)) == (1, bytes(70_000))
+
+
+@pytest.mark.parametrize(
+    ("change", "fine"),
+    [
+        (lambda body: body[:-1], "a"),
+        (lambda body: body.replace(b"the data of b", b"the d@ta of b"), "a"),
+        (lambda body: body[body.rindex(b"dlmn") :], ""),
+        (lambda body: body[: body.rindex(b"dlmn")], "a"),
+        (lambda body: b"", ""),
+    ],
+    ids=["cut", "flipped", "the second first", "the first only", "empty"],
+)
+async def test_what_did_not_come_whole_could_not_be_asked(far, change, fine):
+    server, store = far
+    server.handle = watched = Watched(MemoryStore())
+    for name in "ab":
+        await calls.put(store, name, Bytes(b"the data of " + name.encode()))
+    watched.change = change
+    answers = dict(zip("ab", await ask_all(store, "ab"), strict=True))
+    for name, answer in answers.items():
+        if name in fine:
+            assert answer.payload.whole == b"the data of " + name.encode()
+        else:
+            assert isinstance(answer, Unavailable | BadContent)
+
+
+async def test_small_writes_at_once_go_together_and_each_gets_its_answer(far):
+    server, store = far
+    memory = MemoryStore()
+    await calls.put(memory, "newer", Bytes(b"newer"), stamp=9 << 40)
+    server.handle = watched = Watched(memory)
+    await store.condition()
+    watched.asked.clear()
+    writes = [
+        Write("a", Bytes(b"a"), stamp=1 << 40),
+        Write("newer", Bytes(b"older"), stamp=1 << 40),
+        Write("wrong", Bytes(b"x"), stamp=1 << 40, checksum=b"x" * 16),
+        Write.tombstone("b", stamp=1 << 40),
+        Write("large", Bytes(bytes(100_000)), stamp=1 << 40),
+    ]
+    answers = await asyncio.gather(*map(store.write, writes), return_exceptions=True)
+    assert sorted(watched.asked) == [b"/blob/large", b"/records"]
+    assert [type(each) for each in answers] == [Put, Put, BadContent, Put, Put]
+    assert answers[1] == (Outcome.SUPERSEDED, 9 << 40)
+    assert not store.capabilities.durable
+
+
+@pytest.mark.parametrize("write", ["put", "put with a stamp", "delete"])
 async def test_every_write_tells_anew_whether_it_is_durable(far, write):
     server, store = far
     memory = MemoryStore()
     server.handle = blob_server(memory)
     for durable in (True, False, True):
         memory.capabilities = replace(memory.capabilities, durable=durable)
-        await (calls.put(store, "a", Bytes(b"a")) if write == "put" else calls.delete(store, "a"))
+        stamp = 1 << 40 if "stamp" in write else None
+        if write == "delete":
+            await calls.delete(store, "a")
+        else:
+            await calls.put(store, "a", Bytes(b"a"), stamp=stamp)
         assert store.capabilities.durable is durable
 
 

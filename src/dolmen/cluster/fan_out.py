@@ -6,7 +6,7 @@ Read first: `dolmen.cluster.groups`, `dolmen.cluster.breaker`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
 from dolmen.cluster.breaker import Breaker
@@ -45,41 +45,50 @@ class FanOut(Generic[T]):
         way is cancelled.
         """
         turns = iter(members)
-        if wanted == 1:
-            await self._ask_in_turn(turns)
-            return
-        # All begin in one turn of the loop, so that their answers come in as few as can be.
-        asking = [asyncio.ensure_future(self._ask_in_turn(turns)) for _ in range(wanted)]
+        asked: dict[asyncio.Future[T], tuple[Member, float]] = {}
         try:
-            for task in asking:
-                await task
+            while True:
+                # All begin in one turn of the loop, so that their answers come in as few as can be.
+                while len(asked) < wanted and (member := next(turns, None)) is not None:
+                    if member.stale is None:
+                        asked[self._begin(member)] = member, self._breaker.now()
+                    else:
+                        self.failures.append((member.name, stale(member)))
+                if not asked:
+                    return
+                if len(asked) > 1:
+                    await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+                for asking in [each for each in asked if each.done()] or [*asked]:
+                    wanted -= await self._answered(asking, *asked.pop(asking))
         finally:
-            for task in asking:
-                if not task.cancel():
-                    heard(task)
+            for asking in asked:
+                if not asking.cancel():
+                    heard(asking)
 
-    async def _ask_in_turn(self, members: Iterator[Member]) -> None:
-        """Until one has given an answer that counts."""
-        breaker, counts = self._breaker, self._counts
-        for member in members:
-            if member.stale is not None:
-                self.failures.append((member.name, stale(member)))
-                continue
-            began = breaker.now()
-            try:
-                answer = await self._ask(member)
-            except _EVERYWHERE:
-                raise
-            except DolmenError as error:
-                self.failures.append((member.name, error))
-                breaker.failed(member, error, began)
-                continue
-            self.answers.append((member, answer))
-            if breaker.troubles:
-                breaker.answered(member, wrote=counts is not None)
-            if counts is None or counts(member):
-                self.counted += 1
-                return
+    def _begin(self, member: Member) -> asyncio.Future[T]:
+        try:
+            return asyncio.ensure_future(self._ask(member))
+        except DolmenError as error:
+            refused: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+            refused.set_exception(error)
+            return refused
+
+    async def _answered(self, asking: asyncio.Future[T], member: Member, began: float) -> bool:
+        """Take in an answer; whether it counts."""
+        try:
+            answer = await asking
+        except _EVERYWHERE:
+            raise
+        except DolmenError as error:
+            self.failures.append((member.name, error))
+            self._breaker.failed(member, error, began)
+            return False
+        self.answers.append((member, answer))
+        if self._breaker.troubles:
+            self._breaker.answered(member, wrote=self._counts is not None)
+        counts = self._counts is None or self._counts(member)
+        self.counted += counts
+        return counts
 
 
 async def each(

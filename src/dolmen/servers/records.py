@@ -14,16 +14,26 @@ from typing import Annotated, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from dolmen.closing import closing
-from dolmen.errors import BadContent, DolmenError
-from dolmen.http import HTTPError, Request, Response, Streamed, not_modified
+from dolmen.errors import BadContent, DolmenError, TooLarge
+from dolmen.http import (
+    Body,
+    EncodedHeaders,
+    HTTPError,
+    Request,
+    Response,
+    Streamed,
+    not_modified,
+)
 from dolmen.names import PARTITIONS, check_name
+from dolmen.ready import Ready
 from dolmen.record import Kind
-from dolmen.servers.answers import answer
+from dolmen.servers.answers import VOLATILE, answer
 from dolmen.servers.fields import parse_base64
 from dolmen.servers.routes import Routes
 from dolmen.stamps import format_stamp, parse_stamp
-from dolmen.store import ALL_PARTITIONS, BlobInfo, BlobStore, Failed, Listing, Remove, Write
+from dolmen.store import ALL_PARTITIONS, Blob, BlobInfo, BlobStore, Failed, Listing, Remove, Write
 from dolmen.stores import records, wire
+from dolmen.stores.base import answer_of
 
 NDJSON = b"application/x-ndjson"
 PAGE = 1000
@@ -34,7 +44,11 @@ _LARGEST = 16 << 20
 _VERIFIED = 1
 """Entries of verified blobs are sent one by one: reading each may take a while."""
 _BINARY = [(b"Content-Type", b"application/octet-stream")]
-_RECORDS = [(b"Content-Type", b"application/x-dolmen-records")]
+_RECORDS = EncodedHeaders.of([(b"Content-Type", b"application/x-dolmen-records")])
+_LINES = EncodedHeaders.of([(b"Content-Type", b"text/plain")])
+_VOLATILE_LINES = EncodedHeaders.of([(b"Content-Type", b"text/plain"), VOLATILE])
+_JOINED = 65_536
+"""Bytes of blobs up to which an answer is sent in one piece."""
 _KINDS = {kind.value: kind.name.lower() for kind in Kind}
 
 
@@ -68,6 +82,10 @@ class _List(_Form):
 
 class _Names(_Form):
     names: list[str]
+
+
+class _Read(_Names):
+    most: int | None = None
 
 
 class _Remove(_Form):
@@ -120,21 +138,15 @@ class Records:
     async def write(self, request: Request, _: str) -> Response:
         """Carry out a stream of records; the body has an answer for each (`wire`)."""
         answers = bytearray()
-
-        async def writes() -> AsyncIterator[Write]:
-            async for blob in records.decode(aiter(request.body)):
-                if isinstance(blob, Failed):
-                    raise BadContent(f"a refusal ({blob.name}) can't be stored")
-                yield Write.copy(blob)
-
         try:
-            async for result in self._store.write_many(writes()):
+            async for result in self._store.write_many(_writes_in(request.body)):
                 answers += wire.encode_answer(result)
         except DolmenError as error:
             if not answers:
                 raise
             answers += wire.encode_answer(Failed("", error))
-        return Response(200, [(b"Content-Type", b"text/plain")], bytes(answers))
+        durable = self._store.capabilities.durable
+        return Response(200, _LINES if durable else _VOLATILE_LINES, bytes(answers))
 
     async def list(self, request: Request, _: str) -> Response:
         """Send what is known of the blobs in some partitions, as entries."""
@@ -151,9 +163,36 @@ class Records:
         return Response(200, _BINARY, Streamed(entries))
 
     async def read(self, request: Request, _: str) -> Response:
-        """Send the blobs named in the body as a stream of records."""
-        stream = records.encode(self._store.get_many((await order_of(request, _Names)).names))
-        return Response(200, _RECORDS, Streamed(stream))
+        """Send the blobs named in the body as a stream of records; refuse those above `most` bytes.
+
+        Where few bytes are asked for, and all are there at once, they make one piece.
+        """
+        order = await order_of(request, _Read)
+        names, most = order.names, order.most
+        first: list[Blob | Failed] = []
+        size, ready = 0, True
+        while ready and size <= _JOINED and len(first) < len(names):
+            name = names[len(first)]
+            try:
+                answer = self._store.get(name)
+                ready = isinstance(answer, Ready)
+                item = _up_to(most, await answer)
+            except DolmenError as error:
+                item = answer_of(name, error)
+            first.append(item)
+            if isinstance(item, Blob):
+                size += item.payload.size if item.payload.whole is not None else _JOINED + 1
+        if size <= _JOINED and len(first) == len(names):
+            return Response(200, _RECORDS, records.encode_whole(first))
+
+        async def items() -> AsyncIterator[Blob | Failed]:
+            for item in first:
+                yield item
+            async with closing(self._store.get_many(names[len(first) :])) as following:
+                async for item in following:
+                    yield _up_to(most, item)
+
+        return Response(200, _RECORDS, Streamed(records.encode(items())))
 
     async def verify(self, request: Request, _: str) -> Response:
         """Read the blobs named in the body to their ends; an entry for each says how it is."""
@@ -166,6 +205,29 @@ class Records:
         items = [Remove(*each) for each in order.removes]
         removed = await self._store.remove_many(items, min_age=order.min_age, epoch=order.epoch)
         return answer({"removed": list(removed)})
+
+
+async def _writes_in(body: Body) -> AsyncIterator[Write]:
+    """The writes of a stream of records."""
+    if body.whole is not None:
+        for each in records.decode_whole(body.whole):
+            yield _write_of(each)
+        return
+    async for each in records.decode(aiter(body)):
+        yield _write_of(each)
+
+
+def _write_of(item: Blob | Failed) -> Write:
+    if isinstance(item, Failed):
+        raise BadContent(f"a refusal ({item.name}) can't be stored")
+    return Write.copy(item)
+
+
+def _up_to(most: int | None, item: Blob | Failed) -> Blob | Failed:
+    """A blob, or its refusal where it has more bytes."""
+    if most is None or isinstance(item, Failed) or item.payload.size <= most:
+        return item
+    return Failed(item.info.name, TooLarge(f"{item.info.name} has more than {most} bytes"))
 
 
 async def order_of(request: Request, form: type[Order]) -> Order:

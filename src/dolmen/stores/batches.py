@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
 from dolmen.errors import Corrupt, DolmenError, Full, Unavailable
+from dolmen.ready import Answer, resume
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -17,6 +18,8 @@ class Batches(Generic[Q, A]):
     """Gives questions to `work` in batches of up to `most`, `at_once` batches at a time.
 
     `work` returns an answer or an error for each question, or raises one for all of them.
+    With a `patience` in seconds one batch more is begun whenever none was for so long: what
+    waits is not held up by batches that take long.
     """
 
     def __init__(
@@ -25,60 +28,86 @@ class Batches(Generic[Q, A]):
         *,
         at_once: int,
         most: int,
+        patience: float | None = None,
     ) -> None:
-        self._work, self._at_once, self._most = work, at_once, most
-        self._waiting: deque[tuple[Q, asyncio.Future[A]]] = deque()
+        self._work, self._at_once, self._most, self._patience = work, at_once, most, patience
+        self._waiting: deque[tuple[Q, Answer[A]]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._running = 0
+        self._running = self._begun = 0
+        self._timer: asyncio.TimerHandle | None = None
         self._starting = self._closed = False
 
-    def ask(self, question: Q) -> asyncio.Future[A]:
-        """The answer to come. A question whose asker is gone is worked off all the same."""
+    def ask(self, question: Q) -> Answer[A]:
+        """The answer to come. A question whose asker has gone is left out."""
         if self._closed:
             raise Unavailable("the store was closed")
-        answer: asyncio.Future[A] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        answer: Answer[A] = Answer(loop)
         self._waiting.append((question, answer))
-        self._start()
+        if self._running < self._at_once:
+            self._start(loop)
+        elif self._patience is not None and self._timer is None:
+            self._timer = loop.call_later(self._patience, self._overdue, self._begun)
         return answer
 
-    def _start(self) -> None:
-        if not self._starting and self._running < self._at_once:
+    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not self._starting:
             self._starting = True  # it begins in the next turn of the loop, with all of this one
             self._running += 1
-            task = asyncio.get_running_loop().create_task(self._run())
+            task = loop.create_task(self._run())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
+    def _overdue(self, begun: int) -> None:
+        self._timer = None
+        if self._waiting:
+            loop = asyncio.get_running_loop()
+            if self._begun == begun:
+                self._start(loop)
+            self._timer = loop.call_later(self._patience or 0, self._overdue, self._begun)
+
     async def _run(self) -> None:
         self._starting = False
-        while self._waiting:
-            count = min(len(self._waiting), self._most)
-            batch = [self._waiting.popleft() for _ in range(count)]
-            if self._waiting:
-                self._start()
+        while batch := self._next():
+            self._begun += 1
+            if self._waiting and self._running < self._at_once:
+                self._start(asyncio.get_running_loop())
             await self._answer(batch)
-        self._running -= 1  # at once: a task is not done yet when those it answered ask again
+            if self._running > self._at_once:
+                break
+        self._running -= 1
 
-    async def _answer(self, batch: list[tuple[Q, asyncio.Future[A]]]) -> None:
-        answers: Sequence[A | Exception]
+    def _next(self) -> list[tuple[Q, Answer[A]]]:
+        batch: list[tuple[Q, Answer[A]]] = []
+        while self._waiting and len(batch) < self._most:
+            asked = self._waiting.popleft()
+            if not asked[1].done():  # cancelled
+                batch.append(asked)
+        return batch
+
+    async def _answer(self, batch: list[tuple[Q, Answer[A]]]) -> None:
+        results: Sequence[A | Exception]
         try:
-            answers = await self._work([question for question, _ in batch])
-        except Exception as error:  # noqa: BLE001 - told to everyone who asked
+            results = await self._work([question for question, _ in batch])
+        except Exception as error:  # noqa: BLE001 - everyone who asked gets it
             if isinstance(error, Full | Corrupt) and len(batch) > 1:
                 for each in batch:  # one of them may be the cause, and the others right
                     await self._answer([each])
                 return
-            answers = [error] * len(batch)
-        for (_, future), answer in zip(batch, answers, strict=True):
-            if future.done():
-                continue
-            if isinstance(answer, Exception):
-                future.set_exception(answer)
+            results = [error] * len(batch)
+        answers = []
+        for (_, answer), result in zip(batch, results, strict=True):
+            answers.append(answer)
+            if isinstance(result, Exception):
+                answer.fail(result)
             else:
-                future.set_result(answer)
+                answer.succeed(result)
+        asyncio.get_running_loop().call_soon(resume, answers)
 
     async def aclose(self) -> None:
         """Take no more questions, and answer those there are."""
         self._closed = True
         while self._tasks:
             await asyncio.wait(self._tasks)
+        if self._timer is not None:
+            self._timer.cancel()

@@ -16,7 +16,7 @@ Read first: `dolmen.record`, `dolmen.payload`.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from dolmen import errors, metadata
@@ -177,6 +177,14 @@ async def encode(
         yield b"".join(gathered)
 
 
+def encode_whole(items: Iterable[Blob | Failed]) -> bytes:
+    """`encode` for blobs that are in memory."""
+    parts: list[Piece] = []
+    for item in items:
+        parts += frame(item) if isinstance(item, Blob) else (head_of(item),)
+    return b"".join(parts)
+
+
 async def decode(pieces: AsyncIterator[Piece]) -> AsyncIterator[Blob | Failed]:
     """The blobs of a stream on the wire, each checked against its block checksums.
 
@@ -194,6 +202,29 @@ async def decode(pieces: AsyncIterator[Piece]) -> AsyncIterator[Blob | Failed]:
         if isinstance(item, Mark):
             raise BadContent("a mark is only found in archives")
         yield item
+
+
+def decode_whole(data: bytes) -> Iterator[Blob | Failed]:
+    """`decode` for a stream that is in memory, large blobs too."""
+    at, count = 0, 1
+    while at < len(data):
+        try:
+            head = decode_head(data, at)
+            item = item_of(head)
+            start = at + head.data_offset
+            stop, at = start + head.length, at + head.size
+            if isinstance(item, Mark):
+                raise Corrupt("a mark is only found in archives")  # noqa: TRY301
+            if isinstance(item, BlobInfo):
+                payload = Framed(data[start:stop], data[stop:at])
+                if len(data) < at or not blocks_match(data[start:stop], payload.sums):
+                    raise Corrupt(_DAMAGED)  # noqa: TRY301
+                yield Blob(item, payload)
+            else:
+                yield item
+        except Corrupt as error:
+            raise BadContent(f"the stream is damaged at record {count}: {error}") from error
+        count += 1
 
 
 class RecordReader:

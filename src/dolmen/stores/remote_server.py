@@ -14,12 +14,21 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode, b64encode
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from dolmen.digests import Digests
-from dolmen.errors import Corrupt, DolmenError, NotFound, OutcomeUnknown, ReadOnly, Unavailable
+from dolmen.errors import (
+    Corrupt,
+    DolmenError,
+    NotFound,
+    OutcomeUnknown,
+    ReadOnly,
+    TooLarge,
+    Unavailable,
+)
 from dolmen.http import Client, ClientResponse, Streamed
 from dolmen.names import check_name, checksum_of, is_chunk_name, is_object_id, partition_of
 from dolmen.payload import EMPTY, Piece
@@ -43,6 +52,7 @@ from dolmen.store import (
 )
 from dolmen.stores import records
 from dolmen.stores.base import OneByOne, UnderWay, write_any
+from dolmen.stores.batches import Batches
 from dolmen.stores.responses import (
     ANSWER_MAX,
     NONSENSE,
@@ -65,6 +75,12 @@ _LARGE = 1 << 20
 """From this size on a blob is put by itself: its bytes are copied less often than in a record."""
 _UNDER_WAY = 2
 """How many batches, or blobs by themselves, are written at once."""
+_SMALL = 65_536
+"""Blobs up to this size are read together with others that are asked for meanwhile,"""
+_TINY = 16_384
+"""and up to this one written."""
+_PATIENCE = 0.02
+"""Seconds for which those that wait to go together are held up by those under way."""
 _EXPECTED = Capabilities(durable=True, largest=1 << 44, digests=True, ordered=True, conflicts=True)
 """Taken for true of a server that could not be asked yet; it is before anything else is."""
 
@@ -79,19 +95,31 @@ class DolmenServer(OneByOne):
         self.capabilities = _EXPECTED
         self._known = False
         self._digests: tuple[bytes, Digests] | None = None
+        together = partial(Batches, at_once=_UNDER_WAY, patience=_PATIENCE)
+        self._gets: Batches[str, Blob] = together(self._get_together, most=32)
+        self._writes: Batches[Write, Put] = together(self._send, most=16)
 
     # Writing
 
-    async def write(self, write: Write) -> Put:
+    def write(self, write: Write) -> Awaitable[Put]:
         check(write)
-        if write.kind == Kind.TOUCH or (write.kind == Kind.TOMBSTONE and write.stamp is not None):
-            answer = (await self._send([write]))[0]
-            if not isinstance(answer, Failed):
-                return answer
-            try:
-                raise answer.error
-            finally:
-                del answer  # an error and a frame that hold each other keep what the caller holds
+        payload = write.payload
+        if write.stamp is None or payload.whole is None or payload.size > _TINY:
+            return self._write_alone(write)
+        if write.kind == Kind.TOUCH:  # a large blob may be read to its end before that
+            return self._touch(write)
+        return self._writes.ask(write)
+
+    async def _touch(self, write: Write) -> Put:
+        answer = (await self._send([write]))[0]
+        if isinstance(answer, Put):
+            return answer
+        try:
+            raise answer
+        finally:
+            del answer  # an error and a frame that hold each other keep what the caller holds
+
+    async def _write_alone(self, write: Write) -> Put:
         if write.kind == Kind.TOMBSTONE:
             response = await self._ask("DELETE", f"/blob/{write.name}")
             headers = response.headers
@@ -102,9 +130,7 @@ class DolmenServer(OneByOne):
         else:
             response = await self._put(write)
             said = await object_of(self.address, response, OutcomeUnknown)
-        durable = response.headers.get(b"x-dolmen-durable") != b"no"
-        if durable is not self.capabilities.durable:
-            self.capabilities = replace(self.capabilities, durable=durable)
+        self._learn_durable(response)
         try:
             if said["status"] == "OK":
                 outcome = Outcome.CREATED if response.status == 201 else Outcome.UNCHANGED
@@ -113,6 +139,11 @@ class DolmenServer(OneByOne):
             return Put(outcome, parse_stamp(said["stamp"]))
         except NONSENSE as error:
             raise senseless(self.address, error, OutcomeUnknown) from error
+
+    def _learn_durable(self, response: ClientResponse) -> None:
+        durable = response.headers.get(b"x-dolmen-durable") != b"no"
+        if durable is not self.capabilities.durable:
+            self.capabilities = replace(self.capabilities, durable=durable)
 
     async def _put(self, write: Write) -> ClientResponse:
         headers: list[tuple[bytes, bytes]] = []
@@ -149,32 +180,32 @@ class DolmenServer(OneByOne):
     async def _written(self, batch: Sequence[Write]) -> Sequence[Put | Failed]:
         if _goes_alone(batch[0]):
             return [await write_any(self, batch[0])]
-        return await self._send(batch)
+        answers = zip(batch, await self._send(batch), strict=True)
+        return [
+            each if isinstance(each, Put) else Failed(write.name, each) for write, each in answers
+        ]
 
-    async def _send(self, batch: Sequence[Write]) -> Sequence[Put | Failed]:
+    async def _send(self, batch: Sequence[Write]) -> Sequence[Put | DolmenError]:
         """The answers to stamped writes in memory, sent as records in one request."""
-        refused: dict[int, Failed] = {}
+        refused: dict[int, DolmenError] = {}
         framed: list[Piece] = []
         for at, write in enumerate(batch):
             try:  # here, for a single one that is not allowed would fail the whole stream there
                 framed += records.frame(records.as_blob(check(write)))
             except DolmenError as error:
-                refused[at] = Failed(write.name, error)
+                refused[at] = error
         failure: DolmenError = OutcomeUnknown(f"{self.address} did not answer for every write")
         came: list[Put | DolmenError] = []
         try:
             response = await self._ask("POST", "/records", (), b"".join(framed))
+            self._learn_durable(response)
             came.extend(decode_answers(await response.body.read(ANSWER_MAX)))
         except Corrupt as error:
             failure = senseless(self.address, error, OutcomeUnknown)
         except DolmenError as error:
             failure = error
         left = iter(came)
-        done: list[Put | Failed] = []
-        for at, write in enumerate(batch):
-            answer = refused.get(at) or next(left, failure)
-            done.append(answer if isinstance(answer, Put | Failed) else Failed(write.name, answer))
-        return done
+        return [refused.get(at) or next(left, failure) for at in range(len(batch))]
 
     async def remove_many(
         self, removes: Sequence[Remove], *, min_age: float = 0, epoch: int | None = None
@@ -190,8 +221,51 @@ class DolmenServer(OneByOne):
 
     # Reading
 
-    async def get(self, name: str, *, byte_range: Range | None = None) -> Blob:
+    def get(self, name: str, *, byte_range: Range | None = None) -> Awaitable[Blob]:
         check_name(name)
+        if byte_range is not None or is_chunk_name(name):
+            return self._get_alone(name, byte_range)
+        return self._get(name)
+
+    async def _get(self, name: str) -> Blob:
+        try:
+            return await self._gets.ask(name)
+        except TooLarge:
+            return await self._get_alone(name, None)
+
+    async def _get_together(self, names: Sequence[str]) -> Sequence[Blob | DolmenError]:
+        """Blobs, or why each could not be had: `TooLarge` for one that is to be asked for alone."""
+        if len(names) == 1:
+            return [await self._get_alone(names[0], None)]
+        done: list[Blob | DolmenError] = []
+        failure: DolmenError = Unavailable(f"{self.address} did not answer for every name")
+        response = await self._order("/records/read", {"names": names, "most": _SMALL})
+        try:
+            data = await response.body.read(2 * len(names) * _SMALL)
+            for name, answer in zip(names, records.decode_whole(data), strict=False):
+                done.append(self._checked(name, answer))
+        except DolmenError as error:
+            failure = error
+        return [*done, *[failure] * (len(names) - len(done))]
+
+    def _checked(self, name: str, answer: Blob | Failed) -> Blob | DolmenError:
+        """What came for a name. Raises `Unavailable` when that is the answer for another one."""
+        if isinstance(answer, Failed):
+            if answer.name == name:
+                return answer.error
+        elif answer.info.name == name:
+            info, data = answer.info, answer.payload.whole
+            if info.kind == Kind.TOMBSTONE:
+                return NotFound(f"{self.address}: {name} was deleted", stamp=info.stamp)
+            # An object is checked against its name by whoever reads it; the rest here.
+            if info.kind == Kind.BLOB and is_object_id(name):
+                return answer
+            if data is not None and checksum_of(data) == info.checksum:
+                return answer
+            return Corrupt(f"{self.address} sent {name} with another checksum than it has")
+        raise Unavailable(f"{self.address} sent something else than {name}, which is next")
+
+    async def _get_alone(self, name: str, byte_range: Range | None) -> Blob:
         headers: list[tuple[bytes, bytes]] = []
         if byte_range is not None:
             start, stop = byte_range
@@ -332,6 +406,8 @@ class DolmenServer(OneByOne):
 
     async def aclose(self) -> None:
         await self._client.close()
+        await self._gets.aclose()
+        await self._writes.aclose()
 
     # How it asks
 

@@ -24,6 +24,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 
 from dolmen.errors import DolmenError, Full, OutcomeUnknown, ReadOnly, Unavailable
+from dolmen.ready import Answer, resume
 from dolmen.record import Kind, block_sums, encode_head
 from dolmen.resolve import Action, Decision
 from dolmen.stamps import Clock
@@ -33,7 +34,7 @@ from dolmen.stores.volume.catalog import Catalog, Change
 from dolmen.stores.volume.disk import WRITE_MAX, Buffer
 from dolmen.stores.volume.entry import Entry, key_of
 from dolmen.stores.volume.folder import BLOB
-from dolmen.stores.volume.pending import Answer, Pending, resume
+from dolmen.stores.volume.pending import Pending
 from dolmen.stores.volume.reader import Reader
 
 _log = logging.getLogger("dolmen.volume")
