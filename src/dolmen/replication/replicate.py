@@ -141,8 +141,9 @@ class _Run:
                 async for batch in batches:
                     await free.acquire()
                     lanes.create_task(bring(batch))
-        except* (ServerFailed, Outdated, Corrupt) as group:
-            raise group.exceptions[0] from group
+        except ExceptionGroup as group:  # Python before 3.11.4 raises groups from an except*
+            _, unexpected = group.split((ServerFailed, Outdated, Corrupt))
+            raise unexpected or group.exceptions[0] from group
 
     async def _may_go(self, difference: Difference) -> bool:
         """Whether the chunks of a manifest are at the destination, after copying those missing."""
