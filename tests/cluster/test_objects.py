@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +18,7 @@ from dolmen.errors import BadContent, Corrupt, NoCopies, NotFound, Unavailable
 from dolmen.names import chunk_name
 from dolmen.payload import Bytes, Stream, read_whole
 from dolmen.record import Kind
-from dolmen.store import Blob
+from dolmen.store import NO_CHECKSUM, Blob
 from dolmen.stores.base import Delegating
 from dolmen.stores.memory import MemoryStore
 from dolmen.testing import calls
@@ -231,8 +232,13 @@ async def test_pieces_stay_as_they_are_while_somebody_holds_them():
 class Streaming(Delegating):
     """A store that hands out no payload whole, as over a network."""
 
+    knows = True
+    """Stamps and checksums."""
+
     async def get(self, name, *, byte_range=None):
         blob = await self.store.get(name, byte_range=byte_range)
+        if not self.knows:
+            blob.info = replace(blob.info, stamp=0, checksum=NO_CHECKSUM)
         data = blob.payload.whole
 
         async def pieces():
@@ -270,9 +276,14 @@ async def test_a_copy_that_breaks_off_or_is_damaged_is_replaced_by_another(size,
         await all_given_back(objects)
 
 
-async def test_another_copy_goes_on_at_the_offset_reached():
+@pytest.mark.parametrize("plain", [0, 1, None])
+async def test_another_copy_goes_on_at_the_offset_reached(plain):
+    """Also where one of the servers is a plain sos one, which knows no checksums."""
     data = data_of(CHUNK + 500_000)
-    objects, object_id, first, second = await streaming(data)
+    objects, object_id, *stores = await streaming(data)
+    if plain is not None:
+        stores[plain].store.knows = False
+    first, second = stores
     asked = []
     get = second.get
 

@@ -30,7 +30,7 @@ from dolmen.errors import Corrupt, DolmenError, Incomplete, InvalidName, NotFoun
 from dolmen.names import is_object_id
 from dolmen.payload import EMPTY, Bytes, Piece, Stream, read_whole
 from dolmen.record import Kind
-from dolmen.store import EVERYTHING, Blob, BlobInfo, Listing, Range
+from dolmen.store import EVERYTHING, NO_CHECKSUM, Blob, BlobInfo, Listing, Range
 
 SMALL = 262_144
 """Bytes up to which a blob is read and checked before its first byte is handed out."""
@@ -218,7 +218,7 @@ class Reader:
                 member, blob = begun or await self._ask(info.name, failures, (at, stop))
                 begun = None
                 try:
-                    if (blob.info.size, blob.info.checksum) != (info.size, info.checksum):
+                    if not _is_same(info, blob.info):
                         raise _changed(info)
                     async with closing(aiter(blob.payload)) as pieces:
                         async for piece in pieces:
@@ -281,6 +281,13 @@ def halves(data: memoryview) -> Iterator[Piece]:
         yield data[:tail]
     if data:
         yield bytes(data[tail:])
+
+
+def _is_same(info: BlobInfo, other: BlobInfo) -> bool:
+    """Whether two copies have the same bytes: a plain sos server has but the digest in the name."""
+    checksums = {info.checksum, other.checksum}
+    known = len(checksums) == 1 or (NO_CHECKSUM in checksums and is_object_id(info.name))
+    return known and info.size == other.size
 
 
 def _changed(info: BlobInfo) -> Unavailable:
