@@ -386,6 +386,7 @@ class Story:
 @settings(max_examples=settings.default.max_examples // 4)
 @given(st.integers(0, 2**32))
 @example(10_241)  # two servers set back, and a third away while they are written to
+@example(16_507)  # a tombstone from before that of the forgotten delete
 async def test_no_upload_is_lost_and_no_delete_undone_whatever_happens(seed):
     """Even draws: of the lists hypothesis makes, too few get as far as a disk set back."""
     story, rng = Story(), random.Random(seed)

@@ -357,7 +357,8 @@ class _Import:
                     if current and current.name == info.name:
                         if current.rank >= info.rank:
                             continue
-                        there = True
+                        # A delete newer than its tombstone may have been forgotten.
+                        there = current.kind != Kind.TOMBSTONE
                 doubtful = info.kind != Kind.TOMBSTONE and info.stamp <= self.doubtful
                 if doubtful and not there:
                     report.refuse(info.name, _MAYBE_DELETED, reason="MayBeDeleted")
