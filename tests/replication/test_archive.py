@@ -498,6 +498,26 @@ async def test_what_may_have_been_deleted_since_is_refused_unless_asked_for():
     assert report.refused["MayBeDeleted"].count == 1
 
 
+async def test_what_is_purged_while_it_is_imported_stays_deleted(monkeypatch):
+    monkeypatch.setattr("dolmen.replication.archive.SETTLE", 0)
+    source, destination = MemoryStore(), MemoryStore()
+    first, second = sorted(("one", "other"), key=partition_of)
+    for name in (first, second):
+        await calls.put(source, name, Bytes(b"x"), stamp=5)
+
+    async def pieces():
+        data = await exported(source)
+        cut = data.index(second.encode()) - 100  # in the record of the first
+        yield data[:cut]
+        await destination.note(PURGED, format_stamp(50).encode())
+        yield data[cut:]
+
+    report = (await import_archive(pieces(), destination)).report
+    refused = report.refused["MayBeDeleted"]
+    assert refused.count == 2 - report.copied
+    assert second in [name for name, _ in refused.examples]
+
+
 async def test_an_empty_store_takes_over_what_was_forgotten_and_another_does_not():
     source = await filled(MemoryStore(clock=Clock()))
     await source.note(WATERMARK, format_stamp(50).encode())
