@@ -318,6 +318,33 @@ async def test_a_manifest_that_names_another_objects_chunks_is_never_that_object
     assert await broken_off(objects, object_id) == 2 * CHUNK - 65_536
 
 
+async def test_what_is_far_too_long_for_a_chunk_or_a_manifest_takes_no_memory():
+    class Endless(Delegating):
+        async def get(self, name, *, byte_range=None):
+            blob = await self.store.get(name, byte_range=byte_range)
+            if name not in self.lied_about:
+                return blob
+
+            async def pieces():
+                raise AssertionError("it is read")
+                yield b""
+
+            return Blob(replace(blob.info, size=1 << 40), Stream(1 << 40, pieces))
+
+    stores, objects = opened(2)
+    data = data_of(CHUNK + 1)
+    object_id = (await objects.upload(Source(data))).id
+    first = in_order(objects.cluster, chunk_name(data[:CHUNK]))[0]
+    first.store = Endless(first.store)
+    first.store.lied_about = [chunk_name(data[:CHUNK])]
+    assert await fetched(objects, object_id) == data
+    for store in stores:
+        store.store = Endless(store.store)
+        store.store.lied_about = [object_id]
+    with pytest.raises(Corrupt):
+        await objects.download(object_id)
+
+
 async def test_a_large_manifest_is_read_in_place_and_within_the_budget():
     [store], objects = opened(1, budget=Budget(2 * CHUNK), store=lambda: Streaming(MemoryStore()))
     chunk = data_of(CHUNK)

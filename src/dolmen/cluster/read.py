@@ -22,7 +22,7 @@ from dolmen.cluster.breaker import Breaker
 from dolmen.cluster.budget import Budget
 from dolmen.cluster.groups import Failures, Member, in_words, stale
 from dolmen.cluster.hedging import TIMED, Hedging
-from dolmen.cluster.manifest import CHUNK
+from dolmen.cluster.manifest import CHUNK, MANIFEST_MAX
 from dolmen.cluster.merge import merge_listings
 from dolmen.cluster.placement import Place, Placement
 from dolmen.cluster.verify import digest_checked, is_right
@@ -102,6 +102,8 @@ class Reader:
     ) -> bytes | memoryview | None:
         """The bytes of a copy; None when they are not what they should be, and that is noted."""
         try:
+            if blob.payload.size > MANIFEST_MAX:
+                raise Corrupt(f"its copy of {blob.info.name} has {blob.payload.size} bytes")
             data = await read_whole(blob.payload)
             if not await is_right(blob.info, data):
                 raise Corrupt(f"its copy of {blob.info.name} has other content than the name says")
