@@ -218,6 +218,25 @@ async def test_only_what_all_agree_about_goes_where_it_has_been_for_an_hour():
     assert await cluster.held("a") == await cluster.held("b") == {"missed", "late"}
 
 
+async def test_what_came_back_since_it_was_listed_stays():
+    cluster = Cluster()
+    await cluster.put("object")
+    await cluster.delete("object")
+    stamp = cluster.at(cluster.day)
+    cluster.day += 40
+    disk = cluster.stores["a"]
+
+    async def comes_back(method: str, _name: str) -> None:
+        if method == "remove_many":
+            await calls.remove(disk.store, "object", if_stamp=stamp)
+            await calls.delete(disk.store, "object", stamp=stamp)
+
+    disk.pause = comes_back
+    assert (await cluster.round()).complete
+    assert await cluster.held("a") == {"object"}
+    assert await cluster.held("b") == set()
+
+
 async def test_a_purge_broken_off_anywhere_leaves_nobody_stale_and_is_made_good():
     for stop in range(200):
         cluster = Cluster()
