@@ -157,7 +157,13 @@ class _Run:
         except DolmenError:
             return True  # copying it meets the same trouble and reports it
         wanted = [each for each in chunks if partition_of(each) in self._partitions]
-        lacking = await missing(self._destination, wanted)
+        try:
+            lacking = await missing(self._destination, wanted)
+        except ServerFailed:
+            raise
+        except DolmenError as error:  # a full server can't even make them young
+            self._report.refuse(name, error)
+            return False
         refused = await self._copier.copy([Difference(_unknown(chunk)) for chunk in lacking])
         if refused:
             why = Corrupt(f"its chunk {refused[0]} could not be copied")
