@@ -286,6 +286,8 @@ async def test_a_server_whose_marks_are_damaged_is_left_out(value):
         done = await cluster.round()
         assert list(done.failing) == ["b"]
         await cluster.stores["b"].store.note(key, format_stamp(0).encode())
+    del cluster.stores["b"].store._notes[IDENTITY]
+    assert "which store it is" in (await cluster.round()).failing["b"]
 
 
 OFTEN = ["put", "delete", "month", "save", "restore", "join"]
