@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from dolmen.cluster.groups import Member, make_group
 from dolmen.errors import BadSetting, NotFound, Outdated
 from dolmen.payload import Bytes
+from dolmen.record import Kind
 from dolmen.replication import replicate
 from dolmen.replication.archive import Progress, export, import_archive
 from dolmen.replication.purge import is_stale, purge, rejoin
@@ -216,6 +217,23 @@ async def test_only_what_all_agree_about_goes_where_it_has_been_for_an_hour():
     how = {"age_ms": 30 * DAY * 1_000, "now_ms": now_ms, "pause": no_time}
     assert await purge(cluster.stores, **how) == 1
     assert await cluster.held("a") == await cluster.held("b") == {"missed", "late"}
+
+
+async def test_a_disk_set_back_between_the_listing_and_the_first_removal_ends_it():
+    cluster = Cluster()
+    await cluster.put("object")
+    old = cluster.copy_of("a")
+    await cluster.delete("object")
+    cluster.day += 31
+
+    async def set_back() -> None:
+        cluster.stores["a"].store = old
+
+    now_ms = int(cluster.day * DAY * 1_000)
+    how = {"age_ms": 30 * DAY * 1_000, "now_ms": now_ms, "pause": no_time}
+    assert await purge(cluster.stores, ready=set_back, **how) == 0
+    assert (await cluster.round()).complete
+    assert [info.kind async for info in calls.listing(old, tombstones=True)] == [Kind.TOMBSTONE]
 
 
 async def test_what_came_back_since_it_was_listed_stays():
