@@ -219,6 +219,14 @@ async def test_only_what_all_agree_about_goes_where_it_has_been_for_an_hour():
     assert await cluster.held("a") == await cluster.held("b") == {"missed", "late"}
 
 
+async def test_a_disk_set_back_just_before_it_takes_no_part():
+    cluster, old = await with_a_purged_delete()
+    cluster.stores["a"].store = old
+    now_ms = int((cluster.day + 40) * DAY * 1_000)
+    assert await purge(cluster.stores, age_ms=DAY * 1_000, now_ms=now_ms, pause=no_time) == 0
+    assert await cluster.stale() == {"a"}
+
+
 async def test_a_disk_set_back_between_the_listing_and_the_first_removal_ends_it():
     cluster = Cluster()
     await cluster.put("object")
