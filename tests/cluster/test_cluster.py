@@ -16,7 +16,7 @@ from dolmen.cluster.breaker import REST
 from dolmen.cluster.cluster import Cluster
 from dolmen.cluster.groups import Member, make_group
 from dolmen.cluster.objects import Objects
-from dolmen.errors import Incomplete, NoCopies, NotFound, Unavailable
+from dolmen.errors import BadContent, Incomplete, NoCopies, NotFound, Unavailable
 from dolmen.names import chunk_name, partition_of
 from dolmen.payload import Bytes, read_whole
 from dolmen.record import Kind
@@ -55,6 +55,12 @@ async def test_every_server_of_every_group_is_tried_before_giving_up():
         store.down = store is not up
     assert (await cluster.writer.put(Write("name", Bytes(b"data")))).copies == 1
     assert await read(cluster, "name") == b"data"
+
+
+async def test_a_server_that_gets_other_bytes_than_were_sent_is_replaced():
+    _, cluster = made(3, write_copies=2)
+    in_order(cluster, "name")[0].script("put", BadContent("it has another checksum"))
+    assert (await cluster.writer.put(Write("name", Bytes(b"data")))).copies == 2
 
 
 async def test_a_write_that_meets_a_newer_stamp_is_repeated_above_it_everywhere():

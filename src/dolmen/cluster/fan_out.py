@@ -11,11 +11,9 @@ from typing import Any, Generic, TypeVar
 
 from dolmen.cluster.breaker import Breaker
 from dolmen.cluster.groups import Failures, Member, stale
-from dolmen.errors import BadContent, DolmenError, InvalidName, Unavailable
+from dolmen.errors import DolmenError, InvalidName, Unavailable
 
 T = TypeVar("T")
-_EVERYWHERE = (BadContent, InvalidName)
-"""Errors that every member would answer with."""
 
 
 class FanOut(Generic[T]):
@@ -68,7 +66,7 @@ class FanOut(Generic[T]):
             began = breaker.now()
             try:
                 answer = await self._ask(member)
-            except _EVERYWHERE:
+            except InvalidName:  # to every member
                 raise
             except DolmenError as error:
                 self.failures.append((member.name, error))
