@@ -129,14 +129,22 @@ class Cluster(OneByOne):
     async def list(self, listing: Listing = EVERYTHING) -> AsyncIterator[BlobInfo]:
         """See `BlobStore.list`: merged over all members, of each name what ranks highest.
 
-        Goes on without members that can't be asked. When those could be the only ones
-        that have some object, it raises `Incomplete` after all that there is.
+        Raises `Unavailable` before the first name that a member which can't be asked may be the
+        only one to have. Stale members are left out.
         """
         failures: Failures = []
         async with closing(self.reader.list(listing, failures)) as infos:
             async for info in infos:
+                self._check_whole(failures)
                 yield info
-        self.reader.check_complete(failures)
+        self._check_whole(failures)
+
+    def _check_whole(self, failures: Failures) -> None:
+        if failures:
+            stale = {member.name for member in self.members if member.stale is not None}
+            away = [each for each in failures if each[0] not in stale]
+            if away:
+                fail("not every server could be listed", away)
 
     async def digests(self) -> Digests:
         """See `BlobStore.digests`: worked out from a listing of everything."""

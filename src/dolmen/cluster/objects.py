@@ -17,7 +17,7 @@ from dolmen.cluster.download import object_payload
 from dolmen.cluster.groups import Failures
 from dolmen.cluster.manifest import MANIFEST_MAX, Manifest, decode
 from dolmen.cluster.upload import Digest, Source, Uploaded, Uploads
-from dolmen.errors import Corrupt, Incomplete, NoCopies, NotFound, Unavailable
+from dolmen.errors import Corrupt, NoCopies, NotFound, Unavailable
 from dolmen.names import is_object_id, partition_of
 from dolmen.payload import read_whole
 from dolmen.record import Kind
@@ -112,7 +112,7 @@ class Objects:
         """At most `limit` ids in list order, of the servers that answer."""
         ids: list[str] = []
         failures: Failures = []
-        following = incomplete = None
+        following = None
         reader = self.cluster.reader
         async with closing(reader.list(Listing(after=after), failures)) as infos:
             async for info in infos:
@@ -122,11 +122,7 @@ class Objects:
                     following = ids[-1]
                     break
                 ids.append(info.name)
-        try:
-            reader.check_complete(failures)
-        except Incomplete as error:
-            incomplete = str(error)
-        return Page(ids, following, incomplete)
+        return Page(ids, following, reader.incomplete(failures))
 
     async def locate(self, object_id: str) -> dict[str, object]:
         """Where the copies of an object are, as the API server says it."""

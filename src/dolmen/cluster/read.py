@@ -26,7 +26,7 @@ from dolmen.cluster.manifest import CHUNK, MANIFEST_MAX
 from dolmen.cluster.merge import merge_listings
 from dolmen.cluster.placement import Place, Placement
 from dolmen.cluster.verify import digest_checked, is_right
-from dolmen.errors import Corrupt, DolmenError, Incomplete, InvalidName, NotFound, Unavailable
+from dolmen.errors import Corrupt, DolmenError, InvalidName, NotFound, Unavailable
 from dolmen.names import is_object_id
 from dolmen.payload import EMPTY, Bytes, Piece, Stream, read_whole
 from dolmen.record import Kind
@@ -240,8 +240,7 @@ class Reader:
     ) -> AsyncIterator[BlobInfo]:
         """See `BlobStore.list`: merged over all members, of each name what ranks highest.
 
-        Members that fail are left out, and added to `failures`. The caller asks
-        `check_complete` at the end.
+        Members that fail are left out, and added to `failures`.
         """
         failures = [] if failures is None else failures
         asked = replace(listing, tombstones=True)
@@ -259,18 +258,14 @@ class Reader:
             for each in listings.values():
                 await each.aclose()
 
-    def check_complete(self, failures: Failures) -> None:
-        """Raise `Incomplete` when an object may be only on members that failed to list theirs.
+    def incomplete(self, failures: Failures) -> str | None:
+        """Why an object may be only on members that failed to list theirs, if it may.
 
         Every object is on `write_copies` servers, of any group.
         """
-        groups = self._placement.groups
-        away = {name for name, _ in failures}
-        lost = [each for group in groups for each in group.members if each.name in away]
-        if len(lost) >= min(group.write_copies for group in groups):
-            raise Incomplete(
-                f"not every server could be listed, so names may be missing ({in_words(failures)})"
-            )
+        if len(failures) < min(group.write_copies for group in self._placement.groups):
+            return None
+        return f"not every server could be listed, so names may be missing ({in_words(failures)})"
 
 
 def halves(data: memoryview) -> Iterator[Piece]:
