@@ -60,10 +60,6 @@ class Unavailable(DolmenError):  # noqa: N818
     """The store could not be asked. Nothing happened, so a retry is safe."""
 
 
-class Incomplete(Unavailable):
-    """A listing has given what it could, and may lack names of servers it could not ask."""
-
-
 class OutcomeUnknown(DolmenError):  # noqa: N818
     """The store was asked to write and did not say how it went. It may have happened."""
 

@@ -16,7 +16,7 @@ from dolmen.cluster.breaker import REST
 from dolmen.cluster.cluster import Cluster
 from dolmen.cluster.groups import Member, make_group
 from dolmen.cluster.objects import Objects
-from dolmen.errors import Incomplete, NoCopies, NotFound, Unavailable
+from dolmen.errors import BadContent, NoCopies, NotFound, Unavailable
 from dolmen.names import chunk_name, partition_of
 from dolmen.payload import Bytes, read_whole
 from dolmen.record import Kind
@@ -55,6 +55,12 @@ async def test_every_server_of_every_group_is_tried_before_giving_up():
         store.down = store is not up
     assert (await cluster.writer.put(Write("name", Bytes(b"data")))).copies == 1
     assert await read(cluster, "name") == b"data"
+
+
+async def test_a_server_that_gets_other_bytes_than_were_sent_is_replaced():
+    _, cluster = made(3, write_copies=2)
+    in_order(cluster, "name")[0].script("put", BadContent("it has another checksum"))
+    assert (await cluster.writer.put(Write("name", Bytes(b"data")))).copies == 2
 
 
 async def test_a_write_that_meets_a_newer_stamp_is_repeated_above_it_everywhere():
@@ -173,14 +179,10 @@ async def filled(cluster):
     return {*map(id_of, datas)}
 
 
-async def names_of(cluster, **what):
-    found = []
-    try:
-        async for info in calls.listing(cluster, **what):
-            found.append(info.name)  # noqa: PERF401 - what came before an error counts
-    except Incomplete:
-        return found, False
-    return found, True
+async def names_of(cluster):
+    failures = []
+    found = [info.name async for info in cluster.reader.list(failures=failures)]
+    return found, cluster.reader.incomplete(failures) is None
 
 
 async def test_a_listing_is_whole_while_every_object_must_be_on_a_server_that_answers():
@@ -221,6 +223,26 @@ async def test_a_server_that_breaks_off_its_listing_or_is_stale_is_one_that_is_a
     page = await Objects(cluster).page(after=None, limit=10)
     assert len(page.ids) == 10
     assert "g0m0" in page.incomplete
+
+
+async def test_one_that_everything_is_copied_from_ends_before_what_may_be_missing():
+    stores, cluster = made(3, write_copies=2)
+    await filled(cluster)
+    await calls.put(stores[1].store, "alone", Bytes(b"on one server"))
+    whole = [info.name async for info in cluster.list()]
+    assert "alone" in whole
+    stores[1].script("list", Fault.CUT)
+    found = []
+
+    async def listed():
+        async for info in cluster.list():
+            found.append(info.name)  # noqa: PERF401 - what came before the error counts
+
+    with pytest.raises(Unavailable, match="g0m1"):
+        await listed()
+    assert found == whole[: len(found)]
+    cluster.members[1].stale = "it missed a purge"
+    assert [info.name async for info in cluster.list()] == [n for n in whole if n != "alone"]
 
 
 async def test_two_members_of_one_identity_are_found_out():

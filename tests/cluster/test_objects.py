@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +18,7 @@ from dolmen.errors import BadContent, Corrupt, NoCopies, NotFound, Unavailable
 from dolmen.names import chunk_name
 from dolmen.payload import Bytes, Stream, read_whole
 from dolmen.record import Kind
-from dolmen.store import Blob
+from dolmen.store import NO_CHECKSUM, Blob
 from dolmen.stores.base import Delegating
 from dolmen.stores.memory import MemoryStore
 from dolmen.testing import calls
@@ -231,8 +232,13 @@ async def test_pieces_stay_as_they_are_while_somebody_holds_them():
 class Streaming(Delegating):
     """A store that hands out no payload whole, as over a network."""
 
+    knows = True
+    """Stamps and checksums."""
+
     async def get(self, name, *, byte_range=None):
         blob = await self.store.get(name, byte_range=byte_range)
+        if not self.knows:
+            blob.info = replace(blob.info, stamp=0, checksum=NO_CHECKSUM)
         data = blob.payload.whole
 
         async def pieces():
@@ -270,9 +276,14 @@ async def test_a_copy_that_breaks_off_or_is_damaged_is_replaced_by_another(size,
         await all_given_back(objects)
 
 
-async def test_another_copy_goes_on_at_the_offset_reached():
+@pytest.mark.parametrize("plain", [0, 1, None])
+async def test_another_copy_goes_on_at_the_offset_reached(plain):
+    """Also where one of the servers is a plain sos one, which knows no checksums."""
     data = data_of(CHUNK + 500_000)
-    objects, object_id, first, second = await streaming(data)
+    objects, object_id, *stores = await streaming(data)
+    if plain is not None:
+        stores[plain].store.knows = False
+    first, second = stores
     asked = []
     get = second.get
 
@@ -305,6 +316,33 @@ async def test_a_manifest_that_names_another_objects_chunks_is_never_that_object
     object_id = hashlib.sha256(b"small").hexdigest()
     await calls.put(stores[0], object_id, Bytes(manifest), kind=Kind.MANIFEST)
     assert await broken_off(objects, object_id) == 2 * CHUNK - 65_536
+
+
+async def test_what_is_far_too_long_for_a_chunk_or_a_manifest_takes_no_memory():
+    class Endless(Delegating):
+        async def get(self, name, *, byte_range=None):
+            blob = await self.store.get(name, byte_range=byte_range)
+            if name not in self.lied_about:
+                return blob
+
+            async def pieces():
+                raise AssertionError("it is read")
+                yield b""
+
+            return Blob(replace(blob.info, size=1 << 40), Stream(1 << 40, pieces))
+
+    stores, objects = opened(2)
+    data = data_of(CHUNK + 1)
+    object_id = (await objects.upload(Source(data))).id
+    first = in_order(objects.cluster, chunk_name(data[:CHUNK]))[0]
+    first.store = Endless(first.store)
+    first.store.lied_about = [chunk_name(data[:CHUNK])]
+    assert await fetched(objects, object_id) == data
+    for store in stores:
+        store.store = Endless(store.store)
+        store.store.lied_about = [object_id]
+    with pytest.raises(Corrupt):
+        await objects.download(object_id)
 
 
 async def test_a_large_manifest_is_read_in_place_and_within_the_budget():

@@ -16,6 +16,8 @@ from dolmen import metadata
 from dolmen.cluster.cluster import Cluster
 from dolmen.cluster.groups import Member, make_group
 from dolmen.cluster.manifest import CHUNK, Manifest, decode
+from dolmen.config import load
+from dolmen.config.opening import opened_store
 from dolmen.errors import BadContent, BadSetting, Corrupt, DolmenError, Full, NotFound, Unavailable
 from dolmen.names import checksum_of, chunk_name, is_chunk_name, partition_of
 from dolmen.payload import Bytes
@@ -32,14 +34,16 @@ from dolmen.replication.archive import (
 )
 from dolmen.stamps import Clock, format_stamp
 from dolmen.store import NO_CHECKSUM, Blob, BlobInfo, Capabilities, Failed, Write
+from dolmen.stores import open_store
 from dolmen.stores.base import Delegating
 from dolmen.stores.memory import MemoryStore
 from dolmen.stores.records import Damage, Mark, RecordReader, encode, head_of
 from dolmen.stores.records import decode as decoded
 from dolmen.stores.volume import open_volume
-from dolmen.stores.watermark import WATERMARK, watermark_in
+from dolmen.stores.watermark import PURGED, WATERMARK, watermark_in
 from dolmen.testing import calls
 from dolmen.testing.faulty import Fault, FaultyStore
+from replication.setting import names_on
 
 META = metadata.encode([(b"x-file-name", b"a.txt")])
 PARTS = [bytes([number]) * 20 for number in range(6)]
@@ -494,6 +498,26 @@ async def test_what_may_have_been_deleted_since_is_refused_unless_asked_for():
     assert report.refused["MayBeDeleted"].count == 1
 
 
+async def test_what_is_purged_while_it_is_imported_stays_deleted(monkeypatch):
+    monkeypatch.setattr("dolmen.replication.archive.SETTLE", 0)
+    source, destination = MemoryStore(), MemoryStore()
+    first, second = sorted(("one", "other"), key=partition_of)
+    for name in (first, second):
+        await calls.put(source, name, Bytes(b"x"), stamp=5)
+
+    async def pieces():
+        data = await exported(source)
+        cut = data.index(second.encode()) - 100  # in the record of the first
+        yield data[:cut]
+        await destination.note(PURGED, format_stamp(50).encode())
+        yield data[cut:]
+
+    report = (await import_archive(pieces(), destination)).report
+    refused = report.refused["MayBeDeleted"]
+    assert refused.count == 2 - report.copied
+    assert second in [name for name, _ in refused.examples]
+
+
 async def test_an_empty_store_takes_over_what_was_forgotten_and_another_does_not():
     source = await filled(MemoryStore(clock=Clock()))
     await source.note(WATERMARK, format_stamp(50).encode())
@@ -503,6 +527,28 @@ async def test_an_empty_store_takes_over_what_was_forgotten_and_another_does_not
     for store, expected in ((empty, 50), (other, 0)):
         await imported(data, store)
         assert watermark_in(await store.notes()) == expected
+
+
+async def test_a_stale_server_of_a_cluster_is_neither_exported_nor_imported_to(tmp_path):
+    volumes = [f"volume:{tmp_path / name}" for name in "abc"]
+    for number, volume in enumerate(volumes):
+        async with contextlib.aclosing(await open_store(volume)) as store:
+            await calls.put(store, "kept", Bytes(b"kept"), stamp=90)
+            if number == 2:
+                await calls.put(store, "deleted", Bytes(b"deleted"), stamp=40)
+            await store.note(WATERMARK, format_stamp(10 if number == 2 else 50).encode())
+            await store.note(PURGED, format_stamp(10 if number == 2 else 50).encode())
+    groups = load({"blob_servers": volumes}, config=None).settings.all_groups()
+    async with opened_store(groups, read_only=True) as source:
+        data = await exported(source)
+    assert [*await contents(data)] == ["kept"]
+    older = await filled()
+    await calls.put(older, "deleted", Bytes(b"deleted"), stamp=40)
+    async with opened_store(groups) as destination:
+        found = await imported(await exported(older), destination)
+    assert [name for name, _ in found.report.refused["MayBeDeleted"].examples] == ["deleted"]
+    async with contextlib.aclosing(await open_store(volumes[2])) as stale:
+        assert await names_on(stale) == {"kept", "deleted"}
 
 
 async def test_damage_says_where():

@@ -14,6 +14,7 @@ from dolmen.payload import Bytes
 from dolmen.record import Kind
 from dolmen.replication.check import Findings, check
 from dolmen.replication.report import EXAMPLES
+from dolmen.stores.epoch import Seen, tell
 from dolmen.stores.memory import MemoryStore
 from dolmen.testing import calls
 from dolmen.testing.faulty import FaultyStore
@@ -117,6 +118,16 @@ async def test_an_object_that_lacks_a_chunk_everywhere(servers):
     ((name, why),) = found.wrong["broken"].examples
     assert name == OBJECT
     assert lost in why
+
+
+async def test_nothing_is_said_of_the_chunks_on_a_server_of_a_larger_cluster(servers):
+    store = servers.stores[servers.away_from(chunk_name(CHUNKS[0]))[0]]
+    await tell(store, Seen(1, "of all"), "a")
+    alone = [make_group("all", [Member("alone", store)], volatile=True)]
+    found = await check(alone, pause=no_time)
+    assert found.well
+    assert "use --config" in str(found.partial)
+    assert (await check(alone, seen=Seen(1, "of all"), pause=no_time)).partial is None
 
 
 async def test_chunks_of_no_object_are_counted_and_no_fault(servers):

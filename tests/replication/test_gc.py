@@ -241,7 +241,21 @@ async def test_an_older_configuration_removes_nothing():
     for other in (Seen(3, "y"), Seen(0, "")):
         with pytest.raises(Outdated, match="--config"):
             await servers.collect(seen=other)
-    assert (await servers.collect(seen=Seen(3, "x"))).removed == 2
+    told = False
+
+    async def newer(method: str, _name: str) -> None:
+        nonlocal told
+        if method == "condition" and not told:  # the manifests have been read
+            told = True
+            for store in servers.stores.values():
+                await tell(store.store, Seen(4, "y"))
+
+    for store in servers.stores.values():
+        store.pause = newer
+    with pytest.raises(Outdated, match="epoch 4"):
+        await servers.collect(seen=Seen(3, "x"))
+    assert await servers.chunks() == {chunk_name(ONE)}
+    assert (await servers.collect(seen=Seen(4, "y"))).removed == 2
 
 
 async def test_broken_off_anywhere_it_is_made_good_by_the_next():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from dolmen.cluster.manifest import CHUNK, Manifest
-from dolmen.errors import Corrupt
+from dolmen.errors import Corrupt, Full
 from dolmen.names import chunk_name, partition_of
 from dolmen.payload import Bytes, read_whole
 from dolmen.record import Kind
@@ -140,3 +140,19 @@ async def test_an_old_chunk_that_went_at_that_moment_is_copied() -> None:
     report = await replicate(source, destination)
     assert report.complete
     assert await read_whole((await destination.get(name)).payload) == b"chunk"
+
+
+async def test_an_old_chunk_that_a_full_server_can_not_touch_holds_back_its_manifest_alone() -> (
+    None
+):
+    source = MemoryStore()
+    destination = FaultyStore(MemoryStore(now=lambda: time.time() - 2 * GRACE))
+    name = chunk_name(b"chunk")
+    for store in (source, destination):
+        await calls.put(store, name, Bytes(b"chunk"), stamp=7)
+    await calls.put(source, "object", Bytes(Manifest(5, [name]).encode()), kind=Kind.MANIFEST)
+    await calls.put(source, "other", Bytes(b"other"))
+    destination.script("touch", Full("no room"))
+    report = await replicate(source, destination)
+    assert (report.copied, report.refused["Full"].count) == (1, 1)
+    assert (await replicate(source, destination)).complete

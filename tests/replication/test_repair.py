@@ -19,9 +19,11 @@ from dolmen.names import partition_of
 from dolmen.payload import Bytes, read_whole
 from dolmen.record import Kind
 from dolmen.replication.repair import COMPARED, LONGEST, PAUSE, SETTLE, Repair, Terms, watch
+from dolmen.stamps import format_stamp
 from dolmen.store import EVERYTHING, BlobInfo, Rank
 from dolmen.stores.epoch import Seen, seen_in
 from dolmen.stores.memory import MemoryStore
+from dolmen.stores.watermark import WATERMARK
 from dolmen.testing import calls
 from dolmen.testing.faulty import FaultyStore
 from replication.setting import broken_off, names_on, put_on
@@ -326,7 +328,8 @@ async def test_two_repairers_with_swapped_urls_that_begin_at_once_remove_nothing
         assert everything == set(NAMES[:5])
 
 
-async def test_a_server_that_became_another_while_the_round_went_on_vouches_for_nothing():
+@pytest.mark.parametrize("older", [False, True])
+async def test_a_server_that_became_another_while_the_round_went_on_vouches_for_nothing(older):
     servers = Servers("abc")
     groups = servers.groups(copies=1)
     await put_on(servers.stores.values(), "object")
@@ -335,10 +338,15 @@ async def test_a_server_that_became_another_while_the_round_went_on_vouches_for_
     async def replaced(method: str, _name: str) -> None:
         if method == "get_many":
             servers.stores[rightful].pause = None
-            disk = MemoryStore()
+            disk, notes = MemoryStore(), await servers.stores[rightful].store.notes()
+            if older:  # than the last purge
+                disk._notes = notes
+                await disk.note(WATERMARK, format_stamp(1).encode())
             await calls.put(disk, "object", Bytes(b"content"), stamp=5)
             servers.stores[rightful].store = disk
 
+    for store in servers.stores.values():
+        await store.store.note(WATERMARK, format_stamp(2).encode())
     servers.stores[rightful].pause = replaced
     done = await servers.repair(groups).round()
     assert "another store" in done.failing[rightful]

@@ -181,3 +181,17 @@ async def test_a_body_is_not_put_together_from_two_writes():
     with pytest.raises(NotFound, match="replaced"):
         await read_whole(blob.payload)
     assert blob.payload.error is not None
+
+
+@pytest.mark.parametrize("method", ["list", "get_many"])
+async def test_slow_progress_is_progress(monkeypatch, method):
+    trial = await Trial(monkeypatch).filled()
+    names = [f"more-{number}" for number in range(4 * TRIES)]
+    for name in names:
+        await calls.put(trial.faulty.store, name, Bytes(b"x"), stamp=5)
+    trial.faulty.script(method, *[Fault.CUT] * 2 * TRIES)
+    if method == "list":
+        found = [info.name async for info in trial.store.list() if info.name in names]
+    else:
+        found = [blob.info.name async for blob in trial.store.get_many(names)]
+    assert sorted(found) == sorted(names)

@@ -49,9 +49,11 @@ async def check(
     from dolmen.config.opening import opened_groups
     from dolmen.pace import stand_back
     from dolmen.replication.check import check as look
+    from dolmen.stores.epoch import Seen
 
     stand_back()
-    groups = settings_of(config, stores).all_groups()
+    settings = settings_of(config, stores)
+    seen, groups = Seen(settings.epoch, settings.fingerprint()), settings.all_groups()
     async with opened_groups(groups, existing=True, read_only=not data) as opened:
         with progress_bar("check") as bar:
 
@@ -59,7 +61,7 @@ async def check(
                 wrong = sum(each.count for each in found.wrong.values())
                 bar(found.names, None, f"{found.read:,} read, {wrong:,} problems")
 
-            found = await look(opened, data=data, progress=update)
+            found = await look(opened, seen=seen, data=data, progress=update)
     show({"well": found.well} | asdict(found), _check_lines(found, data=data), as_json=json)
     return 0 if found.well else FAILED
 
@@ -78,7 +80,9 @@ def _check_lines(found: Findings, *, data: bool) -> Iterator[str]:
             f"{found.unnamed:,} copies of chunks ({readable(found.unnamed_bytes)}) belong to no "
             "object: dolmen gc removes them after the grace period"
         )
-    if found.well:
+    if found.partial:
+        yield f"chunks were not looked at: {found.partial}"
+    elif found.well:
         yield "no problems found"
 
 

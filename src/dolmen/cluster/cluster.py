@@ -46,6 +46,7 @@ from dolmen.store import (
 )
 from dolmen.stores.base import OneByOne
 from dolmen.stores.epoch import check_epoch, seen_in
+from dolmen.stores.watermark import purged_in, watermark_in
 
 _CHECKED = 1.0
 """Seconds for which it is believed that no server has seen a higher epoch."""
@@ -128,14 +129,22 @@ class Cluster(OneByOne):
     async def list(self, listing: Listing = EVERYTHING) -> AsyncIterator[BlobInfo]:
         """See `BlobStore.list`: merged over all members, of each name what ranks highest.
 
-        Goes on without members that can't be asked. When those could be the only ones
-        that have some object, it raises `Incomplete` after all that there is.
+        Raises `Unavailable` before the first name that a member which can't be asked may be the
+        only one to have. Stale members are left out.
         """
         failures: Failures = []
         async with closing(self.reader.list(listing, failures)) as infos:
             async for info in infos:
+                self._check_whole(failures)
                 yield info
-        self.reader.check_complete(failures)
+        self._check_whole(failures)
+
+    def _check_whole(self, failures: Failures) -> None:
+        if failures:
+            stale = {member.name for member in self.members if member.stale is not None}
+            away = [each for each in failures if each[0] not in stale]
+            if away:
+                fail("not every server could be listed", away)
 
     async def digests(self) -> Digests:
         """See `BlobStore.digests`: worked out from a listing of everything."""
@@ -186,6 +195,14 @@ class Cluster(OneByOne):
         keeping = [member for member in self.members if member.store.capabilities.stamps]
         return (await each(keeping, lambda member: member.store.notes(), _PATIENCE))[0]
 
+    async def leave_out_stale(self) -> None:
+        """Use no member that missed a purge, as its notes say (`dolmen.stores.watermark`)."""
+        notes = await self._notes()
+        newest = max((purged_in(noted) for _, noted in notes), default=0)
+        for member, noted in notes:
+            if watermark_in(noted) < newest:
+                member.stale = "it missed deletes that were forgotten since"
+
     async def twins(self) -> Sequence[tuple[str, str]]:
         """Pairs of members that are one store under two addresses, of those that answer."""
         names: dict[bytes, list[str]] = {}
@@ -202,11 +219,12 @@ class Cluster(OneByOne):
             fail("the note could not be kept everywhere", failures)
 
     async def notes(self) -> dict[str, bytes]:
-        """See `BlobStore.notes`: those of all members together."""
+        """See `BlobStore.notes`: those of all members together, of each the highest."""
         answers, failures = await each(self.members, lambda member: member.store.notes())
         if failures:
             fail("the notes could not be read everywhere", failures)
-        return {key: value for _, notes in answers for key, value in notes.items()}
+        pairs = [pair for _, notes in answers for pair in notes.items()]
+        return dict(sorted(pairs))
 
     async def condition(self) -> Condition:
         """See `BlobStore.condition`: of all members together."""

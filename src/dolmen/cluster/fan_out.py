@@ -11,11 +11,9 @@ from typing import Any, Generic, TypeVar
 
 from dolmen.cluster.breaker import Breaker
 from dolmen.cluster.groups import Failures, Member, stale
-from dolmen.errors import BadContent, DolmenError, InvalidName, Unavailable
+from dolmen.errors import DolmenError, InvalidName, Unavailable
 
 T = TypeVar("T")
-_EVERYWHERE = (BadContent, InvalidName)
-"""Errors that every member would answer with."""
 
 
 class FanOut(Generic[T]):
@@ -77,7 +75,7 @@ class FanOut(Generic[T]):
         """Take in an answer; whether it counts."""
         try:
             answer = await asking
-        except _EVERYWHERE:
+        except InvalidName:  # to every member
             raise
         except DolmenError as error:
             self.failures.append((member.name, error))

@@ -15,9 +15,9 @@ from dolmen.closing import closing
 from dolmen.cluster.cluster import Cluster
 from dolmen.cluster.download import object_payload
 from dolmen.cluster.groups import Failures
-from dolmen.cluster.manifest import Manifest, decode
+from dolmen.cluster.manifest import MANIFEST_MAX, Manifest, decode
 from dolmen.cluster.upload import Digest, Source, Uploaded, Uploads
-from dolmen.errors import Incomplete, NoCopies, NotFound, Unavailable
+from dolmen.errors import Corrupt, NoCopies, NotFound, Unavailable
 from dolmen.names import is_object_id, partition_of
 from dolmen.payload import read_whole
 from dolmen.record import Kind
@@ -88,7 +88,7 @@ class Objects:
         info = blob.info
         if info.kind != Kind.MANIFEST:
             return blob if byte_range is None else await reader.part_of(info, byte_range)
-        manifest = decode(await read_whole(blob.payload))
+        manifest = await _manifest_in(blob)
         size = manifest.size
         kept = manifest if blob.payload.whole is not None else None
         payload = object_payload(reader, cluster.budget, info, size, byte_range, kept)
@@ -102,7 +102,7 @@ class Objects:
         return info
 
     async def _manifest(self, object_id: str) -> Manifest:
-        return decode(await read_whole((await self.cluster.get(object_id)).payload))
+        return await _manifest_in(await self.cluster.get(object_id))
 
     async def delete(self, object_id: str) -> None:
         """Delete an object everywhere; its chunks stay until they are collected."""
@@ -112,7 +112,7 @@ class Objects:
         """At most `limit` ids in list order, of the servers that answer."""
         ids: list[str] = []
         failures: Failures = []
-        following = incomplete = None
+        following = None
         reader = self.cluster.reader
         async with closing(reader.list(Listing(after=after), failures)) as infos:
             async for info in infos:
@@ -122,11 +122,7 @@ class Objects:
                     following = ids[-1]
                     break
                 ids.append(info.name)
-        try:
-            reader.check_complete(failures)
-        except Incomplete as error:
-            incomplete = str(error)
-        return Page(ids, following, incomplete)
+        return Page(ids, following, reader.incomplete(failures))
 
     async def locate(self, object_id: str) -> dict[str, object]:
         """Where the copies of an object are, as the API server says it."""
@@ -165,3 +161,9 @@ class Objects:
     async def aclose(self) -> None:
         """Close every store."""
         await self.cluster.aclose()
+
+
+async def _manifest_in(blob: Blob) -> Manifest:
+    if blob.payload.size > MANIFEST_MAX:
+        raise Corrupt(f"no manifest has {blob.payload.size} bytes, as that of {blob.info.name}")
+    return decode(await read_whole(blob.payload))

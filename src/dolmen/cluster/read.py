@@ -22,15 +22,15 @@ from dolmen.cluster.breaker import Breaker
 from dolmen.cluster.budget import Budget
 from dolmen.cluster.groups import Failures, Member, in_words, stale
 from dolmen.cluster.hedging import TIMED, Hedging
-from dolmen.cluster.manifest import CHUNK
+from dolmen.cluster.manifest import CHUNK, MANIFEST_MAX
 from dolmen.cluster.merge import merge_listings
 from dolmen.cluster.placement import Place, Placement
 from dolmen.cluster.verify import digest_checked, is_right
-from dolmen.errors import Corrupt, DolmenError, Incomplete, InvalidName, NotFound, Unavailable
+from dolmen.errors import Corrupt, DolmenError, InvalidName, NotFound, Unavailable
 from dolmen.names import is_object_id
 from dolmen.payload import EMPTY, Bytes, Piece, Stream, read_whole
 from dolmen.record import Kind
-from dolmen.store import EVERYTHING, Blob, BlobInfo, Listing, Range
+from dolmen.store import EVERYTHING, NO_CHECKSUM, Blob, BlobInfo, Listing, Range
 
 SMALL = 262_144
 """Bytes up to which a blob is read and checked before its first byte is handed out."""
@@ -102,6 +102,8 @@ class Reader:
     ) -> bytes | memoryview | None:
         """The bytes of a copy; None when they are not what they should be, and that is noted."""
         try:
+            if blob.payload.size > MANIFEST_MAX:
+                raise Corrupt(f"its copy of {blob.info.name} has {blob.payload.size} bytes")
             data = await read_whole(blob.payload)
             if not await is_right(blob.info, data):
                 raise Corrupt(f"its copy of {blob.info.name} has other content than the name says")
@@ -218,7 +220,7 @@ class Reader:
                 member, blob = begun or await self._ask(info.name, failures, (at, stop))
                 begun = None
                 try:
-                    if (blob.info.size, blob.info.checksum) != (info.size, info.checksum):
+                    if not _is_same(info, blob.info):
                         raise _changed(info)
                     async with closing(aiter(blob.payload)) as pieces:
                         async for piece in pieces:
@@ -238,8 +240,7 @@ class Reader:
     ) -> AsyncIterator[BlobInfo]:
         """See `BlobStore.list`: merged over all members, of each name what ranks highest.
 
-        Members that fail are left out, and added to `failures`. The caller asks
-        `check_complete` at the end.
+        Members that fail are left out, and added to `failures`.
         """
         failures = [] if failures is None else failures
         asked = replace(listing, tombstones=True)
@@ -257,18 +258,14 @@ class Reader:
             for each in listings.values():
                 await each.aclose()
 
-    def check_complete(self, failures: Failures) -> None:
-        """Raise `Incomplete` when an object may be only on members that failed to list theirs.
+    def incomplete(self, failures: Failures) -> str | None:
+        """Why an object may be only on members that failed to list theirs, if it may.
 
         Every object is on `write_copies` servers, of any group.
         """
-        groups = self._placement.groups
-        away = {name for name, _ in failures}
-        lost = [each for group in groups for each in group.members if each.name in away]
-        if len(lost) >= min(group.write_copies for group in groups):
-            raise Incomplete(
-                f"not every server could be listed, so names may be missing ({in_words(failures)})"
-            )
+        if len(failures) < min(group.write_copies for group in self._placement.groups):
+            return None
+        return f"not every server could be listed, so names may be missing ({in_words(failures)})"
 
 
 def halves(data: memoryview) -> Iterator[Piece]:
@@ -281,6 +278,13 @@ def halves(data: memoryview) -> Iterator[Piece]:
         yield data[:tail]
     if data:
         yield bytes(data[tail:])
+
+
+def _is_same(info: BlobInfo, other: BlobInfo) -> bool:
+    """Whether two copies have the same bytes: a plain sos server has but the digest in the name."""
+    checksums = {info.checksum, other.checksum}
+    known = len(checksums) == 1 or (NO_CHECKSUM in checksums and is_object_id(info.name))
+    return known and info.size == other.size
 
 
 def _changed(info: BlobInfo) -> Unavailable:

@@ -20,7 +20,7 @@ from dolmen.cluster.groups import Failures, Group, Member, fail
 from dolmen.cluster.manifest import MANIFEST_MAX
 from dolmen.cluster.placement import Place, Placement
 from dolmen.errors import Corrupt, NoCopies, NotFound, OutcomeUnknown, TooLarge, Unavailable
-from dolmen.names import checksum_of, is_chunk_name
+from dolmen.names import checksum_of
 from dolmen.payload import Bytes, read_whole
 from dolmen.record import Kind
 from dolmen.resolve import check, check_content
@@ -63,9 +63,9 @@ class Writer:
         if write.payload.size > MANIFEST_MAX:
             raise TooLarge(f"a cluster keeps blobs of up to {MANIFEST_MAX} bytes; upload an object")
         data = await read_whole(write.payload)
-        if is_chunk_name(write.name):
-            check_content(write, checksum_of(data))
-        written = await self.put(replace(write, payload=Bytes(data)))
+        checksum = checksum_of(data)
+        check_content(write, checksum)
+        written = await self.put(replace(write, payload=Bytes(data), checksum=checksum))
         return Put(written.outcome, written.stamp)
 
     def put(self, put: Write, *, known: bool = False) -> Awaitable[Written]:

@@ -70,5 +70,6 @@ async def opened_store(
 ) -> AsyncIterator[BlobStore]:
     """The one store that these groups are: the cluster, or the only server."""
     async with opened_groups(groups, read_only=read_only) as ready:
-        members = [member for group in ready for member in group.members]
-        yield members[0].store if len(members) == 1 else Cluster(ready)
+        cluster = Cluster(ready)
+        await cluster.leave_out_stale()
+        yield cluster.members[0].store if len(cluster.members) == 1 else cluster

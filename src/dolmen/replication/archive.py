@@ -23,21 +23,23 @@ several archives one after the other. A manifest one of whose chunks is missing 
 from __future__ import annotations
 
 import asyncio
+import math
 import os
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from dolmen.closing import closing
-from dolmen.errors import BadContent, BadSetting, Corrupt, DolmenError, NotFound, Outdated
+from dolmen.errors import BadContent, BadSetting, Corrupt, DolmenError, NotFound, Unavailable
 from dolmen.names import is_chunk_name, partition_of
 from dolmen.pace import Pace
 from dolmen.payload import Piece
 from dolmen.record import Kind
 from dolmen.replication.compare import in_batches
 from dolmen.replication.manifests import chunks_in, missing
-from dolmen.replication.purge import admitted
+from dolmen.replication.purge import SETTLE, admitted
 from dolmen.replication.report import Refused, Report
 from dolmen.stamps import format_stamp, parse_stamp
 from dolmen.store import (
@@ -56,6 +58,7 @@ from dolmen.stores.watermark import watermark_in
 
 EXPORT, MANIFESTS, END = "export", "manifests", "end"
 _BATCH = 1_024
+_MAYBE = "it may have been deleted since, and that forgotten; dolmen import --rejoin brings it back"
 
 
 def _check_stamps(store: BlobStore) -> None:
@@ -115,12 +118,10 @@ async def progress_of(pieces: AsyncIterator[Piece]) -> Progress:
             if not item.ends:
                 raise Corrupt(f"the archive is damaged {item}")
             break
-        if isinstance(item, Blob) and item.payload.whole is None:
-            with suppress(BadContent):
+        with suppress(BadContent):
+            if isinstance(item, Blob):
                 async for _ in item.payload:
                     pass
-                found.take(item)
-        else:
             found.take(item)
     if not reader.owner:
         raise Corrupt("this is not an archive of dolmen")
@@ -256,7 +257,9 @@ async def import_archive(
     what listing the store raises.
     """
     _check_stamps(store)
-    return await _Import(RecordReader(pieces), store, pace or Pace(), show).run(rejoin=rejoin)
+    # Where the first mark is damaged nobody knows what was forgotten: the old is in doubt.
+    purged = math.inf if rejoin else 0
+    return await _Import(RecordReader(pieces), store, pace or Pace(), show, purged).run()
 
 
 @dataclass(slots=True)
@@ -265,6 +268,8 @@ class _Import:
     store: BlobStore
     pace: Pace
     show: Callable[[Imported], None]
+    purged: float
+    """Up to which stamp it is known what was deleted of what the archive holds."""
     imported: Imported = field(default_factory=Imported)
     mark: Mark | None = None
     """The one that was read last."""
@@ -274,15 +279,13 @@ class _Import:
     """The second part has begun."""
     reached: int = 0
     """The partition that its order has come to."""
-    doubtful: int = 0
-    """What is not above this stamp may have been deleted here, and that forgotten."""
+    watermark: int = 0
+    asked: float = -SETTLE
+    """The store's watermark, and when it was asked for that, in monotonic seconds."""
 
-    async def run(self, *, rejoin: bool) -> Imported:
+    async def run(self) -> Imported:
         """The whole archive, mark by mark: all that comes before one is written before it."""
         imported, reader, items = self.imported, self.reader, aiter(self.reader)
-        watermark = watermark_in(await self.store.notes())
-        # Where the first mark is damaged nobody knows what was forgotten: the old is in doubt.
-        self.doubtful = 0 if rejoin else watermark
         while (mark := await self._bring(items)) is not None:
             imported.complete = False
             if mark.word == EXPORT:
@@ -290,10 +293,9 @@ class _Import:
                 purged = 0
                 with suppress(DolmenError):  # there is none
                     purged = parse_stamp(str(mark.facts.get("purged", "")))
-                if purged >= watermark:
-                    self.doubtful = 0
-                if purged > watermark:
+                if purged > watermark_in(await self.store.notes()):
                     await admitted(self.store, purged)
+                self.purged = max(purged, self.purged)
             elif mark.word == MANIFESTS and not self.manifests:
                 self.manifests, self.reached = True, 0
             elif mark.word == END:
@@ -357,10 +359,10 @@ class _Import:
                     if current and current.name == info.name:
                         if current.rank >= info.rank:
                             continue
-                        there = True
-                doubtful = info.kind != Kind.TOMBSTONE and info.stamp <= self.doubtful
-                if doubtful and not there:
-                    report.refuse(info.name, _MAYBE_DELETED, reason="MayBeDeleted")
+                        # A delete newer than its tombstone may have been forgotten.
+                        there = current.kind != Kind.TOMBSTONE
+                if not there and await self._in_doubt(info):
+                    report.refuse(info.name, DolmenError(_MAYBE), reason="MayBeDeleted")
                 elif error := await self._without_chunk(blob):
                     report.refuse(info.name, error)
                 else:
@@ -368,6 +370,15 @@ class _Import:
                         await asyncio.sleep(wait)
                     self.sent.append(info)
                     yield Write.copy(blob)
+
+    async def _in_doubt(self, info: BlobInfo) -> bool:
+        """Whether something may have been deleted here, and that forgotten."""
+        # A purge is noted for longer than that before the first delete goes.
+        if time.monotonic() - self.asked >= SETTLE / 2:
+            self.asked = time.monotonic()
+            with suppress(Unavailable):  # there is no purge while a server is away
+                self.watermark = watermark_in(await self.store.notes())
+        return info.kind != Kind.TOMBSTONE and self.purged < self.watermark >= info.stamp
 
     async def _without_chunk(self, blob: Blob) -> DolmenError | None:
         """What is wrong with a manifest one of whose chunks is missing; all others are young."""
@@ -386,9 +397,3 @@ class _Import:
         else:
             report.refuse(answer.name, answer.error)
         self.show(self.imported)
-
-
-_MAYBE_DELETED = Outdated(
-    "it may have been deleted since, for longer than deletes are remembered; "
-    "dolmen import --rejoin brings it back"
-)

@@ -27,6 +27,7 @@ from dolmen.replication.gc import BUCKETS, Marks, Servers, chunks_on
 from dolmen.replication.manifests import chunks_of
 from dolmen.replication.report import Refused
 from dolmen.store import BlobInfo, Failed, Listing
+from dolmen.stores.epoch import NOTHING, Seen
 from dolmen.stores.retrying import Pause, Retrying
 
 _BATCH = 500
@@ -47,6 +48,8 @@ class Findings:
     unnamed: int = 0
     """Copies of chunks no manifest names. `dolmen gc` removes them in time."""
     unnamed_bytes: int = 0
+    partial: str | None = None
+    """Why nothing can be said of manifests and chunks: some are on other servers."""
 
     @property
     def well(self) -> bool:
@@ -64,11 +67,13 @@ Progress = Callable[[Findings], None]
 async def check(
     groups: Sequence[Group],
     *,
+    seen: Seen = NOTHING,
     data: bool = False,
     progress: Progress | None = None,
     pause: Pause = asyncio.sleep,
 ) -> Findings:
-    """Look at everything; with `data` also read every copy where it lies.
+    """Look at everything; with `data` also read every copy where it lies. `seen` is the
+    configuration these groups are.
 
     Raises `Unavailable` when a server fails.
     """
@@ -76,8 +81,10 @@ async def check(
     await work.copies()
     for store in work.servers.stores.values():
         await work.quarantined(store)
-    with Marks() as marks:
-        await work.chunks(marks)
+    work.findings.partial = await work.servers.strangers(seen)
+    if not work.findings.partial:
+        with Marks() as marks:
+            await work.chunks(marks)
     for store in work.servers.stores.values() if data else ():
         await work.data(store)
     return work.findings

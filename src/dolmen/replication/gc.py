@@ -96,6 +96,19 @@ class Servers:
         self.stores = {n: Retrying(m.store, n, pause=pause) for n, m in self.members.items()}
         self.placement = Placement(groups)
 
+    async def strangers(self, seen: Seen) -> str | None:
+        """Why the manifests that name chunks of these servers may be on others."""
+        for store in self.stores.values():
+            if store.capabilities.stamps:
+                known = seen_in(await store.notes())
+                if known not in (NOTHING, seen):
+                    return (
+                        f"{store.server} belongs to a cluster (epoch {known.epoch}) with another "
+                        f"configuration than this one (epoch {seen.epoch}), whose manifests may "
+                        "name its chunks: use --config and the cluster's configuration"
+                    )
+        return None
+
     async def mark(self, marks: Marks) -> Sequence[tuple[str, DolmenError]]:
         """Read every manifest of every server; returns those that can't be read, and why.
 
@@ -218,8 +231,8 @@ async def collect(
 
     with Marks() as marks:
         swept = [each for each in servers.stores.values() if each.capabilities.stamps]
-        for store in swept:
-            await _check_membership(store, seen)
+        if why := await servers.strangers(seen):
+            raise Outdated(why)
         report.unread = await servers.mark(marks)
         report.manifests = marks.manifests
         if report.unread:
@@ -242,17 +255,6 @@ async def collect(
             if progress:
                 progress(report)
     return report
-
-
-async def _check_membership(store: Retrying, seen: Seen) -> None:
-    """Raise `Outdated` for a server of another configuration: others may name its chunks."""
-    known = seen_in(await store.notes())
-    if known not in (NOTHING, seen):
-        raise Outdated(
-            f"{store.server} belongs to a cluster (epoch {known.epoch}) with another "
-            f"configuration than this one (epoch {seen.epoch}), whose manifests may name "
-            "its chunks: run dolmen gc with --config and the cluster's configuration"
-        )
 
 
 async def _clock_in_doubt(store: Retrying) -> str | None:

@@ -46,6 +46,8 @@ class Membership:
             try:
                 found = await store.notes()
                 seen_in(found), watermark_in(found)
+                if IDENTITY not in found:
+                    raise Corrupt("it does not say which store it is")  # noqa: TRY301
                 notes[name] = found
             except (ServerFailed, Corrupt) as error:
                 failing[name] = str(getattr(error, "error", error))
@@ -75,7 +77,7 @@ class Membership:
         """
         for name, store in _keeping_notes(stores):
             noted, found = await store.notes(), self._found[name]
-            if noted[IDENTITY] != found[IDENTITY] or watermark_in(noted) < watermark_in(found):
+            if noted.get(IDENTITY) != found[IDENTITY] or watermark_in(noted) < watermark_in(found):
                 why = "it is another store, or has an older disk, than when the round began"
                 raise ServerFailed(name, Unavailable(why))
             if told:

@@ -4,11 +4,11 @@ A purge has a stamp. It goes in this order, and may be broken off anywhere:
 
 1. Every server of every group takes part: it answered this round, is in sync and not stale.
    Each notes the purge's stamp as its watermark.
-2. After `SETTLE` seconds all notes are read again, to be sure that no other purge overwrote them.
-3. All servers are listed, side by side. A tombstone is old enough when its stamp is; it goes
-   only if no server has anything else under its name.
-4. Before the first one is removed every server notes the stamp under `PURGED`.
-5. Tombstones are removed where they have been for an hour. What stays on some is copied back to
+2. After `SETTLE` seconds all servers are listed, side by side. A tombstone is old enough when its
+   stamp is; it goes only if no server has anything else under its name.
+3. Before the first one is removed every server notes the stamp under `PURGED`, after its notes
+   were read again: no other purge overwrote the watermark, and no older disk took its place.
+4. Tombstones are removed where they have been for an hour. What stays on some is copied back to
    the others by the next round, and goes with the next purge.
 
 A server whose watermark is lower than what another has purged missed a purge and is *stale*:
@@ -127,9 +127,6 @@ async def purge(
     if not stamp:
         return 0
     await pause(SETTLE)
-    for store in stores.values():
-        if watermark_in(await store.notes()) < stamp:
-            return 0  # another purge wrote over it, or the server was set back
     young, gone, begun = now_ms / 1_000 - MIN_AGE, 0, False
 
     def may_go(infos: list[BlobInfo]) -> bool:
@@ -147,6 +144,9 @@ async def purge(
             if ready:
                 await ready()
             if not begun:
+                for store in stores.values():
+                    if watermark_in(await store.notes()) < stamp:
+                        return 0  # another purge wrote over it, or the server was set back
                 for store in stores.values():
                     await store.note(PURGED, _value(stamp))
                 begun = True

@@ -141,8 +141,9 @@ class _Run:
                 async for batch in batches:
                     await free.acquire()
                     lanes.create_task(bring(batch))
-        except* (ServerFailed, Outdated, Corrupt) as group:
-            raise group.exceptions[0] from group
+        except ExceptionGroup as group:  # Python before 3.11.4 raises groups from an except*
+            _, unexpected = group.split((ServerFailed, Outdated, Corrupt))
+            raise unexpected or group.exceptions[0] from group
 
     async def _may_go(self, difference: Difference) -> bool:
         """Whether the chunks of a manifest are at the destination, after copying those missing."""
@@ -156,7 +157,13 @@ class _Run:
         except DolmenError:
             return True  # copying it meets the same trouble and reports it
         wanted = [each for each in chunks if partition_of(each) in self._partitions]
-        lacking = await missing(self._destination, wanted)
+        try:
+            lacking = await missing(self._destination, wanted)
+        except ServerFailed:
+            raise
+        except DolmenError as error:  # a full server can't even make them young
+            self._report.refuse(name, error)
+            return False
         refused = await self._copier.copy([Difference(_unknown(chunk)) for chunk in lacking])
         if refused:
             why = Corrupt(f"its chunk {refused[0]} could not be copied")
