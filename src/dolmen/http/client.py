@@ -206,6 +206,7 @@ class Client:
             raise
         finally:
             self._opening -= 1
+            del task  # its error would hold this frame, and this frame it
 
     async def _open(self) -> ClientConnection:
         try:

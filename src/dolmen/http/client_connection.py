@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from dolmen.errors import DolmenError, OutcomeUnknown, Unavailable
 from dolmen.http.body import NO_BODY, Arriving, Body
-from dolmen.http.connection import Connection, Waiting
+from dolmen.http.connection import Connection, Waiting, again
 from dolmen.http.head import Head, may_begin, read_headers, read_status_line
 from dolmen.http.messages import Buffer, Headers, Stream, Streamed
 from dolmen.http.problems import HTTPError
@@ -217,7 +217,7 @@ class ClientConnection(Connection):
         self.transport.abort()
         if self.error is None:
             self.error = self._error(f"{self._pool.name} {what}", closed=closed)
-        return self.error
+        return again(self.error)
 
     def _error(self, text: str, *, closed: bool) -> DolmenError:
         """A request that never left is the same as one that was not made.
