@@ -84,9 +84,10 @@ class ServerConnection(EagerConnection):
         connections = self.server.connections
         connections.add(self)
         limit = self.server.limits.connections
-        if len(connections) > limit:
+        if self.server.draining or len(connections) > limit:
+            what = "is shutting down" if self.server.draining else "has too many connections"
             later = [(b"Retry-After", b"1")]
-            self._begin(None, problem(503, "There are too many connections.", headers=later))
+            self._begin(None, problem(503, f"The server {what}.", headers=later))
             if len(connections) > limit + limit // 8:  # each costs a descriptor while it lingers
                 self.transport.close()
 
@@ -313,7 +314,7 @@ class ServerConnection(EagerConnection):
                 await close_stream(body)
             except Exception:
                 log.exception("closing the body of a response failed")
-        if not begun and not self.lost:
+        if not begun and not self.stop_sending():
             failed = problem(500, _FAILED)
             return self._respond(request, failed, failed.body)
         self.answered += 1
