@@ -179,7 +179,7 @@ class ServerConnection(EagerConnection):
                 rest.error = rest.error or HTTPError(400, "The request has already been answered.")
                 self.interrupt(rest.error)
             if not keep or self.server.draining:
-                if request is None or (rest is not None and not rest.ended):
+                if self.held or request is None or (rest is not None and not rest.ended):
                     await self._linger()
                 self.server.coalescer.flush()
                 self.transport.close()
