@@ -221,9 +221,9 @@ class Connection(asyncio.Protocol):
     def check(self, now: float) -> None:
         """Hold the peer to its deadlines; called every tick of the owner's timer."""
         what, allowed, progress = self.waiting()
-        if what != "linger" and (self.write_paused or self.transport.is_closing()):
-            what, allowed = "write", self.patience
-            progress = self.transport.get_write_buffer_size()
+        left = self.transport.get_write_buffer_size()
+        if self.write_paused or self.transport.is_closing() or (left and what == "linger"):
+            what, allowed, progress = "write", self.patience, left
         if self._mark != (what, progress):
             self._mark = (what, progress)
             self._mark_since = now
