@@ -230,6 +230,18 @@ async def test_an_answer_nobody_asked_for_is_not_taken_for_that_of_the_next_requ
         assert (answer.status, len(spoken)) == (200, 2)
 
 
+async def test_a_write_that_never_left_is_not_of_unknown_outcome() -> None:
+    """A server that refuses a new connection, with a response even, was not asked anything."""
+
+    async def refuse(_, writer) -> None:
+        writer.write(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        writer.close()
+
+    async with client_of(refuse) as client:
+        with pytest.raises(Unavailable, match="closed a new connection"):
+            await client.request("POST", "/x", body=b"a")
+
+
 async def test_nobody_listening_is_unavailable() -> None:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))

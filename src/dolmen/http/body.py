@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 
 from dolmen.errors import BadContent
 from dolmen.http.connection import Connection, again
-from dolmen.http.problems import BodyTooLarge, HTTPError
+from dolmen.http.messages import BodyTooLarge, HTTPError
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'

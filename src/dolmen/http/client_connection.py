@@ -14,8 +14,7 @@ from dolmen.errors import DolmenError, OutcomeUnknown, Unavailable
 from dolmen.http.body import NO_BODY, Arriving, Body
 from dolmen.http.connection import Connection, Waiting, again
 from dolmen.http.head import Head, may_begin, read_headers, read_status_line
-from dolmen.http.messages import Buffer, Headers, Stream, Streamed
-from dolmen.http.problems import HTTPError
+from dolmen.http.messages import Buffer, Headers, HTTPError, Stream, Streamed
 
 if TYPE_CHECKING:
     from dolmen.http.client import Client

@@ -31,6 +31,7 @@ from dolmen.http.head import Head, check_beginning, read_request, recognize
 from dolmen.http.messages import (
     Address,
     Headers,
+    HTTPError,
     Request,
     Response,
     Streamed,
@@ -38,7 +39,6 @@ from dolmen.http.messages import (
     problem,
 )  # fmt: skip
 from dolmen.http.origins import SAFE_METHODS
-from dolmen.http.problems import HTTPError
 
 if TYPE_CHECKING:
     from dolmen.http.server import Server
