@@ -366,9 +366,8 @@ class ServerConnection(EagerConnection):
         elif self._window is None:
             self._window = (now, self.arrived)
         elif (seconds := now - self._window[0]) >= _RATE_WINDOW:
-            count = self.arrived - self._window[1]
-            self._window = (now, self.arrived)
-            if count < self.server.limits.body_rate * seconds:
+            before, self._window = self._window[1], (now, self.arrived)
+            if self.arrived - before < self.server.limits.body_rate * seconds:
                 self.expired("body")
                 return
         super().check(now)
