@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -179,9 +179,12 @@ class Answer(SimpleNamespace):
         return told
 
 
-def parse_answers(data: bytes, *, head: bool = False) -> list[Answer]:
-    """Take written responses apart, strictly."""
-    answers = []
+def parse_answers(data: bytes, *, head: bool = False, heads: Sequence[bool] = ()) -> list[Answer]:
+    """Take written responses apart, strictly; `head`, or `heads` each, are those to HEAD.
+
+    With `heads` one may be cut off: it has the body b"cut off" and is the last.
+    """
+    answers: list[Answer] = []
     while data:
         top, mark, data = data.partition(b"\r\n\r\n")
         assert mark
@@ -193,7 +196,7 @@ def parse_answers(data: bytes, *, head: bool = False) -> list[Answer]:
             assert name.lower() not in headers
             headers[name.lower()] = value
         status = int(line[9:12])
-        if head or status in (100, 204, 304):
+        if head or [*heads[len(answers) :], False][0] or status in (100, 204, 304):
             body = b""
         elif b"content-length" in headers:
             size = int(headers[b"content-length"])
@@ -202,7 +205,10 @@ def parse_answers(data: bytes, *, head: bool = False) -> list[Answer]:
         elif headers.get(b"transfer-encoding") == b"chunked":
             body = b""
             while True:
-                size_line, _, data = data.partition(b"\r\n")
+                size_line, mark, data = data.partition(b"\r\n")
+                if not mark and heads:
+                    body = b"cut off"
+                    break
                 size = int(size_line, 16)
                 body += data[:size]
                 assert data[size : size + 2] == b"\r\n"

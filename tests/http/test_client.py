@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import socket
+import time
 
 import pytest
 
@@ -227,6 +228,18 @@ async def test_an_answer_nobody_asked_for_is_not_taken_for_that_of_the_next_requ
         os.write(spoken[0], b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
         answer = await client.request("GET", "/")
         assert (answer.status, len(spoken)) == (200, 2)
+
+
+async def test_a_write_that_never_left_is_not_of_unknown_outcome() -> None:
+    """A server that refuses a new connection, with a response even, was not asked anything."""
+
+    async def refuse(_, writer) -> None:
+        writer.write(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        writer.close()
+
+    async with client_of(refuse) as client:
+        with pytest.raises(Unavailable, match="closed a new connection"):
+            await client.request("POST", "/x", body=b"a")
 
 
 async def test_nobody_listening_is_unavailable() -> None:
@@ -602,6 +615,42 @@ async def test_closing_twice_at_once_ends_both(kit) -> None:
             await asyncio.sleep(0)
         await asyncio.wait_for(asyncio.gather(server.close(), server.close()), 20)
         writer.close()
+
+
+async def test_waiting_in_line_has_one_end_however_often_others_are_faster(kit) -> None:
+    async def handler(request):
+        await asyncio.Event().wait()
+
+    timeouts = Timeouts(pool=0.1)
+    async with await start_server(handler) as server:
+        async with kit.client_of(server, connections=1, timeouts=timeouts) as client:
+            first = asyncio.create_task(client.request("GET", "/"))
+            await kit.settle()
+            second = asyncio.create_task(client.request("GET", "/"))
+            async with asyncio.timeout(20):
+                while not second.done():
+                    await asyncio.sleep(0.01)
+                    client._pass_on(None)  # a place, which is taken again
+            with pytest.raises(Unavailable, match="stayed in use"):
+                await second
+        assert isinstance(await asyncio.gather(first, return_exceptions=True), list)
+
+
+async def test_a_long_head_that_comes_in_drops_is_looked_at_once(kit) -> None:
+    transport, _ = kit.make_call_connection()
+    connection = transport.get_protocol()
+    asking = asyncio.ensure_future(
+        connection.exchange(b"x", None, expect=False, head_only=False, reads=True)
+    )
+    await kit.settle()
+    head = b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 8000 + b"Content-Length: 0\r\n\r\n"
+    begun = time.process_time()
+    for at in range(0, len(head), 16):
+        await transport.feed_all(head[at : at + 16])
+        connection.stop_sending()
+    await kit.settle()
+    assert (await asking).status == 200
+    assert time.process_time() - begun < 2
 
 
 async def test_a_closed_client_is_unavailable(kit) -> None:

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from dolmen.http import Headers, HTTPError, byte_range, content_range
-from dolmen.http.conditional import not_modified, range_applies, selects
+from dolmen.http import Headers, HTTPError
+from dolmen.http.conditional import (
+    byte_range,
+    content_range,
+    not_modified,
+    range_applies,
+    selects,
+)
 
 
 @pytest.mark.parametrize(

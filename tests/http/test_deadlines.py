@@ -186,6 +186,19 @@ async def test_a_client_that_takes_nothing_of_the_last_answer_is_cut_off(start) 
     assert transport.aborted
 
 
+async def test_a_slow_client_gets_all_of_the_last_answer_though_it_sent_too_much(start) -> None:
+    transport = start()
+    transport.feed(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") + b"more")
+    assert transport.eof
+    for left in range(10, 0, -1):
+        transport.buffered = left
+        await transport.later(5)
+        assert not transport.aborted
+    transport.buffered = 0
+    await transport.later(4)
+    assert transport.aborted
+
+
 async def test_a_rest_of_a_body_that_never_comes_ends_the_connection(kit, start) -> None:
     async def handler(request):
         return Response(200, [], await anext(aiter(request.body)))

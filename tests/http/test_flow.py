@@ -245,6 +245,15 @@ async def test_a_refused_upload_sees_its_answer_not_a_reset(kit) -> None:
             assert answer.body == b"too much"
 
 
+async def test_a_last_response_is_not_lost_by_what_its_client_sent_beyond_the_request(kit) -> None:
+    last = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    async with await start_server(kit.echo) as server:
+        for _ in range(20):
+            got = await kit.exchange(server.addresses[0], last + bytes(2_000_000))
+            [answer] = kit.parse_answers(got)
+            assert answer.status == 200
+
+
 async def test_a_slow_client_over_a_real_socket_gets_everything(kit) -> None:
     async def handler(request):
         return Response(200, [], DATA)

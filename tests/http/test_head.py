@@ -18,7 +18,7 @@ from dolmen.http.head import (
     recognize,
 )
 from dolmen.http.limits import Limits
-from dolmen.http.problems import HTTPError
+from dolmen.http.messages import HTTPError
 
 LINES = st.lists(
     st.one_of(

@@ -645,6 +645,25 @@ async def test_observe_is_told_of_every_answer(kit) -> None:
     assert [s[2] for s in seen[:3]] == [5, 0, 3]
 
 
+async def test_a_client_that_has_gone_is_no_failure(kit) -> None:
+    """Its transport is closing, and the loop has not said so yet."""
+    seen = []
+    gate = asyncio.Event()
+
+    async def handler(request):
+        await gate.wait()
+        return Response(200, [], Counted([b"abc"], 3))
+
+    transport = kit.make_connection(handler, observe=lambda _, status, *__: seen.append(status))
+    transport.feed(GET)
+    transport.hangs = True
+    transport.close()
+    gate.set()
+    await kit.settle()
+    assert seen == [200]
+    assert not transport.written
+
+
 async def test_a_stream_that_fails_to_close_harms_nobody(kit, ask, caplog) -> None:
     class Stubborn(Counted):
         async def aclose(self) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from dolmen.errors import BadSetting
 from dolmen.http import Response, Streamed, bind, start_server
+from dolmen.http.server_connection import ServerConnection
 
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -150,3 +151,29 @@ async def test_a_socket_that_is_reset_at_once_does_no_harm(kit) -> None:
             sock.close()
         got = await kit.exchange(server.addresses[0], GET.replace(b"1.1", b"1.0"))
         assert kit.parse_answers(got)[0].status == 200
+
+
+async def test_a_connection_accepted_while_the_server_drains_is_told_and_does_not_hold_it(
+    kit, clock
+) -> None:
+    """It was in the listener's hands when the drain began."""
+    gate = asyncio.Event()
+
+    async def handler(request):
+        await gate.wait()
+        return Response()
+
+    first = kit.make_connection(handler, clock=clock)
+    first.feed(GET)
+    draining = asyncio.create_task(first.server.drain(20))
+    await kit.settle()
+    late = type(first)(ServerConnection(first.server, loopback=True))
+    late.feed(GET)
+    [answer] = kit.parse_answers(late.sent)
+    assert (answer.status, answer.headers[b"connection"]) == (503, b"close")
+    assert b"shutting down" in answer.body
+    gate.set()
+    await kit.settle()
+    assert first.closing
+    late.close()
+    assert await draining is True

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import re
+import logging
 
 import uvloop
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dolmen.errors import Unavailable
-from dolmen.http import Response
+from dolmen.http import EncodedHeaders, Response, Streamed
 
 SPECIAL = st.sampled_from([b"\r\n", b"\r\n\r\n", b"\r", b"\n", b"0\r\n\r\n", b"5\r\n", b"GET / "])
 BODIES = st.one_of(st.binary(max_size=40), st.lists(SPECIAL, max_size=8).map(b"".join))
@@ -190,30 +191,132 @@ def test_a_chunked_body_cut_short_is_not_complete(kit) -> None:
     check()
 
 
-def undated(data: bytes) -> bytes:
-    return re.sub(rb"Date: [^\r]*\r\n", b"", data)
+async def produced(size: int):
+    for at in range(0, size, 7):
+        yield b"x" * min(7, size - at)
 
 
-async def test_every_single_cut_of_a_pipeline(kit) -> None:
-    data = (
-        b"GET /1 HTTP/1.1\r\nHost: a\r\n\r\n"
-        b"POST /2 HTTP/1.1\r\nHost: a\r\nContent-Length: 8\r\n\r\n\r\n\r\nGET "
-        b"POST /3 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
-        b"4\r\n\r\n\r\n\r\n0\r\n\r\n"
-        b"POST /4 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
-        b"2\r\nhi\r\n0\r\nA: b\r\n\r\n"
-        b"HEAD /5 HTTP/1.1\r\nHost: a\r\n\r\n"
-    )
-    whole = kit.make_connection(kit.echo)
-    await whole.feed_all(data)
-    await kit.settle()
-    assert whole.written.count(b"HTTP/1.1 200") == 5
-    for at in range(1, len(data)):
-        transport = kit.make_connection(kit.echo)
-        await transport.feed_all(data[:at])
-        await transport.feed_all(data[at:])
-        await kit.settle(3)
-        assert undated(transport.written) == undated(whole.written), at
+async def waiting(request, then):
+    await asyncio.sleep(0)
+    return await then(request)
+
+
+async def reading(request):
+    return Response(200, [], await request.body.read(1 << 20))
+
+
+async def relayed(request):
+    yield await request.body.read(1 << 20)
+
+
+async def failing(request):
+    raise RuntimeError
+
+
+HANDLERS = {
+    b"/plain": lambda _: Response(200, EncodedHeaders(b""), b"plain"),
+    b"/read": reading,
+    b"/wait": lambda request: waiting(request, reading),
+    b"/fail": failing,
+    b"/later": lambda request: waiting(request, failing),
+    b"/sized": lambda _: Response(200, [], Streamed(produced(100), 100)),
+    b"/chunked": lambda _: Response(200, [], Streamed(produced(100))),
+    b"/relay": lambda request: Response(200, [], Streamed(relayed(request))),
+    b"/204": lambda _: Response(204),
+    b"/304": lambda _: Response(304, [], Streamed(produced(100))),
+}
+WRONG = [
+    b"A : b", b" folded", b"A: \0", b"Host: b", b"Content-Length: x", b"Content-Length: 1, 1",
+    b"Transfer-Encoding: gzip, chunked", b"Transfer-Encoding: x",
+]  # fmt: skip
+
+
+@st.composite
+def any_request(draw: st.DrawFn) -> bytes:
+    """A request, seldom with something wrong, that any handler may get."""
+    path = draw(st.sampled_from([*HANDLERS]))
+    target = draw(st.sampled_from([path] * 9 + [b"http://b" + path, b"*", b"/a#b"]))
+    version = draw(st.sampled_from([b"1.1"] * 9 + [b"1.0", b"1.0", b"1.2"]))
+    lines = [b"Host: a"]
+    body = b""
+    framing = draw(st.sampled_from(["none", "none", "sized", "chunked", "both"]))
+    if framing in ("sized", "both"):
+        body = draw(BODIES)
+        lines.append(b"Content-Length: %d" % len(body))
+    if framing == "chunked" or (framing == "both" and draw(st.booleans())):
+        body = draw(chunked())[1]
+        lines.append(b"Transfer-Encoding: chunked")
+        if draw(st.integers(0, 9)) == 9:
+            body = body.replace(b"\r\n", b"\n", 1)
+    lines += draw(st.sampled_from([[]] * 20 + [[line] for line in WRONG]))
+    last = [[b"Connection: close"], [b"Connection: keep-alive"], [b"X: " + b"y" * 50]]
+    lines += draw(st.sampled_from([[]] * 9 + last))
+    before = draw(st.sampled_from([b""] * 15 + [b"\r\n", b"\r\n\r\n", b"\n"]))
+    method = draw(st.sampled_from([b"GET", b"POST", b"PUT", b"HEAD", b"DELETE", b"OPTIONS"]))
+    first = b"%b %b HTTP/%b" % (method, target, version)
+    return before + b"\r\n".join([first, *lines, b"", b""]) + body
+
+
+class Heard:
+    """The requests that llhttp finds."""
+
+    def __init__(self, data: bytes) -> None:
+        self.requests: list[tuple[bytes, bytes]] = []
+        self.target = b""
+        self.parser = HttpRequestParser(self)
+        with contextlib.suppress(HttpParserError, HttpParserUpgrade):
+            self.parser.feed_data(data)
+
+    def on_url(self, target: bytes) -> None:
+        self.target += target
+
+    def on_headers_complete(self) -> None:
+        path = self.target.removeprefix(b"http://b")
+        self.requests.append((self.parser.get_method(), path))
+        self.target = b""
+
+
+def test_what_is_answered_does_not_depend_on_how_it_arrives(kit) -> None:
+    """Valid or not: the same requests, none but those llhttp finds, and the same answers."""
+
+    @settings(max_examples=300)
+    @given(st.lists(any_request(), min_size=1, max_size=4), PLACES, st.booleans())
+    def check(requests, places, waits) -> None:
+        data = b"".join(requests)
+
+        async def play(pieces: list[bytes]) -> object:
+            asked: list[tuple[bytes, bytes]] = []
+
+            def handler(request):
+                asked.append((request.method.encode(), request.target))
+                return HANDLERS.get(request.raw_path, HANDLERS[b"/plain"])(request)
+
+            transport = kit.make_connection(handler)
+            for piece in pieces:
+                await transport.feed_all(piece)
+                await kit.settle(10 * waits)
+            await kit.settle(80)
+            heads = [method == b"HEAD" for method, _ in asked]
+            answers = kit.parse_answers(transport.written, heads=heads)
+            told = [(each.status, each.headers.get(b"connection"), each.body) for each in answers]
+            refused = [status for status, *_ in told[len(asked) :]]  # why depends on what has come
+            ended = transport.ended, transport.aborted
+            transport.close()
+            await kit.settle()
+            assert not transport.server.connections
+            assert asked == Heard(data).requests[: len(asked)]
+            assert len(refused) <= 1
+            return asked, told[: len(asked)], bool(refused), ended
+
+        whole = uvloop.run(play([data]))
+        bytewise = [data[i : i + 1] for i in range(len(data))]
+        behind_one = [requests[0], b"".join(requests[1:])]
+        for pieces in (cut(data, places), bytewise, behind_one, requests):
+            assert uvloop.run(play(pieces)) == whole
+
+    logging.disable()  # of failures
+    check()
+    logging.disable(logging.NOTSET)
 
 
 GRAMMAR = st.sampled_from(

@@ -155,6 +155,19 @@ def test_a_killed_worker_comes_back(run) -> None:
     assert process.returncode == 0
 
 
+def test_workers_that_end_as_they_were_told_are_no_trouble(run) -> None:
+    """A service manager signals the whole group: a worker may be gone before the parent looks."""
+    process, port = run(3)
+    for pid in all_pids(port, 3):
+        os.kill(process.pid, signal.SIGSTOP)
+        os.kill(pid, signal.SIGTERM)
+    os.kill(process.pid, signal.SIGTERM)
+    time.sleep(0.5)  # the workers end; the parent is halted
+    os.kill(process.pid, signal.SIGCONT)
+    _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (0, "")
+
+
 def test_workers_end_when_their_parent_is_killed(run) -> None:
     process, port = run(2)
     all_pids(port, 2)

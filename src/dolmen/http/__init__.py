@@ -9,13 +9,13 @@ from __future__ import annotations
 from dolmen.http.body import NO_BODY, Body
 from dolmen.http.client import Client
 from dolmen.http.client_connection import ClientResponse
-from dolmen.http.conditional import byte_range, content_range, not_modified, range_applies
 from dolmen.http.encoding import EncodedHeaders
 from dolmen.http.limits import Limits, Timeouts
 from dolmen.http.messages import (
+    BodyTooLarge,
     Handler,
     Headers,
-    Observer,
+    HTTPError,
     Request,
     Response,
     Stream,
@@ -23,7 +23,6 @@ from dolmen.http.messages import (
     problem,
 )
 from dolmen.http.origins import SitePolicy
-from dolmen.http.problems import BodyTooLarge, HTTPError
 from dolmen.http.server import Server, bind, start_server
 from dolmen.http.workers import run_workers
 
@@ -38,7 +37,6 @@ __all__ = [
     "Handler",
     "Headers",
     "Limits",
-    "Observer",
     "Request",
     "Response",
     "Server",
@@ -47,11 +45,7 @@ __all__ = [
     "Streamed",
     "Timeouts",
     "bind",
-    "byte_range",
-    "content_range",
-    "not_modified",
     "problem",
-    "range_applies",
     "run_workers",
     "start_server",
 ]

@@ -10,8 +10,8 @@ import re
 from collections.abc import AsyncIterator, Callable
 
 from dolmen.errors import BadContent
-from dolmen.http.connection import Connection
-from dolmen.http.problems import BodyTooLarge, HTTPError
+from dolmen.http.connection import Connection, again
+from dolmen.http.messages import BodyTooLarge, HTTPError
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*"'
@@ -147,7 +147,7 @@ class Arriving(Body):
                     break
         except BaseException as error:
             if isinstance(error, Exception):
-                self.error = self.error or error
+                self.error = self.error or again(error)
             elif self.given != begun:
                 self.error = BadContent("A read of this body was cancelled half way.")
                 self.close()
@@ -173,8 +173,8 @@ class Arriving(Body):
                     self._ask()
                     await connection.more("body")
             except Exception as error:  # noqa: BLE001 - raised below, and whenever more is wanted
-                self.error = self.error or connection.unreadable(error)
-        raise self.error
+                self.error = self.error or again(connection.unreadable(error))
+        raise again(self.error)
 
     def _ask(self) -> None:
         if self.expects:

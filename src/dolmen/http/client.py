@@ -161,23 +161,24 @@ class Client:
             self._started = True
             self.loop = asyncio.get_running_loop()
             self.coalescer = WriteCoalescer(self.loop, most=_TOGETHER)
+        end = self.loop.time() + self.timeouts.pool
         while not self._closed:
             connection = self._take_idle()
             if connection is not None:
                 return connection
             if len(self.connections) + self._opening < self._limit:
                 return await self._connect()
-            connection = await self._wait_in_line()
+            connection = await self._wait_in_line(end)
             if connection is not None and not connection.transport.is_closing():
                 return connection
         raise Unavailable(f"the client for {self.name} is closed")
 
-    async def _wait_in_line(self) -> ClientConnection | None:
-        """A connection, or None for the right to look again."""
+    async def _wait_in_line(self, end: float) -> ClientConnection | None:
+        """A connection, or None for the right to look again; until the loop's time is `end`."""
         waiter: asyncio.Future[ClientConnection | None] = self.loop.create_future()
         self._waiters.append(waiter)
         try:
-            await asyncio.wait([waiter], timeout=self.timeouts.pool)
+            await asyncio.wait([waiter], timeout=end - self.loop.time())
         except asyncio.CancelledError:
             if waiter.done():
                 self._pass_on(waiter.result())
@@ -206,6 +207,7 @@ class Client:
             raise
         finally:
             self._opening -= 1
+            del task  # its error would hold this frame, and this frame it
 
     async def _open(self) -> ClientConnection:
         try:

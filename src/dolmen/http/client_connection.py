@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 
 from dolmen.errors import DolmenError, OutcomeUnknown, Unavailable
 from dolmen.http.body import NO_BODY, Arriving, Body
-from dolmen.http.connection import Connection, Waiting
+from dolmen.http.connection import Connection, Waiting, again
 from dolmen.http.head import Head, may_begin, read_headers, read_status_line
-from dolmen.http.messages import Buffer, Headers, Stream, Streamed
-from dolmen.http.problems import HTTPError
+from dolmen.http.messages import Buffer, Headers, HTTPError, Stream, Streamed
 
 if TYPE_CHECKING:
     from dolmen.http.client import Client
@@ -59,14 +58,14 @@ class ClientConnection(Connection):
 
     __slots__ = (
         "_begun", "_continued", "_head", "_head_only", "_interim", "_kept", "_pool", "_reads",
-        "_sent", "_status", "busy",
+        "_scanned", "_sent", "_status", "busy",
     )  # fmt: skip
 
     def __init__(self, pool: Client) -> None:
         super().__init__(pool.loop, pool.timeouts.idle)
         self._pool = pool
         self._head: Head | None = None
-        self._status = self._interim = self._begun = 0
+        self._status = self._interim = self._begun = self._scanned = 0
         self._head_only = self._reads = self._sent = self._kept = self._continued = False
         self.busy = False
 
@@ -81,7 +80,7 @@ class ClientConnection(Connection):
     ) -> ClientResponse:
         """Send a request; returns the response once its head (a small one: all of it) is here."""
         self._head_only, self._reads = head_only, reads
-        self._head, self._status, self._interim = None, 0, 0
+        self._head, self._status, self._interim, self._scanned = None, 0, 0, 0
         self._begun = self.arrived
         self.busy, self._sent, self._continued = True, False, False
         try:
@@ -125,12 +124,14 @@ class ClientConnection(Connection):
         while self._head is None:
             if not self.held:
                 return False
-            end = self.held.find(b"\r\n\r\n", self.at) + 4
+            end = self.held.find(b"\r\n\r\n", self.at + max(0, self._scanned - 3)) + 4
             if end < 4:
                 beginning = self.held[self.at :]
-                if not may_begin(beginning, 0) or len(beginning) > _HEAD_LIMIT:
+                if not may_begin(beginning, self._scanned) or len(beginning) > _HEAD_LIMIT:
                     raise self._failed("sent something else than an HTTP response")
+                self._scanned = len(beginning)
                 return False
+            self._scanned = 0
             data = self.take(end - self.at)
             cut = data.find(b"\r\n")
             try:
@@ -217,7 +218,7 @@ class ClientConnection(Connection):
         self.transport.abort()
         if self.error is None:
             self.error = self._error(f"{self._pool.name} {what}", closed=closed)
-        return self.error
+        return again(self.error)
 
     def _error(self, text: str, *, closed: bool) -> DolmenError:
         """A request that never left is the same as one that was not made.

@@ -6,8 +6,7 @@ import re
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 
-from dolmen.http.messages import Headers
-from dolmen.http.problems import HTTPError
+from dolmen.http.messages import Headers, HTTPError
 
 _TAGS = re.compile(rb'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"')
 _RANGE = re.compile(rb"bytes=[ \t]*([0-9]{0,99})-([0-9]{0,99})[ \t]*\Z", re.IGNORECASE)

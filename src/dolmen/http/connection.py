@@ -105,7 +105,7 @@ class Connection(asyncio.Protocol):
     async def more(self, what: str) -> None:
         """Wait until more has come, called `what` while it takes; raises what ends the wait."""
         if self.error is not None:
-            raise self.error
+            raise again(self.error)
         if self._waiter is not None:
             raise RuntimeError("a body has one reader at a time")
         self._waiter = waiter = self.loop.create_future()
@@ -117,6 +117,7 @@ class Connection(asyncio.Protocol):
             if self._waiter is waiter:
                 self._waiter = None
                 self.waits = ""
+            del waiter  # its error would hold this frame, and this frame it
 
     async def fill(self, view: memoryview, count: Callable[[int], None]) -> None:
         """Let the socket write into `view` until it is full; `count` is told of what it wrote."""
@@ -139,7 +140,7 @@ class Connection(asyncio.Protocol):
         self._stop_filling()
         waiter, self._waiter, self.waits = self._waiter, None, ""
         if waiter is not None and not waiter.done():
-            waiter.set_exception(error)
+            waiter.set_exception(again(error))
 
     def _stop_filling(self) -> None:
         """Take the view away from the socket; reading stays paused until someone wants more."""
@@ -220,14 +221,25 @@ class Connection(asyncio.Protocol):
     def check(self, now: float) -> None:
         """Hold the peer to its deadlines; called every tick of the owner's timer."""
         what, allowed, progress = self.waiting()
-        if what != "linger" and (self.write_paused or self.transport.is_closing()):
-            what, allowed = "write", self.patience
-            progress = self.transport.get_write_buffer_size()
+        left = self.transport.get_write_buffer_size()
+        if self.write_paused or self.transport.is_closing() or (left and what == "linger"):
+            what, allowed, progress = "write", self.patience, left
         if self._mark != (what, progress):
             self._mark = (what, progress)
             self._mark_since = now
         elif now - self._mark_since > allowed:
             self.expired(what)
+
+
+def again(error: Exception) -> Exception:
+    """The same error without its traceback.
+
+    Errors that are kept are raised so, or they would keep the frames they went through, and
+    the buffers in them, until the garbage collector finds the cycle.
+    """
+    copy = type(error).__new__(type(error), *error.args)
+    copy.__dict__.update(error.__dict__)
+    return copy
 
 
 def _slices(piece: Buffer) -> Sequence[Buffer]:

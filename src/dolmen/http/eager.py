@@ -40,7 +40,7 @@ class EagerConnection(Connection):
 
     def step(self, _: object = None) -> None:
         """Begin what is `running`, or go on with it, until it waits for something or ends."""
-        coro = self.running
+        coro, self._waits_for = self.running, None  # with what the wait has given
         assert coro is not None
         try:
             if self._cancelled:
@@ -67,5 +67,5 @@ class EagerConnection(Connection):
             self._cancelled = False
 
     def _task_done(self, task: asyncio.Task[None]) -> None:
-        self.running = None
+        self.running = self._waits_for = None
         self.ended(asyncio.CancelledError() if task.cancelled() else task.exception())

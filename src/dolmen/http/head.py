@@ -11,8 +11,7 @@ from __future__ import annotations
 import re
 
 from dolmen.http.limits import Limits
-from dolmen.http.messages import Headers
-from dolmen.http.problems import BodyTooLarge, HTTPError
+from dolmen.http.messages import BodyTooLarge, Headers, HTTPError
 from dolmen.native import accelerated
 
 Lines = dict[bytes, tuple[bytes, bytes]]

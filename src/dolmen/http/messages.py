@@ -1,4 +1,4 @@
-"""What a handler takes and gives: `Headers`, `Request` and `Response`."""
+"""What a handler takes and gives: `Headers`, `Request`, `Response`, or `HTTPError` in its place."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import parse_qsl
 
+from dolmen.errors import DolmenError, TooLarge
 from dolmen.http.encoding import EncodedHeaders, reason
 
 if TYPE_CHECKING:
@@ -121,6 +122,28 @@ class Response:
     status: int = 200
     headers: Sequence[tuple[bytes, bytes]] | EncodedHeaders = ()
     body: Buffer | Stream = field(default=b"", repr=False)
+
+
+class HTTPError(DolmenError):
+    """Raised by a handler (or this layer) to end a request with a problem of this status.
+
+    `detail` is a sentence the client's user can act on; it is sent to the client.
+    """
+
+    def __init__(
+        self, status: int, detail: str, headers: Sequence[tuple[bytes, bytes]] = ()
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.headers = headers
+
+
+class BodyTooLarge(HTTPError, TooLarge):  # noqa: N818 - as in dolmen.errors
+    """A body went beyond the limit its reader gave; 413 when nobody catches it."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(413, f"The body is larger than the {limit} bytes allowed here.")
 
 
 def problem(

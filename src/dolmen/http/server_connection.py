@@ -31,6 +31,7 @@ from dolmen.http.head import Head, check_beginning, read_request, recognize
 from dolmen.http.messages import (
     Address,
     Headers,
+    HTTPError,
     Request,
     Response,
     Streamed,
@@ -38,7 +39,6 @@ from dolmen.http.messages import (
     problem,
 )  # fmt: skip
 from dolmen.http.origins import SAFE_METHODS
-from dolmen.http.problems import HTTPError
 
 if TYPE_CHECKING:
     from dolmen.http.server import Server
@@ -84,9 +84,10 @@ class ServerConnection(EagerConnection):
         connections = self.server.connections
         connections.add(self)
         limit = self.server.limits.connections
-        if len(connections) > limit:
+        if self.server.draining or len(connections) > limit:
+            what = "is shutting down" if self.server.draining else "has too many connections"
             later = [(b"Retry-After", b"1")]
-            self._begin(None, problem(503, "There are too many connections.", headers=later))
+            self._begin(None, problem(503, f"The server {what}.", headers=later))
             if len(connections) > limit + limit // 8:  # each costs a descriptor while it lingers
                 self.transport.close()
 
@@ -178,7 +179,7 @@ class ServerConnection(EagerConnection):
                 rest.error = rest.error or HTTPError(400, "The request has already been answered.")
                 self.interrupt(rest.error)
             if not keep or self.server.draining:
-                if request is None or (rest is not None and not rest.ended):
+                if self.held or request is None or (rest is not None and not rest.ended):
                     await self._linger()
                 self.server.coalescer.flush()
                 self.transport.close()
@@ -313,7 +314,7 @@ class ServerConnection(EagerConnection):
                 await close_stream(body)
             except Exception:
                 log.exception("closing the body of a response failed")
-        if not begun and not self.lost:
+        if not begun and not self.stop_sending():
             failed = problem(500, _FAILED)
             return self._respond(request, failed, failed.body)
         self.answered += 1
@@ -365,9 +366,8 @@ class ServerConnection(EagerConnection):
         elif self._window is None:
             self._window = (now, self.arrived)
         elif (seconds := now - self._window[0]) >= _RATE_WINDOW:
-            count = self.arrived - self._window[1]
-            self._window = (now, self.arrived)
-            if count < self.server.limits.body_rate * seconds:
+            before, self._window = self._window[1], (now, self.arrived)
+            if self.arrived - before < self.server.limits.body_rate * seconds:
                 self.expired("body")
                 return
         super().check(now)

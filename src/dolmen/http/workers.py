@@ -82,19 +82,19 @@ def _look_after(workers: int, new: Callable[[], ForkProcess], drain: float) -> N
     """Keep so many workers running until a signal, then end them."""
     running: dict[ForkProcess, float] = {}  # since when
     pause = due = 0.0
-    told = False
     try:
-        while not told:
+        while True:
             while len(running) < workers and time.monotonic() >= due:
                 process = new()
                 process.start()
                 running[process] = time.monotonic()
-            wait = max(0.0, due - time.monotonic()) if len(running) < workers else 3600.0
-            told = _told_to_end(wait)
-            for process in [each for each in running if not each.is_alive()]:
-                young = time.monotonic() - running.pop(process) < _STEADY
-                pause = min(_LONGEST_PAUSE, max(0.1, pause * 2)) if young else 0.0
+            if _told_to_end(max(0.0, due - time.monotonic()) if len(running) < workers else 3600.0):
+                break
+            if dead := [process for process in running if not process.is_alive()]:
+                lived = min(time.monotonic() - running.pop(each) for each in dead)
+                pause = min(_LONGEST_PAUSE, max(0.1, pause * 2)) if lived < _STEADY else 0.0
                 due = time.monotonic() + pause
+            for process in dead:
                 code = process.exitcode or 0
                 how = f"by signal {-code}" if code < 0 else f"with status {code}"
                 log.error("worker %d ended %s; another starts in %.1f s", process.pid, how, pause)

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from functools import partial
 
 from dolmen.buffers import Buffers
+from dolmen.closing import closing
 from dolmen.http import Request
-from dolmen.http.body import Body
 from dolmen.payload import Bytes, Payload, Piece, Stream
 from dolmen.servers.fields import Announced, ContentDigest, announced_by
 from dolmen.spool import Spool
@@ -16,9 +16,6 @@ from dolmen.spool import Spool
 SMALL = 65_536
 _PIECE = 2 << 20
 _buffers = Buffers(_PIECE, spare=8)
-_ROOM = 64 << 20
-"""What the pieces on their way take together, unless there are a thousand uploads and more."""
-_receiving: set[Body] = set()
 
 
 def announced(request: Request) -> Announced:
@@ -36,6 +33,9 @@ class Checked:
     So a store never commits other bytes than were announced. `whole` is all of it where that
     has arrived.
     """
+
+    _room = 64 << 20
+    """What the pieces of all bodies may still take, though each may have `SMALL` bytes."""
 
     def __init__(self, request: Request) -> None:
         self._body = request.body
@@ -76,24 +76,23 @@ class Checked:
 
     async def _pieces(self) -> AsyncIterator[Piece]:
         """Large pieces, straight from the socket into memory."""
-        _receiving.add(self._body)
-        try:
-            while self._left:
-                share = max(SMALL, min(_PIECE, _ROOM // len(_receiving)))
-                piece = _buffers.take()[: min(self._left, share)]
-                await self.receive_into(piece)
-                yield piece
-        finally:
-            _receiving.discard(self._body)
+        got = size = 0
+        while got == size and self._left != 0:
+            size = max(SMALL, min(_PIECE, self._room // 8))
+            Checked._room -= size
+            try:
+                piece = _buffers.take()[:size]
+                got = await self.receive_into(piece)
+                yield piece[:got]
+            finally:
+                Checked._room += size
 
     async def _spooled(self, folder: str | None) -> Payload:
         in_thread = partial(asyncio.get_running_loop().run_in_executor, None)
         spool = await in_thread(Spool, folder)
-        got = _PIECE
-        while got == _PIECE:
-            piece = _buffers.take()
-            got = await self.receive_into(piece)
-            await in_thread(spool.append, piece[:got])
+        async with closing(self._pieces()) as pieces:
+            async for piece in pieces:
+                await in_thread(spool.append, piece)
 
         async def opened() -> AsyncIterator[Piece]:
             for at in range(0, spool.size, _PIECE):

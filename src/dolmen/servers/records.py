@@ -15,15 +15,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from dolmen.closing import closing
 from dolmen.errors import BadContent, DolmenError, TooLarge
-from dolmen.http import (
-    Body,
-    EncodedHeaders,
-    HTTPError,
-    Request,
-    Response,
-    Streamed,
-    not_modified,
-)
+from dolmen.http import Body, EncodedHeaders, HTTPError, Request, Response, Streamed
+from dolmen.http.conditional import not_modified
 from dolmen.names import PARTITIONS, check_name
 from dolmen.ready import Ready
 from dolmen.record import Kind

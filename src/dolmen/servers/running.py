@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import pickle
 import resource
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from multiprocessing import Pipe
+from multiprocessing.context import ForkProcess
 
 import uvloop
 
@@ -139,24 +139,26 @@ def _try(opened: Callable[[], Awaitable[Application]]) -> None:
     async def trial() -> None:
         await (await opened()).aclose()
 
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if not pid:
-        failed: BaseException | None = None
+    def attempt() -> None:
+        failed: Exception | None = None
         try:
             uvloop.run(trial())
-        except BaseException as error:  # noqa: BLE001 - raised in the process that asked
+        except Exception as error:  # noqa: BLE001 - raised in the process that asked
             failed = error
-        finally:
-            os.write(writing, pickle.dumps(failed))
-            os._exit(0)
-    os.close(writing)
-    with open(reading, "rb") as answer:
-        told = answer.read()
-    os.waitpid(pid, 0)
-    if not told:
-        raise Unavailable("the process that was to open the store for a trial ended without a word")
-    if failed := pickle.loads(told):  # noqa: S301 - by this program
+        outcome.send(failed)
+
+    awaited, outcome = Pipe(duplex=False)
+    process = ForkProcess(target=attempt)
+    process.start()
+    outcome.close()
+    try:
+        failed = awaited.recv()
+    except EOFError:
+        raise Unavailable("the process that tried to open the store was ended") from None
+    finally:
+        process.kill()  # its threads may never end
+        process.join()
+    if failed is not None:
         raise failed
 
 
