@@ -18,8 +18,7 @@ from dolmen.errors import (
 from dolmen.payload import Stream
 from dolmen.stamps import Clock
 from dolmen.store import BlobStore, Outcome
-from dolmen.stores.keyed import open_keyed
-from dolmen.stores.keyed_layout import INLINE
+from dolmen.stores.keyed import INLINE, open_keyed
 from dolmen.testing import calls
 from dolmen.testing.conformance import Place, Time
 from dolmen.testing.conformance.material import (
@@ -98,8 +97,8 @@ def held(sql, letter):
 
 async def tidied(store):
     """Wait for what goes on in the background."""
-    while store._parts._tidying:
-        await asyncio.wait(store._parts._tidying)
+    while store._parts._giving_up:
+        await asyncio.wait(store._parts._giving_up)
 
 
 # Parts
@@ -164,7 +163,7 @@ async def test_an_upload_holds_nothing_up_while_it_waits_for_its_client(store):
 
 
 @pytest.mark.parametrize("given_up", ["broken", "refused", "superseded", "cancelled"])
-async def test_parts_of_an_upload_that_came_to_nothing_go_at_once(store, sql, given_up):
+async def test_parts_of_an_upload_that_came_to_nothing_go_at_once(store, sql, time, given_up):
     await put(store, "kept", noise(3 * PART), stamp=at(5))
 
     async def opened():
@@ -183,6 +182,9 @@ async def test_parts_of_an_upload_that_came_to_nothing_go_at_once(store, sql, gi
     await asyncio.wait([upload])
     assert upload.cancelled() or upload.exception() or upload.result().outcome != "created"
     await tidied(store)
+    assert held(sql, b"p") == 3
+    time.advance(60)
+    await store._parts.sweep()
     assert (held(sql, b"p"), held(sql, b"u")) == (3, 0)
     assert await content(store, "kept") == noise(3 * PART)
     assert await names(store.list()) == ["kept"]
