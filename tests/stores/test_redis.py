@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from redis import exceptions as said
 from redis.crc import key_slot
 
 from dolmen.errors import (
@@ -24,7 +25,9 @@ from dolmen.names import partition_of
 from dolmen.stamps import Clock
 from dolmen.store import BlobStore, Capabilities
 from dolmen.stores import open_store
+from dolmen.stores.driver import Refused
 from dolmen.stores.redis import open_url
+from dolmen.stores.redis_servers import Servers
 from dolmen.testing import calls
 from dolmen.testing.conformance import Place
 from dolmen.testing.conformance.material import at, content, names, noise, recomputed
@@ -106,26 +109,6 @@ class TestFaults(Faults):
     pass
 
 
-async def test_while_it_loads_it_is_unavailable(store, server):
-    await asyncio.gather(*(put(store, f"n{number}", b"x") for number in range(300)))
-    server.cli("BGREWRITEAOF")
-    until(lambda: server.info("aof_rewrite_in_progress") == "0")
-    server.kill()
-    slowly = ("--key-load-delay", "20000", "--loading-process-events-interval-bytes", "1024")
-    server.loads = True
-    server.start(*slowly)
-    await noticed(store)
-    with pytest.raises(Unavailable, match="loading the dataset"):
-        await store.get("n1")
-    with pytest.raises(Unavailable):
-        await put(store, "n1", b"y")
-    server.kill()
-    server.loads = False
-    server.start()
-    await noticed(store)
-    assert await content(store, "n1") == b"x"
-
-
 # Full
 
 
@@ -188,6 +171,33 @@ async def test_one_that_evicts_is_not_durable_and_never_gives_half_a_blob(store,
 # Closed to it
 
 
+@pytest.mark.parametrize(
+    ("error", "read", "write"),
+    [
+        (said.BusyLoadingError("loading"), Unavailable, Unavailable),
+        (said.ClusterDownError("down"), Unavailable, Unavailable),
+        (said.TryAgainError("rehashing"), Unavailable, Unavailable),
+        (said.ConnectionError("Error 111 connecting to a:1."), Unavailable, Unavailable),
+        (said.ConnectionError("Connection closed by server."), Unavailable, OutcomeUnknown),
+        (said.TimeoutError("Timeout reading from a:1"), Unavailable, OutcomeUnknown),
+        (said.InvalidResponse("Protocol error"), Unavailable, OutcomeUnknown),
+        (said.ResponseError("ERR unexpected"), Unavailable, OutcomeUnknown),
+        (said.ResponseError("NOREPLICAS Not enough"), Unavailable, Unavailable),
+        (said.ResponseError("MISCONF can't write"), ReadOnly, ReadOnly),
+        (said.ReadOnlyError("replica"), ReadOnly, ReadOnly),
+        (said.OutOfMemoryError("maxmemory"), Full, Full),
+        (said.NoPermissionError("no permission"), Refused, Refused),
+        (said.AuthenticationError("invalid password"), Refused, Refused),
+    ],
+)
+async def test_what_an_error_means(error, read, write):
+    servers = Servers("redis://127.0.0.1:1", 1)
+    [server] = servers._servers.values()
+    assert type(server.meaning(error)) is read
+    assert type(server.meaning(error, writes=True)) is write
+    await servers.aclose()
+
+
 async def test_a_wrong_password_or_database_is_refused_when_it_is_opened(tmp_path):
     with RedisServer(tmp_path / "redis", "--requirepass", "p@ss/w:rd#?%") as server:
         as_admin = ("--no-auth-warning", "-a", "p@ss/w:rd#?%")
@@ -203,20 +213,6 @@ async def test_a_wrong_password_or_database_is_refused_when_it_is_opened(tmp_pat
             assert "hunter2" not in f"{caught.value}{caught.value.__cause__}"
         with pytest.raises(BadSetting, match="no such database: mend its number"):
             await open_store(f"redis://me:pw@{server.address}/16")
-
-
-async def test_a_password_changed_meanwhile_is_told_until_it_is_right_again(store, server):
-    await put(store, "a", b"a")
-    server.kill()
-    server.start("--requirepass", "other")
-    await noticed(store)
-    for ask in (store.get("a"), put(store, "b", b"b")):
-        with pytest.raises(Unavailable, match="mend the user"):
-            await ask
-    server.kill()
-    server.start()
-    await noticed(store)
-    assert await content(store, "a") == b"a"
 
 
 async def test_a_replica_reads_and_takes_no_writes_until_it_is_the_master(store, server):
@@ -236,22 +232,6 @@ async def test_a_replica_reads_and_takes_no_writes_until_it_is_the_master(store,
     server.cli("REPLICAOF", "NO", "ONE")
     await put(store, "b", b"b")
     assert sorted(await names(store.list())) == ["a", "b"]
-
-
-async def test_something_that_is_no_redis_is_unavailable():
-    async def answer(reader, writer):
-        await reader.read(100)
-        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-        await writer.drain()
-        writer.close()
-
-    other = await asyncio.start_server(answer, "127.0.0.1", 0)
-    store = await open_store(f"redis://127.0.0.1:{other.sockets[0].getsockname()[1]}")
-    with pytest.raises(Unavailable, match="Protocol error"):
-        await store.get("a")
-    await store.aclose()
-    other.close()
-    await other.wait_closed()
 
 
 # Set otherwise
@@ -316,13 +296,7 @@ async def test_over_tls_it_works_where_the_certificate_is_trusted(tmp_path, monk
         store = await open_store(url)
         await put(store, "large", noise(5 * PART + 1))
         assert await content(store, "large") == noise(5 * PART + 1)
-        await asyncio.gather(*(put(store, f"n{number}", b"x") for number in range(200)))
-        assert (await store.digests()).count == 201
         await store.aclose()
-        plain = await open_url(f"rediss://{server.address}", patience=0.5)
-        with pytest.raises(Unavailable, match=r"Redis at 127.*can't be reached"):
-            await plain.get("large")
-        await plain.aclose()
         store = await open_store(f"redis://[::1]:{server.port}")
         [remark] = (await store.condition()).remarks
         assert remark.startswith(f"Redis at [::1]:{server.port} ")
@@ -337,14 +311,6 @@ async def test_without_its_library_the_line_to_type_is_told(monkeypatch):
 
 
 # Round trips
-
-
-async def test_scripts_are_sent_again_where_the_server_forgot_them(store, server):
-    await put(store, "a", b"a")
-    server.cli("SCRIPT", "FLUSH")
-    answers = await asyncio.gather(*(put(store, f"n{number}", b"x") for number in range(50)))
-    assert {answer.outcome for answer in answers} == {"created"}
-    assert await store.digests() == await recomputed(store)
 
 
 async def test_what_is_asked_at_once_shares_round_trips(store, server):
