@@ -11,7 +11,6 @@ import pytest
 
 from dolmen.errors import (
     BadSetting,
-    Conflict,
     DolmenError,
     Full,
     NotFound,
@@ -21,7 +20,7 @@ from dolmen.errors import (
 )
 from dolmen.names import partition_of
 from dolmen.stamps import Clock
-from dolmen.store import BlobStore, Capabilities, Outcome, Put
+from dolmen.store import BlobStore, Capabilities, Outcome
 from dolmen.stores import open_store
 from dolmen.stores.postgresql import open_url
 from dolmen.testing import calls
@@ -170,22 +169,10 @@ async def test_names_are_ordered_by_their_bytes_whatever_the_database_thinks(pos
     await store.aclose()
 
 
-async def test_stores_of_several_processes_never_both_take_a_name(opened):
+async def test_stores_of_several_processes_end_with_the_newest_and_never_in_a_deadlock(opened):
     stores = [await opened() for _ in range(3)]
     rng = random.Random(4)
 
-    async def write(store, name):
-        try:
-            return await put(store, name, rng.randbytes(rng.choice((10, 100_000))))
-        except Conflict as conflict:
-            return conflict
-
-    for turn in range(3):
-        asked = [(store, f"n{turn}-{number}") for number in range(60) for store in stores]
-        rng.shuffle(asked)
-        answers = await asyncio.gather(*(write(*each) for each in asked))
-        assert sum(isinstance(answer, Put) for answer in answers) == 60
-    # Nobody waits for locks in a circle, whatever partitions the batches share.
     shared = [f"s{number}" for number in range(300)]
     stamps = range(at(1), at(1) + 6)
     writes = [(name, stamp) for name in shared for stamp in stamps]
@@ -199,7 +186,7 @@ async def test_stores_of_several_processes_never_both_take_a_name(opened):
     for name in shared:
         assert await content(stores[0], name) == b"%d" % stamps[-1]
     assert await stores[1].digests() == await recomputed(stores[2])
-    assert (await stores[0].digests()).count == 480
+    assert (await stores[0].digests()).count == 300
 
 
 # Killed, stopped, not there
@@ -240,21 +227,12 @@ async def test_the_outcome_of_a_commit_that_gets_no_answer_is_unknown(server, en
     await store.aclose()
 
 
-async def test_a_server_that_is_not_there_is_told_without_its_password(caplog):
-    store = await open_store("postgresql://me:secret@127.0.0.1:1/dolmen")
-    assert "opened all the same" in caplog.text
-    with pytest.raises(Unavailable, match=r"refused|failed") as caught:
-        await put(store, "name", b"x")
-    assert "secret" not in caplog.text + str(caught.value)
-    await store.aclose()
-
-
 # Refused
 
 
 async def test_who_is_refused_is_told_what_to_mend(server):
     server.sql("CREATE ROLE guarded LOGIN PASSWORD 'right'", "CREATE SCHEMA his")
-    hba = "local all guarded scram-sha-256\nlocal all all trust\n"
+    hba = "host all guarded all scram-sha-256\nhost all all all trust\n"
     (server.folder / "pg_hba.conf").write_text(hba)
     server.sql("SELECT pg_reload_conf()")
     right = server.url("his", user="guarded:right")
