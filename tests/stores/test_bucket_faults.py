@@ -198,18 +198,6 @@ async def test_damage_is_noticed_and_healed_by_a_put(store, size, meta, harm):
     assert await content(store, "name") == data
 
 
-async def test_a_range_past_a_damaged_part_reads_well(store):
-    data = noise(2 * PART)
-    await calls.put(store, "name", Bytes(data))
-    _, (first, _) = await everything(store._client)
-    whole = bytes(await store._client.get(first) or b"")
-    await store._client.put(first, b"x" + whole[1:])
-    blob = await store.get("name", byte_range=(PART, PART + 10))
-    assert blob.payload.whole == data[PART : PART + 10]
-    with pytest.raises(Corrupt):
-        await store.get("name", byte_range=(PART - 10, PART))
-
-
 async def test_a_bucket_that_lists_in_no_order_is_refused(store, monkeypatch):
     for number in range(3):
         await calls.put(store, f"n{number}", Bytes(b""))

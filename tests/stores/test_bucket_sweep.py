@@ -22,7 +22,7 @@ from dolmen.stores import bucket_client, bucket_uploads, open_store
 from dolmen.stores.bucket import BucketStore
 from dolmen.stores.bucket_client import Client, Found
 from dolmen.stores.bucket_layout import PART, head_path, heads_of
-from dolmen.stores.bucket_uploads import GRACE, sweep_again, sweep_if_due
+from dolmen.stores.bucket_uploads import GRACE, sweep_if_due
 from dolmen.testing import calls
 from dolmen.testing.conformance.material import at, content, names, noise
 from engines.buckets import Later, everything, opened
@@ -231,40 +231,29 @@ async def test_only_one_of_several_processes_sweeps(rclone, store, later):
     assert list(map(len, await everything(store._client))) == [1, 0]
 
 
-async def test_a_store_that_was_opened_sweeps_by_itself(rclone, monkeypatch):
+async def test_an_open_store_sweeps_by_itself_and_again_where_it_failed(
+    rclone, monkeypatch, caplog
+):
     monkeypatch.setattr(bucket_uploads, "FIRST", 0)
     monkeypatch.setattr(bucket_uploads, "_NEXT", 0.001)
-    swept = asyncio.Event()
+    tries, again = [], asyncio.Event()
 
-    async def sweep(client):
-        assert client is store._client
-        swept.set()
+    async def fails_first(client, paths):
+        if paths == ["swept"]:
+            await delete(client, paths)
+            return
+        tries.append(paths)
+        if len(tries) == 1:
+            raise Unavailable("for the test")
+        again.set()
 
-    monkeypatch.setattr(bucket_uploads, "sweep_if_due", sweep)
+    delete = Client.delete
+    monkeypatch.setattr(Client, "delete", fails_first)
     store = await open_store(rclone.url("opened"))
     assert isinstance(store, BucketStore)
-    for _ in range(2):
-        swept.clear()
-        await swept.wait()
-    await store.aclose()
-
-
-async def test_a_sweep_that_fails_is_told_and_tried_again(store, later, caplog):
-    await calls.put(store, "name", Bytes(b"one"), stamp=at(1))
-    await calls.put(store, "name", Bytes(b"two"), stamp=at(2))
-    later.by = DAY
-
-    async def fails(paths):
-        if paths != ["swept"]:
-            raise Unavailable("for the test")
-        await Client.delete(store._client, paths)
-
-    store._client.delete = fails
-    await sweep_again(store._client)
+    await again.wait()
     assert "outdated data could not be deleted: for the test" in caplog.text
-    del store._client.delete
-    await sweep_again(store._client)
-    assert list(map(len, await everything(store._client))) == [1, 0]
+    await store.aclose()
 
 
 # Heads: what a key says, and its order.

@@ -49,29 +49,25 @@ def redis_cluster(tmp_path_factory):
         yield cluster
 
 
-async def opened(url: str, place: Place) -> BlobStore:
-    """The store of a place, under a prefix of its own."""
-    prefix = hashlib.sha1(str(place.path).encode()).hexdigest()
-    clock = Clock(place.time.wall)
-    return await open_url(f"{url}?prefix={prefix}", clock=clock, now=place.time.now)
+class OnRedis(Keyed):
+    """The suite, each store under a prefix of its own."""
+
+    async def make_store(self, place: Place) -> BlobStore:
+        prefix = hashlib.sha1(str(place.path).encode()).hexdigest()
+        clock = Clock(place.time.wall)
+        return await open_url(f"{self.url}?prefix={prefix}", clock=clock, now=place.time.now)
 
 
-class TestOneServer(Keyed):
+class TestOneServer(OnRedis):
     @pytest.fixture(autouse=True)
     def _servers(self, redis_server: RedisServer) -> None:
         self.url = f"redis://{redis_server.address}/1"
 
-    async def make_store(self, place: Place) -> BlobStore:
-        return await opened(self.url, place)
 
-
-class TestCluster(Keyed):
+class TestCluster(OnRedis):
     @pytest.fixture(autouse=True)
     def _servers(self, redis_cluster: RedisCluster) -> None:
         self.url = f"redis+cluster://{redis_cluster.addresses}"
-
-    async def make_store(self, place: Place) -> BlobStore:
-        return await opened(self.url, place)
 
 
 @pytest.fixture

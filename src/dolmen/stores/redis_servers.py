@@ -225,15 +225,21 @@ class Server:
         return self._lanes[lane].ask(commands)
 
     async def _together(self, questions: Sequence[Sequence[Command]]) -> list[list[Any]]:
-        pipeline = self._client.pipeline(transaction=False)
-        for question in questions:
-            for command in question:
-                pipeline.execute_command(*command)
+        commands = [command for question in questions for command in question]
+        replies: list[Any]
         try:
-            replies = iter(await pipeline.execute(raise_on_error=False))
+            if not self._servers.cluster and all(command[0] == "GET" for command in commands):
+                keys = [key for _, key in commands]  # for redis-py it takes a third of the time
+                replies = await self._client.mget(keys)
+            else:
+                pipeline = self._client.pipeline(transaction=False)
+                for command in commands:
+                    pipeline.execute_command(*command)
+                replies = await pipeline.execute(raise_on_error=False)
         except _ERRORS as error:
-            return [[error] * len(question) for question in questions]
-        return [list(islice(replies, len(question))) for question in questions]
+            replies = [error] * len(commands)
+        following = iter(replies)
+        return [list(islice(following, len(question))) for question in questions]
 
     async def look(self) -> Mapping[str, Any]:
         """What it says of itself (INFO); brings `lacking` up to date."""
