@@ -405,39 +405,6 @@ async def test_an_entry_that_cannot_be_read_is_damaged_and_replaced_by_any_put(s
     assert await store.digests() == await recomputed(store)
 
 
-async def test_a_store_may_be_called_without_a_task(store):
-    """As the HTTP server calls it: its handlers are stepped by callbacks alone."""
-
-    async def handler():
-        await put(store, "small", b"x")
-        await put(store, "large", noise(2 * PART))
-        assert await content(store, "large") == noise(2 * PART)
-        await store.note("key", bytes(2000))
-        assert (await store.notes())["key"] == bytes(2000)
-        return await names(store.list())
-
-    coroutine, loop = handler(), asyncio.get_running_loop()
-    done = loop.create_future()
-
-    def step(_=None):
-        try:
-            assert asyncio.current_task() is None
-            waits_for = coroutine.send(None)
-        except StopIteration as end:
-            done.set_result(end.value)
-        except BaseException as error:  # noqa: BLE001 - handed on
-            done.set_exception(error)
-        else:
-            if waits_for is None:
-                loop.call_soon(step)
-            else:
-                waits_for._asyncio_future_blocking = False
-                waits_for.add_done_callback(step)
-
-    loop.call_soon(step)
-    assert sorted(await done) == ["large", "small"]
-
-
 async def test_a_closed_store_says_so(store):
     await store.aclose()
     for ask in (store.get("name"), put(store, "name", b"x"), store.digests()):
