@@ -109,7 +109,11 @@ _SET = """
     ON CONFLICT (key) DO UPDATE SET value = excluded.value"""
 _DELETE = "DELETE FROM dolmen_kept WHERE key = ANY ($1)"
 _LOCK = "SELECT pg_advisory_xact_lock(hashtext('dolmen_kept'))"
-_APPLIED = "SELECT coalesce(obj_description(to_regclass('dolmen_kept'), 'pg_class'), '0')::integer"
+# By the catalog's rows: its functions may answer as of before the lock was given.
+_APPLIED = """
+    SELECT coalesce(max(description), '0')::integer FROM pg_class
+        JOIN pg_description ON objoid = pg_class.oid AND classoid = 'pg_class'::regclass
+        WHERE relname = 'dolmen_kept' AND pg_table_is_visible(pg_class.oid)"""
 _STATE = """
     SELECT pg_is_in_recovery(), current_setting('transaction_read_only') = 'on',
         (SELECT string_agg(name, ', ') FROM pg_settings WHERE setting = 'off'
