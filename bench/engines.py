@@ -84,7 +84,7 @@ def postgresql(bench: Bench) -> Iterator[Measured]:
         await (await open_store(url)).aclose()
 
     def rate(what: str) -> float:
-        script = server.socket / what  # where its user can read it
+        script = server.folder / what
         script.write_text(_PGBENCH[what])
         load = ("-n", "-M", "prepared", "-c", CLIENTS, "-j", 1, "-T", bench.seconds)
         values = ("-D", f"count={COUNT}", "-D", f"data={'ab' * SIZE}")

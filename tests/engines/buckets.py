@@ -39,9 +39,12 @@ class LaterClient(Client):
         async with closing(super().pages(folder, after)) as pages:
             async for page in pages:
                 yield [
-                    Found(path, modified + int(self.later.written.get(f"{self.url}/{path}", 0)))
-                    for path, modified in page
+                    found._replace(modified=found.modified + self._later(found.path))
+                    for found in page
                 ]
+
+    def _later(self, path: str) -> int:
+        return int(self.later.written.get(f"{self.url}/{path}", 0))
 
     async def now(self, *, fresh: bool = False) -> float:
         return await super().now(fresh=fresh) + self.later.by
@@ -56,6 +59,10 @@ def opened(url: str, later: Later | None = None, clock: Clock | None = None) -> 
     return BucketStore(client, clock=clock, elapsed=client.later.elapsed)
 
 
-async def everything(client: Client) -> list[str]:
-    """The path of every head, mark and part."""
-    return [found.path for top in ("data", "heads") for found in await client.all(top)]
+async def everything(client: Client) -> tuple[list[str], list[str]]:
+    """The paths of all heads, marks among them, and of all parts."""
+    paths = [found.path for found in await client.all("blobs")]
+    return (
+        [path for path in paths if "!/p." not in path],
+        [path for path in paths if "!/p." in path],
+    )

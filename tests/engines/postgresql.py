@@ -1,12 +1,12 @@
-"""PostgreSQL servers of a test's own: on a socket in their folder, ended by their ids."""
+"""PostgreSQL servers of a test's own: on a free loopback port, ended by their ids."""
 
 from __future__ import annotations
 
 import atexit
 import os
-import resource
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -14,11 +14,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from urllib.parse import quote
 
 from .programs import TIED, program, until_stopped
+from .served import Served
 
-_PATIENCE = 30.0
 _USER = "postgres"
 # It refuses to run as root. Another user may not enter the folders of the tests, but it may
 # with this one of root's capabilities.
@@ -28,71 +27,47 @@ _AS_USER = (
 )
 
 
-def _program(name: str) -> str:
-    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: path.parent.name)
-    return program(name, *map(str, reversed(folders)))
-
-
-class PostgresServer:
+class PostgresServer(Served):
     """One server with its data in `folder`, superuser `dolmen`, database `dolmen`.
 
-    Its socket is in a folder of its own, for the path of a socket has to be short. Used as a
-    context; may be started again. `file_limit` is in bytes: no file grows beyond.
+    Used as a context; may be started again. `file_limit` is in bytes: no file grows beyond.
     """
 
     def __init__(self, folder: Path, **settings: str) -> None:
-        self.folder, self.settings = folder, settings
-        self.socket = Path(tempfile.gettempdir(), f"pg-{os.getpid()}-{id(self):x}")
+        super().__init__(folder)
+        self.settings = settings
         self.file_limit: int | None = None
-        self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        """Start it and wait until it answers."""
+    def command(self) -> list[str]:
         settings = {
-            "listen_addresses": "",
-            "unix_socket_directories": str(self.socket),
+            "listen_addresses": "127.0.0.1",
+            "port": str(self.port),
+            "unix_socket_directories": "",
             "lc_messages": "C",
             **self.settings,
         }
-        command = [_program("postgres"), "-D", str(self.folder)]
-        for setting, value in settings.items():
-            command += ["-c", f"{setting}={value}"]
-        limit = self.file_limit
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [*_prefix(), *TIED, *command],
-                stdout=log,
-                stderr=log,
-                cwd=self.folder,
-                preexec_fn=limit
-                and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))),
-            )
-        deadline = time.monotonic() + _PATIENCE
-        while not self._is_ready():
-            assert self._process.poll() is None, (self.folder / "log").read_text()
-            assert time.monotonic() < deadline, (self.folder / "log").read_text()
-            time.sleep(0.01)
+        limit = ("prlimit", f"--fsize={self.file_limit}") if self.file_limit else ()
+        words = [word for setting in settings.items() for word in ("-c", "=".join(setting))]
+        # Changing the user ends being tied.
+        return [*_prefix(), *limit, *TIED, _program("postgres"), "-D", str(self.folder), *words]
 
-    def _is_ready(self) -> bool:
-        try:
-            lines = (self.folder / "postmaster.pid").read_text().splitlines()
-        except FileNotFoundError:
-            return False
+    def is_up(self, connection: socket.socket) -> bool:
+        lines = (self.folder / "postmaster.pid").read_text().splitlines()
         assert self._process is not None
         return lines[0:1] == [str(self._process.pid)] and "ready" in "".join(lines[7:8])
 
     @property
     def pids(self) -> list[int]:
         """The server's process, and those it started."""
-        assert self._process is not None
+        if self._process is None:
+            return []
         pid = self._process.pid
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         return [pid, *map(int, children)]
 
     def url(self, schema: str = "public", *, user: str = "dolmen", database: str = "dolmen") -> str:
         """The URL of a store in a schema, whether it is there or not."""
-        host = quote(str(self.socket), safe="")
-        return f"postgresql://{user}@/{database}?host={host}&search_path={schema}"
+        return f"postgresql://{user}@{self.address}/{database}?search_path={schema}"
 
     def sql(self, *statements: str, database: str = "dolmen") -> str:
         """What psql prints for these statements."""
@@ -110,21 +85,16 @@ class PostgresServer:
 
     def client(self, name: str, *words: str) -> str:
         """What one of PostgreSQL's programs prints that connects to it."""
-        return _run(name, "-h", str(self.socket), "-U", "dolmen", *words)
+        return _run(name, "-h", "127.0.0.1", "-p", str(self.port), "-U", "dolmen", *words)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to all of its processes."""
         _send(self.pids, number)
 
     def pause(self) -> None:
-        """Let it answer nothing until `go_on`."""
         self.signal(signal.SIGSTOP)
         for pid in self.pids:
             until_stopped(pid)
-
-    def go_on(self) -> None:
-        """Let it answer again."""
-        self.signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """End all of its processes in the middle of whatever they do, and wait until they have."""
@@ -133,7 +103,7 @@ class PostgresServer:
             pids = self.pids
             _send(pids, signal.SIGKILL)
             self._process.wait()
-            deadline = time.monotonic() + _PATIENCE
+            deadline = time.monotonic() + 30
             while any(map(_runs, pids)):
                 assert time.monotonic() < deadline, f"some of {pids} do not end"
                 time.sleep(0.005)
@@ -142,17 +112,8 @@ class PostgresServer:
     def __enter__(self) -> PostgresServer:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         subprocess.run(["cp", "-a", str(_template()), str(self.folder)], check=True)
-        _make(self.socket)
-        try:
-            self.start()
-        except BaseException:
-            self.__exit__()
-            raise
+        self.start()
         return self
-
-    def __exit__(self, *_: object) -> None:
-        self.kill()
-        shutil.rmtree(self.socket)
 
 
 @cache
@@ -162,16 +123,17 @@ def _template() -> Path:
     atexit.register(shutil.rmtree, above)
     above.chmod(0o755)
     folder = above / "data"
-    _make(folder)
+    folder.mkdir()
+    if os.geteuid() == 0:
+        shutil.chown(folder, _USER, _USER)
     _run("initdb", "-D", str(folder), "-U", "dolmen", "-A", "trust", "--no-sync")
     _run("postgres", "--single", "-D", str(folder), "postgres", said="CREATE DATABASE dolmen\n")
     return folder
 
 
-def _make(folder: Path) -> None:
-    folder.mkdir(parents=True)
-    if os.geteuid() == 0:
-        shutil.chown(folder, _USER, _USER)
+def _program(name: str) -> str:
+    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: path.parent.name)
+    return program(name, *map(str, reversed(folders)))
 
 
 def _run(name: str, *words: str, said: str = "") -> str:

@@ -13,7 +13,8 @@ from dolmen.record import NOBODY
 from dolmen.store import BlobStore
 from dolmen.stores import open_store
 from dolmen.stores.keyed import KeyedStore
-from dolmen.stores.keyed_layout import decode, entry_key, part_key
+from dolmen.stores.keyed_entries import decode, entry_key
+from dolmen.stores.keyed_parts import part_key
 from dolmen.testing import calls
 from dolmen.testing.conformance import Conformance, Place
 from dolmen.testing.conformance.material import at, content, noise, recomputed
@@ -39,7 +40,7 @@ class Keyed(Conformance):
     async def damage(self, store: BlobStore, place: Place, name: str) -> None:
         """Flip the last bit of its entry, or of its first part."""
         driver, partition = cast("KeyedStore", store)._driver, partition_of(name)
-        key = entry_key(partition, name)
+        key = entry_key(name)
         [value] = await driver.get([key])
         assert value is not None
         upload = decode(key, value).upload

@@ -60,20 +60,18 @@ class SqliteDriver:
         with self._transaction() as database:
             return _read(database, keys, head)
 
-    async def swap(
-        self, changes: Sequence[Change], *, grows: bool = True
-    ) -> list[bytes | None] | None:
+    async def swap(self, changes: Sequence[Change], *, grows: bool = True) -> bool:
         with self._transaction("BEGIN IMMEDIATE") as database:
             for key, old, _ in changes:
                 [value] = _read(database, [key], False)
                 if value is not None if old is None else not (value or b"").startswith(old):
-                    return _read(database, [change.key for change in changes], True)
+                    return False
             for key, _, new in changes:
                 if new is None:
                     database.execute("DELETE FROM kept WHERE key = ?", [key])
                 else:
                     database.execute(SET, [key, new])
-        return None
+        return True
 
     async def set(self, key: bytes, value: bytes | memoryview) -> None:
         with self._transaction() as database:

@@ -10,7 +10,7 @@ import pytest
 from dolmen.stamps import Clock
 from dolmen.store import BlobStore, Capabilities
 from dolmen.stores.bucket import BucketStore
-from dolmen.stores.bucket_layout import INLINE, part_path
+from dolmen.stores.bucket_layout import part_path
 from dolmen.testing.conformance import Conformance, Place
 from engines.buckets import opened
 
@@ -35,9 +35,9 @@ class Buckets(Conformance):
         """Flip the last bit of its head, or of the data of its first part."""
         bucket = cast("BucketStore", store)
         head = (await bucket._look(name))[-1]
-        path = head.path if head.size <= INLINE else part_path(name, head.id, 0)
+        path = head.path if head.inside else part_path(name, head.id, 0)
         body = bytearray(await bucket._client.get(path) or b"")
-        body[-1 if head.size <= INLINE else -5] ^= 1
+        body[-1 if head.inside else -5] ^= 1
         await bucket._client.put(path, bytes(body))
 
 

@@ -90,7 +90,7 @@ async def test_a_url_that_cannot_be_used_is_refused_in_a_line_without_secrets(ur
 async def test_a_wrong_bucket_or_key_is_refused_at_once_and_no_key_is_shown(
     rclone, moto, google, azurite
 ):
-    absent = r"nowhere.* is not there .*: create it, or correct"
+    absent = "nowhere.* is not there: create it, or correct"
     for url, reason in (
         (rclone.url("x", bucket="nowhere"), absent),
         (moto.absent("nowhere"), absent),
@@ -136,7 +136,7 @@ async def test_a_server_killed_during_a_put_shows_no_half_of_it(own_rclone):
 
     async def opened_():
         yield data[: PART + 1]
-        while len(await everything(store._client)) < 2:
+        while not (await everything(store._client))[1]:
             await asyncio.sleep(0)  # a part is on its way
         own_rclone.kill()
         yield data[PART + 1 :]
@@ -158,7 +158,7 @@ async def test_a_server_that_stalls_is_given_up(own_rclone):
         with pytest.raises(Unavailable):
             await every_call(impatient)[call]()
     with pytest.raises(OutcomeUnknown):  # what makes a write current was sent
-        await impatient._client.put("heads/0000/x!/x", b"")
+        await impatient._client.put("blobs/0000/x!/x", b"")
     own_rclone.go_on()
     assert await content(store, "name") == b"data"
     await store.aclose()
@@ -169,8 +169,9 @@ async def test_a_server_that_stalls_is_given_up(own_rclone):
     [
         *((10, SHORT, harm) for harm in ("cut", "empty", "grow")),
         *((10, LONG, harm) for harm in ("first", "cut", "empty", "grow")),
+        (100_000, SHORT, "cut"),
         (100_000, LONG, "first head"),
-        *((5_000_000, SHORT, harm) for harm in ("first", "cut", "empty", "grow", "lose")),
+        *((100_000, LONG, harm) for harm in ("first", "cut", "empty", "grow", "lose")),
     ],
 )
 async def test_damage_is_noticed_and_healed_by_a_put(store, size, meta, harm):
@@ -178,8 +179,8 @@ async def test_damage_is_noticed_and_healed_by_a_put(store, size, meta, harm):
     data = noise(size)
     await calls.put(store, "name", Bytes(b"overruled"), stamp=at(4))
     await calls.put(store, "name", Bytes(data), stamp=at(5), meta=meta)
-    kept = "heads" if size <= 65_536 or "head" in harm else "data"
-    found = [path for path in await everything(store._client) if path.startswith(kept)]
+    heads, parts = await everything(store._client)
+    found = parts if parts and "head" not in harm else heads
     whole = bytes(await store._client.get(found[-1]) or b"")
     if harm == "lose":
         await store._client.delete(found[-1:])
@@ -195,18 +196,6 @@ async def test_damage_is_noticed_and_healed_by_a_put(store, size, meta, harm):
     answer = await calls.put(store, "name", Bytes(data), stamp=at(3), meta=meta)
     assert answer == (Outcome.CREATED, at(3)), "the same content, whatever its stamp"
     assert await content(store, "name") == data
-
-
-async def test_a_range_past_a_damaged_part_reads_well(store):
-    data = noise(2 * PART)
-    await calls.put(store, "name", Bytes(data))
-    first, _ = [path for path in await everything(store._client) if path.startswith("data")]
-    whole = bytes(await store._client.get(first) or b"")
-    await store._client.put(first, b"x" + whole[1:])
-    blob = await store.get("name", byte_range=(PART, PART + 10))
-    assert blob.payload.whole == data[PART : PART + 10]
-    with pytest.raises(Corrupt):
-        await store.get("name", byte_range=(PART - 10, PART))
 
 
 async def test_a_bucket_that_lists_in_no_order_is_refused(store, monkeypatch):

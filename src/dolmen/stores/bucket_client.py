@@ -39,12 +39,22 @@ _ONCE = {"max_retries": 0}
 
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w+)</Code>")
-_FULL = re.compile(r"status code: 507|QuotaExceeded|StorageFull")
-_NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|specified (bucket|container) does not")
-_DENIED = re.compile(r"status code: 40[13]|PermissionDenied|Unauthenticated")
-_NO_KEYS = re.compile(r"169\.254\.169\.254|metadata\.google\.internal")
-"""Where the driver asks for credentials when it was given none. It exists in the clouds only."""
-_NOT_SENT = re.compile(r"kind: Connect\b")
+_ABSENT = r"NoSuchBucket|ContainerNotFound|specified (bucket|container) does not"
+_MEANINGS: tuple[tuple[str, type[DolmenError], str], ...] = (
+    (r"status code: 507|QuotaExceeded|StorageFull", Full, "has no room left"),
+    (_ABSENT, Refused, "is not there: create it, or correct its name or endpoint in the URL"),
+    (
+        r"status code: 40[13]|PermissionDenied|Unauthenticated",
+        Refused,
+        "refuses access: check the credentials in the environment (docs/engines.md)",
+    ),
+    # Where the driver asks for credentials when it was given none. It is in the clouds only.
+    (
+        r"169\.254\.169\.254|metadata\.google\.internal",
+        Refused,
+        "needs credentials, and none are in the environment (docs/engines.md)",
+    ),
+)
 _NOT_DONE = re.compile(r"kind: Connect\b|status code: (4\d\d|503)")
 _WAS_REPEATED = re.compile(r"after [1-9]\d* retries")
 _QUERY = re.compile(r"\?\S*")
@@ -81,9 +91,14 @@ class Client:
         self._clock: tuple[float, float] | None = None
         self._learning = asyncio.Lock()
 
-    def close(self) -> None:
-        """Refuse every further request."""
-        self._closed = True
+    async def aclose(self) -> None:
+        """Refuse every further request, and wait for those under way."""
+        if not self._closed:
+            self._closed = True
+            for _ in range(_AT_ONCE):
+                await self._free.acquire()
+            for _ in range(_AT_ONCE):
+                self._free.release()
 
     async def pages(self, folder: str, after: str | None = None) -> AsyncIterator[list[Found]]:
         """All objects below a folder, a page a request, in order; those behind the path `after`."""
@@ -179,7 +194,7 @@ class Client:
         except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as error:
             raise FileExistsError(str(error)) from error
         except (exceptions.BaseError, OSError, ValueError) as error:
-            if isinstance(error, FileNotFoundError) and not _NO_BUCKET.search(str(error)):
+            if isinstance(error, FileNotFoundError) and not re.search(_ABSENT, str(error)):
                 raise
             raise self._translated(f"{type(error).__name__}: {error}", wrote=wrote) from error
 
@@ -187,21 +202,10 @@ class Client:
         """The driver's error as one of dolmen's. The driver's messages have pages of detail."""
         first = _QUERY.sub("", said.partition("\n")[0].partition(": ")[2])
         cause = (_CODE.findall(said) or _STATUS.findall(said) or [first])[0]
-        if _FULL.search(said):
-            return Full(f"{self.url} has no room left ({cause})")
-        if _NO_BUCKET.search(said):
-            return Refused(
-                f"{self.url} is not there ({cause}): create it, or correct the name or the"
-                " endpoint in the store's URL"
-            )
-        if _DENIED.search(said):
-            return Refused(
-                f"{self.url} refuses access ({cause}): check the credentials in the environment"
-                " (docs/engines.md) and what they permit"
-            )
-        if _NO_KEYS.search(said):
-            return Refused(f"{self.url}: no credentials are in the environment (docs/engines.md)")
-        if _NOT_SENT.search(said):
+        for words, meaning, what in _MEANINGS:
+            if re.search(words, said):
+                return meaning(f"{self.url} {what} ({cause})")
+        if "kind: Connect" in said:
             cause = "it can't be reached, nothing answers at its endpoint"
         if wrote and (_WAS_REPEATED.search(said) or not _NOT_DONE.search(said)):
             return OutcomeUnknown(f"{self.url} did not say whether it wrote: {cause}")

@@ -17,6 +17,8 @@ from dolmen.store import Capabilities, Condition
 
 HEAD = 512
 """Bytes of a value that are enough to know what it is, nearly always."""
+PATIENCE = 10.0
+"""Seconds a server may take to be connected to, and to answer."""
 
 
 class Refused(Unavailable):
@@ -45,22 +47,23 @@ class Driver(Protocol):
     may have happened), `Full` and `ReadOnly` (nothing happened).
     """
 
-    capabilities: Capabilities
-    """`durable` may change with what the server says of its configuration."""
     part_size: int
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """`durable` may change with what the server says of its configuration."""
+        ...
 
     def get(self, keys: Sequence[bytes], *, head: bool = False) -> Awaitable[list[bytes | None]]:
         """The values of these keys, None for none; with `head` their first `HEAD` bytes."""
         ...
 
-    def swap(
-        self, changes: Sequence[Change], *, grows: bool = True
-    ) -> Awaitable[list[bytes | None] | None]:
+    def swap(self, changes: Sequence[Change], *, grows: bool = True) -> Awaitable[bool]:
         """Make all changes in one step if every key still is what its change says.
 
-        Returns None when done, as durable as `capabilities` promise. Otherwise nothing was
-        changed, and the answer is what `get(keys, head=True)` gives. What frees room, or needs
-        next to none, says so by `grows=False` and goes on while the engine is full.
+        Returns True when done, as durable as `capabilities` promise, False when nothing was
+        changed. What frees room, or needs next to none, says so by `grows=False` and goes on
+        while the engine is full.
         """
         ...
 

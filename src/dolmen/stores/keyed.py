@@ -1,28 +1,29 @@
 """The blob store above an ordered key-value store: the whole contract, once for every engine.
 
-A write is a change of one entry (`keyed_entries`), decided by `dolmen.resolve`. Data of up to
-64 KiB lies in the entry, that of larger blobs in parts.
+A write reads the entry of its name and the digest of the partition, is decided by
+`dolmen.resolve`, and swaps both in one step if they still are what was read; else it is decided
+again on what is there now.
 
 Bytes are checked before they are handed out. A copy that fails is quarantined: it stays,
 answers as `Corrupt`, and leaves lists and digests until a write replaces it.
 
 Read first: `dolmen.store`, `dolmen.resolve`, `dolmen.stores.driver`,
-`dolmen.stores.keyed_layout`, `dolmen.stores.keyed_entries`.
+`dolmen.stores.keyed_entries` (what lies there), `dolmen.stores.keyed_parts` (large blobs).
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import secrets
 import time
-from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from typing import ClassVar
 
 from dolmen.closing import closing
-from dolmen.digests import Digests, Slot, entry_hash
+from dolmen.digests import Digests
 from dolmen.errors import BadSetting, Corrupt, DolmenError, NotFound, TooLarge, Unavailable
 from dolmen.names import check_name, checksum_of, partition_of
 from dolmen.payload import Bytes, Piece, Stream, read_whole
@@ -38,6 +39,7 @@ from dolmen.store import (
     Capabilities,
     Condition,
     Listing,
+    Outcome,
     Put,
     Range,
     Remove,
@@ -45,19 +47,13 @@ from dolmen.store import (
 )
 from dolmen.stores.base import OneByOne
 from dolmen.stores.driver import Change, Driver, Refused
-from dolmen.stores.keyed_entries import Entries, KeyedParts
-from dolmen.stores.keyed_layout import (
-    END,
-    INLINE,
-    NOTES,
-    Entry,
-    decode_note,
-    encode_note,
-    entry_key,
-    partition_in,
-    partition_key,
-)
+from dolmen.stores.keyed_entries import END, Entries, Entry, entry_key
+from dolmen.stores.keyed_parts import KeyedParts, Upload
 
+INLINE = 65_536
+"""The most bytes of data that lie in the entry itself."""
+_NOTES = b"n0000"
+"""The key of all notes: JSON, the values in hex."""
 _GAP = 8
 """Partitions nobody asked for that are scanned sooner than asked around."""
 _log = logging.getLogger("dolmen.keyed")
@@ -95,12 +91,12 @@ class KeyedStore(OneByOne):
             )
         if info.size > INLINE:
             return await self._write_large(write, info)
-        body = await read_whole(write.payload)
+        entry = Entry(info, body=await read_whole(write.payload))
         if write.kind in (Kind.BLOB, Kind.MANIFEST):
-            info.checksum = checksum_of(body)
+            info.checksum = checksum_of(entry.body)
             check_content(write, info.checksum)
         try:
-            return (await self._carry_out(write, Entry(info, body=body)))[0]
+            return await self._carry_out(write, entry)
         except Corrupt as error:
             if write.kind != Kind.TOUCH:
                 raise
@@ -108,39 +104,37 @@ class KeyedStore(OneByOne):
             raise NotFound(f"{write.name} is here, but damaged") from error
 
     async def _write_large(self, write: Write, info: BlobInfo) -> Put:
-        upload, kept = self._parts.begin(write.name, info.size), False
+        upload, put = self._parts.begin(write.name, info.size), None
         try:
             info.checksum = await self._parts.send(upload, write.payload)
             check_content(write, info.checksum)
-            put, kept = await self._carry_out(write, Entry(info, upload.id), upload.mark)
+            put = await self._carry_out(write, Entry(info, upload.id), upload)
             return put
         finally:
-            if not kept:  # or nobody knows whether: an entry that refers to it has no mark
+            if put is None or put.outcome is Outcome.SUPERSEDED:
                 self._parts.give_up(upload)
 
-    async def _carry_out(
-        self, write: Write, entry: Entry, mark: bytes | None = None
-    ) -> tuple[Put, bool]:
-        """Carry out a write of this entry; returns the answer and whether the entry is kept."""
+    async def _carry_out(self, write: Write, entry: Entry, upload: Upload | None = None) -> Put:
+        """Decide a write of this entry, whose parts are those of the upload."""
         touches = write.kind == Kind.TOUCH
         checksum = write.checksum or NO_CHECKSUM if touches else entry.info.checksum
 
-        async def decide(current: Entry | None) -> tuple[tuple[Put, bool], Entry | None]:
+        async def decide(current: Entry | None) -> tuple[Put, Entry | None]:
             info, damaged = (current.info, current.damaged) if current else (None, False)
             action, put = resolve(
                 write, info, checksum=checksum, damaged=damaged, clock=self._clock
             )
             if action is Action.KEEP:
-                return (put, False), current
+                return put, current
             kept = entry  # the same content anew as well, so it is sound whatever was there
             if touches and current is not None:
                 kept = current
                 await self._check(current)
-            return (put, True), kept.sealed(put.stamp, int(self._now()), write.metadata)
+            return put, kept.sealed(put.stamp, int(self._now()), write.metadata)
 
         grows = write.kind in (Kind.BLOB, Kind.MANIFEST)
         return await self._entries.change(
-            write.name, decide, guess=not touches, grows=grows, mark=mark
+            write.name, decide, guess=not touches, grows=grows, upload=upload
         )
 
     async def remove(self, remove: Remove, *, min_age: float) -> bool:
@@ -159,7 +153,7 @@ class KeyedStore(OneByOne):
         if entry.upload == NOBODY:
             entry.check_body()
             return
-        async with closing(self._parts.read(entry, 0, entry.info.size)) as pieces:
+        async with closing(self._pieces(entry, 0, entry.info.size)) as pieces:
             async for _ in pieces:
                 pass
 
@@ -181,9 +175,25 @@ class KeyedStore(OneByOne):
 
     # Reading
 
+    async def _entry(self, name: str, *, whole: bool = False) -> Entry:
+        """The entry of a live blob, with its body where it is wanted."""
+        check_name(name)
+        entry = await self._entries.get(name, whole=whole)
+        if entry is None:
+            raise NotFound(f"{name} is not here")
+        if entry.info.kind == Kind.TOMBSTONE:
+            raise NotFound(f"{name} was deleted", stamp=entry.info.stamp)
+        if entry.damaged:
+            raise Corrupt(f"this copy of {name} is damaged: replicate it from another store")
+        return entry
+
+    def _pieces(self, entry: Entry, start: int, stop: int) -> AsyncIterator[memoryview]:
+        """The checked bytes of a range of an entry with parts; raises `Corrupt`."""
+        return self._parts.read(entry.info.name, entry.upload, entry.info.size, start, stop)
+
     async def get(self, name: str, *, byte_range: Range | None = None) -> Blob:
         """See `BlobStore.get`."""
-        entry = _live(name, await self._entries.get(check_name(name), whole=True))
+        entry = await self._entry(name, whole=True)
         info, (start, stop) = entry.info, byte_range or (0, entry.info.size)
         if entry.upload != NOBODY:
             stop = min(stop, info.size)
@@ -200,20 +210,19 @@ class KeyedStore(OneByOne):
         """The checked bytes of a range; what is found damaged is quarantined."""
         name = entry.info.name
         try:
-            async with closing(self._parts.read(entry, start, stop)) as pieces:
+            async with closing(self._pieces(entry, start, stop)) as pieces:
                 async for piece in pieces:
                     yield piece
         except Corrupt as error:
-            current = await self._entries.get(name)
-            if current is None or current.upload != entry.upload:
-                why = f"{name} was deleted or replaced while it was read"
-                raise Unavailable(why) from error
-            await self._quarantine(name)
-            raise
+            with suppress(NotFound):
+                if (await self._entry(name)).upload == entry.upload:
+                    await self._quarantine(name)
+                    raise
+            raise Unavailable(f"{name} was deleted or replaced while it was read") from error
 
     async def stat(self, name: str) -> BlobInfo:
         """See `BlobStore.stat`."""
-        return _live(name, await self._entries.get(check_name(name))).info
+        return (await self._entry(name)).info
 
     async def list(self, listing: Listing = EVERYTHING) -> AsyncIterator[BlobInfo]:
         """See `BlobStore.list`."""
@@ -221,11 +230,10 @@ class KeyedStore(OneByOne):
         begin = partition_of(after) if after is not None else 0
         wanted = partitions if isinstance(partitions, range) else frozenset(partitions)
         for first, last in _spans(partition for partition in partitions if partition >= begin):
-            start = partition_key(b"e", first)
+            start = b"e%04x" % first
             if after is not None and first == begin:
-                start = entry_key(begin, after) + b"\0"
-            stop = partition_key(b"e", last) + END
-            async with closing(self._entries.scan(start, stop)) as entries:
+                start = entry_key(after) + b"\0"
+            async with closing(self._entries.scan(start, b"e%04x" % last + END)) as entries:
                 async for entry in entries:
                     info = entry.info
                     shown = listing.tombstones or info.kind != Kind.TOMBSTONE
@@ -236,47 +244,33 @@ class KeyedStore(OneByOne):
 
     async def digests(self) -> Digests:
         """See `BlobStore.digests`."""
-        if not self.capabilities.digests:
-            return await self._digests_by_listing()
-        encoded: list[bytes] = []
-        async with closing(self._driver.scan(b"d0000", b"dffff" + END)) as pages:
-            async for page in pages:
-                for key, value in page:
-                    encoded += (partition_in(key).to_bytes(2, "little"), value)
-        return Digests.decode(b"".join(encoded))
-
-    async def _digests_by_listing(self) -> Digests:
-        slots: defaultdict[int, Slot] = defaultdict(Slot)
-        async with closing(self.list(Listing(tombstones=True))) as infos:
-            async for info in infos:
-                name, kind = info.name.encode(), info.kind
-                hashed = entry_hash(name, info.stamp, kind, info.checksum, info.metadata)
-                slots[partition_of(info.name)].add(info.size, hashed)
-        return Digests(slots)
+        return await self._entries.digests()
 
     # The store itself
 
     async def note(self, key: str, value: bytes) -> None:
         """See `BlobStore.note`."""
-        at, new = encode_note(check_key(key), value)
-        found = await self._driver.get([at])
-        while (there := await self._driver.swap([Change(at, found[0], new)])) is not None:
-            found = there
+        await self._note(check_key(key), value)
+
+    async def _note(self, key: str, value: bytes) -> None:
+        while True:
+            [old] = await self._driver.get([_NOTES])
+            notes = json.loads(old or b"{}")
+            if key == IDENTITY and key in notes:  # another process was faster
+                return
+            new = json.dumps(notes | {key: value.hex()}).encode()
+            if await self._driver.swap([Change(_NOTES, old, new)]):
+                return
 
     async def notes(self) -> dict[str, bytes]:
         """See `BlobStore.notes`. A new store gets its identity with the first call."""
-        keys: list[bytes] = []
-        async with closing(self._driver.scan(NOTES, NOTES + END)) as pages:
-            async for page in pages:
-                keys += [key for key, _ in page]
-        values = await self._driver.get(keys) if keys else []
-        notes = dict(decode_note(value) for value in values if value is not None)
-        if IDENTITY not in notes:
-            at, chosen = encode_note(IDENTITY, self._identity)
-            await self._driver.swap([Change(at, None, chosen)])
-            return await self.notes()
-        self._identity = notes[IDENTITY]  # an engine that forgets is told the same again
-        return notes
+        while True:
+            [value] = await self._driver.get([_NOTES])
+            notes = {key: bytes.fromhex(note) for key, note in json.loads(value or b"{}").items()}
+            if IDENTITY in notes:
+                self._identity = notes[IDENTITY]  # an engine that forgets is given the same again
+                return notes
+            await self._note(IDENTITY, self._identity)
 
     async def condition(self) -> Condition:
         """See `BlobStore.condition`."""
@@ -286,16 +280,6 @@ class KeyedStore(OneByOne):
         """See `BlobStore.aclose`."""
         await self._parts.aclose()
         await self._driver.aclose()
-
-
-def _live(name: str, entry: Entry | None) -> Entry:
-    if entry is None:
-        raise NotFound(f"{name} is not here")
-    if entry.info.kind == Kind.TOMBSTONE:
-        raise NotFound(f"{name} was deleted", stamp=entry.info.stamp)
-    if entry.damaged:
-        raise Corrupt(f"this copy of {name} is damaged: replicate it from another store")
-    return entry
 
 
 def _spans(partitions: Iterable[int]) -> Iterator[tuple[int, int]]:

@@ -1,169 +1,98 @@
-"""Entries and the parts of large blobs, above a driver: changed together, in one step.
+"""What lies under the keys of a `KeyedStore`, and how it changes: in one step, or not at all.
 
-A change reads the entry of a name and the digest of its partition, lets the caller
-decide, and swaps both in one step if they still are what was read; else the caller decides
-again on what is there now. Changes of one partition in one process take turns, so only other
-processes ever interfere.
+Every key begins with a letter and a partition (4 hex digits), so keys of one letter ascend in
+list order:
 
-Parts are written before their entry and deleted after it. Every part is either referred to by
-an entry or has a *mark*, whatever is broken off when. An upload begins with a mark that is due
-in a day. The swap that makes an entry refer to the parts takes the mark away; one that replaces
-a large blob leaves a mark for the old parts, due an hour later for the sake of those who read
-them. What is due is deleted when the store is opened and every ten minutes. The mark is claimed
-first, so an upload that took over a day fails whole.
+    e PARTITION NAME   an entry
+    d PARTITION        the digest of a partition: count, bytes, XOR (`dolmen.digests`)
+    n0000              the notes of the store (`dolmen.stores.keyed`)
+    p, u               parts of large blobs (`dolmen.stores.keyed_parts`)
 
-Read first: `dolmen.stores.driver`, `dolmen.stores.keyed_layout`, `dolmen.stores.parts`.
+An entry is its *front* and the data of a blob of up to 64 KiB; that of larger ones is in parts.
+The front: 1 byte that is 1 in quarantine, and the head of a record (`dolmen.record`) whose owner
+is the upload that wrote the parts, or zero. Entries with equal fronts are the same write. Those
+in quarantine are not counted in the digest.
+
+Read first: `dolmen.stores.driver`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import secrets
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from struct import Struct
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from dolmen.closing import closing
-from dolmen.digests import Slot
-from dolmen.errors import DolmenError, OutcomeUnknown, Unavailable
-from dolmen.names import partition_of
-from dolmen.payload import Payload
-from dolmen.record import NOBODY
-from dolmen.repeating import Repeating
+from dolmen.digests import Digests, Slot, entry_hash
+from dolmen.errors import Corrupt, Unavailable
+from dolmen.names import checksum_of, partition_of
+from dolmen.record import HEADER_SIZE, NOBODY, Kind, decode_head, encode_head, head_size
+from dolmen.store import NO_CHECKSUM, BlobInfo
 from dolmen.stores.driver import Change, Driver
-from dolmen.stores.keyed_layout import (
-    END,
-    MARK,
-    Entry,
-    decode,
-    decode_slot,
-    encode_slot,
-    entry_key,
-    front_size,
-    mark_key,
-    part_key,
-    partition_in,
-    partition_key,
-)
-from dolmen.stores.parts import Parts
+from dolmen.stores.keyed_parts import KeyedParts, Upload
 
-UPLOAD_LIFE = 86_400
-"""Seconds an upload may take."""
-LINGER = 3_600
-"""Seconds for which the parts of what was replaced stay for those who read them."""
-_SWEEP_EVERY = 600.0
+END = b"\xff"
+"""Behind whatever begins alike."""
 _ATTEMPTS = 100
 """How often a change is decided again because another process was faster, each time."""
-_log = logging.getLogger("dolmen.keyed")
+_SLOT = Struct("<IQ16s")
 T = TypeVar("T")
-Decide = Callable[[Entry | None], Awaitable[tuple[T, Entry | None]]]
-"""Gets what is kept under a name; returns an answer and what is to be kept, the same for no change.
-"""
 
 
 @dataclass(slots=True)
-class Upload:
-    """The parts of one blob that is being written; `mark` is what its mark says."""
+class Entry:
+    """What is kept under a name.
 
-    partition: int
-    mark: bytes
-    id: bytes = field(default_factory=lambda: secrets.token_bytes(16))
-    sent: list[asyncio.Future[None]] = field(default_factory=list)
+    `upload` names its parts, zero where `body` is the data, which is cut short in an entry
+    that was read from a head. Of one that is `lost` only the name can be read.
+    """
+
+    info: BlobInfo
+    upload: bytes = NOBODY
+    body: bytes | memoryview = b""
+    damaged: bool = False
+    lost: bool = False
+    front: bytes = b""
+    """As it is stored; set by `sealed` and `decode`."""
+
+    def sealed(self, stamp: int, arrived: int, metadata: bytes) -> Entry:
+        """The entry with another stamp, time of arrival and metadata, ready to be stored."""
+        info = replace(self.info, stamp=stamp, arrived=arrived, metadata=metadata)
+        name, kind, checksum = info.name.encode(), info.kind, info.checksum
+        head = encode_head(
+            kind, name, metadata, info.size, stamp, checksum, arrived=arrived, owner=self.upload
+        )
+        return replace(self, info=info, front=bytes([self.damaged]) + head)
+
+    def check_body(self) -> None:
+        """Raise `Corrupt` unless the body is the data of an entry without parts."""
+        info = self.info
+        right = NO_CHECKSUM if info.kind == Kind.TOMBSTONE else checksum_of(self.body)
+        if len(self.body) != info.size or right != info.checksum:
+            raise Corrupt(f"the data of {info.name} fails its checksum")
 
 
-class KeyedParts:
-    """All parts of a store. `now` returns seconds since 1970."""
+def entry_key(name: str) -> bytes:
+    """The key of an entry."""
+    return b"e%04x%b" % (partition_of(name), name.encode())
 
-    def __init__(self, driver: Driver, now: Callable[[], float]) -> None:
-        self._driver, self._now = driver, now
-        self._parts = Parts(driver.part_size, at_once=4)
-        self._tidying: set[asyncio.Task[None]] = set()
-        self._sweeping = Repeating(self._sweep)
 
-    def begin(self, name: str, size: int) -> Upload:
-        """An upload of so many bytes, of which nothing is kept yet."""
-        return Upload(partition_of(name), self._mark(size, UPLOAD_LIFE))
-
-    async def send(self, upload: Upload, payload: Payload) -> bytes:
-        """Keep the parts of a payload; returns its checksum."""
-        partition = upload.partition
-        try:
-            mark = Change(mark_key(partition, upload.id), None, upload.mark)
-            await self._driver.swap([mark])
-        except OutcomeUnknown as error:  # nobody sees a mark
-            raise Unavailable(str(error)) from error
-
-        def keep(number: int, part: memoryview) -> asyncio.Future[None]:
-            kept = self._driver.set(part_key(partition, upload.id, number), part)
-            upload.sent.append(asyncio.ensure_future(kept))
-            return asyncio.shield(upload.sent[-1])  # who gives up has to know what came of it
-
-        return await self._parts.send(payload, keep)
-
-    def give_up(self, upload: Upload) -> None:
-        """Delete the parts in the background, unless an entry refers to them after all."""
-        task = asyncio.get_running_loop().create_task(self._tidy(upload))
-        self._tidying.add(task)
-        task.add_done_callback(self._tidying.discard)
-
-    def replaced(self, entry: Entry) -> Change:
-        """The change that marks the parts of an entry that goes."""
-        key = mark_key(partition_of(entry.info.name), entry.upload)
-        return Change(key, None, self._mark(entry.info.size, LINGER))
-
-    def read(self, entry: Entry, start: int, stop: int) -> AsyncIterator[memoryview]:
-        """The checked bytes of a range of an entry with parts; raises `Corrupt`."""
-        name, partition = entry.info.name, partition_of(entry.info.name)
-
-        async def fetch(number: int) -> bytes | None:
-            [part] = await self._driver.get([part_key(partition, entry.upload, number)])
-            return part
-
-        return self._parts.read(fetch, name, entry.info.size, start, stop)
-
-    async def sweep(self) -> None:
-        """Delete what is due."""
-        async with closing(self._driver.scan(b"u0000", b"uffff" + END)) as pages:
-            async for page in pages:
-                for key, mark in page:
-                    if MARK.unpack(mark)[0] <= self._now():
-                        await self._drop(key, mark)
-
-    async def aclose(self) -> None:
-        """Wait for what tidies up."""
-        await self._sweeping.aclose()
-        await asyncio.gather(*self._tidying)
-
-    def _mark(self, size: int, life: int) -> bytes:
-        return MARK.pack(int(self._now()) + life, self._parts.count(size))
-
-    async def _tidy(self, upload: Upload) -> None:
-        answers = await asyncio.gather(*upload.sent, return_exceptions=True)
-        if any(isinstance(answer, OutcomeUnknown) for answer in answers):
-            return  # one may still arrive: the sweep deletes them when they are due
-        try:
-            await self._drop(mark_key(upload.partition, upload.id), upload.mark)
-        except DolmenError as error:
-            _log.info("parts of an upload stay until they are due: %s", error)
-
-    async def _sweep(self) -> float:
-        try:
-            await self.sweep()
-        except DolmenError as error:
-            _log.info("parts that are due stay for now: %s", error)
-        return _SWEEP_EVERY
-
-    async def _drop(self, key: bytes, mark: bytes) -> None:
-        """Delete the parts of this mark, unless an entry refers to them by now."""
-        partition, upload = partition_in(key), bytes.fromhex(key[5:].decode())
-        _, count = MARK.unpack(mark)
-        claimed = MARK.pack(0, count)
-        if await self._driver.swap([Change(key, mark, claimed)], grows=False) is not None:
-            return
-        await self._driver.delete([part_key(partition, upload, at) for at in range(count)])
-        await self._driver.swap([Change(key, claimed, None)], grows=False)
+def decode(key: bytes, value: bytes) -> Entry:
+    """The entry under a key, whose value is this or begins so; front and all."""
+    try:
+        head = decode_head(value, 1)
+    except Corrupt:
+        info = BlobInfo(key[5:].decode(), 0, Kind.BLOB, 0, NO_CHECKSUM)
+        return Entry(info, damaged=True, lost=True, front=value)
+    name, size = head.name.decode(), 1 + head.data_offset
+    info = BlobInfo(
+        name, head.length, head.kind, head.stamp, head.checksum, head.metadata, head.arrived
+    )
+    return Entry(info, head.owner, memoryview(value)[size:], value[0] == 1, front=value[:size])
 
 
 class Entries:
@@ -176,83 +105,108 @@ class Entries:
 
     async def get(self, name: str, *, whole: bool = False) -> Entry | None:
         """The entry of a name, with its body where it is wanted."""
-        key = entry_key(partition_of(name), name)
+        key = entry_key(name)
         [value] = await self._driver.get([key], head=not whole)
-        return await self._read(key, value)
+        return await self._decode(key, value)
 
     async def scan(self, start: bytes, stop: bytes) -> AsyncIterator[Entry]:
         """The entries under the keys in this span, without their bodies."""
         async with closing(self._driver.scan(start, stop)) as pages:
             async for page in pages:
                 for key, value in page:
-                    if (entry := await self._read(key, value)) is not None:
+                    if (entry := await self._decode(key, value)) is not None:
                         yield entry
 
     async def change(
         self,
         name: str,
-        decide: Decide[T],
+        decide: Callable[[Entry | None], Awaitable[tuple[T, Entry | None]]],
         *,
         guess: bool = False,
         grows: bool = False,
-        mark: bytes | None = None,
+        upload: Upload | None = None,
     ) -> T:
-        """Replace the entry of a name by what `decide` makes of it; returns its answer.
+        """Replace the entry of a name by what `decide` makes of it, the same for no change.
 
-        With `guess`, `decide` is asked first about a free name, without a look at the server,
-        and may not keep that; what it is asked later has no body then. `mark` is that of the
-        upload the new entry refers to.
+        `decide` returns an answer beside the entry. With `guess` it is asked first about a free
+        name, without a look at the server, and what it is asked later has no body. Changes of
+        one partition in one process take turns, so only other processes ever interfere.
         """
         partition = partition_of(name)
-        key, slot_key = entry_key(partition, name), partition_key(b"d", partition)
-        counts = self._driver.capabilities.digests
-        keys = [key, slot_key] if counts else [key]
+        keys = [entry_key(name), b"d%04x" % partition, *([upload.key] if upload else [])]
         async with self._turns.setdefault(partition, asyncio.Lock()):
             found: Sequence[bytes | None] = [None, self._slots.get(partition)]
             if not guess:
                 found = await self._driver.get(keys)
             for _ in range(_ATTEMPTS):
-                current = await self._read(key, found[0])
+                current = await self._decode(keys[0], found[0])
                 # Nobody knows what a lost one was, so anything may replace it.
                 known = None if current and current.lost else current
                 answer, new = await decide(known)
                 if new is known:
                     return answer
-                old = current.front if current else None
-                changes = [Change(key, old, new.encode() if new else None)]
-                if counts:
-                    lost = current is not None and current.lost
-                    slot = await self._count(partition) if lost else decode_slot(found[1])
-                    if current is not None:
-                        current.count(slot, out=True)
-                    if new is not None:
-                        new.count(slot)
-                    counted = encode_slot(slot)
-                    changes.append(Change(slot_key, found[1], counted))
-                if mark is not None and new is not None:
-                    changes.append(Change(mark_key(partition, new.upload), mark, None))
+                body = b"".join((new.front, new.body)) if new else None
+                changes = [Change(keys[0], current.front if current else None, body)]
+                counted = None
+                if self._driver.capabilities.digests:
+                    counted = await self._counted(partition, found[1], current, new)
+                    changes.append(Change(keys[1], found[1], counted))
                 if current and current.upload not in (NOBODY, new.upload if new else NOBODY):
-                    changes.append(self._parts.replaced(current))
-                there = await self._driver.swap(changes, grows=grows)
-                if there is None:
-                    if counts:
-                        self._slots[partition] = counted
+                    changes.append(self._parts.replaced(name, current.upload, current.info.size))
+                if upload:
+                    changes.append(Change(upload.key, upload.mark, None))
+                if await self._driver.swap(changes, grows=grows):
+                    self._slots[partition] = counted
                     return answer
-                if mark is not None and there[len(keys)] != mark:
+                found = await self._driver.get(keys, head=guess)
+                if upload and found[2] != upload.mark:
                     raise Unavailable(f"the upload of {name} took over a day; start again")
-                found = there if guess else await self._driver.get(keys)
         raise Unavailable(f"{name} was changed by others {_ATTEMPTS} times meanwhile; try again")
 
-    async def _read(self, key: bytes, value: bytes | None) -> Entry | None:
+    async def _counted(
+        self, partition: int, value: bytes | None, old: Entry | None, new: Entry | None
+    ) -> bytes | None:
+        """The digest of a partition, which is `value`, with one entry in place of another."""
+        count, size, xor = _SLOT.unpack(value) if value else (0, 0, b"")
+        slot = Slot(count, size, int.from_bytes(xor, "little"))
+        if old is not None and old.lost:  # it was counted as what it was
+            slot, start = Slot(), b"e%04x" % partition
+            async with closing(self.scan(start, start + END)) as entries:
+                async for entry in entries:
+                    _count(entry, slot.add)
+        elif old is not None:
+            _count(old, slot.drop)
+        if new is not None:
+            _count(new, slot.add)
+        if slot.count <= 0:  # an engine that evicts may have dropped some
+            return None
+        return _SLOT.pack(slot.count, max(slot.size, 0), slot.xor.to_bytes(16, "little"))
+
+    async def digests(self) -> Digests:
+        """See `BlobStore.digests`."""
+        if not self._driver.capabilities.digests:
+            slots: defaultdict[int, Slot] = defaultdict(Slot)
+            async with closing(self.scan(b"e0000", b"effff" + END)) as entries:
+                async for entry in entries:
+                    _count(entry, slots[partition_of(entry.info.name)].add)
+            return Digests(slots)
+        encoded: list[bytes] = []
+        async with closing(self._driver.scan(b"d0000", b"dffff" + END)) as pages:
+            async for page in pages:
+                for key, value in page:
+                    encoded += (int(key[1:], 16).to_bytes(2, "little"), value)
+        return Digests.decode(b"".join(encoded))
+
+    async def _decode(self, key: bytes, value: bytes | None) -> Entry | None:
         """The entry whose value is this, or begins so."""
-        if value is not None and front_size(value) > len(value):
+        if value is not None and HEADER_SIZE < len(value) < 1 + head_size(value, 1):
             [value] = await self._driver.get([key])
         return decode(key, value) if value is not None else None
 
-    async def _count(self, partition: int) -> Slot:
-        """The digest of a partition, from its entries."""
-        slot, start = Slot(), partition_key(b"e", partition)
-        async with closing(self.scan(start, start + END)) as entries:
-            async for entry in entries:
-                entry.count(slot)
-        return slot
+
+def _count(entry: Entry, count: Callable[[int, int], None]) -> None:
+    """Take an entry into the digest of its partition, or out of it."""
+    info = entry.info
+    if not entry.damaged:
+        hashed = entry_hash(info.name.encode(), info.stamp, info.kind, info.checksum, info.metadata)
+        count(info.size, hashed)

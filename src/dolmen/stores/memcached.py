@@ -1,4 +1,4 @@
-"""`memcached://HOST:PORT[,HOST:PORT...][/PREFIX]`: a driver for the memory of memcached servers.
+"""`memcached://HOST[:PORT][/PREFIX]`: a driver for the memory of a memcached server.
 
 For caches, and as the neighbour that forgets: memcached drops whatever it likes when its
 memory is full, and everything when it ends.
@@ -13,11 +13,10 @@ What it promises:
 * **Full** (`-M`: no eviction): writes raise `Full`.
 * **Restart, no answer in time**: what was on its way fails; the next request connects again.
 
-Several servers share the partitions, with one copy of each. Needs memcached 1.6 (meta
-commands), with its LRU crawler on as it is by default. No client library for asyncio that is
-maintained speaks these commands.
+Needs memcached 1.6 (meta commands), with its LRU crawler on as it is by default. No client
+library for asyncio that is maintained speaks these commands.
 
-Read first: `dolmen.stores.driver`, `dolmen.stores.connection`.
+Read first: `dolmen.stores.driver`, `dolmen.stores.batches`.
 """
 
 from __future__ import annotations
@@ -25,97 +24,127 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Sequence
-from functools import partial
 from typing import Any
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote_to_bytes, urlsplit
 
-from dolmen.errors import BadSetting, DolmenError, Full, TooLarge, Unavailable
+from dolmen.errors import BadSetting, DolmenError, Full, OutcomeUnknown, TooLarge, Unavailable
 from dolmen.store import Capabilities, Condition
-from dolmen.stores.connection import PATIENCE, Connection, Lane, Place, Request, at, place_of
-from dolmen.stores.driver import HEAD, Change
+from dolmen.stores.batches import Batches
+from dolmen.stores.driver import HEAD, PATIENCE, Change
 from dolmen.stores.keyed import KeyedStore, open_keyed
 from dolmen.stores.secrets import without_secrets
 
-_URL = re.compile(r"memcached://([^/?#]+)/?([A-Za-z0-9_-]{1,64})?/?")
 _PAGE = 256
 _BUSY = 200
-"""How often a server may say that it is listing for somebody else."""
+"""How often the server may say that it is listing for somebody else."""
 _MOMENT = 0.02
+_READ_AHEAD = 1 << 20
 _LAST = (b"END", b"BUSY", b"ERROR", b"CLIENT_ERROR", b"SERVER_ERROR")
 Answer = tuple[list[bytes], bytes]
 """The words of a line, and the value behind it."""
 
 
-class _Connection(Connection):
-    async def reply(self, request: Request) -> Any:
-        """See `Connection.reply`: an `Answer`, or lines of a request that has many."""
-        lines: list[bytes] = []
-        while True:
-            line = await self.reader.readline()
-            words = line.split() or [b""]
-            if not line.endswith(b"\n"):
-                raise EOFError
-            if not request.many_lines or words[0] in _LAST:
-                break
-            lines.append(line)
+class _Server:
+    """The server, asked over one connection, which is opened again once it was lost."""
+
+    def __init__(self, host: str, port: int, patience: float) -> None:
+        self._where, self._place = f"memcached at {host}:{port}", (host, port)
+        self._patience = patience
+        self._reader = asyncio.StreamReader()
+        self._writer: asyncio.StreamWriter | None = None
+        self._asks = Batches(self._exchange, at_once=1, most=64)
+
+    def ask(self, sent: bytes, *, writes: bool = False) -> asyncio.Future[Answer]:
+        """The answer to a request; those that come at once share a round trip."""
+        return self._asks.ask((sent, writes))
+
+    async def _exchange(
+        self, requests: Sequence[tuple[bytes, bool]]
+    ) -> Sequence[Answer | DolmenError]:
+        answers: list[Answer | DolmenError] = []
+        sent = False
+        try:
+            async with asyncio.timeout(self._patience):
+                if self._writer is None or self._reader.at_eof():
+                    self._close()
+                    self._reader, self._writer = await self._connect()
+                sent = True
+                self._writer.write(b"".join([request for request, _ in requests]))
+                for _ in requests:
+                    answers.append(await self._answer())  # noqa: PERF401 - those before a fault count
+        except (OSError, EOFError, TimeoutError, ValueError) as error:
+            self._close()
+            left = requests[len(answers) :]
+            answers += [self._lost(error, unknown=sent and writes) for _, writes in left]
+        return answers
+
+    async def _answer(self) -> Answer | DolmenError:
+        line = await self._reader.readline()
+        words = line.split() or [b""]
+        if not line.endswith(b"\n"):
+            raise EOFError("it closed the connection")
         if words[0].endswith(b"ERROR"):
-            return self._refusal(b" ".join(words).decode("latin-1"))
-        if request.many_lines:
-            return None if words[0] == b"BUSY" else lines
+            return self._refusal(line)
         value = b""
         if words[0] == b"VA":
-            value = (await self.reader.readexactly(int(words[1]) + 2))[:-2]
+            value = (await self._reader.readexactly(int(words[1]) + 2))[:-2]
         return words, value
 
-    def _refusal(self, said: str) -> DolmenError:
-        if "out of memory" in said.lower():
-            return Full(f"{self.where} has no memory left and may not evict (-M)")
-        if "too large" in said:
-            return TooLarge(f"{self.where} takes no item of that size (see its -I)")
-        return Unavailable(
-            f"{self.where} did not understand ({said}); "
-            "dolmen needs memcached 1.6 with its LRU crawler on"
-        )
-
-
-class _Server:
-    """One server, asked over one connection by turns, and listed over another."""
-
-    def __init__(self, place: Place, patience: float) -> None:
-        self._where = f"memcached at {at(place)}"
-        connect = partial(_Connection, self._where, place, patience)
-        self._asks = Lane(connect, connections=1, most=64)
-        self._lists = Lane(connect, connections=1, most=1)  # not answered behind other commands
-
-    async def ask(self, *requests: Request) -> list[Answer]:
-        """The answers to requests; raises the first error among them."""
-        return _right(await self._asks.ask(requests))
-
     async def lines(self, command: bytes) -> list[bytes]:
-        """The lines that answer `stats` or a listing."""
+        """The lines that answer `stats` or a listing, over a connection of its own."""
         for _ in range(_BUSY):
-            [lines] = _right(await self._lists.ask([Request(command, many_lines=True)]))
-            if lines is not None:
-                told: list[bytes] = lines
-                return told
+            try:
+                async with asyncio.timeout(self._patience):
+                    reader, writer = await self._connect()
+                    try:
+                        writer.write(command)
+                        lines = [await reader.readline()]
+                        while lines[-1] and not lines[-1].startswith(_LAST):
+                            lines.append(await reader.readline())
+                    finally:
+                        writer.transport.abort()
+            except (OSError, TimeoutError, ValueError) as error:
+                raise self._lost(error) from error
+            if lines[-1].startswith(b"END"):
+                return lines
+            if not lines[-1].startswith(b"BUSY"):
+                raise self._refusal(lines[-1])
             await asyncio.sleep(_MOMENT)
         raise Unavailable(f"{self._where} is being listed by others all the time")
 
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection(*self._place, limit=_READ_AHEAD)
+
+    def _refusal(self, line: bytes) -> DolmenError:
+        said = line.decode("latin-1").strip()
+        if "out of memory" in said.lower():
+            return Full(f"{self._where} has no memory left and may not evict (-M)")
+        if "too large" in said:
+            return TooLarge(f"{self._where} takes no item of that size (see its -I)")
+        return Unavailable(
+            f"{self._where} did not understand ({said}); "
+            "dolmen needs memcached 1.6 with its LRU crawler on"
+        )
+
+    def _lost(self, error: Exception, *, unknown: bool = False) -> DolmenError:
+        why = str(error) or f"no answer within {self._patience:g} seconds"
+        if unknown:
+            return OutcomeUnknown(f"{self._where} was lost before it answered: {why}")
+        return Unavailable(f"{self._where} can't be asked: {why}")
+
+    def _close(self) -> None:
+        if self._writer is not None:
+            self._writer.transport.abort()
+            self._writer = None
+
     async def aclose(self) -> None:
-        """Wait for what is under way, and let go of the connections."""
+        """Wait for what is under way, and let go of the connection."""
         await self._asks.aclose()
-        await self._lists.aclose()
-
-
-def _right(answers: list[Any]) -> list[Any]:
-    for answer in answers:
-        if isinstance(answer, Exception):
-            raise answer
-    return answers
+        self._close()
 
 
 class MemcachedDriver:
-    """Keeps values in these servers, under keys that begin with a prefix."""
+    """Keeps values in a server, under keys that begin with a prefix."""
 
     capabilities = Capabilities(
         durable=False, largest=1 << 30, digests=False, ordered=False, conflicts=True
@@ -123,35 +152,31 @@ class MemcachedDriver:
     part_size = 1 << 19
     """A server takes items of up to 1 MiB, its own bookkeeping included."""
 
-    def __init__(self, places: Sequence[Place], prefix: str, patience: float) -> None:
-        self._servers = [_Server(place, patience) for place in places]
+    def __init__(self, host: str, port: int, prefix: str, patience: float) -> None:
+        self._server = _Server(host, port, patience)
         self._prefix = prefix.encode() + b":"
-
-    def _server(self, key: bytes) -> _Server:
-        return self._servers[int(key[1:5], 16) % len(self._servers)]
 
     async def get(self, keys: Sequence[bytes], *, head: bool = False) -> list[bytes | None]:
         """See `Driver.get`."""
-        requests = [Request(b"mg %b v\r\n" % (self._prefix + key)) for key in keys]
-        answers = await self._server(keys[0]).ask(*requests)
+        asked = [self._server.ask(b"mg %b v\r\n" % (self._prefix + key)) for key in keys]
+        answers = await asyncio.gather(*asked)
         size = HEAD if head else None
         return [value[:size] if words[0] == b"VA" else None for words, value in answers]
 
-    async def swap(self, changes: Sequence[Change], **_grows: bool) -> list[bytes | None] | None:
+    async def swap(self, changes: Sequence[Change], **_grows: bool) -> bool:
         """See `Driver.swap`."""
         (key, old, new), *others = changes
         mode = b"ME"  # add
         if old is not None:
-            ask = Request(b"mg %b v c\r\n" % (self._prefix + key))
-            [(words, value)] = await self._server(key).ask(ask)
+            words, value = await self._server.ask(b"mg %b v c\r\n" % (self._prefix + key))
             if words[0] != b"VA" or not value.startswith(old):
-                return await self.get([change.key for change in changes], head=True)
+                return False
             mode = next(b"C" + word[1:] for word in words[2:] if word[:1] == b"c")
         if not await self._write(key, new, mode):
-            return await self.get([change.key for change in changes], head=True)
+            return False
         for key, _, new in others:
             await self._write(key, new)
-        return None
+        return True
 
     async def _write(self, key: bytes, value: bytes | memoryview | None, mode: bytes = b"") -> bool:
         """Store or forget a value; whether `mode` let it."""
@@ -160,7 +185,7 @@ class MemcachedDriver:
             command = b"md %b %b\r\n" % (place, mode)
         else:
             command = b"ms %b %d %b\r\n%b\r\n" % (place, len(value), mode, bytes(value))
-        [(words, _)] = await self._server(key).ask(Request(command, writes=True))
+        words, _ = await self._server.ask(command, writes=True)
         return words[0] == b"HD"
 
     async def set(self, key: bytes, value: bytes | memoryview) -> None:
@@ -175,11 +200,10 @@ class MemcachedDriver:
         """See `Driver.scan`."""
         own = self._prefix + start[:1]
         found: set[bytes] = set()
-        for server in self._servers:
-            for line in await server.lines(b"lru_crawler metadump hash\r\n"):
-                item = unquote_to_bytes(line.partition(b" ")[0].removeprefix(b"key="))
-                if item.startswith(own):
-                    found.add(item.removeprefix(self._prefix))
+        for line in await self._server.lines(b"lru_crawler metadump hash\r\n"):
+            item = unquote_to_bytes(line.partition(b" ")[0].removeprefix(b"key="))
+            if item.startswith(own):
+                found.add(item.removeprefix(self._prefix))
         keys = sorted(key for key in found if start <= key < stop)
         for first in range(0, len(keys), _PAGE):
             page = keys[first : first + _PAGE]
@@ -189,13 +213,10 @@ class MemcachedDriver:
 
     async def condition(self) -> Condition:
         """See `Driver.condition`: memory, and whether some was needed for something else."""
-        used = total = evicted = 0
-        for server in self._servers:
-            words = (line.split() for line in await server.lines(b"stats\r\n"))
-            stats = {word[1]: word[2] for word in words if len(word) == 3}
-            used += int(stats.get(b"bytes", 0))
-            total += int(stats.get(b"limit_maxbytes", 0))
-            evicted += int(stats.get(b"evictions", 0))
+        words = (line.split() for line in await self._server.lines(b"stats\r\n"))
+        stats = {word[1]: int(word[2]) for word in words if len(word) == 3 and word[2].isdigit()}
+        used, total = stats.get(b"bytes", 0), stats.get(b"limit_maxbytes", 0)
+        evicted = stats.get(b"evictions", 0)
         remarks = ["memcached is not durable: a restart empties it"]
         if evicted:
             remarks.append(f"memcached dropped {evicted} items for want of memory")
@@ -203,8 +224,7 @@ class MemcachedDriver:
 
     async def aclose(self) -> None:
         """See `Driver.aclose`."""
-        for server in self._servers:
-            await server.aclose()
+        await self._server.aclose()
 
 
 async def open_url(url: str, *, patience: float = PATIENCE, **options: Any) -> KeyedStore:
@@ -212,14 +232,15 @@ async def open_url(url: str, *, patience: float = PATIENCE, **options: Any) -> K
 
     Raises `BadSetting` for a URL that can't be read.
     """
-    found = _URL.fullmatch(url)
     try:
-        places = [place_of(each, 11_211) for each in found[1].split(",")] if found else []
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port or 11_211
     except ValueError:
-        places = []
-    if found is None or not places:
+        host = None
+    prefix = re.fullmatch(r"/?([A-Za-z0-9_-]{0,64})/?", parts.path) if host else None
+    if host is None or prefix is None or parts.query or parts.fragment or "@" in parts.netloc:
         raise BadSetting(
-            f"{without_secrets(url)!r} names no memcached: write memcached://HOST:PORT, several"
-            " HOST:PORT with commas, and perhaps /PREFIX of letters and digits"
+            f"{without_secrets(url)!r} names no memcached: write memcached://HOST:PORT, and perhaps"
+            " /PREFIX of letters and digits"
         )
-    return await open_keyed(MemcachedDriver(places, found[2] or "dolmen", patience), **options)
+    return await open_keyed(MemcachedDriver(host, port, prefix[1] or "dolmen", patience), **options)

@@ -21,7 +21,6 @@ Read first: `dolmen.stores.driver`, `dolmen.stores.batches`.
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -39,7 +38,7 @@ from dolmen.errors import (
 )
 from dolmen.store import Capabilities, Condition
 from dolmen.stores.batches import Batches
-from dolmen.stores.driver import HEAD, Change, Refused, driver
+from dolmen.stores.driver import HEAD, PATIENCE, Change, Refused, driver
 from dolmen.stores.keyed import KeyedStore, open_keyed
 from dolmen.stores.secrets import without_secrets
 
@@ -48,8 +47,6 @@ if TYPE_CHECKING:
 else:
     asyncpg = driver("asyncpg", "postgresql")
 
-PATIENCE = 10.0
-"""Seconds for one statement, for connecting, and for a free connection."""
 _CONNECTIONS = 8
 _PAGE = 1000
 _SESSION = {
@@ -66,22 +63,22 @@ _SESSION = {
     "plan_cache_mode": "force_generic_plan",
 }
 
-MIGRATIONS = (
-    f"""
+_MIGRATIONS = (
+    """
     CREATE TABLE dolmen_kept (key bytea PRIMARY KEY, value bytea NOT NULL) WITH (fillfactor = 80);
     ALTER TABLE dolmen_kept ALTER COLUMN value SET STORAGE EXTERNAL;
 
-    -- Makes all changes of every group that finds what it expects; the others get the heads of
-    -- what is there. The keys of a group belong to one partition, whose lock it takes.
+    -- Makes all changes of every group that finds what it expects; returns the others. The keys
+    -- of a group belong to one partition, whose lock it takes.
     CREATE FUNCTION dolmen_swap(groups integer[], keys bytea[], olds bytea[], news bytea[])
-    RETURNS TABLE (failed integer, head bytea) LANGUAGE plpgsql AS $$
+    RETURNS integer[] LANGUAGE plpgsql AS $$
     DECLARE stale integer[];
     BEGIN
         PERFORM pg_advisory_xact_lock('dolmen_kept'::regclass::oid::integer, number)
             FROM (SELECT DISTINCT
                 ('x' || encode(substring(k FROM 2 FOR 4), 'escape'))::bit(16)::integer AS number
                 FROM unnest(keys) AS k ORDER BY number) AS partitions;
-        SELECT array_agg(DISTINCT g) INTO stale FROM (
+        SELECT coalesce(array_agg(DISTINCT g), '{}') INTO stale FROM (
             SELECT g, k, o, row_number() OVER (PARTITION BY k ORDER BY g) AS nth
             FROM unnest(groups, keys, olds) AS c (g, k, o)) AS c
             LEFT JOIN dolmen_kept ON key = k
@@ -89,17 +86,13 @@ MIGRATIONS = (
                 OR substring(value FROM 1 FOR length(o)) <> o;
         INSERT INTO dolmen_kept
             SELECT k, n FROM unnest(groups, keys, news) AS c (g, k, n)
-            WHERE n IS NOT NULL AND (stale IS NULL OR g <> ALL (stale))
+            WHERE n IS NOT NULL AND g <> ALL (stale)
             ON CONFLICT (key) DO UPDATE SET value = excluded.value;
         IF array_position(news, NULL) IS NOT NULL THEN
             DELETE FROM dolmen_kept USING unnest(groups, keys, news) AS c (g, k, n)
-                WHERE key = k AND n IS NULL AND (stale IS NULL OR g <> ALL (stale));
+                WHERE key = k AND n IS NULL AND g <> ALL (stale);
         END IF;
-        IF stale IS NOT NULL THEN
-            RETURN QUERY SELECT g, substring(value FROM 1 FOR {HEAD})
-                FROM unnest(groups, keys) WITH ORDINALITY AS c (g, k, place)
-                LEFT JOIN dolmen_kept ON key = k WHERE g = ANY (stale) ORDER BY place;
-        END IF;
+        RETURN stale;
     END $$;
     """,
 )
@@ -110,12 +103,17 @@ _GET = "SELECT key, value FROM dolmen_kept WHERE key = ANY ($1)"
 _GET_HEADS = f"SELECT key, {_HEAD} FROM dolmen_kept WHERE key = ANY ($1)"
 _SCAN = f"""
     SELECT key, {_HEAD} FROM dolmen_kept WHERE key >= $1 AND key < $2 ORDER BY key LIMIT {_PAGE}"""
-_SWAP = "SELECT failed, head FROM dolmen_swap($1, $2, $3, $4)"
+_SWAP = "SELECT dolmen_swap($1, $2, $3, $4)"
 _SET = """
     INSERT INTO dolmen_kept SELECT * FROM unnest($1::bytea[], $2::bytea[])
     ON CONFLICT (key) DO UPDATE SET value = excluded.value"""
 _DELETE = "DELETE FROM dolmen_kept WHERE key = ANY ($1)"
-_APPLIED = "SELECT coalesce(max(number), 0) FROM dolmen_migrations"
+_LOCK = "SELECT pg_advisory_xact_lock(hashtext('dolmen_kept'))"
+# By the catalog's rows: its functions may answer as of before the lock was given.
+_APPLIED = """
+    SELECT coalesce(max(description), '0')::integer FROM pg_class
+        JOIN pg_description ON objoid = pg_class.oid AND classoid = 'pg_class'::regclass
+        WHERE relname = 'dolmen_kept' AND pg_table_is_visible(pg_class.oid)"""
 _STATE = """
     SELECT pg_is_in_recovery(), current_setting('transaction_read_only') = 'on',
         (SELECT string_agg(name, ', ') FROM pg_settings WHERE setting = 'off'
@@ -185,17 +183,14 @@ class PostgresDriver:
         found: dict[bytes, bytes] = dict(map(tuple, rows))
         return [[found.get(key) for key in keys] for keys in questions]
 
-    async def swap(self, changes: Sequence[Change], **_grows: bool) -> list[bytes | None] | None:
+    async def swap(self, changes: Sequence[Change], **_grows: bool) -> bool:
         """See `Driver.swap`. What frees room needs some as well here, for a while."""
         return await self._swaps.ask(changes)
 
-    async def _swap(self, questions: Sequence[Sequence[Change]]) -> list[list[bytes | None] | None]:
+    async def _swap(self, questions: Sequence[Sequence[Change]]) -> list[bool]:
         every = [(at, *change) for at, changes in enumerate(questions) for change in changes]
-        rows = await self._fetch(_SWAP, *map(list, zip(*every, strict=True)), writes=True)
-        heads: defaultdict[int, list[bytes | None]] = defaultdict(list)
-        for failed, head in rows:
-            heads[failed].append(head)
-        return [heads.get(at) for at in range(len(questions))]
+        [[stale]] = await self._fetch(_SWAP, *map(list, zip(*every, strict=True)), writes=True)
+        return [at not in stale for at in range(len(questions))]
 
     async def set(self, key: bytes, value: bytes | memoryview) -> None:
         """See `Driver.set`."""
@@ -276,35 +271,30 @@ class PostgresDriver:
 
     async def _begin(self, connection: asyncpg.Connection) -> None:
         if not self._migrated:
-            await migrate(connection)
+            await _migrate(connection)
             self._migrated = True
         [state] = await connection.fetch(_STATE)
         self.capabilities = replace(self.capabilities, durable=not state["off"])
 
 
-async def migrate(connection: asyncpg.Connection) -> None:
-    """Bring the table up to date; one process at a time.
+async def _migrate(connection: asyncpg.Connection) -> None:
+    """Bring the table, whose comment is its version, up to date; one process at a time.
 
     Raises `BadSetting` where a newer dolmen has been at work.
     """
-    made = await connection.fetchval("SELECT to_regclass('dolmen_migrations')")
-    if made and await connection.fetchval(_APPLIED) == len(MIGRATIONS):
+    if await connection.fetchval(_APPLIED) == len(_MIGRATIONS):
         return
     async with connection.transaction():
-        await connection.execute("SELECT pg_advisory_xact_lock(hashtext('dolmen_migrations'))")
-        await connection.execute(
-            "CREATE TABLE IF NOT EXISTS dolmen_migrations"
-            " (number integer PRIMARY KEY, applied timestamptz NOT NULL DEFAULT now())"
-        )
+        await connection.execute(_LOCK)
         applied = await connection.fetchval(_APPLIED)
-        if applied > len(MIGRATIONS):
+        if applied > len(_MIGRATIONS):
             raise BadSetting(
                 f"the table of this PostgreSQL store is of version {applied}, and this dolmen"
-                f" knows it up to {len(MIGRATIONS)}: use a newer dolmen"
+                f" knows it up to {len(_MIGRATIONS)}: use a newer dolmen"
             )
-        for number, statements in enumerate(MIGRATIONS[applied:], applied + 1):
+        for statements in _MIGRATIONS[applied:]:
             await connection.execute(statements)
-            await connection.execute("INSERT INTO dolmen_migrations VALUES ($1)", number)
+        await connection.execute(f"COMMENT ON TABLE dolmen_kept IS '{len(_MIGRATIONS)}'")
 
 
 async def _connect(*args: Any, **settings: Any) -> asyncpg.Connection:
