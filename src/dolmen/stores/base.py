@@ -193,12 +193,15 @@ async def get_any(store: BlobStore, name: str) -> Blob | Failed:
     """Read what is current under a name, a tombstone too."""
     try:
         return await store.get(name)
-    except NotFound as absent:
-        if not absent.stamp:
-            return Failed(name, absent)
-        return Blob(BlobInfo(name, 0, Kind.TOMBSTONE, absent.stamp, NO_CHECKSUM), EMPTY)
     except DolmenError as error:
-        return Failed(name, error)
+        return answer_of(name, error)
+
+
+def answer_of(name: str, error: DolmenError) -> Blob | Failed:
+    """What `get_many` answers where `get` raises: the tombstone behind a `NotFound`, or a failure."""
+    if isinstance(error, NotFound) and error.stamp:
+        return Blob(BlobInfo(name, 0, Kind.TOMBSTONE, error.stamp, NO_CHECKSUM), EMPTY)
+    return Failed(name, error)
 
 
 async def write_any(store: BlobStore, write: Write) -> Put | Failed:

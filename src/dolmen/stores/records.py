@@ -22,6 +22,7 @@ from typing import NamedTuple
 from dolmen import errors, metadata
 from dolmen.errors import BadContent, Corrupt, InvalidName
 from dolmen.names import check_name, checksum_of
+from dolmen.native import accelerated
 from dolmen.payload import Bytes, Piece, Stream
 from dolmen.record import (
     BLOCK,
@@ -79,8 +80,7 @@ class Framed(Bytes):
     __slots__ = ("sums",)
 
     def __init__(self, data: bytes | memoryview, sums: bytes) -> None:
-        super().__init__(data)
-        self.sums = sums
+        self.whole, self.size, self.sums = data, len(data), sums
 
 
 def head_of(item: BlobInfo | Failed | Mark, owner: bytes = NOBODY) -> bytes:
@@ -119,6 +119,37 @@ def item_of(head: Head) -> BlobInfo | Failed | Mark:
     )
 
 
+Found = tuple[tuple[str, int, int, int, bytes, bytes, int], bytes, bytes, int]
+"""The fields of a `BlobInfo`, the data, their block checksums, and where the record ends."""
+
+
+@accelerated
+def sound_records(buffer: bytes, at: int, owner: bytes, data: bool) -> list[Found]:  # noqa: FBT001
+    """The records that lie in a buffer from `at` on, up to the first that has to be looked at.
+
+    That is one that is not whole, damaged, larger than 4 MiB, of another owner, or of no blob.
+    Without `data` there are only heads, one behind the other.
+    """
+    found: list[Found] = []
+    while True:
+        try:
+            head = decode_head(buffer, at)
+            item = item_of(head)
+        except Corrupt:
+            return found
+        start = stop = end = at + head.data_offset
+        if data:
+            stop, end = start + head.length, at + head.size
+        content, sums = buffer[start:stop], buffer[stop:end]
+        if not isinstance(item, BlobInfo) or head.owner != owner or end > len(buffer):
+            return found
+        if data and (head.length > WHOLE or not blocks_match(content, sums)):
+            return found
+        info = item.name, item.size, item.kind, item.stamp, item.checksum, item.metadata
+        found.append(((*info, item.arrived), content, sums, end))
+        at = end
+
+
 def _facts(encoded: bytes) -> Mapping[str, object]:
     """The JSON object of a mark; empty where it is none (only what it says is lost)."""
     try:
@@ -128,21 +159,18 @@ def _facts(encoded: bytes) -> Mapping[str, object]:
     return facts if isinstance(facts, dict) else {}
 
 
-def as_blob(write: Write) -> Blob:
-    """The blob that a stamped write in memory carries."""
-    data, checksum = write.payload.whole or b"", write.checksum
-    if checksum is None:
-        checksum = NO_CHECKSUM if write.kind == Kind.TOMBSTONE else checksum_of(data)
-    info = BlobInfo(write.name, len(data), write.kind, write.stamp or 0, checksum, write.metadata)
-    return Blob(info, write.payload)
-
-
-def frame(blob: Blob, owner: bytes = NOBODY) -> Sequence[Piece]:
-    """The record of a blob whose data is in memory, in parts."""
-    payload, data = blob.payload, blob.payload.whole
+def frame(item: Blob | Write, owner: bytes = NOBODY) -> Sequence[Piece]:
+    """The record of a blob, or of a stamped write, whose data is in memory; in parts."""
+    payload, data = item.payload, item.payload.whole
     assert data is not None
     sums = payload.sums if isinstance(payload, Framed) else block_sums(data)
-    return head_of(blob.info, owner), data, sums
+    if isinstance(item, Blob):
+        return head_of(item.info, owner), data, sums
+    checksum = item.checksum
+    if checksum is None:
+        checksum = NO_CHECKSUM if item.kind == Kind.TOMBSTONE else checksum_of(data)
+    fixed = item.kind, item.name.encode(), item.metadata, len(data), item.stamp or 0, checksum
+    return encode_head(*fixed, owner=owner), data, sums
 
 
 async def encode(
@@ -223,6 +251,16 @@ class RecordReader:
 
     async def __aiter__(self) -> AsyncIterator[Blob | Failed | Mark | Damage]:
         while self._held or await self._have(1):
+            begin = self.passed - self._at
+            for fields, content, sums, end in sound_records(
+                self._buffer, self._at, self.owner, True
+            ):
+                self._at = end
+                self.records += 1
+                self.end = begin + end
+                yield Blob(BlobInfo(*fields), Framed(content, sums))
+            if not self._held:
+                continue
             at, name = self.passed, ""
             try:
                 head = await self._head()

@@ -58,12 +58,12 @@ from dolmen.stores.wire import decode_answers, decode_entries
 
 _PAGE = 10_000
 _NAMES = 2048
-"""How many blobs are written or asked for, or partitions listed, in one request."""
-_BATCH = 8 << 20
-"""How many bytes of small blobs go in one request."""
+"""How many blobs are asked for, or partitions listed, in one request."""
+_WRITES, _BATCH = 512, 4 << 20
+"""How many small blobs, and how many bytes of them, are written in one request."""
 _LARGE = 1 << 20
 """From this size on a blob is put by itself: its bytes are copied less often than in a record."""
-_UNDER_WAY = 2
+_UNDER_WAY = 4
 """How many batches, or blobs by themselves, are written at once."""
 _EXPECTED = Capabilities(durable=True, largest=1 << 44, digests=True, ordered=True, conflicts=True)
 """Taken for true of a server that could not be asked yet; it is before anything else is."""
@@ -127,7 +127,7 @@ class DolmenServer(OneByOne):
         return await self._ask("POST", f"/blob/{write.name}", headers, body_of(write.payload))
 
     async def write_many(self, writes: AsyncIterator[Write]) -> AsyncIterator[Put | Failed]:
-        """Two batches are under way at once.
+        """A few batches are under way at once.
 
         What is streamed is written by itself, while nothing else is: its payload must be read
         before the next write is asked for.
@@ -157,7 +157,7 @@ class DolmenServer(OneByOne):
         framed: list[Piece] = []
         for at, write in enumerate(batch):
             try:  # here, for a single one that is not allowed would fail the whole stream there
-                framed += records.frame(records.as_blob(check(write)))
+                framed += records.frame(check(write))
             except DolmenError as error:
                 refused[at] = Failed(write.name, error)
         failure: DolmenError = OutcomeUnknown(f"{self.address} did not answer for every write")
@@ -392,7 +392,7 @@ async def _in_batches(writes: AsyncIterator[Write]) -> AsyncIterator[list[Write]
             continue
         batch.append(write)
         size += write.payload.size
-        if len(batch) >= _NAMES or size >= _BATCH:
+        if len(batch) >= _WRITES or size >= _BATCH:
             yield batch
             batch, size = [], 0
     if batch:

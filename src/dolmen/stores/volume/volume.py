@@ -46,7 +46,7 @@ from dolmen.store import (
     Remove,
     Write,
 )
-from dolmen.stores.base import OneByOne, UnderWay
+from dolmen.stores.base import OneByOne, UnderWay, answer_of, get_any
 from dolmen.stores.volume.catalog import digests_of, runs
 from dolmen.stores.volume.commit import Log
 from dolmen.stores.volume.disk import Disk
@@ -66,6 +66,7 @@ BUDGET = 128 << 20
 LARGEST = 1 << 44
 _WINDOW = 256
 """Writes of a bulk under way at once."""
+_READ_AT_ONCE = 32
 _VERIFIED_AT_ONCE = 4
 _log = logging.getLogger("dolmen.volume")
 
@@ -76,7 +77,6 @@ class Volume(OneByOne):
     capabilities = Capabilities(
         durable=True, largest=LARGEST, digests=True, ordered=True, conflicts=True
     )
-    reads_ahead = 32
 
     def __init__(
         self, opened: Opened, threads: Executor | None, make_log: Callable[..., Log]
@@ -211,7 +211,10 @@ class Volume(OneByOne):
 
     def get(self, name: str, *, byte_range: Range | None = None) -> Awaitable[Blob]:
         """See `BlobStore.get`. The answer is `Ready` where the disk need not be waited for."""
-        entry = self.catalog.found.get(name) or self._live(name)
+        entry = self.catalog.found.get(name)
+        if entry is None:
+            entry = self._live(name)
+            self.catalog.keep(name, entry)
         if byte_range is None and entry.length <= WHOLE:
             data = self.reader.cached(name.encode(), entry)
             if data is not None:
@@ -244,8 +247,30 @@ class Volume(OneByOne):
                 f"this copy of {name} is quarantined, because it failed its check; replication "
                 "replaces it from another copy"
             )
-        self.catalog.keep(name, entry)
         return entry
+
+    async def get_many(self, names: Sequence[str]) -> AsyncIterator[Blob | Failed]:
+        """See `BlobStore.get_many`. What the page cache lacks is fetched for many at once."""
+        for first in range(0, len(names), _READ_AT_ONCE):
+            cold: list[tuple[str, Entry]] = []
+            answers = []
+            for name in names[first : first + _READ_AT_ONCE]:
+                answer: Blob | Failed | None = None
+                try:
+                    entry = self._live(name)
+                    if entry.length <= WHOLE:
+                        data = self.reader.cached(name.encode(), entry)
+                        if data is None:
+                            cold.append((name, entry))
+                        else:
+                            answer = Blob(entry.info(name), Bytes(data))
+                except DolmenError as error:
+                    answer = answer_of(name, error)
+                answers.append((name, answer))
+            if cold:
+                await self.reader.fetch(cold)
+            for name, answer in answers:
+                yield answer or await get_any(self, name)
 
     async def verify_many(self, names: Sequence[str]) -> AsyncIterator[BlobInfo | Failed]:
         """See `BlobStore.verify_many`: also the heads of records, which a reindex needs."""
@@ -273,12 +298,10 @@ class Volume(OneByOne):
         """See `BlobStore.list`."""
         name = listing.after
         after = (-1, "") if name is None else (partition_of(name), name)
-        for start, stop in runs(listing.partitions, after[0]):
-            at = start
-            while at < stop:
-                page, at = await self.in_thread(self.catalog.page, at, stop, listing, after)
-                for info in page:
-                    yield info
+        left = runs(listing.partitions, after[0])
+        while left:
+            for info in await self.in_thread(self.catalog.page, left, listing, after):
+                yield info
 
     async def digests(self) -> Digests:
         """See `BlobStore.digests`."""
