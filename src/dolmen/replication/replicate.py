@@ -23,12 +23,13 @@ from dolmen.errors import Corrupt, DolmenError, Outdated
 from dolmen.names import partition_of
 from dolmen.pace import Pace
 from dolmen.record import Kind
-from dolmen.replication.compare import Difference, compare, in_batches
+from dolmen.replication.compare import Difference, compare
 from dolmen.replication.copy import Copier
 from dolmen.replication.manifests import chunks_in, missing
 from dolmen.replication.purge import check_pair
 from dolmen.replication.report import Progress, Report
 from dolmen.store import ALL_PARTITIONS, NO_CHECKSUM, BlobInfo, BlobStore
+from dolmen.stores.base import in_batches
 from dolmen.stores.retrying import Pause, Retrying, ServerFailed
 
 BATCH = 2_048
@@ -141,8 +142,11 @@ class _Run:
                 async for batch in batches:
                     await free.acquire()
                     lanes.create_task(bring(batch))
-        except* (ServerFailed, Outdated, Corrupt) as group:
-            raise group.exceptions[0] from group
+        except ExceptionGroup as group:  # not except*, which wraps what it raises on Python 3.11.2
+            known, other = group.split((ServerFailed, Outdated, Corrupt))
+            if known is None or other is not None:
+                raise
+            raise known.exceptions[0] from group
 
     async def _may_go(self, difference: Difference) -> bool:
         """Whether the chunks of a manifest are at the destination, after copying those missing."""

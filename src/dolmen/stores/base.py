@@ -178,6 +178,58 @@ class UnderWay(deque["asyncio.Future[T]"]):
         await asyncio.gather(*self, return_exceptions=True)
 
 
+async def in_batches(
+    items: AsyncIterator[T],
+    most: int,
+    size: Callable[[T], int] = lambda _: 0,
+    *,
+    room: int = 64 << 20,
+    alone: Callable[[T], bool] = lambda _: False,
+) -> AsyncIterator[list[T]]:
+    """Lists of at most so many items, bounded in bytes of data too; some items come `alone`."""
+    batch: list[T] = []
+    left = room
+    async for item in items:
+        by_itself = alone(item)
+        if by_itself and batch:
+            yield batch
+            batch, left = [], room
+        batch.append(item)
+        left -= max(size(item), 0)  # -1: not known
+        if by_itself or len(batch) >= most or left <= 0:
+            yield batch
+            batch, left = [], room
+    if batch:
+        yield batch
+
+
+def size_of(write: Write) -> int:
+    """Bytes of data it brings."""
+    return write.payload.size
+
+
+async def write_in_batches(
+    batches: AsyncIterator[list[Write]],
+    write: Callable[[list[Write]], Awaitable[Sequence[Put | Failed]]],
+    at_once: int,
+) -> AsyncIterator[Put | Failed]:
+    """The answers to batches of writes, of which so many are under way.
+
+    What is streamed is alone in its batch and written while nothing else is: its payload must
+    be read before the next write is asked for.
+    """
+    async with UnderWay[Sequence[Put | Failed]]() as under_way, closing(batches):
+        async for batch in batches:
+            under_way.add(write(batch))
+            least = 0 if batch[0].payload.whole is None else at_once - 1
+            while len(under_way) > least:
+                for answer in await under_way.next():
+                    yield answer
+        while under_way:
+            for answer in await under_way.next():
+                yield answer
+
+
 async def _in_order(operations: Iterable[Awaitable[T]], at_once: int) -> AsyncIterator[T]:
     """The results of operations of which so many are under way."""
     async with UnderWay[T]() as under_way:
@@ -198,7 +250,7 @@ async def get_any(store: BlobStore, name: str) -> Blob | Failed:
 
 
 def answer_of(name: str, error: DolmenError) -> Blob | Failed:
-    """What `get_many` answers where `get` raises: the tombstone behind a `NotFound`, or a failure."""
+    """What `get_many` answers where `get` raises: the tombstone behind `NotFound`, or a failure."""
     if isinstance(error, NotFound) and error.stamp:
         return Blob(BlobInfo(name, 0, Kind.TOMBSTONE, error.stamp, NO_CHECKSUM), EMPTY)
     return Failed(name, error)

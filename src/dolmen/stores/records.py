@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn, cast
 
 from dolmen import errors, metadata
 from dolmen.errors import BadContent, Corrupt, InvalidName
@@ -124,7 +124,7 @@ Found = tuple[tuple[str, int, int, int, bytes, bytes, int], bytes, bytes, int]
 
 
 @accelerated
-def sound_records(buffer: bytes, at: int, owner: bytes, data: bool) -> list[Found]:  # noqa: FBT001
+def sound_records(buffer: bytes, at: int, owner: bytes, data: bool) -> list[Found]:
     """The records that lie in a buffer from `at` on, up to the first that has to be looked at.
 
     That is one that is not whole, damaged, larger than 4 MiB, of another owner, or of no blob.
@@ -205,23 +205,14 @@ async def encode(
         yield b"".join(gathered)
 
 
-async def decode(pieces: AsyncIterator[Piece]) -> AsyncIterator[Blob | Failed]:
+def decode(pieces: AsyncIterator[Piece]) -> AsyncIterator[Blob | Failed]:
     """The blobs of a stream on the wire, each checked against its block checksums.
 
     A blob larger than 4 MiB comes as a payload that must be read to its end before the next
     one is asked for. Raises `BadContent` for a stream that is cut off or damaged, naming the
     record (counted from 1).
     """
-    reader = RecordReader(pieces)
-    async for item in reader:
-        if isinstance(item, Damage):
-            what = "cut off in" if item.ends else "damaged at"
-            raise BadContent(
-                f"the stream is {what} record {reader.records + 1} ({item.name}): {item.why}"
-            )
-        if isinstance(item, Mark):
-            raise BadContent("a mark is only found in archives")
-        yield item
+    return cast("AsyncIterator[Blob | Failed]", aiter(_OnTheWire(pieces)))
 
 
 class RecordReader:
@@ -261,36 +252,39 @@ class RecordReader:
                 yield Blob(BlobInfo(*fields), Framed(content, sums))
             if not self._held:
                 continue
-            at, name = self.passed, ""
+            at, name, looked_at = self.passed, "", (self.owner, self._held)
             try:
                 head = await self._head()
                 name, item = head.name.decode("ascii", "replace"), item_of(head)
-                data = None
-                if head.length <= WHOLE:
-                    size = head.size
-                    if self._held < size:
-                        await self._have(size)
-                    data = self._take_whole(head, size)
+                if head.length <= WHOLE and isinstance(item, BlobInfo):
+                    await self._complete(head, looked_at)
+                    continue  # now that there is more of it
             except Corrupt as error:
                 more = await self._search()
-                yield Damage(at, self.passed - at, str(error), name, not more)
+                yield self._wrong(Damage(at, self.passed - at, str(error), name, not more))
                 continue
-            if data is not None:
-                self._count()
-                yield Blob(item, data) if isinstance(item, BlobInfo) else item
-                continue
-            assert isinstance(item, BlobInfo)
             self._at += head.data_offset
+            if not isinstance(item, BlobInfo):
+                self._count()
+                yield self._said(item)
+                continue
             rest = _Rest(self, head)
             yield Blob(item, Stream(head.length, rest.pieces, rereadable=False))
             if await rest.skip():
                 self._count()
             else:
-                yield Damage(at, self.passed - at, _DAMAGED, name, self.passed < at + head.size)
+                cut = self.passed < at + head.size
+                yield self._wrong(Damage(at, self.passed - at, _DAMAGED, name, cut))
 
     def _count(self) -> None:
         self.records += 1
         self.end = self.passed
+
+    def _said(self, item: Failed | Mark) -> Failed | Mark:
+        return item
+
+    def _wrong(self, damage: Damage) -> Damage:
+        return damage
 
     # What is held of the stream
 
@@ -341,18 +335,12 @@ class RecordReader:
             raise Corrupt(f"a record of kind {head.kind} has no data")
         return head
 
-    def _take_whole(self, head: Head, size: int) -> Framed:
-        """Take a record that should be held; raises `Corrupt`."""
-        if self._held < size:
+    async def _complete(self, head: Head, looked_at: tuple[bytes, int]) -> None:
+        """Hold all of a record; raises `Corrupt` where that is no more than was looked at."""
+        if not await self._have(head.size):
             raise Corrupt("it ends inside a record")
-        start = self._at + head.data_offset
-        stop = start + head.length
-        end = self._at + size
-        data, sums = self._buffer[start:stop], self._buffer[stop:end]
-        if not blocks_match(data, sums):
+        if looked_at == (self.owner, self._held):
             raise Corrupt(_DAMAGED)
-        self._at = end
-        return Framed(data, sums)
 
     async def _search(self) -> bool:
         """Pass over a damaged record, to the next head; False where there is none."""
@@ -371,6 +359,21 @@ class RecordReader:
                 return True
         self._at = len(self._buffer)
         return False
+
+
+class _OnTheWire(RecordReader):
+    """A stream in which damage and marks have no place."""
+
+    def _said(self, item: Failed | Mark) -> Failed:
+        if isinstance(item, Mark):
+            raise BadContent("a mark is only found in archives")
+        return item
+
+    def _wrong(self, damage: Damage) -> NoReturn:
+        what = "cut off in" if damage.ends else "damaged at"
+        raise BadContent(
+            f"the stream is {what} record {self.records + 1} ({damage.name}): {damage.why}"
+        )
 
 
 class _Rest:

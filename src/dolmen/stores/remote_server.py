@@ -42,7 +42,7 @@ from dolmen.store import (
     Write,
 )
 from dolmen.stores import records
-from dolmen.stores.base import OneByOne, UnderWay, write_any
+from dolmen.stores.base import OneByOne, in_batches, size_of, write_any, write_in_batches
 from dolmen.stores.responses import (
     ANSWER_MAX,
     NONSENSE,
@@ -126,25 +126,10 @@ class DolmenServer(OneByOne):
             headers.append((b"X-Dolmen-Metadata", b64encode(write.metadata)))
         return await self._ask("POST", f"/blob/{write.name}", headers, body_of(write.payload))
 
-    async def write_many(self, writes: AsyncIterator[Write]) -> AsyncIterator[Put | Failed]:
-        """A few batches are under way at once.
-
-        What is streamed is written by itself, while nothing else is: its payload must be read
-        before the next write is asked for.
-        """
-        async with UnderWay[Sequence[Put | Failed]]() as under_way:
-            async for batch in _in_batches(writes):
-                streamed = batch[0].payload.whole is None
-                if not streamed:
-                    under_way.add(self._written(batch))
-                while under_way and (streamed or len(under_way) == _UNDER_WAY):
-                    for answer in await under_way.next():
-                        yield answer
-                if streamed:
-                    yield await write_any(self, batch[0])
-            while under_way:
-                for answer in await under_way.next():
-                    yield answer
+    def write_many(self, writes: AsyncIterator[Write]) -> AsyncIterator[Put | Failed]:
+        """A few batches are under way at once."""
+        batches = in_batches(writes, _WRITES, size_of, room=_BATCH, alone=_goes_alone)
+        return write_in_batches(batches, self._written, _UNDER_WAY)
 
     async def _written(self, batch: Sequence[Write]) -> Sequence[Put | Failed]:
         if _goes_alone(batch[0]):
@@ -377,23 +362,3 @@ def _goes_alone(write: Write) -> bool:
     """Whether a write takes a request of its own: only what carries a stamp is a record."""
     payload = write.payload
     return payload.whole is None or payload.size >= _LARGE or write.stamp is None
-
-
-async def _in_batches(writes: AsyncIterator[Write]) -> AsyncIterator[list[Write]]:
-    """Small writes in lists of bounded size, large ones alone, in order."""
-    batch: list[Write] = []
-    size = 0
-    async for write in writes:
-        if _goes_alone(write):
-            if batch:
-                yield batch
-            yield [write]
-            batch, size = [], 0
-            continue
-        batch.append(write)
-        size += write.payload.size
-        if len(batch) >= _WRITES or size >= _BATCH:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch

@@ -55,7 +55,7 @@ async def decode_entries(pieces: AsyncIterator[Piece]) -> AsyncIterator[BlobInfo
     async for piece in pieces:
         buffer, at = rest + bytes(piece), 0
         while len(buffer) - at >= HEADER_SIZE and not ended:
-            for fields, _, _, end in sound_records(buffer, at, NOBODY, False):  # noqa: FBT003
+            for fields, _, _, end in sound_records(buffer, at, NOBODY, False):
                 at, info = end, BlobInfo(*fields)
                 if info.kind == Kind.TOUCH:
                     raise Corrupt(f"the entry of {info.name} is of no blob")

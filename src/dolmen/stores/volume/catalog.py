@@ -145,9 +145,8 @@ class Catalog:
         and the name to begin behind. Blocks; for a thread.
         """
         page: list[tuple[int, str, Entry]] = []
-        wanted, prefix = listing.partitions, listing.prefix
-        if not isinstance(wanted, range):
-            wanted = frozenset(wanted)
+        prefix, partitions = listing.prefix, listing.partitions
+        wanted = partitions if isinstance(partitions, range) else frozenset(partitions)
         seen = 0
         while left and seen < _PAGE:
             start, stop = left.popleft()

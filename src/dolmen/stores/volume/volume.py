@@ -16,7 +16,6 @@ import errno
 import logging
 import os
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
@@ -46,26 +45,33 @@ from dolmen.store import (
     Remove,
     Write,
 )
-from dolmen.stores.base import OneByOne, UnderWay, answer_of, get_any
+from dolmen.stores.base import (
+    OneByOne,
+    UnderWay,
+    answer_of,
+    get_any,
+    in_batches,
+    size_of,
+    write_any,
+    write_in_batches,
+)
 from dolmen.stores.volume.catalog import digests_of, runs
 from dolmen.stores.volume.commit import Log
 from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.entry import Entry, key_of, unpack
 from dolmen.stores.volume.large import LargeFile
-from dolmen.stores.volume.pending import Pending, Removal
+from dolmen.stores.volume.pending import SMALL, Bulk, Pending, Removal, is_large, small
 from dolmen.stores.volume.reader import WHOLE, Reader
 from dolmen.stores.volume.recovery import Opened, open_folder
 
 T = TypeVar("T")
 CHUNK = 4 << 20
 """Blobs up to this size are appended to the log, larger ones have files of their own."""
-SMALL = 65_536
-"""Blobs up to this size are hashed on the event loop."""
 BUDGET = 128 << 20
 """What payloads received whole take in memory together."""
 LARGEST = 1 << 44
-_WINDOW = 256
-"""Writes of a bulk under way at once."""
+_WRITES, _BATCHES = 128, 4
+"""Small writes of a bulk that are submitted together, and how many times so many at once."""
 _READ_AT_ONCE = 32
 _VERIFIED_AT_ONCE = 4
 _log = logging.getLogger("dolmen.volume")
@@ -106,18 +112,11 @@ class Volume(OneByOne):
 
     def write(self, write: Write) -> Awaitable[Put]:
         """See `BlobStore.write`."""
+        if not is_large(write):
+            return self.submit(small(write))
         check(write)
-        if write.kind == Kind.TOUCH:
-            return self.submit(Pending(write, write.checksum or NO_CHECKSUM))
-        if write.kind == Kind.TOMBSTONE:
-            return self.submit(Pending(write))
         payload = write.payload
-        data = payload.whole
-        if data is not None and len(data) <= SMALL:
-            checksum = checksum_of(data)
-            check_content(write, checksum)
-            return self.submit(Pending(write, checksum, data, block_sums(data)))
-        if payload.size > CHUNK or (data is None and SMALL < payload.size > self._budget):
+        if payload.size > CHUNK or (payload.whole is None and SMALL < payload.size > self._budget):
             return self._write_alone(write)
         return self._write_whole(write)
 
@@ -175,31 +174,22 @@ class Volume(OneByOne):
             return Full(f"{self.path} has no room for it ({error}): nothing was stored")
         return Unavailable(f"{self.path} can't be written ({error}): nothing was stored")
 
-    async def write_many(self, writes: AsyncIterator[Write]) -> AsyncIterator[Put | Failed]:
-        """See `BlobStore.write_many`. Small writes share commits without a task for each."""
-        names: deque[str] = deque()
-        async with UnderWay[Put]() as under_way:
+    def write_many(self, writes: AsyncIterator[Write]) -> AsyncIterator[Put | Failed]:
+        """See `BlobStore.write_many`. Small writes share commits, without a task for each."""
+        batches = in_batches(writes, _WRITES, size_of, room=CHUNK, alone=is_large)
+        return write_in_batches(batches, self._write_batch, _BATCHES)
 
-            async def outcome() -> Put | Failed:
-                name = names.popleft()
-                try:
-                    return await under_way.next()
-                except DolmenError as error:
-                    return Failed(name, error)
-
-            async for write in writes:
-                names.append(write.name)
-                try:
-                    under_way.add(self.write(write))
-                except DolmenError as error:
-                    under_way.append(self._loop.create_future())
-                    under_way[-1].set_exception(error)
-                # A payload that is streamed must be read before the next one is asked for.
-                most = _WINDOW if write.payload.whole is not None else 0
-                while len(under_way) > most:
-                    yield await outcome()
-            while under_way:
-                yield await outcome()
+    async def _write_batch(self, batch: Sequence[Write]) -> Sequence[Put | Failed]:
+        if is_large(batch[0]):
+            return [await write_any(self, batch[0])]
+        bulk = Bulk(self._loop, batch)
+        for part in bulk.parts:
+            try:
+                self._writable().submit_part(small(part.write), part)
+            except DolmenError as error:
+                part.fail(error)
+        await bulk
+        return bulk.answers()
 
     async def remove(self, remove: Remove, *, min_age: float) -> bool:
         """See `OneByOne.remove`."""
