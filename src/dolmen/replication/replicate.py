@@ -97,6 +97,9 @@ class _Run:
             if not (store.capabilities.digests and store.capabilities.stamps):
                 return [at for at in ALL_PARTITIONS if at in self._partitions]
         ours, theirs = await self._source.digests(), await self._destination.digests()
+        if ours == theirs and self._partitions is ALL_PARTITIONS:
+            self._report.total = self._report.compared = ours.count
+            return []
         counts = {at: count for at, count in ours.counts.items() if at in self._partitions}
         differing = [at for at in ours.differing(theirs) if at in counts]
         self._report.total = sum(counts.values())

@@ -184,40 +184,42 @@ async def in_batches(
     size: Callable[[T], int] = lambda _: 0,
     *,
     room: int = 64 << 20,
-    alone: Callable[[T], bool] = lambda _: False,
 ) -> AsyncIterator[list[T]]:
-    """Lists of at most so many items, bounded in bytes of data too; some items come `alone`."""
+    """Lists of at most so many items, bounded in bytes of data too.
+
+    What takes all the `room`, or more, comes alone.
+    """
     batch: list[T] = []
     left = room
     async for item in items:
-        by_itself = alone(item)
-        if by_itself and batch:
+        taken = size(item)
+        if taken >= room and batch:
             yield batch
             batch, left = [], room
         batch.append(item)
-        left -= max(size(item), 0)  # -1: not known
-        if by_itself or len(batch) >= most or left <= 0:
+        left -= taken
+        if left <= 0 or len(batch) >= most:
             yield batch
             batch, left = [], room
     if batch:
         yield batch
 
 
-def size_of(write: Write) -> int:
-    """Bytes of data it brings."""
-    return write.payload.size
-
-
 async def write_in_batches(
-    batches: AsyncIterator[list[Write]],
+    writes: AsyncIterator[Write],
     write: Callable[[list[Write]], Awaitable[Sequence[Put | Failed]]],
+    size: Callable[[Write], int],
+    *,
+    most: int,
+    room: int,
     at_once: int,
 ) -> AsyncIterator[Put | Failed]:
-    """The answers to batches of writes, of which so many are under way.
+    """`write_many` by batches (see `in_batches`), of which so many are under way.
 
-    What is streamed is alone in its batch and written while nothing else is: its payload must
-    be read before the next write is asked for.
+    What is streamed has to have a size that makes it come alone: its payload must be read before
+    the next write is asked for.
     """
+    batches = in_batches(writes, most, size, room=room)
     async with UnderWay[Sequence[Put | Failed]]() as under_way, closing(batches):
         async for batch in batches:
             under_way.add(write(batch))

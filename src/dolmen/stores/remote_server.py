@@ -42,7 +42,7 @@ from dolmen.store import (
     Write,
 )
 from dolmen.stores import records
-from dolmen.stores.base import OneByOne, in_batches, size_of, write_any, write_in_batches
+from dolmen.stores.base import OneByOne, write_any, write_in_batches
 from dolmen.stores.responses import (
     ANSWER_MAX,
     NONSENSE,
@@ -128,11 +128,11 @@ class DolmenServer(OneByOne):
 
     def write_many(self, writes: AsyncIterator[Write]) -> AsyncIterator[Put | Failed]:
         """A few batches are under way at once."""
-        batches = in_batches(writes, _WRITES, size_of, room=_BATCH, alone=_goes_alone)
-        return write_in_batches(batches, self._written, _UNDER_WAY)
+        bounds = {"most": _WRITES, "room": _BATCH, "at_once": _UNDER_WAY}
+        return write_in_batches(writes, self._written, _size, **bounds)
 
     async def _written(self, batch: Sequence[Write]) -> Sequence[Put | Failed]:
-        if _goes_alone(batch[0]):
+        if _size(batch[0]) == _BATCH:
             return [await write_any(self, batch[0])]
         return await self._send(batch)
 
@@ -358,7 +358,12 @@ class DolmenServer(OneByOne):
 # Which writes go together, as records in one request, and which alone
 
 
-def _goes_alone(write: Write) -> bool:
-    """Whether a write takes a request of its own: only what carries a stamp is a record."""
+def _size(write: Write) -> int:
+    """The bytes of data it brings; of one that takes a request of its own, those of a whole batch.
+
+    Only what carries a stamp is a record.
+    """
     payload = write.payload
-    return payload.whole is None or payload.size >= _LARGE or write.stamp is None
+    if payload.whole is None or payload.size >= _LARGE or write.stamp is None:
+        return _BATCH
+    return payload.size

@@ -25,6 +25,8 @@ from dolmen.stores.volume.segment import BEGIN
 T = TypeVar("T")
 SMALL = 65_536
 """Blobs up to this size are hashed on the event loop."""
+ALONE = 4 << 20
+"""Bytes of data that are submitted together, and what counts as large goes by itself."""
 _BARE = (Kind.TOMBSTONE, Kind.TOUCH)
 """Writes without data."""
 
@@ -196,10 +198,12 @@ class Pending:
         return Entry(place, inner, *fixed)
 
 
-def is_large(write: Write) -> bool:
-    """Whether a write has data to be received first, or to be hashed in a thread."""
+def size_of(write: Write) -> int:
+    """The bytes of data it brings; `ALONE` where they are received first, or hashed in a thread."""
     payload = write.payload
-    return (payload.whole is None or payload.size > SMALL) and write.kind not in _BARE
+    if (payload.whole is None or payload.size > SMALL) and write.kind not in _BARE:
+        return ALONE
+    return payload.size
 
 
 def small(write: Write) -> Pending:

@@ -32,7 +32,6 @@ from dolmen.resolve import check, check_content, check_key
 from dolmen.stamps import Clock
 from dolmen.store import (
     EVERYTHING,
-    NO_CHECKSUM,
     Blob,
     BlobInfo,
     Capabilities,
@@ -45,22 +44,13 @@ from dolmen.store import (
     Remove,
     Write,
 )
-from dolmen.stores.base import (
-    OneByOne,
-    UnderWay,
-    answer_of,
-    get_any,
-    in_batches,
-    size_of,
-    write_any,
-    write_in_batches,
-)
+from dolmen.stores.base import OneByOne, UnderWay, answer_of, get_any, write_any, write_in_batches
 from dolmen.stores.volume.catalog import digests_of, runs
 from dolmen.stores.volume.commit import Log
 from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.entry import Entry, key_of, unpack
 from dolmen.stores.volume.large import LargeFile
-from dolmen.stores.volume.pending import SMALL, Bulk, Pending, Removal, is_large, small
+from dolmen.stores.volume.pending import ALONE, SMALL, Bulk, Pending, Removal, size_of, small
 from dolmen.stores.volume.reader import WHOLE, Reader
 from dolmen.stores.volume.recovery import Opened, open_folder
 
@@ -70,10 +60,7 @@ CHUNK = 4 << 20
 BUDGET = 128 << 20
 """What payloads received whole take in memory together."""
 LARGEST = 1 << 44
-_WRITES, _BATCHES = 128, 4
-"""Small writes of a bulk that are submitted together, and how many times so many at once."""
-_READ_AT_ONCE = 32
-_VERIFIED_AT_ONCE = 4
+_READ_AT_ONCE, _VERIFIED_AT_ONCE = 32, 4
 _log = logging.getLogger("dolmen.volume")
 
 
@@ -101,6 +88,7 @@ class Volume(OneByOne):
             owned = self.catalog, opened.active, self.reader
             self.log = make_log(*owned, thread=self._writer, threads=self._threads)
         self._noting = asyncio.Lock()
+        self._digests: tuple[bytes, Digests] | None = None
         self._closing: asyncio.Task[None] | None = None
 
     def name_owner(self, owner: str) -> None:
@@ -112,7 +100,7 @@ class Volume(OneByOne):
 
     def write(self, write: Write) -> Awaitable[Put]:
         """See `BlobStore.write`."""
-        if not is_large(write):
+        if size_of(write) != ALONE:
             return self.submit(small(write))
         check(write)
         payload = write.payload
@@ -175,12 +163,11 @@ class Volume(OneByOne):
         return Unavailable(f"{self.path} can't be written ({error}): nothing was stored")
 
     def write_many(self, writes: AsyncIterator[Write]) -> AsyncIterator[Put | Failed]:
-        """See `BlobStore.write_many`. Small writes share commits, without a task for each."""
-        batches = in_batches(writes, _WRITES, size_of, room=CHUNK, alone=is_large)
-        return write_in_batches(batches, self._write_batch, _BATCHES)
+        """See `BlobStore.write_many`. Small writes are submitted together, four times 128."""
+        return write_in_batches(writes, self._write_batch, size_of, most=128, room=ALONE, at_once=4)
 
     async def _write_batch(self, batch: Sequence[Write]) -> Sequence[Put | Failed]:
-        if is_large(batch[0]):
+        if size_of(batch[0]) == ALONE:
             return [await write_any(self, batch[0])]
         bulk = Bulk(self._loop, batch)
         for part in bulk.parts:
@@ -276,12 +263,9 @@ class Volume(OneByOne):
         try:
             entry = self._live(name)
             wrong = await self.reader.verify(name, entry, named=True)
-        except NotFound as absent:
-            if not absent.stamp:
-                return Failed(name, absent)
-            return BlobInfo(name, 0, Kind.TOMBSTONE, absent.stamp, NO_CHECKSUM)
         except DolmenError as error:
-            return Failed(name, error)
+            answer = answer_of(name, error)
+            return answer if isinstance(answer, Failed) else answer.info
         return Failed(name, Corrupt(wrong)) if wrong else entry.info(name)
 
     async def list(self, listing: Listing = EVERYTHING) -> AsyncIterator[BlobInfo]:
@@ -295,7 +279,10 @@ class Volume(OneByOne):
 
     async def digests(self) -> Digests:
         """See `BlobStore.digests`."""
-        return await self.in_thread(digests_of, bytes(self.catalog.slots))
+        slots = bytes(self.catalog.slots)
+        if self._digests is None or self._digests[0] != slots:
+            self._digests = slots, await self.in_thread(digests_of, slots)
+        return self._digests[1]
 
     def _quarantine(self, name: str, entry: Entry) -> None:
         """Mark a copy that failed its check, unless another is current by now."""
