@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import NamedTuple, NoReturn, cast
+from typing import NamedTuple, cast
 
 from dolmen import errors, metadata
 from dolmen.errors import BadContent, Corrupt, InvalidName
@@ -261,12 +261,12 @@ class RecordReader:
                     continue  # now that there is more of it
             except Corrupt as error:
                 more = await self._search()
-                yield self._wrong(Damage(at, self.passed - at, str(error), name, not more))
+                yield self._beside(Damage(at, self.passed - at, str(error), name, not more))
                 continue
             self._at += head.data_offset
             if not isinstance(item, BlobInfo):
                 self._count()
-                yield self._said(item)
+                yield self._beside(item)
                 continue
             rest = _Rest(self, head)
             yield Blob(item, Stream(head.length, rest.pieces, rereadable=False))
@@ -274,17 +274,15 @@ class RecordReader:
                 self._count()
             else:
                 cut = self.passed < at + head.size
-                yield self._wrong(Damage(at, self.passed - at, _DAMAGED, name, cut))
+                yield self._beside(Damage(at, self.passed - at, _DAMAGED, name, cut))
 
     def _count(self) -> None:
         self.records += 1
         self.end = self.passed
 
-    def _said(self, item: Failed | Mark) -> Failed | Mark:
+    def _beside(self, item: Failed | Mark | Damage) -> Failed | Mark | Damage:
+        """What comes of an item that is no blob."""
         return item
-
-    def _wrong(self, damage: Damage) -> Damage:
-        return damage
 
     # What is held of the stream
 
@@ -322,10 +320,8 @@ class RecordReader:
 
     async def _head(self) -> Head:
         """The head of the record that comes next; raises `Corrupt`."""
-        if self._held >= HEADER_SIZE or await self._have(HEADER_SIZE):
-            size = head_size(self._buffer, self._at)
-            if self._held < size:
-                await self._have(size)
+        if await self._have(HEADER_SIZE):
+            await self._have(head_size(self._buffer, self._at))
         head = decode_head(self._buffer, self._at)
         if head.owner != self.owner:
             if self.owner:
@@ -336,7 +332,7 @@ class RecordReader:
         return head
 
     async def _complete(self, head: Head, looked_at: tuple[bytes, int]) -> None:
-        """Hold all of a record; raises `Corrupt` where that is no more than was looked at."""
+        """Hold all of a record; raises `Corrupt` where that was looked at already."""
         if not await self._have(head.size):
             raise Corrupt("it ends inside a record")
         if looked_at == (self.owner, self._held):
@@ -364,16 +360,14 @@ class RecordReader:
 class _OnTheWire(RecordReader):
     """A stream in which damage and marks have no place."""
 
-    def _said(self, item: Failed | Mark) -> Failed:
+    def _beside(self, item: Failed | Mark | Damage) -> Failed:
         if isinstance(item, Mark):
             raise BadContent("a mark is only found in archives")
+        if isinstance(item, Damage):
+            what = "cut off in" if item.ends else "damaged at"
+            where = f"record {self.records + 1} ({item.name})"
+            raise BadContent(f"the stream is {what} {where}: {item.why}")
         return item
-
-    def _wrong(self, damage: Damage) -> NoReturn:
-        what = "cut off in" if damage.ends else "damaged at"
-        raise BadContent(
-            f"the stream is {what} record {self.records + 1} ({damage.name}): {damage.why}"
-        )
 
 
 class _Rest:
