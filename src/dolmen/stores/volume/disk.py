@@ -130,7 +130,7 @@ class Disk:
         """
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
-    def will_need(self, fd: int, offset: int, length: int) -> None:
+    def will_need(self, fd: int, length: int, offset: int) -> None:
         """Have the kernel begin to read these bytes into its cache. A hint, like `write_behind`."""
         os.posix_fadvise(fd, offset, length, os.POSIX_FADV_WILLNEED)
 

@@ -115,21 +115,23 @@ class Reader:
         return data
 
     async def fetch(self, cold: Sequence[tuple[str, Entry]]) -> None:
-        """Bring small blobs into the page cache: the disk is asked for all of them at once."""
+        """Bring small blobs into the page cache: the disk is asked for all of them at once.
+
+        What can't be read is left to whoever reads it.
+        """
         places = []
         for name, entry in cold:
-            with suppress(OSError):  # reading it meets the same error
-                size = entry.record_size(name.encode())
-                places.append((self.file(entry), entry.data[1], size))
+            with suppress(OSError):
+                places.append((self.file(entry), entry.data[1], entry.record_size(name.encode())))
 
-        def fetch() -> None:
-            for file, offset, size in places:
-                self._disk.will_need(file.fd, offset, size)
-            for file, offset, size in places:
-                with suppress(OSError):
-                    self._disk.read(file.fd, size, offset)
+        def read(_: int) -> None:
+            for ask in self._disk.will_need, self._disk.read:
+                for file, offset, size in places:
+                    with suppress(OSError):
+                        ask(file.fd, size, offset)
 
-        await asyncio.get_running_loop().run_in_executor(self._threads, fetch)
+        if places:
+            await self._in_thread(places[0][0], read)
 
     async def read(self, name: str, entry: Entry, byte_range: Range | None) -> Payload:
         """The data or a range of it, however long that takes."""
