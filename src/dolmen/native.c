@@ -292,17 +292,14 @@ static PyObject *read_record(PyObject *self, PyObject *const *args, Py_ssize_t c
 #define CRC_AT 72
 #define WHOLE (64 * BLOCK)
 
-static int is_letter_or_digit(uint8_t c) {
-    return ('0' <= c && c <= '9') || ('A' <= c && c <= 'Z') || ('a' <= c && c <= 'z');
-}
-
 static int is_name(const uint8_t *name, size_t size) {
-    if (size < 1 || size > 128 || !is_letter_or_digit(name[0]))
-        return 0;
-    for (size_t i = 1; i < size; i++)
-        if (!is_letter_or_digit(name[i]) && name[i] != '.' && name[i] != '_' && name[i] != '-')
+    for (size_t i = 0; i < size; i++) {
+        uint8_t c = name[i];
+        int plain = ('0' <= c && c <= '9') || ('A' <= c && c <= 'Z') || ('a' <= c && c <= 'z');
+        if (!plain && (i == 0 || (c != '.' && c != '_' && c != '-')))
             return 0;
-    return 1;
+    }
+    return 0 < size && size <= 128;
 }
 
 static int is_metadata(const uint8_t *at, size_t left) {

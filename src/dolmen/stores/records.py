@@ -243,9 +243,8 @@ class RecordReader:
     async def __aiter__(self) -> AsyncIterator[Blob | Failed | Mark | Damage]:
         while self._held or await self._have(1):
             begin = self.passed - self._at
-            for fields, content, sums, end in sound_records(
-                self._buffer, self._at, self.owner, True
-            ):
+            found = sound_records(self._buffer, self._at, self.owner, True)
+            for fields, content, sums, end in found:
                 self._at = end
                 self.records += 1
                 self.end = begin + end
