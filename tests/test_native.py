@@ -15,10 +15,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dolmen import native
+from dolmen import metadata, native
 from dolmen.http.head import recognize
 from dolmen.names import CHECKSUM_SIZE
 from dolmen.record import CHECKSUM_AT, HEADER_SIZE, Kind, block_sums, encode_head
+from dolmen.stores.records import sound_records
 from dolmen.stores.volume.disk import read_cached, read_record
 from dolmen.stores.volume.entry import key_of
 
@@ -150,12 +151,60 @@ def is_not_looked_at(place: int, name: bytes, inner: int) -> bool:
     return place < HEADER_SIZE + len(name) + inner and not fixed and not named
 
 
+PARTS = st.lists(st.sampled_from([b"", b"a", b"b", b"aa", b"B", b"\xff"]), max_size=3)
+METADATA = st.one_of(
+    st.binary(max_size=12),
+    PARTS.map(lambda names: b"".join(bytes((len(name), 1, 0)) + name + b"v" for name in names)),
+)
+
+
+@settings(max_examples=EXAMPLES)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 8), NAMES, METADATA, LENGTHS.filter(lambda size: size < 13_000)),
+        max_size=4,
+    ),
+    st.sampled_from([bytes(16), bytes(range(16))]),
+    st.booleans(),
+    st.data(),
+)
+def test_the_same_records_are_found_sound(
+    wanted: list[tuple[int, str, bytes, int]], owner: bytes, whole: bool, data: st.DataObject
+) -> None:
+    stream = bytearray(b"x")
+    for kind, name, meta, length in wanted:
+        content = (name.encode(errors="replace") * length)[:length] if whole else b""
+        encoded = name.encode("ascii", "replace")[:128]
+        length = len(content) if whole else length
+        head = encode_head(kind, encoded, meta, length, 7, bytes(range(16)), arrived=9, owner=owner)
+        stream += head + content + block_sums(content)
+    same(sound_records, bytes(stream), 1, owner, whole)
+    same(sound_records, bytes(stream), 1, bytes(16), whole)
+    same(sound_records, bytes(stream), 0, owner, whole)
+    same(sound_records, bytes(stream[: data.draw(st.integers(0, len(stream)))]), 1, owner, whole)
+    flipped = data.draw(st.integers(0, len(stream) - 1))
+    stream[flipped] ^= 1 << data.draw(st.integers(0, 7))
+    same(sound_records, bytes(stream), 1, owner, whole)
+
+
+def test_sound_records_are_found_up_to_what_needs_a_look() -> None:
+    meta = metadata.encode([(b"a", b"1"), (b"b", b"2")])
+    head = encode_head(Kind.BLOB, b"n", meta, 3, 7, bytes(16), arrived=9)
+    record = head + b"abc" + block_sums(b"abc")
+    refused = encode_head(Kind.REFUSED, b"n", b"why", 0, 0, bytes(16))
+    found = same(sound_records, record + record + refused + record, 0, bytes(16), True)
+    fields = ("n", 3, Kind.BLOB, 7, bytes(16), meta, 9)
+    expected = [(fields, b"abc", block_sums(b"abc"), len(record) * many) for many in (1, 2)]
+    assert found == expected
+
+
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
         *(("recognize", args) for args in [(), (b"",), ("a", b""), (b"", None)]),
         *(("key_of", args) for args in [(b"a",), (None,)]),
         *(("read_record", args) for args in [(), (0,), (None, 0, b"", 0, 0, b"")]),
+        *(("sound_records", args) for args in [(), (b"",), (b"", None, b"", True)]),
         ("read_record", (0, 0, "", 0, 0, b"")),
         ("read_record", (0, 0, b"", 0, 0, bytearray(16))),
     ],
@@ -188,7 +237,7 @@ def test_the_native_module_is_there_when_it_could_be_built() -> None:
     """Without it every comparison above would be one of a function with itself."""
     if native.MODULE is None:
         pytest.skip(native.DESCRIPTION)
-    assert set(native.REFERENCES) >= {"recognize", "key_of", "read_record"}
+    assert set(native.REFERENCES) >= {"recognize", "key_of", "read_record", "sound_records"}
     for name in set(native.REFERENCES) & set(dir(native.MODULE)):
         assert getattr(native.MODULE, name) is not native.REFERENCES[name]
     assert recognize is native.MODULE.recognize
@@ -202,7 +251,7 @@ module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 sys.modules["dolmen._native"] = module
 import pytest
-chosen = "same or refused or none"
+chosen = "same or refused or none or needs"
 sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", chosen, sys.argv[2]]))
 """
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import ge
 
 from blake3 import blake3
 
@@ -129,7 +130,7 @@ class Digests:
         digests = cls({})
         digests._slots, digests._encoded = None, encoded
         partitions = digests._column("H", 0)
-        if list(partitions) != sorted(set(partitions)) or 0 in digests._column("I", 2):
+        if any(map(ge, partitions, partitions[1:])) or 0 in digests._column("I", 2):
             raise BadContent("digests are not in ascending order of partitions")
         return digests
 

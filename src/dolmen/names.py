@@ -50,7 +50,7 @@ def is_object_id(name: str) -> bool:
 
 def is_chunk_name(name: str) -> bool:
     """Whether `name` has the form of a chunk's name (`chunk` and 64 hex digits)."""
-    return _CHUNK_NAME.fullmatch(name) is not None
+    return len(name) == 69 and _CHUNK_NAME.fullmatch(name) is not None
 
 
 def partition_of(name: str) -> int:

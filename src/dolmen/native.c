@@ -1,4 +1,4 @@
-/* Native versions of three functions that every small request runs through.
+/* Native versions of four functions that every small request or record runs through.
 
    Each does exactly what its reference in Python does, which docs and tests take as the rule
    (`dolmen.native` tells how one is chosen); the same property tests run over both. Nothing
@@ -93,8 +93,9 @@ static uint64_t word_at(const uint8_t *data) {
     return word;
 }
 
-CRC_TARGET static uint32_t crc32c(const uint8_t *data, size_t size) {
-    uint64_t crc = 0xFFFFFFFFu;
+/* The CRC of what came `before` and this. */
+CRC_TARGET static uint32_t crc32c(const uint8_t *data, size_t size, uint32_t before) {
+    uint64_t crc = ~before;
     for (; size >= 3 * LANE; data += 3 * LANE, size -= 3 * LANE) {
         uint64_t second = 0, third = 0;
         for (size_t i = 0; i < LANE; i += 8) {
@@ -221,6 +222,22 @@ static PyObject *key_of(PyObject *self, PyObject *name) {
 #define BLOCK 65536
 #define LENGTH_MAX (4 * BLOCK)
 
+static uint64_t little(const uint8_t *at, int bytes) {
+    uint64_t number = 0;
+    while (bytes-- > 0)
+        number = number << 8 | at[bytes];
+    return number;
+}
+
+static int blocks_match(const uint8_t *data, size_t size, const uint8_t *sums) {
+    for (size_t done = 0; done < size; done += BLOCK, sums += 4) {
+        size_t left = size - done;
+        if (crc32c(data + done, left < BLOCK ? left : BLOCK, 0) != little(sums, 4))
+            return 0;
+    }
+    return 1;
+}
+
 static PyObject *read_record(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     (void)self;
     char *name, *checksum;
@@ -260,19 +277,97 @@ static PyObject *read_record(PyObject *self, PyObject *const *args, Py_ssize_t c
         Py_DECREF(data);
         Py_RETURN_NONE;
     }
-    int sound = memcmp(before + CHECKSUM_AT, checksum, CHECKSUM_SIZE) == 0 &&
-                memcmp(before + HEADER_SIZE, name, (size_t)name_size) == 0;
-    for (size_t i = 0; sound && i < blocks; i++) {
-        size_t left = size - i * BLOCK;
-        uint32_t said = (uint32_t)sums[4 * i] | (uint32_t)sums[4 * i + 1] << 8 |
-                        (uint32_t)sums[4 * i + 2] << 16 | (uint32_t)sums[4 * i + 3] << 24;
-        sound = crc32c(bytes + i * BLOCK, left < BLOCK ? left : BLOCK) == said;
-    }
-    if (!sound) {
+    if (memcmp(before + CHECKSUM_AT, checksum, CHECKSUM_SIZE) != 0 ||
+        memcmp(before + HEADER_SIZE, name, (size_t)name_size) != 0 ||
+        !blocks_match(bytes, size, sums)) {
         Py_DECREF(data);
         Py_RETURN_FALSE;
     }
     return data;
+}
+
+/* ---- sound_records(buffer, at, owner, data): see dolmen.stores.records ---- */
+
+#define OWNER_AT 52
+#define CRC_AT 72
+#define WHOLE (64 * BLOCK)
+
+static int is_name(const uint8_t *name, size_t size) {
+    for (size_t i = 0; i < size; i++) {
+        uint8_t c = name[i];
+        int plain = ('0' <= c && c <= '9') || ('A' <= c && c <= 'Z') || ('a' <= c && c <= 'z');
+        if (!plain && (i == 0 || (c != '.' && c != '_' && c != '-')))
+            return 0;
+    }
+    return 0 < size && size <= 128;
+}
+
+static int is_metadata(const uint8_t *at, size_t left) {
+    const uint8_t *last = at;
+    size_t last_size = 0;
+    if (left > 16384)
+        return 0;
+    while (left > 0) {
+        size_t size = at[0];
+        if (left < 3 || left < 3 + size + little(at + 1, 2))
+            return 0;
+        const uint8_t *name = at + 3;
+        int order = memcmp(name, last, size < last_size ? size : last_size);
+        if (order < 0 || (order == 0 && size <= last_size))
+            return 0;
+        for (size_t i = 0; i < size; i++)
+            if ('A' <= name[i] && name[i] <= 'Z')
+                return 0;
+        last = name;
+        last_size = size;
+        left -= 3 + size + little(at + 1, 2);
+        at = name + size + little(at + 1, 2);
+    }
+    return 1;
+}
+
+static PyObject *sound_records(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    (void)self;
+    char *buffer, *owner;
+    Py_ssize_t size, owner_size;
+    if (count != 4) {
+        PyErr_SetString(PyExc_TypeError, "sound_records() takes buffer, at, owner and data");
+        return NULL;
+    }
+    if (PyBytes_AsStringAndSize(args[0], &buffer, &size) < 0 ||
+        PyBytes_AsStringAndSize(args[2], &owner, &owner_size) < 0)
+        return NULL;
+    Py_ssize_t at = PyLong_AsSsize_t(args[1]);
+    int with_data = PyObject_IsTrue(args[3]);
+    if (PyErr_Occurred())
+        return NULL;
+    PyObject *found = PyList_New(0);
+    while (found != NULL && owner_size == 16 && 0 <= at && at <= size - HEADER_SIZE) {
+        const uint8_t *head = (const uint8_t *)buffer + at, *name = head + HEADER_SIZE;
+        size_t left = (size_t)(size - at), named = head[6], inner = little(head + 8, 2);
+        const uint8_t *metadata = name + named, *data = metadata + inner;
+        size_t start = HEADER_SIZE + named + inner;
+        uint64_t length = little(head + 12, 8);
+        if (memcmp(head, "dlmn\1", 5) != 0 || head[5] < 1 || head[5] > 4 || left < start ||
+            memcmp(head + OWNER_AT, owner, 16) != 0 || (with_data && length > WHOLE))
+            break;
+        size_t held = with_data ? length : 0, sums = 4 * ((held + BLOCK - 1) / BLOCK);
+        if (left < start + held + sums || !is_name(name, named) || !is_metadata(metadata, inner) ||
+            crc32c(name, named + inner, crc32c(head, CRC_AT, 0)) != little(head + CRC_AT, 4) ||
+            !blocks_match(data, held, data + held))
+            break;
+        at += (Py_ssize_t)(start + held + sums);
+        PyObject *record = Py_BuildValue(
+            "((s#KiKy#y#K)y#y#n)", name, (Py_ssize_t)named, (unsigned long long)length,
+            (int)head[5], (unsigned long long)little(head + 20, 8), head + CHECKSUM_AT,
+            (Py_ssize_t)CHECKSUM_SIZE, metadata, (Py_ssize_t)inner,
+            (unsigned long long)little(head + 28, 8), data, (Py_ssize_t)held, data + held,
+            (Py_ssize_t)sums, at);
+        if (record == NULL || PyList_Append(found, record) < 0)
+            Py_CLEAR(found);
+        Py_XDECREF(record);
+    }
+    return found;
 }
 
 /* ---- The module ---- */
@@ -281,6 +376,7 @@ static PyMethodDef functions[] = {
     {"recognize", (PyCFunction)(void (*)(void))recognize, METH_FASTCALL, NULL},
     {"key_of", key_of, METH_O, NULL},
     {"read_record", (PyCFunction)(void (*)(void))read_record, METH_FASTCALL, NULL},
+    {"sound_records", (PyCFunction)(void (*)(void))sound_records, METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},
 };
 
@@ -295,7 +391,8 @@ PyMODINIT_FUNC PyInit__native(void) {
     PyObject *module = PyModule_Create(&definition);
     if (module != NULL && have_crc32c()) {
         make_lane_table();
-    } else if (module != NULL && PyObject_DelAttrString(module, "read_record") < 0) {
+    } else if (module != NULL && (PyObject_DelAttrString(module, "read_record") < 0 ||
+                                  PyObject_DelAttrString(module, "sound_records") < 0)) {
         Py_DECREF(module);
         return NULL;
     }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Generator, Iterable
 from contextvars import Context
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -56,7 +56,7 @@ class Answer(asyncio.Future[T]):
         """See `asyncio.Future`."""
         cancelled = super().cancel(msg)
         if cancelled:
-            self._loop.call_soon(resume, [self])
+            self._loop.call_soon(self.resume)
         return cancelled
 
     def add_done_callback(
@@ -74,18 +74,29 @@ class Answer(asyncio.Future[T]):
         self.waiters = [waiter for waiter in self.waiters if waiter[0] != fn]
         return before - len(self.waiters) + super().remove_done_callback(fn)
 
-
-def resume(answers: Iterable[Answer[Any]]) -> None:
-    """Let everyone go on who waits for these answers. Not from within a task."""
-    for answer in answers:
-        waiters, answer.waiters = answer.waiters, []
+    def resume(self) -> None:
+        """Let everyone go on who waits for this answer. Not from within a task."""
+        waiters, self.waiters = self.waiters, []
         for callback, context in waiters:
             try:
                 if context is None:
-                    callback(answer)
+                    callback(self)
                 else:
-                    context.run(callback, answer)
+                    context.run(callback, self)
             except Exception as error:  # noqa: BLE001 - as the event loop does
-                answer.get_loop().call_exception_handler(
+                self.get_loop().call_exception_handler(
                     {"message": "a callback failed", "exception": error}
                 )
+
+
+class Resumed(Protocol):
+    """What can be waited for until `resume` is called."""
+
+    def resume(self) -> None:
+        """Let everyone go on who waits."""
+
+
+def resume(answers: Iterable[Resumed]) -> None:
+    """Let everyone go on who waits for these answers. Not from within a task."""
+    for answer in answers:
+        answer.resume()

@@ -15,11 +15,11 @@ from dolmen.names import checksum_of, is_object_id, partition_of
 from dolmen.payload import Bytes, Piece, Stream
 from dolmen.record import Kind
 from dolmen.replication import Report, replicate
-from dolmen.replication.compare import Difference, in_batches
+from dolmen.replication.compare import Difference
 from dolmen.replication.replicate import BATCH, size_of
 from dolmen.replication.report import EXAMPLES
 from dolmen.store import EVERYTHING, Blob, BlobInfo, Failed, Listing, Put, Write
-from dolmen.stores.base import Delegating
+from dolmen.stores.base import Delegating, in_batches
 from dolmen.stores.memory import MemoryStore
 from dolmen.stores.retrying import TRIES
 from dolmen.testing import calls

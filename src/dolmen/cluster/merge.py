@@ -20,21 +20,23 @@ async def merge_listings(
     The listings must be in list order and end by themselves; what one raises ends the merge.
     The caller closes them.
     """
+    sources = list(listings.items())
     heap: list[tuple[int, str, int, BlobInfo]] = []
-    keys = list(listings)
-
-    async def advance(which: int) -> None:
-        info = await anext(listings[keys[which]], None)
-        if info is not None:
-            heapq.heappush(heap, (partition_of(info.name), info.name, which, info))
-
-    for which in range(len(keys)):
-        await advance(which)
+    for which, (_, infos) in enumerate(sources):
+        if (first := await anext(infos, None)) is not None:
+            heap.append((partition_of(first.name), first.name, which, first))
+    heapq.heapify(heap)
     while heap:
         name = heap[0][1]
         found: dict[K, BlobInfo] = {}
         while heap and heap[0][1] == name:
-            _, _, which, info = heapq.heappop(heap)
-            found[keys[which]] = info
-            await advance(which)
+            _, _, which, info = heap[0]
+            key, infos = sources[which]
+            found[key] = info
+            try:
+                info = await anext(infos)
+            except StopAsyncIteration:
+                heapq.heappop(heap)
+            else:
+                heapq.heapreplace(heap, (partition_of(info.name), info.name, which, info))
         yield found

@@ -37,7 +37,6 @@ from dolmen.names import is_chunk_name, partition_of
 from dolmen.pace import Pace
 from dolmen.payload import Piece
 from dolmen.record import Kind
-from dolmen.replication.compare import in_batches
 from dolmen.replication.manifests import chunks_in, missing
 from dolmen.replication.purge import SETTLE, admitted
 from dolmen.replication.report import Refused, Report
@@ -53,6 +52,7 @@ from dolmen.store import (
     Put,
     Write,
 )
+from dolmen.stores.base import in_batches
 from dolmen.stores.records import Damage, Mark, RecordReader, encode
 from dolmen.stores.watermark import watermark_in
 

@@ -22,11 +22,12 @@ from dolmen.closing import closing
 from dolmen.cluster.groups import Group
 from dolmen.errors import Corrupt, NotFound
 from dolmen.names import partition_of
-from dolmen.replication.compare import in_batches, listed
+from dolmen.replication.compare import listed
 from dolmen.replication.gc import BUCKETS, Marks, Servers, chunks_on
 from dolmen.replication.manifests import chunks_of
 from dolmen.replication.report import Refused
 from dolmen.store import BlobInfo, Failed, Listing
+from dolmen.stores.base import in_batches
 from dolmen.stores.epoch import NOTHING, Seen
 from dolmen.stores.retrying import Pause, Retrying
 

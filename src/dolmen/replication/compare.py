@@ -5,18 +5,14 @@ Listings are read side by side and merged, in constant memory. Read first: `dolm
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from dolmen.closing import closing
 from dolmen.cluster.merge import merge_listings
 from dolmen.record import Kind
 from dolmen.store import ALL_PARTITIONS, BlobInfo, BlobStore, Listing
-
-BATCH_BYTES = 64 << 20
-"""Data after which a batch ends early, so that an attempt is never long."""
-T = TypeVar("T")
 
 
 class Difference(NamedTuple):
@@ -72,19 +68,3 @@ async def listed(
         async with closing(merge_listings(listings)) as merged:
             async for held in merged:
                 yield held
-
-
-async def in_batches(
-    items: AsyncIterator[T], most: int, size: Callable[[T], int] = lambda _: 0
-) -> AsyncIterator[Sequence[T]]:
-    """Gather items into batches of at most so many, bounded also in bytes of data."""
-    batch: list[T] = []
-    held = 0
-    async for item in items:
-        batch.append(item)
-        held += max(size(item), 0)  # -1: not known
-        if len(batch) >= most or held >= BATCH_BYTES:
-            yield batch
-            batch, held = [], 0
-    if batch:
-        yield batch

@@ -114,6 +114,8 @@ class _Batch:
 
     async def _writes(self, failed: list[ServerFailed]) -> AsyncIterator[Write]:
         """Touches, then what waits as the source has it now."""
+        source, pace, sent = self.copier.source, self.copier.pace, self.sent
+        alike = source.capabilities.stamps and self.copier.destination.capabilities.stamps
         names = []
         for name, (info, touch) in [*self.waiting.items()]:
             if touch:
@@ -124,14 +126,14 @@ class _Batch:
             else:
                 names.append(name)
         try:
-            async with closing(self.copier.source.get_many(names)) as answers:
+            async with closing(source.get_many(names)) as answers:
                 async for got in answers:
                     if isinstance(got, Failed):
                         self._unreadable(got.name, got.error)
-                    elif (blob := self._usable(got)) is not None:
-                        if wait := self.copier.pace.delay(blob.info.size):
-                            await self.copier.source.pause(wait)
-                        self.sent.append(_Sent(blob.info, got.payload))
+                    elif (blob := got if alike else self._usable(got)) is not None:
+                        if wait := pace.delay(blob.info.size):
+                            await source.pause(wait)
+                        sent.append(_Sent(blob.info, got.payload))
                         yield Write.copy(blob)
         except ServerFailed as error:
             failed.append(error)

@@ -36,10 +36,11 @@ from dolmen.cluster.placement import Placement
 from dolmen.errors import Corrupt, DolmenError, NotFound, Outdated, Unavailable
 from dolmen.names import CHUNK_PREFIX, is_chunk_name, partition_of
 from dolmen.record import Kind
-from dolmen.replication.compare import in_batches, listed
+from dolmen.replication.compare import listed
 from dolmen.replication.group import strays
 from dolmen.replication.manifests import GRACE, chunks_of
 from dolmen.store import ALL_PARTITIONS, BlobInfo, BlobStore, Listing, Remove
+from dolmen.stores.base import in_batches
 from dolmen.stores.epoch import NOTHING, Seen, seen_in
 from dolmen.stores.retrying import Pause, Retrying, ServerFailed
 

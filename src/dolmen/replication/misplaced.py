@@ -22,11 +22,10 @@ from dolmen.cluster.groups import Member
 from dolmen.cluster.placement import Placement
 from dolmen.names import partition_of
 from dolmen.pace import Pace
-from dolmen.replication.compare import in_batches
 from dolmen.replication.group import strays
 from dolmen.replication.report import Dropped
 from dolmen.store import Blob, BlobInfo, Listing, Remove, Write
-from dolmen.stores.base import get_any, write_any
+from dolmen.stores.base import get_any, in_batches, write_any
 from dolmen.stores.retrying import Retrying
 
 BATCH = 1_000

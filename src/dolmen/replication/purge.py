@@ -30,9 +30,10 @@ from contextlib import suppress
 from dolmen.closing import closing
 from dolmen.errors import BadSetting, Full, Outdated
 from dolmen.record import Kind
-from dolmen.replication.compare import in_batches, listed
+from dolmen.replication.compare import listed
 from dolmen.stamps import COUNTER_BITS, format_stamp
 from dolmen.store import BlobInfo, BlobStore, Listing, Remove
+from dolmen.stores.base import in_batches
 from dolmen.stores.retrying import Pause, ServerFailed
 from dolmen.stores.watermark import PURGED, WATERMARK, purged_in, watermark_in
 

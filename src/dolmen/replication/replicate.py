@@ -23,12 +23,13 @@ from dolmen.errors import Corrupt, DolmenError, Outdated
 from dolmen.names import partition_of
 from dolmen.pace import Pace
 from dolmen.record import Kind
-from dolmen.replication.compare import Difference, compare, in_batches
+from dolmen.replication.compare import Difference, compare
 from dolmen.replication.copy import Copier
 from dolmen.replication.manifests import chunks_in, missing
 from dolmen.replication.purge import check_pair
 from dolmen.replication.report import Progress, Report
 from dolmen.store import ALL_PARTITIONS, NO_CHECKSUM, BlobInfo, BlobStore
+from dolmen.stores.base import in_batches
 from dolmen.stores.retrying import Pause, Retrying, ServerFailed
 
 BATCH = 2_048
@@ -96,6 +97,9 @@ class _Run:
             if not (store.capabilities.digests and store.capabilities.stamps):
                 return [at for at in ALL_PARTITIONS if at in self._partitions]
         ours, theirs = await self._source.digests(), await self._destination.digests()
+        if ours == theirs and self._partitions is ALL_PARTITIONS:
+            self._report.total = self._report.compared = ours.count
+            return []
         counts = {at: count for at, count in ours.counts.items() if at in self._partitions}
         differing = [at for at in ours.differing(theirs) if at in counts]
         self._report.total = sum(counts.values())

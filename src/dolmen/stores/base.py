@@ -178,6 +178,60 @@ class UnderWay(deque["asyncio.Future[T]"]):
         await asyncio.gather(*self, return_exceptions=True)
 
 
+async def in_batches(
+    items: AsyncIterator[T],
+    most: int,
+    size: Callable[[T], int] = lambda _: 0,
+    *,
+    room: int = 64 << 20,
+) -> AsyncIterator[list[T]]:
+    """Lists of at most so many items, bounded in bytes of data too.
+
+    What takes all the `room`, or more, comes alone.
+    """
+    batch: list[T] = []
+    left = room
+    async for item in items:
+        taken = size(item)
+        if taken >= room and batch:
+            yield batch
+            batch, left = [], room
+        batch.append(item)
+        left -= taken
+        if left <= 0 or len(batch) >= most:
+            yield batch
+            batch, left = [], room
+    if batch:
+        yield batch
+
+
+async def write_in_batches(
+    writes: AsyncIterator[Write],
+    write: Callable[[list[Write]], Awaitable[Sequence[Put | Failed]]],
+    size: Callable[[Write], int],
+    *,
+    most: int,
+    room: int,
+    at_once: int,
+) -> AsyncIterator[Put | Failed]:
+    """`write_many` by batches (see `in_batches`), of which so many are under way.
+
+    What is streamed has to have a size that makes it come alone: its payload must be read before
+    the next write is asked for.
+    """
+    batches = in_batches(writes, most, size, room=room)
+    async with UnderWay[Sequence[Put | Failed]]() as under_way, closing(batches):
+        async for batch in batches:
+            under_way.add(write(batch))
+            least = 0 if batch[0].payload.whole is None else at_once - 1
+            while len(under_way) > least:
+                for answer in await under_way.next():
+                    yield answer
+        while under_way:
+            for answer in await under_way.next():
+                yield answer
+
+
 async def _in_order(operations: Iterable[Awaitable[T]], at_once: int) -> AsyncIterator[T]:
     """The results of operations of which so many are under way."""
     async with UnderWay[T]() as under_way:

@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from dolmen import errors, metadata
 from dolmen.errors import BadContent, Corrupt, InvalidName
 from dolmen.names import check_name, checksum_of
+from dolmen.native import accelerated
 from dolmen.payload import Bytes, Piece, Stream
 from dolmen.record import (
     BLOCK,
@@ -79,8 +80,7 @@ class Framed(Bytes):
     __slots__ = ("sums",)
 
     def __init__(self, data: bytes | memoryview, sums: bytes) -> None:
-        super().__init__(data)
-        self.sums = sums
+        self.whole, self.size, self.sums = data, len(data), sums
 
 
 def head_of(item: BlobInfo | Failed | Mark, owner: bytes = NOBODY) -> bytes:
@@ -119,6 +119,37 @@ def item_of(head: Head) -> BlobInfo | Failed | Mark:
     )
 
 
+Found = tuple[tuple[str, int, int, int, bytes, bytes, int], bytes, bytes, int]
+"""The fields of a `BlobInfo`, the data, their block checksums, and where the record ends."""
+
+
+@accelerated
+def sound_records(buffer: bytes, at: int, owner: bytes, data: bool) -> list[Found]:
+    """The records that lie in a buffer from `at` on, up to the first that has to be looked at.
+
+    That is one that is not whole, damaged, larger than 4 MiB, of another owner, or of no blob.
+    Without `data` there are only heads, one behind the other.
+    """
+    found: list[Found] = []
+    while True:
+        try:
+            head = decode_head(buffer, at)
+            item = item_of(head)
+        except Corrupt:
+            return found
+        start = stop = end = at + head.data_offset
+        if data:
+            stop, end = start + head.length, at + head.size
+        content, sums = buffer[start:stop], buffer[stop:end]
+        if not isinstance(item, BlobInfo) or head.owner != owner or end > len(buffer):
+            return found
+        if data and (head.length > WHOLE or not blocks_match(content, sums)):
+            return found
+        info = item.name, item.size, item.kind, item.stamp, item.checksum, item.metadata
+        found.append(((*info, item.arrived), content, sums, end))
+        at = end
+
+
 def _facts(encoded: bytes) -> Mapping[str, object]:
     """The JSON object of a mark; empty where it is none (only what it says is lost)."""
     try:
@@ -128,21 +159,18 @@ def _facts(encoded: bytes) -> Mapping[str, object]:
     return facts if isinstance(facts, dict) else {}
 
 
-def as_blob(write: Write) -> Blob:
-    """The blob that a stamped write in memory carries."""
-    data, checksum = write.payload.whole or b"", write.checksum
-    if checksum is None:
-        checksum = NO_CHECKSUM if write.kind == Kind.TOMBSTONE else checksum_of(data)
-    info = BlobInfo(write.name, len(data), write.kind, write.stamp or 0, checksum, write.metadata)
-    return Blob(info, write.payload)
-
-
-def frame(blob: Blob, owner: bytes = NOBODY) -> Sequence[Piece]:
-    """The record of a blob whose data is in memory, in parts."""
-    payload, data = blob.payload, blob.payload.whole
+def frame(item: Blob | Write, owner: bytes = NOBODY) -> Sequence[Piece]:
+    """The record of a blob, or of a stamped write, whose data is in memory; in parts."""
+    payload, data = item.payload, item.payload.whole
     assert data is not None
     sums = payload.sums if isinstance(payload, Framed) else block_sums(data)
-    return head_of(blob.info, owner), data, sums
+    if isinstance(item, Blob):
+        return head_of(item.info, owner), data, sums
+    checksum = item.checksum
+    if checksum is None:
+        checksum = NO_CHECKSUM if item.kind == Kind.TOMBSTONE else checksum_of(data)
+    fixed = item.kind, item.name.encode(), item.metadata, len(data), item.stamp or 0, checksum
+    return encode_head(*fixed, owner=owner), data, sums
 
 
 async def encode(
@@ -185,45 +213,35 @@ def encode_whole(items: Iterable[Blob | Failed]) -> bytes:
     return b"".join(parts)
 
 
-async def decode(pieces: AsyncIterator[Piece]) -> AsyncIterator[Blob | Failed]:
+def decode(pieces: AsyncIterator[Piece]) -> AsyncIterator[Blob | Failed]:
     """The blobs of a stream on the wire, each checked against its block checksums.
 
     A blob larger than 4 MiB comes as a payload that must be read to its end before the next
     one is asked for. Raises `BadContent` for a stream that is cut off or damaged, naming the
     record (counted from 1).
     """
-    reader = RecordReader(pieces)
-    async for item in reader:
-        if isinstance(item, Damage):
-            what = "cut off in" if item.ends else "damaged at"
-            raise BadContent(
-                f"the stream is {what} record {reader.records + 1} ({item.name}): {item.why}"
-            )
-        if isinstance(item, Mark):
-            raise BadContent("a mark is only found in archives")
-        yield item
+    return cast("AsyncIterator[Blob | Failed]", aiter(_OnTheWire(pieces)))
 
 
 def decode_whole(data: bytes) -> Iterator[Blob | Failed]:
-    """`decode` for a stream that is in memory, large blobs too."""
-    at, count = 0, 1
+    """`decode` for a stream that is in memory, of blobs of up to 4 MiB."""
+    at = count = 0
     while at < len(data):
+        found = sound_records(data, at, NOBODY, True)
+        for fields, content, sums, at in found:  # noqa: B007
+            yield Blob(BlobInfo(*fields), Framed(content, sums))
+        count += len(found)
+        if at == len(data):
+            return
         try:
             head = decode_head(data, at)
             item = item_of(head)
-            start = at + head.data_offset
-            stop, at = start + head.length, at + head.size
-            if isinstance(item, Mark):
-                raise Corrupt("a mark is only found in archives")  # noqa: TRY301
-            if isinstance(item, BlobInfo):
-                payload = Framed(data[start:stop], data[stop:at])
-                if len(data) < at or not blocks_match(data[start:stop], payload.sums):
-                    raise Corrupt(_DAMAGED)  # noqa: TRY301
-                yield Blob(item, payload)
-            else:
-                yield item
         except Corrupt as error:
-            raise BadContent(f"the stream is damaged at record {count}: {error}") from error
+            raise BadContent(f"the stream is damaged at record {count + 1}: {error}") from error
+        if not isinstance(item, Failed) or head.length:
+            raise BadContent(f"the stream is damaged at record {count + 1}: {_DAMAGED}")
+        yield item
+        at += head.size
         count += 1
 
 
@@ -254,36 +272,46 @@ class RecordReader:
 
     async def __aiter__(self) -> AsyncIterator[Blob | Failed | Mark | Damage]:
         while self._held or await self._have(1):
-            at, name = self.passed, ""
+            begin = self.passed - self._at
+            found = sound_records(self._buffer, self._at, self.owner, True)
+            for fields, content, sums, end in found:
+                self._at = end
+                self.records += 1
+                self.end = begin + end
+                yield Blob(BlobInfo(*fields), Framed(content, sums))
+            if not self._held:
+                continue
+            at, name, looked_at = self.passed, "", (self.owner, self._held)
             try:
                 head = await self._head()
                 name, item = head.name.decode("ascii", "replace"), item_of(head)
-                data = None
-                if head.length <= WHOLE:
-                    size = head.size
-                    if self._held < size:
-                        await self._have(size)
-                    data = self._take_whole(head, size)
+                if head.length <= WHOLE and isinstance(item, BlobInfo):
+                    await self._complete(head, looked_at)
+                    continue  # now that there is more of it
             except Corrupt as error:
                 more = await self._search()
-                yield Damage(at, self.passed - at, str(error), name, not more)
+                yield self._beside(Damage(at, self.passed - at, str(error), name, not more))
                 continue
-            if data is not None:
-                self._count()
-                yield Blob(item, data) if isinstance(item, BlobInfo) else item
-                continue
-            assert isinstance(item, BlobInfo)
             self._at += head.data_offset
+            if not isinstance(item, BlobInfo):
+                self._count()
+                yield self._beside(item)
+                continue
             rest = _Rest(self, head)
             yield Blob(item, Stream(head.length, rest.pieces, rereadable=False))
             if await rest.skip():
                 self._count()
             else:
-                yield Damage(at, self.passed - at, _DAMAGED, name, self.passed < at + head.size)
+                cut = self.passed < at + head.size
+                yield self._beside(Damage(at, self.passed - at, _DAMAGED, name, cut))
 
     def _count(self) -> None:
         self.records += 1
         self.end = self.passed
+
+    def _beside(self, item: Failed | Mark | Damage) -> Failed | Mark | Damage:
+        """What comes of an item that is no blob."""
+        return item
 
     # What is held of the stream
 
@@ -321,10 +349,8 @@ class RecordReader:
 
     async def _head(self) -> Head:
         """The head of the record that comes next; raises `Corrupt`."""
-        if self._held >= HEADER_SIZE or await self._have(HEADER_SIZE):
-            size = head_size(self._buffer, self._at)
-            if self._held < size:
-                await self._have(size)
+        if await self._have(HEADER_SIZE):
+            await self._have(head_size(self._buffer, self._at))
         head = decode_head(self._buffer, self._at)
         if head.owner != self.owner:
             if self.owner:
@@ -334,18 +360,12 @@ class RecordReader:
             raise Corrupt(f"a record of kind {head.kind} has no data")
         return head
 
-    def _take_whole(self, head: Head, size: int) -> Framed:
-        """Take a record that should be held; raises `Corrupt`."""
-        if self._held < size:
+    async def _complete(self, head: Head, looked_at: tuple[bytes, int]) -> None:
+        """Hold all of a record; raises `Corrupt` where that was looked at already."""
+        if not await self._have(head.size):
             raise Corrupt("it ends inside a record")
-        start = self._at + head.data_offset
-        stop = start + head.length
-        end = self._at + size
-        data, sums = self._buffer[start:stop], self._buffer[stop:end]
-        if not blocks_match(data, sums):
+        if looked_at == (self.owner, self._held):
             raise Corrupt(_DAMAGED)
-        self._at = end
-        return Framed(data, sums)
 
     async def _search(self) -> bool:
         """Pass over a damaged record, to the next head; False where there is none."""
@@ -364,6 +384,19 @@ class RecordReader:
                 return True
         self._at = len(self._buffer)
         return False
+
+
+class _OnTheWire(RecordReader):
+    """A stream in which damage and marks have no place."""
+
+    def _beside(self, item: Failed | Mark | Damage) -> Failed:
+        if isinstance(item, Mark):
+            raise BadContent("a mark is only found in archives")
+        if isinstance(item, Damage):
+            what = "cut off in" if item.ends else "damaged at"
+            where = f"record {self.records + 1} ({item.name})"
+            raise BadContent(f"the stream is {what} {where}: {item.why}")
+        return item
 
 
 class _Rest:

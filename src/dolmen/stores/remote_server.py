@@ -51,7 +51,7 @@ from dolmen.store import (
     Write,
 )
 from dolmen.stores import records
-from dolmen.stores.base import OneByOne, UnderWay, write_any
+from dolmen.stores.base import OneByOne, write_any, write_in_batches
 from dolmen.stores.batches import Batches
 from dolmen.stores.responses import (
     ANSWER_MAX,
@@ -68,12 +68,12 @@ from dolmen.stores.wire import decode_answers, decode_entries
 
 _PAGE = 10_000
 _NAMES = 2048
-"""How many blobs are written or asked for, or partitions listed, in one request."""
-_BATCH = 8 << 20
-"""How many bytes of small blobs go in one request."""
+"""How many blobs are asked for, or partitions listed, in one request."""
+_WRITES, _BATCH = 512, 4 << 20
+"""How many small blobs, and how many bytes of them, are written in one request."""
 _LARGE = 1 << 20
 """From this size on a blob is put by itself: its bytes are copied less often than in a record."""
-_UNDER_WAY = 2
+_UNDER_WAY = 4
 """How many batches, or blobs by themselves, are written at once."""
 _SMALL = 65_536
 """Blobs up to this size are read together with others that are asked for meanwhile,"""
@@ -157,28 +157,13 @@ class DolmenServer(OneByOne):
             headers.append((b"X-Dolmen-Metadata", b64encode(write.metadata)))
         return await self._ask("POST", f"/blob/{write.name}", headers, body_of(write.payload))
 
-    async def write_many(self, writes: AsyncIterator[Write]) -> AsyncIterator[Put | Failed]:
-        """Two batches are under way at once.
-
-        What is streamed is written by itself, while nothing else is: its payload must be read
-        before the next write is asked for.
-        """
-        async with UnderWay[Sequence[Put | Failed]]() as under_way:
-            async for batch in _in_batches(writes):
-                streamed = batch[0].payload.whole is None
-                if not streamed:
-                    under_way.add(self._written(batch))
-                while under_way and (streamed or len(under_way) == _UNDER_WAY):
-                    for answer in await under_way.next():
-                        yield answer
-                if streamed:
-                    yield await write_any(self, batch[0])
-            while under_way:
-                for answer in await under_way.next():
-                    yield answer
+    def write_many(self, writes: AsyncIterator[Write]) -> AsyncIterator[Put | Failed]:
+        """A few batches are under way at once."""
+        bounds = {"most": _WRITES, "room": _BATCH, "at_once": _UNDER_WAY}
+        return write_in_batches(writes, self._written, _size, **bounds)
 
     async def _written(self, batch: Sequence[Write]) -> Sequence[Put | Failed]:
-        if _goes_alone(batch[0]):
+        if _size(batch[0]) == _BATCH:
             return [await write_any(self, batch[0])]
         answers = zip(batch, await self._send(batch), strict=True)
         return [
@@ -191,7 +176,7 @@ class DolmenServer(OneByOne):
         framed: list[Piece] = []
         for at, write in enumerate(batch):
             try:  # here, for a single one that is not allowed would fail the whole stream there
-                framed += records.frame(records.as_blob(check(write)))
+                framed += records.frame(check(write))
             except DolmenError as error:
                 refused[at] = error
         failure: DolmenError = OutcomeUnknown(f"{self.address} did not answer for every write")
@@ -449,27 +434,12 @@ class DolmenServer(OneByOne):
 # Which writes go together, as records in one request, and which alone
 
 
-def _goes_alone(write: Write) -> bool:
-    """Whether a write takes a request of its own: only what carries a stamp is a record."""
+def _size(write: Write) -> int:
+    """The bytes of data it brings; of one that takes a request of its own, those of a whole batch.
+
+    Only what carries a stamp is a record.
+    """
     payload = write.payload
-    return payload.whole is None or payload.size >= _LARGE or write.stamp is None
-
-
-async def _in_batches(writes: AsyncIterator[Write]) -> AsyncIterator[list[Write]]:
-    """Small writes in lists of bounded size, large ones alone, in order."""
-    batch: list[Write] = []
-    size = 0
-    async for write in writes:
-        if _goes_alone(write):
-            if batch:
-                yield batch
-            yield [write]
-            batch, size = [], 0
-            continue
-        batch.append(write)
-        size += write.payload.size
-        if len(batch) >= _NAMES or size >= _BATCH:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+    if payload.whole is None or payload.size >= _LARGE or write.stamp is None:
+        return _BATCH
+    return payload.size

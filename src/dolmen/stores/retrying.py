@@ -132,7 +132,9 @@ class Retrying(Delegating):
     async def get(self, name: str, *, byte_range: Range | None = None) -> Blob:
         """A range is not gone on with when its body breaks off."""
         blob = await self._ask(lambda: self.store.get(name, byte_range=byte_range), of_blob=True)
-        return blob if byte_range else self._resumed(blob)
+        if not byte_range:
+            self._resume(blob)
+        return blob
 
     async def stat(self, name: str) -> BlobInfo:
         return await self._ask(lambda: self.store.stat(name), of_blob=True)
@@ -155,10 +157,8 @@ class Retrying(Delegating):
             else:
                 return
 
-    async def get_many(self, names: Sequence[str]) -> AsyncIterator[Blob | Failed]:
-        async with closing(self._many(self.store.get_many, names)) as answers:
-            async for answer in answers:
-                yield answer if isinstance(answer, Failed) else self._resumed(answer)
+    def get_many(self, names: Sequence[str]) -> AsyncIterator[Blob | Failed]:
+        return self._many(self.store.get_many, names)
 
     def verify_many(self, names: Sequence[str]) -> AsyncIterator[BlobInfo | Failed]:
         return self._many(self.store.verify_many, names)
@@ -183,6 +183,8 @@ class Retrying(Delegating):
                             break
                         at, skipped = at + 1, 0
                         backoff.renew()
+                        if isinstance(answer, Blob):
+                            self._resume(answer)
                         yield answer
             except PASSING as error:
                 trouble = error
@@ -197,10 +199,10 @@ class Retrying(Delegating):
             at += 1
             backoff.renew()
 
-    def _resumed(self, blob: Blob) -> Blob:
+    def _resume(self, blob: Blob) -> None:
+        """Have a body read on from where it breaks off."""
         if blob.payload.whole is None:
             blob.payload = Resumed(self, blob)
-        return blob
 
 
 class Resumed:

@@ -17,10 +17,10 @@ from collections.abc import AsyncIterator, Iterator
 
 from dolmen.errors import Corrupt, DolmenError, from_text
 from dolmen.payload import Piece
-from dolmen.record import HEADER_SIZE, Kind, decode_head, head_size
+from dolmen.record import HEADER_SIZE, NOBODY, Kind, decode_head, head_size
 from dolmen.stamps import format_stamp, parse_stamp
 from dolmen.store import BlobInfo, Failed, Outcome, Put
-from dolmen.stores.records import GATHER, Mark, head_of, item_of
+from dolmen.stores.records import GATHER, Mark, head_of, item_of, sound_records
 from dolmen.stores.responses import NONSENSE
 
 _OUTCOMES = {outcome.value: outcome for outcome in Outcome}
@@ -54,20 +54,24 @@ async def decode_entries(pieces: AsyncIterator[Piece]) -> AsyncIterator[BlobInfo
     rest, ended = b"", False
     async for piece in pieces:
         buffer, at = rest + bytes(piece), 0
-        while len(buffer) - at >= HEADER_SIZE:
-            stop = at + head_size(buffer, at)
-            if stop > len(buffer):
+        while len(buffer) - at >= HEADER_SIZE and not ended:
+            for fields, _, _, end in sound_records(buffer, at, NOBODY, False):
+                at, info = end, BlobInfo(*fields)
+                if info.kind == Kind.TOUCH:
+                    raise Corrupt(f"the entry of {info.name} is of no blob")
+                yield info
+            if len(buffer) - at < HEADER_SIZE or len(buffer) < at + head_size(buffer, at):
                 break
-            if ended:
-                raise Corrupt("something follows the end of the answer")
             item = item_of(decode_head(buffer, at))
-            if isinstance(item, BlobInfo) and item.kind == Kind.TOUCH:
-                raise Corrupt(f"the entry of {item.name} is of no blob")
+            if isinstance(item, BlobInfo):
+                raise Corrupt(f"the entry of {item.name} has an owner")
+            at += head_size(buffer, at)
             ended = isinstance(item, Mark)
             yield item
-            at = stop
         rest = buffer[at:]
-    if rest or not ended:
+        if ended and rest:
+            raise Corrupt("something follows the end of the answer")
+    if not ended:
         raise Corrupt("the answer breaks off before its end")
 
 

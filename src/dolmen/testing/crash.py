@@ -307,6 +307,9 @@ class SimulatedDisk(Disk):
     def write_behind(self, fd: int, offset: int, length: int) -> None:
         """Promises nothing, and does nothing."""
 
+    def will_need(self, fd: int, length: int, offset: int) -> None:
+        """The same."""
+
     def forget(self, fd: int) -> None:
         """See `Disk`: what is clean is read from the platter again."""
         file = self._open[fd]

@@ -23,7 +23,7 @@ from dolmen.payload import Bytes, Stream, read_whole
 from dolmen.record import Kind
 from dolmen.stamps import Clock
 from dolmen.store import BlobInfo, Failed, Listing, Outcome, Remove, Write
-from dolmen.stores.volume import Volume, commit, compaction, open_volume, volume
+from dolmen.stores.volume import Volume, commit, compaction, open_volume, pending, volume
 from dolmen.stores.volume.catalog import SLOT
 from dolmen.stores.volume.compaction import Compactor
 from dolmen.stores.volume.entry import NOWHERE, key_of, name_of, unpack
@@ -44,6 +44,7 @@ def small_sizes() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(volume, "CHUNK", 3_000)
         patch.setattr(volume, "SMALL", 600)
+        patch.setattr(pending, "SMALL", 600)
         patch.setattr(commit, "_FLUSH_WRITES", 60)
         patch.setattr(compaction, "THRESHOLD", 0.4)
         yield

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import struct
 import threading
+from collections import OrderedDict, deque
 from collections.abc import Collection, Iterator, Sequence
-from itertools import groupby
 
 from dolmen.digests import Digests
 from dolmen.names import PARTITIONS
@@ -30,6 +30,8 @@ _AT_HAND = 16_384
 """Entries kept decoded: a look-up in the index takes longer than the rest of a small read."""
 _PAGE = 1_000
 """Entries of a listing that are read at once, or those of one partition."""
+_GAP = 16
+"""To begin another scan of the index takes longer than to pass over so many partitions."""
 
 
 class Catalog:
@@ -53,7 +55,7 @@ class Catalog:
         for key, slot in index.scan(b"d", b"e"):
             at = int.from_bytes(key[1:]) * SLOT.size
             self.slots[at : at + SLOT.size] = slot
-        self.found: dict[str, Entry] = {}
+        self.found: OrderedDict[str, Entry] = OrderedDict()  # a dict is slow to find its first
         """Live entries as they were looked up last; one that changes is dropped."""
         self._lock = threading.Lock()
 
@@ -65,7 +67,7 @@ class Catalog:
     def keep(self, name: str, entry: Entry) -> None:
         """Have a live entry at hand for the next look-up, in place of the oldest one."""
         if len(self.found) >= _AT_HAND:
-            del self.found[next(iter(self.found))]
+            self.found.popitem(last=False)
         self.found[name] = entry
 
     def entries(self, start: int = 0, stop: int = PARTITIONS) -> Iterator[tuple[bytes, bytes]]:
@@ -135,28 +137,37 @@ class Catalog:
         return changed
 
     def page(
-        self, start: int, stop: int, listing: Listing, after: tuple[int, str]
-    ) -> tuple[list[BlobInfo], int]:
-        """What is to be listed of some whole partitions, and the partition to go on with.
+        self, left: deque[tuple[int, int]], listing: Listing, after: tuple[int, str]
+    ) -> list[BlobInfo]:
+        """What is to be listed of whole partitions at the beginning of `left`, which loses them.
 
         So a name that is there throughout a listing comes exactly once. `after`: the partition
         and the name to begin behind. Blocks; for a thread.
         """
         page: list[tuple[int, str, Entry]] = []
-        last, seen = start, 0
-        for key, value in self.entries(start, stop):
-            partition, name = int.from_bytes(key[1:3]), name_of(key)
-            if partition != last and seen >= _PAGE:
-                stop = partition
-                break
-            last, seen = partition, seen + 1
-            if (partition, name) <= after or not name.startswith(listing.prefix):
-                continue
-            entry = unpack(value)
-            wanted = listing.tombstones or entry.kind != Kind.TOMBSTONE
-            if wanted and entry.damaged == listing.quarantined:
-                page.append((partition, name, entry))
-        return [entry.info(name) for _, name, entry in sorted(page)], stop
+        prefix, partitions = listing.prefix, listing.partitions
+        wanted = partitions if isinstance(partitions, range) else frozenset(partitions)
+        seen = 0
+        while left and seen < _PAGE:
+            start, stop = left.popleft()
+            last = start
+            for key, value in self.entries(start, stop):
+                partition = int.from_bytes(key[1:3])
+                if partition != last and seen >= _PAGE:
+                    left.appendleft((partition, stop))
+                    break
+                last, seen = partition, seen + 1
+                if partition not in wanted:
+                    continue
+                name = name_of(key)
+                if (partition, name) <= after or not name.startswith(prefix):
+                    continue
+                entry = unpack(value)
+                shown = listing.tombstones or entry.kind != Kind.TOMBSTONE
+                if shown and entry.damaged == listing.quarantined:
+                    page.append((partition, name, entry))
+        page.sort()
+        return [entry.info(name) for _, name, entry in page]
 
 
 class Change:
@@ -183,15 +194,16 @@ class Change:
                 self.live[number] = self.live.get(number, 0) + sign * size
 
 
-def runs(partitions: Sequence[int], begin: int) -> list[tuple[int, int]]:
-    """Ascending partitions from `begin` on, as ranges without gaps."""
+def runs(partitions: Sequence[int], begin: int) -> deque[tuple[int, int]]:
+    """Ranges that hold these ascending partitions, from `begin` on, and others in short gaps."""
     if isinstance(partitions, range) and partitions.step == 1:
-        return [(max(partitions.start, begin), partitions.stop)]
-    wanted = [partition for partition in partitions if partition >= begin]
-    found = []
-    for _, run in groupby(enumerate(wanted), key=lambda pair: pair[1] - pair[0]):
-        members = [partition for _, partition in run]
-        found.append((members[0], members[-1] + 1))
+        return deque([(max(partitions.start, begin), partitions.stop)])
+    found: deque[tuple[int, int]] = deque()
+    for partition in partitions:
+        if partition < begin:
+            continue
+        start = found.pop()[0] if found and partition - found[-1][1] < _GAP else partition
+        found.append((start, partition + 1))
     return found
 
 

@@ -34,7 +34,7 @@ from dolmen.stores.volume.catalog import Catalog, Change
 from dolmen.stores.volume.disk import WRITE_MAX, Buffer
 from dolmen.stores.volume.entry import Entry, key_of
 from dolmen.stores.volume.folder import BLOB
-from dolmen.stores.volume.pending import Pending
+from dolmen.stores.volume.pending import Part, Pending
 from dolmen.stores.volume.reader import Reader
 
 _log = logging.getLogger("dolmen.volume")
@@ -89,11 +89,16 @@ class Log:
 
     def submit(self, pending: Pending) -> Answer[Put]:
         """Have a write decided and carried out; raises `ReadOnly`."""
+        answer: Answer[Put] = Answer(self._loop)
+        self.submit_part(pending, answer)
+        return answer
+
+    def submit_part(self, pending: Pending, answer: Answer[Put] | Part) -> None:
+        """The same, answered there."""
         self._check_writable()
         pending.key = key_of(pending.write.name)
-        pending.answer = Answer(self._loop)
+        pending.answer = answer
         self._wake(pending)
-        return pending.answer
 
     def _check_writable(self) -> None:
         """Raise `ReadOnly` when a write or flush has failed."""
@@ -139,7 +144,7 @@ class Log:
         """Decide what waits and give it to the disk."""
         waiting, self._queue = self._queue, []
         batch: list[Pending] = []
-        answered: list[Answer[Put]] = []
+        answered: list[Answer[Put] | Part] = []
         parts: list[Buffer] = []
         names: set[bytes] = set()
         active, now = self.active, self._now()

@@ -130,6 +130,10 @@ class Disk:
         """
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
+    def will_need(self, fd: int, length: int, offset: int) -> None:
+        """Have the kernel begin to read these bytes into its cache. A hint, like `write_behind`."""
+        os.posix_fadvise(fd, offset, length, os.POSIX_FADV_WILLNEED)
+
     def allocate(self, fd: int, size: int) -> None:
         """Take room on the disk for a file of this size; raises ENOSPC when there is none."""
         os.posix_fallocate(fd, 0, size)

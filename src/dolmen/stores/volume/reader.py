@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
@@ -112,6 +113,25 @@ class Reader:
         except OSError as error:
             raise self._refused(name.decode(), entry, error) from error
         return data
+
+    async def fetch(self, cold: Sequence[tuple[str, Entry]]) -> None:
+        """Bring small blobs into the page cache: the disk is asked for all of them at once.
+
+        What can't be read is left to whoever reads it.
+        """
+        places = []
+        for name, entry in cold:
+            with suppress(OSError):
+                places.append((self.file(entry), entry.data[1], entry.record_size(name.encode())))
+
+        def read(_: int) -> None:
+            for ask in self._disk.will_need, self._disk.read:
+                for file, offset, size in places:
+                    with suppress(OSError):
+                        ask(file.fd, size, offset)
+
+        if places:
+            await self._in_thread(places[0][0], read)
 
     async def read(self, name: str, entry: Entry, byte_range: Range | None) -> Payload:
         """The data or a range of it, however long that takes."""

@@ -16,7 +16,6 @@ import errno
 import logging
 import os
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
@@ -33,7 +32,6 @@ from dolmen.resolve import check, check_content, check_key
 from dolmen.stamps import Clock
 from dolmen.store import (
     EVERYTHING,
-    NO_CHECKSUM,
     Blob,
     BlobInfo,
     Capabilities,
@@ -46,27 +44,23 @@ from dolmen.store import (
     Remove,
     Write,
 )
-from dolmen.stores.base import OneByOne, UnderWay
+from dolmen.stores.base import OneByOne, UnderWay, answer_of, get_any, write_any, write_in_batches
 from dolmen.stores.volume.catalog import digests_of, runs
 from dolmen.stores.volume.commit import Log
 from dolmen.stores.volume.disk import Disk
 from dolmen.stores.volume.entry import Entry, key_of, unpack
 from dolmen.stores.volume.large import LargeFile
-from dolmen.stores.volume.pending import Pending, Removal
+from dolmen.stores.volume.pending import ALONE, SMALL, Bulk, Pending, Removal, size_of, small
 from dolmen.stores.volume.reader import WHOLE, Reader
 from dolmen.stores.volume.recovery import Opened, open_folder
 
 T = TypeVar("T")
 CHUNK = 4 << 20
 """Blobs up to this size are appended to the log, larger ones have files of their own."""
-SMALL = 65_536
-"""Blobs up to this size are hashed on the event loop."""
 BUDGET = 128 << 20
 """What payloads received whole take in memory together."""
 LARGEST = 1 << 44
-_WINDOW = 256
-"""Writes of a bulk under way at once."""
-_VERIFIED_AT_ONCE = 4
+_READ_AT_ONCE, _VERIFIED_AT_ONCE = 32, 4
 _log = logging.getLogger("dolmen.volume")
 
 
@@ -76,7 +70,6 @@ class Volume(OneByOne):
     capabilities = Capabilities(
         durable=True, largest=LARGEST, digests=True, ordered=True, conflicts=True
     )
-    reads_ahead = 32
 
     def __init__(
         self, opened: Opened, threads: Executor | None, make_log: Callable[..., Log]
@@ -95,6 +88,7 @@ class Volume(OneByOne):
             owned = self.catalog, opened.active, self.reader
             self.log = make_log(*owned, thread=self._writer, threads=self._threads)
         self._noting = asyncio.Lock()
+        self._digests: tuple[bytes, Digests] | None = None
         self._closing: asyncio.Task[None] | None = None
 
     def name_owner(self, owner: str) -> None:
@@ -106,18 +100,11 @@ class Volume(OneByOne):
 
     def write(self, write: Write) -> Awaitable[Put]:
         """See `BlobStore.write`."""
+        if size_of(write) != ALONE:
+            return self.submit(small(write))
         check(write)
-        if write.kind == Kind.TOUCH:
-            return self.submit(Pending(write, write.checksum or NO_CHECKSUM))
-        if write.kind == Kind.TOMBSTONE:
-            return self.submit(Pending(write))
         payload = write.payload
-        data = payload.whole
-        if data is not None and len(data) <= SMALL:
-            checksum = checksum_of(data)
-            check_content(write, checksum)
-            return self.submit(Pending(write, checksum, data, block_sums(data)))
-        if payload.size > CHUNK or (data is None and SMALL < payload.size > self._budget):
+        if payload.size > CHUNK or (payload.whole is None and SMALL < payload.size > self._budget):
             return self._write_alone(write)
         return self._write_whole(write)
 
@@ -175,31 +162,21 @@ class Volume(OneByOne):
             return Full(f"{self.path} has no room for it ({error}): nothing was stored")
         return Unavailable(f"{self.path} can't be written ({error}): nothing was stored")
 
-    async def write_many(self, writes: AsyncIterator[Write]) -> AsyncIterator[Put | Failed]:
-        """See `BlobStore.write_many`. Small writes share commits without a task for each."""
-        names: deque[str] = deque()
-        async with UnderWay[Put]() as under_way:
+    def write_many(self, writes: AsyncIterator[Write]) -> AsyncIterator[Put | Failed]:
+        """See `BlobStore.write_many`. Small writes are submitted together, four times 128."""
+        return write_in_batches(writes, self._write_batch, size_of, most=128, room=ALONE, at_once=4)
 
-            async def outcome() -> Put | Failed:
-                name = names.popleft()
-                try:
-                    return await under_way.next()
-                except DolmenError as error:
-                    return Failed(name, error)
-
-            async for write in writes:
-                names.append(write.name)
-                try:
-                    under_way.add(self.write(write))
-                except DolmenError as error:
-                    under_way.append(self._loop.create_future())
-                    under_way[-1].set_exception(error)
-                # A payload that is streamed must be read before the next one is asked for.
-                most = _WINDOW if write.payload.whole is not None else 0
-                while len(under_way) > most:
-                    yield await outcome()
-            while under_way:
-                yield await outcome()
+    async def _write_batch(self, batch: Sequence[Write]) -> Sequence[Put | Failed]:
+        if size_of(batch[0]) == ALONE:
+            return [await write_any(self, batch[0])]
+        bulk = Bulk(self._loop, batch)
+        for part in bulk.parts:
+            try:
+                self._writable().submit_part(small(part.write), part)
+            except DolmenError as error:
+                part.fail(error)
+        await bulk
+        return bulk.answers()
 
     async def remove(self, remove: Remove, *, min_age: float) -> bool:
         """See `OneByOne.remove`."""
@@ -211,7 +188,10 @@ class Volume(OneByOne):
 
     def get(self, name: str, *, byte_range: Range | None = None) -> Awaitable[Blob]:
         """See `BlobStore.get`. The answer is `Ready` where the disk need not be waited for."""
-        entry = self.catalog.found.get(name) or self._live(name)
+        entry = self.catalog.found.get(name)
+        if entry is None:
+            entry = self._live(name)
+            self.catalog.keep(name, entry)
         if byte_range is None and entry.length <= WHOLE:
             data = self.reader.cached(name.encode(), entry)
             if data is not None:
@@ -244,8 +224,30 @@ class Volume(OneByOne):
                 f"this copy of {name} is quarantined, because it failed its check; replication "
                 "replaces it from another copy"
             )
-        self.catalog.keep(name, entry)
         return entry
+
+    async def get_many(self, names: Sequence[str]) -> AsyncIterator[Blob | Failed]:
+        """See `BlobStore.get_many`. What the page cache lacks is fetched for many at once."""
+        for first in range(0, len(names), _READ_AT_ONCE):
+            cold: list[tuple[str, Entry]] = []
+            answers = []
+            for name in names[first : first + _READ_AT_ONCE]:
+                answer: Blob | Failed | None = None
+                try:
+                    entry = self._live(name)
+                    if entry.length <= WHOLE:
+                        data = self.reader.cached(name.encode(), entry)
+                        if data is None:
+                            cold.append((name, entry))
+                        else:
+                            answer = Blob(entry.info(name), Bytes(data))
+                except DolmenError as error:
+                    answer = answer_of(name, error)
+                answers.append((name, answer))
+            if cold:
+                await self.reader.fetch(cold)
+            for name, answer in answers:
+                yield answer or await get_any(self, name)
 
     async def verify_many(self, names: Sequence[str]) -> AsyncIterator[BlobInfo | Failed]:
         """See `BlobStore.verify_many`: also the heads of records, which a reindex needs."""
@@ -261,28 +263,26 @@ class Volume(OneByOne):
         try:
             entry = self._live(name)
             wrong = await self.reader.verify(name, entry, named=True)
-        except NotFound as absent:
-            if not absent.stamp:
-                return Failed(name, absent)
-            return BlobInfo(name, 0, Kind.TOMBSTONE, absent.stamp, NO_CHECKSUM)
         except DolmenError as error:
-            return Failed(name, error)
+            answer = answer_of(name, error)
+            return answer if isinstance(answer, Failed) else answer.info
         return Failed(name, Corrupt(wrong)) if wrong else entry.info(name)
 
     async def list(self, listing: Listing = EVERYTHING) -> AsyncIterator[BlobInfo]:
         """See `BlobStore.list`."""
         name = listing.after
         after = (-1, "") if name is None else (partition_of(name), name)
-        for start, stop in runs(listing.partitions, after[0]):
-            at = start
-            while at < stop:
-                page, at = await self.in_thread(self.catalog.page, at, stop, listing, after)
-                for info in page:
-                    yield info
+        left = runs(listing.partitions, after[0])
+        while left:
+            for info in await self.in_thread(self.catalog.page, left, listing, after):
+                yield info
 
     async def digests(self) -> Digests:
         """See `BlobStore.digests`."""
-        return await self.in_thread(digests_of, bytes(self.catalog.slots))
+        slots = bytes(self.catalog.slots)
+        if self._digests is None or self._digests[0] != slots:
+            self._digests = slots, await self.in_thread(digests_of, slots)
+        return self._digests[1]
 
     def _quarantine(self, name: str, entry: Entry) -> None:
         """Mark a copy that failed its check, unless another is current by now."""
