@@ -37,8 +37,9 @@ from dolmen.store import NO_CHECKSUM, Blob, BlobInfo, Capabilities, Failed, Writ
 from dolmen.stores import open_store
 from dolmen.stores.base import Delegating
 from dolmen.stores.memory import MemoryStore
-from dolmen.stores.records import Damage, Mark, RecordReader, encode, head_of
-from dolmen.stores.records import decode as decoded
+from dolmen.stores.record_reader import Damage, RecordReader
+from dolmen.stores.record_reader import decode as decoded
+from dolmen.stores.records import Mark, encode, head_of
 from dolmen.stores.volume import open_volume
 from dolmen.stores.watermark import PURGED, WATERMARK, watermark_in
 from dolmen.testing import calls

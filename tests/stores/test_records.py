@@ -13,7 +13,7 @@ from dolmen.names import checksum_of
 from dolmen.payload import Bytes
 from dolmen.record import Kind
 from dolmen.store import Blob, BlobInfo, Failed
-from dolmen.stores import records
+from dolmen.stores import record_reader, records
 from dolmen.testing.conformance.material import each, streamed
 
 KINDS = st.sampled_from([Kind.BLOB, Kind.MANIFEST])
@@ -34,7 +34,7 @@ async def decoded(data: bytes, cuts: list[int]) -> list[tuple[BlobInfo, bytes]]:
     borders = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
     pieces = [memoryview(data)[start:stop] for start, stop in pairwise(borders)]
     found = []
-    async for one in records.decode(each(pieces)):
+    async for one in record_reader.decode(each(pieces)):
         assert isinstance(one, Blob)
         payload = b"".join([bytes(piece) async for piece in one.payload])
         found.append((one.info, payload))
@@ -66,7 +66,7 @@ async def test_a_large_blob_is_a_stream_between_others() -> None:
 
 async def test_a_large_blob_left_unread_is_passed_over() -> None:
     data = await encoded([blob(1, records.WHOLE + 1), blob(2, 20)])
-    found = [one async for one in records.decode(each([data]))]
+    found = [one async for one in record_reader.decode(each([data]))]
     assert [one.info.name for one in found if isinstance(one, Blob)] == ["name-1", "name-2"]
 
 
@@ -103,7 +103,7 @@ async def test_a_flipped_bit_in_a_large_blob_is_noticed_before_its_end() -> None
 )
 async def test_a_refusal_travels_as_the_error_it_is(error) -> None:
     data = await encoded([Failed("name", error), blob(1, 5)])
-    failed, after = [one async for one in records.decode(each([data]))]
+    failed, after = [one async for one in record_reader.decode(each([data]))]
     assert isinstance(failed, Failed)
     assert (failed.name, type(failed.error), str(failed.error)) == ("name", type(error), str(error))
     assert getattr(failed.error, "stamp", 0) == getattr(error, "stamp", 0)

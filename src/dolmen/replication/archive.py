@@ -53,7 +53,8 @@ from dolmen.store import (
     Write,
 )
 from dolmen.stores.base import in_batches
-from dolmen.stores.records import Damage, Mark, RecordReader, encode
+from dolmen.stores.record_reader import Damage, RecordReader
+from dolmen.stores.records import Mark, encode
 from dolmen.stores.watermark import watermark_in
 
 EXPORT, MANIFESTS, END = "export", "manifests", "end"

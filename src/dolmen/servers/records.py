@@ -25,7 +25,7 @@ from dolmen.servers.fields import parse_base64
 from dolmen.servers.routes import Routes
 from dolmen.stamps import format_stamp, parse_stamp
 from dolmen.store import ALL_PARTITIONS, Blob, BlobInfo, BlobStore, Failed, Listing, Remove, Write
-from dolmen.stores import records, wire
+from dolmen.stores import record_reader, records, wire
 from dolmen.stores.base import answer_of
 
 NDJSON = b"application/x-ndjson"
@@ -206,7 +206,7 @@ async def _writes_in(body: Body) -> AsyncIterator[Write]:
         for each in records.decode_whole(body.whole):
             yield _write_of(each)
         return
-    async for each in records.decode(aiter(body)):
+    async for each in record_reader.decode(aiter(body)):
         yield _write_of(each)
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -25,11 +24,10 @@ from dolmen.errors import (
     DolmenError,
     NotFound,
     OutcomeUnknown,
-    ReadOnly,
     TooLarge,
     Unavailable,
 )
-from dolmen.http import Client, ClientResponse, Streamed
+from dolmen.http import Client, ClientResponse
 from dolmen.names import check_name, checksum_of, is_chunk_name, is_object_id, partition_of
 from dolmen.payload import EMPTY, Piece
 from dolmen.record import Kind
@@ -40,7 +38,6 @@ from dolmen.store import (
     EVERYTHING,
     Blob,
     BlobInfo,
-    Capabilities,
     Condition,
     Failed,
     Listing,
@@ -50,14 +47,14 @@ from dolmen.store import (
     Remove,
     Write,
 )
-from dolmen.stores import records
+from dolmen.stores import record_reader, records
 from dolmen.stores.base import OneByOne, write_any, write_in_batches
 from dolmen.stores.batches import Batches
 from dolmen.stores.responses import (
     ANSWER_MAX,
     NONSENSE,
+    Asked,
     Unsatisfiable,
-    ask,
     body_of,
     info_of,
     object_of,
@@ -81,21 +78,15 @@ _TINY = 16_384
 """and up to this one written."""
 _PATIENCE = 0.02
 """Seconds for which those that wait to go together are held up by those under way."""
-_EXPECTED = Capabilities(durable=True, largest=1 << 44, digests=True, ordered=True, conflicts=True)
-"""Taken for true of a server that could not be asked yet; it is before anything else is."""
 
 
-class DolmenServer(OneByOne):
+class DolmenServer(Asked, OneByOne):
     """A dolmen blob server at an address. Connections are made when they are needed."""
 
     def __init__(self, address: str, client: Client, is_other: Callable[[], None]) -> None:
-        self.address = address
-        self._client = client
-        self._is_other = is_other  # called when it is found to be no dolmen blob server
-        self.capabilities = _EXPECTED
-        self._known = False
+        super().__init__(address, client, is_other)
         self._digests: tuple[bytes, Digests] | None = None
-        together = partial(Batches, at_once=_UNDER_WAY, patience=_PATIENCE)
+        together = partial(Batches, at_once=2, patience=_PATIENCE)
         self._gets: Batches[str, Blob] = together(self._get_together, most=32)
         self._writes: Batches[Write, Put] = together(self._send, most=16)
 
@@ -139,11 +130,6 @@ class DolmenServer(OneByOne):
             return Put(outcome, parse_stamp(said["stamp"]))
         except NONSENSE as error:
             raise senseless(self.address, error, OutcomeUnknown) from error
-
-    def _learn_durable(self, response: ClientResponse) -> None:
-        durable = response.headers.get(b"x-dolmen-durable") != b"no"
-        if durable is not self.capabilities.durable:
-            self.capabilities = replace(self.capabilities, durable=durable)
 
     async def _put(self, write: Write) -> ClientResponse:
         headers: list[tuple[bytes, bytes]] = []
@@ -340,7 +326,7 @@ class DolmenServer(OneByOne):
             astray = False
             async with await self._order("/records/read", {"names": [*names[done:stop]]}) as came:
                 try:
-                    async for answer in records.decode(aiter(came.body)):
+                    async for answer in record_reader.decode(aiter(came.body)):
                         name = answer.name if isinstance(answer, Failed) else answer.info.name
                         if done == stop or name != names[done]:
                             failure = Unavailable(f"{self.address} sent {name}, not what is next")
@@ -393,42 +379,6 @@ class DolmenServer(OneByOne):
         await self._client.close()
         await self._gets.aclose()
         await self._writes.aclose()
-
-    # How it asks
-
-    async def learn(self) -> bool:
-        """Ask what the server is; False for one that is no dolmen blob server.
-
-        Raises `Unavailable` where it can't be asked.
-        """
-        try:
-            response = await ask(self._client, self.address, "GET", "/status")
-        except (NotFound, ReadOnly):  # 404, 405
-            self._is_other()
-            return False
-        try:
-            said = await object_of(self.address, response, Unavailable)
-            self.capabilities, self._known = Capabilities(**said["capabilities"]), True
-        except (KeyError, TypeError) as error:
-            raise Unavailable(f"{self.address} does not say what it keeps: {error}") from error
-        return True
-
-    async def _order(self, target: str, order: dict[str, Any]) -> ClientResponse:
-        """Ask for something that reads, described in JSON."""
-        return await self._ask("POST", target, (), json.dumps(order).encode(), reads=True)
-
-    async def _ask(
-        self,
-        method: str,
-        target: str,
-        headers: Sequence[tuple[bytes, bytes]] = (),
-        body: bytes | memoryview | Streamed | None = None,
-        *,
-        reads: bool | None = None,
-    ) -> ClientResponse:
-        if not self._known and not await self.learn():
-            raise Unavailable(f"{self.address} is a plain sos blob server, as it now says")
-        return await ask(self._client, self.address, method, target, headers, body, reads=reads)
 
 
 # Which writes go together, as records in one request, and which alone

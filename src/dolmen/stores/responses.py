@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
-from dolmen.errors import DolmenError, InvalidName, NotFound, Unavailable, from_text
+from dolmen.errors import DolmenError, InvalidName, NotFound, ReadOnly, Unavailable, from_text
 from dolmen.http import Body, Client, ClientResponse, Headers, Streamed
 from dolmen.payload import Bytes, Payload, Stream, to_the_end
 from dolmen.record import Kind
 from dolmen.stamps import parse_stamp
-from dolmen.store import BlobInfo
+from dolmen.store import BlobInfo, Capabilities
 
 ANSWER_MAX = 64 << 20
 """The largest answer that is read whole, in bytes."""
 NONSENSE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, DolmenError)
 """What reading an answer raises that is not of the agreed form."""
 _KINDS = {b"blob": Kind.BLOB, b"manifest": Kind.MANIFEST, b"tombstone": Kind.TOMBSTONE}
+_EXPECTED = Capabilities(durable=True, largest=1 << 44, digests=True, ordered=True, conflicts=True)
+"""Taken for true of a server that could not be asked yet; it is before anything else is."""
 _BY_STATUS = {
     400: "InvalidName",
     401: "Unauthorized",
@@ -129,3 +132,56 @@ def info_of(address: str, name: str, headers: Headers) -> BlobInfo:
         )
     except NONSENSE as error:
         raise senseless(address, error, Unavailable) from error
+
+
+class Asked:
+    """A server at an address that is asked what it is before anything else.
+
+    `is_other` is called when it turns out to be no dolmen blob server.
+    """
+
+    def __init__(self, address: str, client: Client, is_other: Callable[[], None]) -> None:
+        self.address = address
+        self._client = client
+        self._is_other = is_other
+        self.capabilities = _EXPECTED
+        self._known = False
+
+    async def learn(self) -> bool:
+        """Ask what the server is; False for one that is no dolmen blob server.
+
+        Raises `Unavailable` where it can't be asked.
+        """
+        try:
+            response = await ask(self._client, self.address, "GET", "/status")
+        except (NotFound, ReadOnly):  # 404, 405
+            self._is_other()
+            return False
+        try:
+            said = await object_of(self.address, response, Unavailable)
+            self.capabilities, self._known = Capabilities(**said["capabilities"]), True
+        except (KeyError, TypeError) as error:
+            raise Unavailable(f"{self.address} does not say what it keeps: {error}") from error
+        return True
+
+    async def _order(self, target: str, order: dict[str, Any]) -> ClientResponse:
+        """Ask for something that reads, described in JSON."""
+        return await self._ask("POST", target, (), json.dumps(order).encode(), reads=True)
+
+    async def _ask(
+        self,
+        method: str,
+        target: str,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        body: bytes | memoryview | Streamed | None = None,
+        *,
+        reads: bool | None = None,
+    ) -> ClientResponse:
+        if not self._known and not await self.learn():
+            raise Unavailable(f"{self.address} is a plain sos blob server, as it now says")
+        return await ask(self._client, self.address, method, target, headers, body, reads=reads)
+
+    def _learn_durable(self, response: ClientResponse) -> None:
+        durable = response.headers.get(b"x-dolmen-durable") != b"no"
+        if durable is not self.capabilities.durable:
+            self.capabilities = replace(self.capabilities, durable=durable)
