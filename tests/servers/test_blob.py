@@ -14,8 +14,11 @@ from dolmen.digests import Digests
 from dolmen.http import Client, Streamed, start_server
 from dolmen.names import checksum_of
 from dolmen.payload import Bytes
+from dolmen.record import Kind
 from dolmen.servers.blob import BlobServer
+from dolmen.store import Blob, BlobInfo
 from dolmen.stores.memory import MemoryStore
+from dolmen.stores.records import encode_whole
 from dolmen.stores.volume import open_volume
 from dolmen.testing import calls
 
@@ -239,6 +242,20 @@ async def test_records_that_are_none_are_refused(server):
     status, _, body = await server("POST", "/records", b"no record at all" * 100)
     assert status == 422
     assert "record 1" in json.loads(body)["detail"]
+
+
+async def test_of_a_small_stream_with_a_damaged_record_nothing_is_stored(server):
+    good = encode_whole([_blob(f"n{number}") for number in range(300)])
+    status, _, body = await server("POST", "/records", good[:-1] + b"?")
+    assert status == 422
+    assert "record 300" in json.loads(body)["detail"]
+    assert json.loads((await server("GET", "/blobs"))[2]) == []
+    assert (await server("POST", "/records", good))[2].count(b"created") == 300
+
+
+def _blob(name: str) -> Blob:
+    data = name.encode()
+    return Blob(BlobInfo(name, len(data), Kind.BLOB, 1 << 40, checksum_of(data)), Bytes(data))
 
 
 async def test_what_tells_of_the_server_itself(server):

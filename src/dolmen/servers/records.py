@@ -201,10 +201,10 @@ class Records:
 
 
 async def _writes_in(body: Body) -> AsyncIterator[Write]:
-    """The writes of a stream of records."""
+    """The writes of a stream of records; of one that is here, none where anything is wrong."""
     if body.whole is not None:
-        for each in records.decode_whole(body.whole):
-            yield _write_of(each)
+        for write in [_write_of(each) for each in records.decode_whole(body.whole)]:
+            yield write
         return
     async for each in record_reader.decode(aiter(body)):
         yield _write_of(each)
