@@ -213,7 +213,7 @@ static PyObject *key_of(PyObject *self, PyObject *name) {
     return key;
 }
 
-/* ---- read_record(fd, offset, name, inner, length, checksum): see dolmen.stores.volume.reader ---- */
+/* ---- read_record(fd, offset, name, inner, length, checksum): see dolmen.stores.volume.disk ---- */
 
 #define HEADER_SIZE 76
 #define CHECKSUM_AT 36

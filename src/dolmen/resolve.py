@@ -100,8 +100,8 @@ def resolve(
     for a touch), `damaged` says that the current copy is quarantined. A damaged copy is
     replaced by the same content, whatever its stamp, and by what ranks at least as high;
     other content of a lower rank still loses to it, or a stale copy would be served in place
-    of what was acknowledged. Of another kind is other content: the bytes of a manifest,
-    stored as a blob, would be served as the object.
+    of what was acknowledged. The same bytes of another kind count as other content:
+    a manifest's, stored as a blob, would be served as the object.
 
     Raises `Conflict` for a put without a stamp onto other live content, `NotFound` for a
     touch of what is not there, `Unavailable` where no higher stamp can be given.

@@ -7,8 +7,8 @@ answer decides. Meanwhile others ask it only when nothing better is left:
 - a write that would have fewer than `write_copies` without it, unless it fails slowly: nobody
   waits for one that hangs as long as there are `min_copies`;
 - a read that some other member failed, and, unless it fails slowly, one to which all others
-  said "no". Nobody waits for one that hangs to say "no": the answer is then that not every member
-  could be asked.
+  said "no". A read does not wait for a hanging member only to hear "no": it fails with
+  `Unavailable` in place of `NotFound`.
 
 Such a member, and one that a delete was acknowledged without, is *behind*: it may hold what
 was deleted meanwhile. Reads ask it after all others, so that any tombstone they have overrules

@@ -1,7 +1,7 @@
 """One bound on the bytes that a process holds of bodies, in either direction.
 
-Who asks for bytes waits in turn; so whoever holds some and asks for more could wait for
-ever: nobody does, but by `lend`, which never waits.
+`take` grants requests in order. A holder must not call it again, which could deadlock; it
+uses `lend`, which never waits.
 """
 
 from __future__ import annotations

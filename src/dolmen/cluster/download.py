@@ -3,6 +3,8 @@
 A download holds one chunk, and its manifest, in memory while they are sent. Those fetched
 ahead are on loan from the budget: they are dropped as soon as somebody else waits for
 memory, and fetched again later. So slow readers, however many, hold one chunk each.
+
+Read first: `dolmen.cluster.manifest`, `dolmen.cluster.read`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Groups and their members: what a configuration says of a cluster; and members that failed."""
+"""Groups and their members: what a configuration says of a cluster; and members that failed.
+
+Read first: `dolmen.store`.
+"""
 
 from __future__ import annotations
 

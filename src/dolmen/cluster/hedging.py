@@ -6,8 +6,10 @@ every `WINDOW` answers of small blobs the 95th percentile is taken. A member who
 than three times that (and `LEAST`) `LATE` times in one window is gray for `GRAY` seconds: a read
 that it has not answered within three times that percentile is asked of the next one too, and
 the first good answer counts, as if the other could not be asked. At most `SHARE` of all
-reads are asked twice; at the percentile itself so many would be that none is left for those
-that matter. Chunks are not hedged: they are fetched ahead, and take long by their size.
+reads are asked twice. Were they asked at the percentile itself, reads that are only a little late
+would use that share up. Chunks are not hedged: they are fetched ahead, and take long by their size.
+
+Read first: `dolmen.cluster.breaker`.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ of the partition and its name, and the highest score comes first. First the grou
 ordered in this way, then the servers within each. A server that joins or leaves
 moves only the partitions it wins or held; one with a weight of 0 should hold none.
 Nothing is stored, nobody is asked.
+
+Read first: `dolmen.cluster.groups`.
 """
 
 from __future__ import annotations
@@ -32,8 +34,8 @@ class Place:
         self.order = (*rightful, *others)
         """All servers: first the rightful ones, then every other one."""
         self.again = self.rightful if others else ()
-        """Whom to ask once more before saying that nobody has a blob: behind a read that has asked
-        them, repair may have brought it there and taken it from the others."""
+        """The rightful servers, asked again before answering `NotFound`: after this read had asked
+        them, repair may have copied the blob to them and removed it elsewhere."""
 
 
 class Placement:
@@ -89,8 +91,8 @@ def score(partition: int, name: str, weight: float) -> float:
 def _first(ranked: list[Member], group: Group) -> list[Member]:
     """The first of a ranking, until there are the group's copies.
 
-    Copies are in as many zones as can be; no zone is one of its own. Who has no weight is never
-    among them.
+    Copies are spread over as many zones as possible; a server without a zone counts as a zone by
+    itself. One without a weight is never among them.
     """
     ranked = [member for member in ranked if member.weight]
     first: list[Member] = []

@@ -9,6 +9,8 @@
 - Members with problems are asked last, or not at all (`dolmen.cluster.breaker`); behind those
   that are often late the next one is asked as well (`dolmen.cluster.hedging`).
 - What is larger than `SMALL` is read when the payload is, and draws on the budget.
+
+Read first: `dolmen.cluster.placement`, `dolmen.cluster.breaker`, `dolmen.cluster.verify`.
 """
 
 from __future__ import annotations

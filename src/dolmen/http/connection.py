@@ -1,8 +1,10 @@
 """One TCP connection, either role: bytes in as they are asked for, out as the peer takes them.
 
-What has come is held until a coroutine takes it; one that needs `more` waits. Who does not read
-stops the sender, who takes nothing stops the writer. Whoever is slow is looked at by `check`,
-called by a timer for all connections.
+What has come is held until a coroutine takes it; one that needs `more` waits. A reader that takes
+nothing pauses the peer, a peer that takes nothing pauses the writer. Whoever is slow is looked at
+by `check`, called by a timer for all connections.
+
+Read first: `dolmen.http.messages`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Archives: what a store holds as one stream, in a file or a pipe. Written by `export`, read by
 `import_archive`.
 
-An archive is a log of records (`dolmen.stores.records`), in this order:
+An archive is a log of records (read `dolmen.stores.record_reader` first), in this order:
 
     MARK "export"     where it comes from, and the purge watermark there
     blobs, chunks and tombstones, in list order

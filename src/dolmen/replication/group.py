@@ -1,4 +1,7 @@
-"""Bring every server of a cluster to what it should hold, by `replicate` between pairs."""
+"""Bring every server of a cluster to what it should hold, by `replicate` between pairs.
+
+Read first: `dolmen.replication.replicate`.
+"""
 
 from __future__ import annotations
 

@@ -7,6 +7,8 @@ configuration of the same or another name for itself (two URLs were swapped) end
 with `Outdated`, before anything is copied or removed. A store that answers under two names is
 one server, and the second name is left out: its only copy would vouch for itself. Before each
 removal all of this is asked again: the same stores still have to be there.
+
+Read first: `dolmen.stores.epoch`.
 """
 
 from __future__ import annotations

@@ -38,7 +38,8 @@ from dolmen.stores.retrying import Pause, ServerFailed
 from dolmen.stores.watermark import PURGED, WATERMARK, purged_in, watermark_in
 
 SETTLE = 10.0
-"""Seconds in which a note that somebody decided to write has been written."""
+"""Seconds to wait behind writing the watermarks, so that a note that another process was about to
+write has arrived."""
 MIN_AGE = 3_600.0
 """Seconds a tombstone has been on a server before it goes there: no copy of what it deletes is
 under way for as long."""

@@ -8,6 +8,8 @@ twice, and what one removes has been verified elsewhere.
 
 When servers were given a configuration, nothing is removed for `SETTLE` seconds: by then what an
 older configuration was removing has been removed, or is refused.
+
+Read first: `dolmen.replication.membership`, `dolmen.replication.group`.
 """
 
 from __future__ import annotations

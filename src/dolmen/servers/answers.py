@@ -1,4 +1,7 @@
-"""What both servers answer with: JSON, blobs or parts of them, and errors as status codes."""
+"""What both servers answer with: JSON, blobs or parts of them, and errors as status codes.
+
+Read first: `dolmen.errors`, `dolmen.http.messages`.
+"""
 
 from __future__ import annotations
 

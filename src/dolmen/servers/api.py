@@ -3,6 +3,8 @@
 It has two listeners: one for everything, one that only reads and can be opened to
 the world. It holds no state; any number may run over the same blob servers.
 `docs/wire-api.md` lists the routes.
+
+Read first: `dolmen.servers.routes`, `dolmen.cluster.objects`.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ It speaks what an sos blob server speaks (`POST`, `GET`, `HEAD /blob/{name}`, `G
 /blobs`, `GET /alive`) and beside it everything a store of the contract can do, so
 that `dolmen.stores.remote_server` is the same store again. `docs/wire-api.md` lists the
 routes.
+
+Read first: `dolmen.store`, `dolmen.servers.routes`.
 """
 
 from __future__ import annotations

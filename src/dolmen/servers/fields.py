@@ -3,6 +3,8 @@
 `X-…` fields of an upload are kept as metadata and come back on every download,
 except those that are dolmen's own (`X-Dolmen-…`) and those that proxies and
 browsers obey, which nobody should be able to store for others.
+
+Read first: `dolmen.metadata`, `dolmen.http.messages`.
 """
 
 from __future__ import annotations

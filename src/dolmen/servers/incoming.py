@@ -1,4 +1,8 @@
-"""The bodies of uploads: what was announced of them, checked, and as payloads."""
+"""Upload bodies: what their header fields announce, the check of `Content-Digest`, and the body
+as a payload.
+
+Read first: `dolmen.http.body`, `dolmen.servers.fields`.
+"""
 
 from __future__ import annotations
 

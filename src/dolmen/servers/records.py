@@ -2,6 +2,8 @@
 
 People list with `GET /blobs`; servers speak records and entries to each other
 (`dolmen.stores.records`, `dolmen.stores.wire`). `docs/wire-api.md` has the forms.
+
+Read first: `dolmen.servers.routes`.
 """
 
 from __future__ import annotations

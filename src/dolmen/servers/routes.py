@@ -4,6 +4,8 @@ A route is an exact path (`/blobs`), or a path whose last part is a name
 (`/blob/{name}`). An unknown path is 404 and says which there are; a known one with
 another method is 405 and says which it takes. Errors of the contract become their
 status here, for every handler alike.
+
+Read first: `dolmen.http.messages`.
 """
 
 from __future__ import annotations

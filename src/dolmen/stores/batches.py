@@ -1,4 +1,7 @@
-"""Requests that come while the server is busy with others go to it together."""
+"""Requests that come while the server is busy with others go to it together.
+
+Read first: `dolmen.ready`.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,8 @@ class Batches(Generic[Q, A]):
     """Gives questions to `work` in batches of up to `most`, `at_once` batches at a time.
 
     `work` returns an answer or an error for each question, or raises one for all of them.
-    With a `patience` in seconds one batch more is begun whenever none was for so long: what
-    waits is not held up by batches that take long.
+    With a `patience`: when questions wait and no batch was begun for that many seconds, one more is
+    begun beyond `at_once`, so that a slow batch holds nobody up.
     """
 
     def __init__(

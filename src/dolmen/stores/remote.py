@@ -1,4 +1,7 @@
-"""`http://host:port` as a store: a dolmen blob server (`remote_server`) or an sos one (`sos`)."""
+"""`http://host:port` as a store: a dolmen blob server (`remote_server`) or an sos one (`sos`).
+
+Read first: `dolmen.stores.remote_server`.
+"""
 
 from __future__ import annotations
 

@@ -8,6 +8,8 @@ PUT; listings, deletes, touches and everything in bulk by streams of records and
 A request that may have been acted on is never repeated: the caller gets `OutcomeUnknown` and
 decides. What comes is only believed as far as it answers what was asked: names in order, one
 answer each; anything else is `Unavailable`.
+
+Read first: `dolmen.store`, `dolmen.stores.responses`, `dolmen.stores.batches`.
 """
 
 from __future__ import annotations
@@ -73,11 +75,11 @@ _LARGE = 1 << 20
 _UNDER_WAY = 4
 """How many batches, or blobs by themselves, are written at once."""
 _SMALL = 65_536
-"""Blobs up to this size are read together with others that are asked for meanwhile,"""
+"""The largest blob that is read in a shared request, in bytes."""
 _TINY = 16_384
-"""and up to this one written."""
+"""The largest blob that is written in a shared request."""
 _PATIENCE = 0.02
-"""Seconds for which those that wait to go together are held up by those under way."""
+"""Seconds that small requests wait for those under way before another one is begun."""
 
 
 class DolmenServer(Asked, OneByOne):

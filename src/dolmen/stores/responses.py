@@ -1,4 +1,7 @@
-"""Asking a blob server over HTTP, and what its response means: an error, a blob's facts, JSON."""
+"""Asking a blob server over HTTP, and what its response means: an error, a blob's facts, JSON.
+
+Read first: `dolmen.http.client`.
+"""
 
 from __future__ import annotations
 

@@ -8,6 +8,8 @@ or empty at the end. A stream without it was cut.
 
 An **answer** to a write is a line: the outcome and the stamp that is now current; or for a write
 that failed, the error's class, the stamp of the tombstone behind a `NotFound`, the message in JSON.
+
+Read first: `dolmen.stores.records`.
 """
 
 from __future__ import annotations

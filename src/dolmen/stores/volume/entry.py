@@ -3,6 +3,8 @@
 `docs/disk-format.md` has the bytes of keys, values and touches. Within a partition keys are not
 in the order of the names; who lists sorts each partition. File number 0 is nowhere: the copy
 was damaged when its segment was compacted.
+
+Read first: `dolmen.record`.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ whole. Numbered files lie in `segments/`; a number is never used again.
 
 The lock alone decides who may open the volume, and goes with its process, whatever host,
 boot, container or user comes next.
+
+Read first: `disk`.
 """
 
 from __future__ import annotations

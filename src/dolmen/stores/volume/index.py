@@ -13,6 +13,8 @@ included (`reindex` rebuilds it). After an `apply` that failed nothing more is a
 the index was opened again, or the next watermark would hide what is missing. RocksDB has
 threads: open the index after the last fork. Its calls hold the interpreter lock, `flush`
 excepted.
+
+Read first: `entry`.
 """
 
 from __future__ import annotations

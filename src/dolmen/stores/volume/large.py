@@ -8,6 +8,8 @@ volume is opened next.
 Threads do the writing, one call at a time, while the next piece is received. The caller may
 be cancelled while one is under way: `remove` waits for it, or a descriptor could be closed,
 and be another file's, under a thread that writes.
+
+Read first: `folder`, `segment`.
 """
 
 from __future__ import annotations

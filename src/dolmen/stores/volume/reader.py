@@ -6,8 +6,8 @@ with its CRC-32C, in whole blocks of 64 KiB, and comes from a record with the na
 and the checksum the index has.
 
 What does not fit its checksum, what the disk can't read (EIO), and a file that is gone, is
-damage: another copy comes in its place only when this one counts as none. Any other refusal
-is `Unavailable`.
+damage, because replication only replaces a copy that is marked damaged. Any other refusal is
+`Unavailable`.
 
 Read first: `dolmen.record`, `entry`.
 """
