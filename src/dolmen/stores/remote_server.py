@@ -74,7 +74,7 @@ _LARGE = 1 << 20
 """From this size on a blob is put by itself: its bytes are copied less often than in a record."""
 _UNDER_WAY = 4
 """How many batches, or blobs by themselves, are written at once."""
-_SMALL = 65_536
+_SMALL = 32_768
 """The largest blob that is read in a shared request, in bytes."""
 _TINY = 16_384
 """The largest blob that is written in a shared request."""
