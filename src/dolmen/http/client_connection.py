@@ -102,10 +102,10 @@ class ClientConnection(Connection):
         self._pool.coalescer.flush()
         self.transport.write(head)
         if expect:
-            end = self.loop.time() + _CONTINUE_PATIENCE
-            timer = self.loop.call_at(end, self.wake)
+            # Not by the clock: a timer of uvloop's may be early by up to a millisecond.
+            timer = self.loop.call_later(_CONTINUE_PATIENCE, self._go_on)
             try:
-                while not (self.stop_sending() or self._continued or self.loop.time() >= end):
+                while not (self.stop_sending() or self._continued):
                     await self.more("caller")
             finally:
                 timer.cancel()
@@ -114,6 +114,11 @@ class ClientConnection(Connection):
                 body = Streamed.of(body)
             await self.send_stream(body, chunked=True)
         self._sent = not self.stop_sending()
+
+    def _go_on(self) -> None:
+        """Send the body, whether the server asks for it or not."""
+        self._continued = True
+        self.wake()
 
     def stop_sending(self) -> bool:
         """Whether the request is no longer wanted: it has been answered, or can't be."""
