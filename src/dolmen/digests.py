@@ -150,5 +150,3 @@ class Digests:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Digests) and self._encoded == other._encoded
-
-    __hash__ = None  # type: ignore[assignment]

@@ -16,11 +16,11 @@ class DolmenError(Exception):
     """Base of every error dolmen raises on purpose."""
 
 
-class InvalidName(DolmenError):  # noqa: N818 - the contract's word
+class InvalidName(DolmenError):
     """A blob name, object id, stamp or metadata entry that is not of the allowed form."""
 
 
-class NotFound(DolmenError):  # noqa: N818
+class NotFound(DolmenError):
     """Nothing live is stored under this name.
 
     `stamp` is the stamp of the tombstone that says so, or 0 where the name was
@@ -33,38 +33,38 @@ class NotFound(DolmenError):  # noqa: N818
         self.stamp = stamp
 
 
-class Conflict(DolmenError):  # noqa: N818
+class Conflict(DolmenError):
     """A put without a stamp met other content that is live under the name."""
 
 
-class Corrupt(DolmenError):  # noqa: N818
+class Corrupt(DolmenError):
     """The bytes that were stored are not the bytes that are there now.
 
     It is never the same as `NotFound`: another copy may well be good.
     """
 
 
-class TooLarge(DolmenError):  # noqa: N818
+class TooLarge(DolmenError):
     """The blob, its metadata or a request is beyond what this store can keep."""
 
 
-class Full(DolmenError):  # noqa: N818
+class Full(DolmenError):
     """The store has no room for this put; reads and deletes go on."""
 
 
-class ReadOnly(DolmenError):  # noqa: N818
+class ReadOnly(DolmenError):
     """The store refuses every write, for example after its disk failed to flush."""
 
 
-class Unavailable(DolmenError):  # noqa: N818
+class Unavailable(DolmenError):
     """The store could not be asked. Nothing happened, so a retry is safe."""
 
 
-class OutcomeUnknown(DolmenError):  # noqa: N818
+class OutcomeUnknown(DolmenError):
     """The store was asked to write and did not say how it went. It may have happened."""
 
 
-class NoCopies(DolmenError):  # noqa: N818
+class NoCopies(DolmenError):
     """Every server was tried and too few of them took a write; it may stand on some.
 
     `failures` has a pair for each server that failed: its name and its error.
@@ -76,26 +76,26 @@ class NoCopies(DolmenError):  # noqa: N818
         self.failures = list(failures)
 
 
-class Outdated(DolmenError):  # noqa: N818
+class Outdated(DolmenError):
     """Whoever asks acts on an older configuration than the store has seen. Nothing happened."""
 
 
-class Unauthorized(DolmenError):  # noqa: N818
+class Unauthorized(DolmenError):
     """The store refuses who is asking."""
 
 
-class BadContent(DolmenError):  # noqa: N818
+class BadContent(DolmenError):
     """The bytes that arrived are not those that were announced (length or digest)."""
 
 
-class BadSetting(DolmenError):  # noqa: N818
+class BadSetting(DolmenError):
     """A flag, environment variable, file entry or store URL that can't be used.
 
     The message is one line: where it was found, what was found, what is allowed.
     """
 
 
-class BadVolume(DolmenError):  # noqa: N818
+class BadVolume(DolmenError):
     """A data folder that can't be opened: foreign, newer, in use or unreadable."""
 
 

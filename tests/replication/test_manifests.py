@@ -124,13 +124,19 @@ async def test_an_old_chunk_that_a_copied_manifest_names_is_made_young() -> None
     assert await calls.remove(destination, name, if_stamp=7, min_age=GRACE) is False
 
 
-async def test_an_old_chunk_that_went_at_that_moment_is_copied() -> None:
+async def with_an_old_chunk() -> tuple[MemoryStore, FaultyStore, str]:
+    """A source with a manifest, a destination whose chunk of it is old, and the chunk's name."""
     source = MemoryStore()
     destination = FaultyStore(MemoryStore(now=lambda: time.time() - 2 * GRACE))
     name = chunk_name(b"chunk")
     for store in (source, destination):
         await calls.put(store, name, Bytes(b"chunk"), stamp=7)
     await calls.put(source, "object", Bytes(Manifest(5, [name]).encode()), kind=Kind.MANIFEST)
+    return source, destination, name
+
+
+async def test_an_old_chunk_that_went_at_that_moment_is_copied() -> None:
+    source, destination, name = await with_an_old_chunk()
 
     async def collected(method: str, touched: str) -> None:
         if method == "touch":
@@ -145,12 +151,7 @@ async def test_an_old_chunk_that_went_at_that_moment_is_copied() -> None:
 async def test_an_old_chunk_that_a_full_server_can_not_touch_holds_back_its_manifest_alone() -> (
     None
 ):
-    source = MemoryStore()
-    destination = FaultyStore(MemoryStore(now=lambda: time.time() - 2 * GRACE))
-    name = chunk_name(b"chunk")
-    for store in (source, destination):
-        await calls.put(store, name, Bytes(b"chunk"), stamp=7)
-    await calls.put(source, "object", Bytes(Manifest(5, [name]).encode()), kind=Kind.MANIFEST)
+    source, destination, _ = await with_an_old_chunk()
     await calls.put(source, "other", Bytes(b"other"))
     destination.script("touch", Full("no room"))
     report = await replicate(source, destination)

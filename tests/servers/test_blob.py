@@ -18,7 +18,7 @@ from dolmen.record import Kind
 from dolmen.servers.blob import BlobServer
 from dolmen.store import Blob, BlobInfo
 from dolmen.stores.memory import MemoryStore
-from dolmen.stores.records import encode_whole
+from dolmen.stores.records import frame
 from dolmen.stores.volume import open_volume
 from dolmen.testing import calls
 
@@ -228,6 +228,8 @@ async def test_digests_answer_304_to_who_is_in_step(server):
         ("/records/remove", b'{"removes": [], "min_age": NaN}'),
         ("/records/remove", b'{"removes": [["a", 1]]}'),
         ("/records/read", b'{"names": 7}'),
+        ("/records/read", b'{"names": [], "most": -1}'),
+        ("/records/read", b'{"names": [], "most": 10000000}'),
         ("/records/read", b'{"names": ["\\ud800"]}'),
         ("/notes", b'{"key": "\\ud800", "value": ""}'),
         ("/notes", b'{"key": "", "value": ""}'),
@@ -245,7 +247,7 @@ async def test_records_that_are_none_are_refused(server):
 
 
 async def test_of_a_small_stream_with_a_damaged_record_nothing_is_stored(server):
-    good = encode_whole([_blob(f"n{number}") for number in range(300)])
+    good = b"".join(b"".join(frame(_blob(f"n{number}"))) for number in range(300))
     status, _, body = await server("POST", "/records", good[:-1] + b"?")
     assert status == 422
     assert "record 300" in json.loads(body)["detail"]

@@ -21,6 +21,7 @@ from dolmen.stamps import Clock
 from dolmen.store import Blob, BlobStore, Failed, Outcome, Put, Write
 from dolmen.stores import open_store
 from dolmen.stores.memory import MemoryStore
+from dolmen.stores.records import frame
 from dolmen.stores.volume import open_volume
 from dolmen.testing import calls
 from dolmen.testing.conformance import Conformance, Place
@@ -161,12 +162,13 @@ async def test_small_blobs_that_are_asked_for_at_once_come_together(far):
 async def test_a_large_one_among_them_is_asked_for_alone(far):
     server, store = far
     server.handle = watched = Watched(MemoryStore())
-    for name, size in (("small", 1), ("large", 70_000)):
+    for name, size in (("small", 1), ("large", 262_144), ("second", 7)):
         await calls.put(store, name, Bytes(bytes(size)))
     watched.asked.clear()
-    small, large = await ask_all(store, ["small", "large"])
+    small, large, second = await ask_all(store, ["small", "large", "second"])
     assert watched.asked == [b"/records/read", b"/blob/large"]
-    assert (small.payload.size, await read_whole(large.payload)) == (1, bytes(70_000))
+    assert (small.payload.size, second.payload.size) == (1, 7)
+    assert await read_whole(large.payload) == bytes(262_144)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +193,22 @@ async def test_what_did_not_come_whole_could_not_be_asked(far, change, fine):
         if name in fine:
             assert answer.payload.whole == b"the data of " + name.encode()
         else:
-            assert isinstance(answer, Unavailable | BadContent)
+            assert isinstance(answer, Unavailable)
+
+
+async def test_more_than_was_asked_for_is_not_taken(far):
+    server, store = far
+    memory = MemoryStore()
+    server.handle = watched = Watched(memory)
+    for name in "ab":
+        await calls.put(store, name, Bytes(bytes(200_000)))
+    watched.change = lambda _: b"".join(
+        piece for name in "ab" for piece in frame(Blob(memory_info[name], Bytes(bytes(200_000))))
+    )
+    memory_info = {name: await memory.stat(name) for name in "ab"}
+    first, second = await ask_all(store, "ab")
+    assert isinstance(first, Unavailable)
+    assert isinstance(second, Unavailable)
 
 
 async def test_small_writes_at_once_go_together_and_each_gets_its_answer(far):

@@ -20,7 +20,6 @@ from dolmen.errors import BadContent, DolmenError, TooLarge
 from dolmen.http import Body, EncodedHeaders, HTTPError, Request, Response, Streamed
 from dolmen.http.conditional import not_modified
 from dolmen.names import PARTITIONS, check_name
-from dolmen.ready import Ready
 from dolmen.record import Kind
 from dolmen.servers.answers import VOLATILE, answer
 from dolmen.servers.fields import parse_base64
@@ -28,7 +27,6 @@ from dolmen.servers.routes import Routes
 from dolmen.stamps import format_stamp, parse_stamp
 from dolmen.store import ALL_PARTITIONS, Blob, BlobInfo, BlobStore, Failed, Listing, Remove, Write
 from dolmen.stores import record_reader, records, wire
-from dolmen.stores.base import answer_of
 
 NDJSON = b"application/x-ndjson"
 PAGE = 1000
@@ -42,8 +40,6 @@ _BINARY = [(b"Content-Type", b"application/octet-stream")]
 _RECORDS = EncodedHeaders.of([(b"Content-Type", b"application/x-dolmen-records")])
 _LINES = EncodedHeaders.of([(b"Content-Type", b"text/plain")])
 _VOLATILE_LINES = EncodedHeaders.of([(b"Content-Type", b"text/plain"), VOLATILE])
-_JOINED = 65_536
-"""Bytes of blobs up to which an answer is sent in one piece."""
 _KINDS = {kind.value: kind.name.lower() for kind in Kind}
 
 
@@ -80,7 +76,7 @@ class _Names(_Form):
 
 
 class _Read(_Names):
-    most: int | None = None
+    most: int | None = Field(None, ge=0, le=1 << 20)
 
 
 class _Remove(_Form):
@@ -158,36 +154,16 @@ class Records:
         return Response(200, _BINARY, Streamed(entries))
 
     async def read(self, request: Request, _: str) -> Response:
-        """Send the blobs named in the body as a stream of records; refuse those above `most` bytes.
+        """Send the blobs named in the body as a stream of records.
 
-        Where few bytes are asked for, and all are there at once, they make one piece.
+        With `most` the answer has so many bytes of data at most, and comes in one piece.
         """
         order = await order_of(request, _Read)
-        names, most = order.names, order.most
-        first: list[Blob | Failed] = []
-        size, ready = 0, True
-        while ready and size <= _JOINED and len(first) < len(names):
-            name = names[len(first)]
-            try:
-                answer = self._store.get(name)
-                ready = isinstance(answer, Ready)
-                item = _up_to(most, await answer)
-            except DolmenError as error:
-                item = answer_of(name, error)
-            first.append(item)
-            if isinstance(item, Blob):
-                size += item.payload.size if item.payload.whole is not None else _JOINED + 1
-        if size <= _JOINED and len(first) == len(names):
-            return Response(200, _RECORDS, records.encode_whole(first))
-
-        async def items() -> AsyncIterator[Blob | Failed]:
-            for item in first:
-                yield item
-            async with closing(self._store.get_many(names[len(first) :])) as following:
-                async for item in following:
-                    yield _up_to(most, item)
-
-        return Response(200, _RECORDS, Streamed(records.encode(items())))
+        blobs = self._store.get_many(order.names)
+        if order.most is None:
+            return Response(200, _RECORDS, Streamed(records.encode(blobs)))
+        async with closing(records.encode(_up_to(order.most, blobs))) as pieces:
+            return Response(200, _RECORDS, b"".join([piece async for piece in pieces]))
 
     async def verify(self, request: Request, _: str) -> Response:
         """Read the blobs named in the body to their ends; an entry for each says how it is."""
@@ -204,12 +180,13 @@ class Records:
 
 async def _writes_in(body: Body) -> AsyncIterator[Write]:
     """The writes of a stream of records; of one that is here, none where anything is wrong."""
+    writes = (_write_of(each) async for each in record_reader.decode(aiter(body)))
     if body.whole is not None:
-        for write in [_write_of(each) for each in records.decode_whole(body.whole)]:
+        for write in [write async for write in writes]:
             yield write
-        return
-    async for each in record_reader.decode(aiter(body)):
-        yield _write_of(each)
+    else:
+        async for write in writes:
+            yield write
 
 
 def _write_of(item: Blob | Failed) -> Write:
@@ -218,11 +195,16 @@ def _write_of(item: Blob | Failed) -> Write:
     return Write.copy(item)
 
 
-def _up_to(most: int | None, item: Blob | Failed) -> Blob | Failed:
-    """A blob, or its refusal where it has more bytes."""
-    if most is None or isinstance(item, Failed) or item.payload.size <= most:
-        return item
-    return Failed(item.info.name, TooLarge(f"{item.info.name} has more than {most} bytes"))
+async def _up_to(most: int, blobs: AsyncIterator[Blob | Failed]) -> AsyncIterator[Blob | Failed]:
+    """Blobs with so many bytes together; one that does not fit any more is refused."""
+    async with closing(blobs) as answers:
+        async for item in answers:
+            if isinstance(item, Failed) or item.payload.size <= most:
+                most -= item.payload.size if isinstance(item, Blob) else 0
+                yield item
+            else:
+                name = item.info.name
+                yield Failed(name, TooLarge(f"{name} does not fit into the answer: read it alone"))
 
 
 async def order_of(request: Request, form: type[Order]) -> Order:

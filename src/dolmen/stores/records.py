@@ -16,11 +16,11 @@ Read first: `dolmen.record`, `dolmen.payload`.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import NamedTuple
 
 from dolmen import errors, metadata
-from dolmen.errors import BadContent, Corrupt, InvalidName
+from dolmen.errors import Corrupt, InvalidName
 from dolmen.names import check_name, checksum_of
 from dolmen.native import accelerated
 from dolmen.payload import Bytes, Piece
@@ -180,33 +180,3 @@ async def encode(
             gathered, size = [], 0
     if gathered:
         yield b"".join(gathered)
-
-
-def encode_whole(items: Iterable[Blob | Failed]) -> bytes:
-    """`encode` for blobs that are in memory."""
-    parts: list[Piece] = []
-    for item in items:
-        parts += frame(item) if isinstance(item, Blob) else (head_of(item),)
-    return b"".join(parts)
-
-
-def decode_whole(data: bytes) -> Iterator[Blob | Failed]:
-    """The blobs of a stream that is in memory, of blobs of up to 4 MiB."""
-    at = count = 0
-    while at < len(data):
-        found = sound_records(data, at, NOBODY, True)
-        for fields, content, sums, at in found:  # noqa: B007
-            yield Blob(BlobInfo(*fields), Framed(content, sums))
-        count += len(found)
-        if at == len(data):
-            return
-        try:
-            head = decode_head(data, at)
-            item = item_of(head)
-        except Corrupt as error:
-            raise BadContent(f"the stream is damaged at record {count + 1}: {error}") from error
-        if not isinstance(item, Failed) or head.length:
-            raise BadContent(f"the stream is damaged at record {count + 1}: {DAMAGED}")
-        yield item
-        at += head.size
-        count += 1

@@ -15,6 +15,7 @@ Read first: `dolmen.store`, `dolmen.stores.responses`, `dolmen.stores.batches`.
 from __future__ import annotations
 
 import json
+import math
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
@@ -22,6 +23,7 @@ from typing import Any
 
 from dolmen.digests import Digests
 from dolmen.errors import (
+    BadContent,
     Corrupt,
     DolmenError,
     NotFound,
@@ -74,10 +76,10 @@ _LARGE = 1 << 20
 """From this size on a blob is put by itself: its bytes are copied less often than in a record."""
 _UNDER_WAY = 4
 """How many batches, or blobs by themselves, are written at once."""
-_SMALL = 32_768
-"""The largest blob that is read in a shared request, in bytes."""
+_TOGETHER = 262_144
+"""The most bytes of data that the answer to a shared request to read may have."""
 _TINY = 16_384
-"""The largest blob that is written in a shared request."""
+"""The largest blob that is written in a shared request, in bytes."""
 _PATIENCE = 0.02
 """Seconds that small requests wait for those under way before another one is begun."""
 
@@ -210,33 +212,24 @@ class DolmenServer(Asked, OneByOne):
         """Blobs, or why each could not be had: `TooLarge` for one that is to be asked for alone."""
         if len(names) == 1:
             return [await self._get_alone(names[0], None)]
-        done: list[Blob | DolmenError] = []
-        failure: DolmenError = Unavailable(f"{self.address} did not answer for every name")
-        response = await self._order("/records/read", {"names": names, "most": _SMALL})
-        try:
-            data = await response.body.read(2 * len(names) * _SMALL)
-            for name, answer in zip(names, records.decode_whole(data), strict=False):
-                done.append(self._checked(name, answer))
-        except DolmenError as error:
-            failure = error
-        return [*done, *[failure] * (len(names) - len(done))]
+        return [self._taken(each) async for each in self._read(names, most=_TOGETHER)]
 
-    def _checked(self, name: str, answer: Blob | Failed) -> Blob | DolmenError:
-        """What came for a name. Raises `Unavailable` when that is the answer for another one."""
+    def _taken(self, answer: Blob | Failed) -> Blob | DolmenError:
         if isinstance(answer, Failed):
-            if answer.name == name:
-                return answer.error
-        elif answer.info.name == name:
-            info, data = answer.info, answer.payload.whole
-            if info.kind == Kind.TOMBSTONE:
-                return NotFound(f"{self.address}: {name} was deleted", stamp=info.stamp)
-            # An object is checked against its name by whoever reads it; the rest here.
-            if info.kind == Kind.BLOB and is_object_id(name):
-                return answer
-            if data is not None and checksum_of(data) == info.checksum:
-                return answer
-            return Corrupt(f"{self.address} sent {name} with another checksum than it has")
-        raise Unavailable(f"{self.address} sent something else than {name}, which is next")
+            error = answer.error
+            return Unavailable(str(error)) if isinstance(error, BadContent) else error
+        info = answer.info
+        if info.kind == Kind.TOMBSTONE:
+            return NotFound(f"{self.address}: {info.name} was deleted", stamp=info.stamp)
+        return self._wrong(answer) or answer
+
+    def _wrong(self, blob: Blob) -> Corrupt | None:
+        """What is wrong with a blob. Its reader checks an object or chunk against the name."""
+        info, data = blob.info, blob.payload.whole
+        named = info.kind == Kind.BLOB and (is_object_id(info.name) or is_chunk_name(info.name))
+        if named or data is None or checksum_of(data) == info.checksum:
+            return None
+        return Corrupt(f"{self.address} sent {info.name} with another checksum than it has")
 
     async def _get_alone(self, name: str, byte_range: Range | None) -> Blob:
         headers: list[tuple[bytes, bytes]] = []
@@ -250,13 +243,10 @@ class DolmenServer(Asked, OneByOne):
         except Unsatisfiable:
             return Blob(await self.stat(name), EMPTY)
         info = info_of(self.address, name, response.headers)
-        payload = payload_of(self.address, response.body)
-        # An object or chunk is checked against its name by whoever reads it; the rest here.
-        named = info.kind == Kind.BLOB and (is_object_id(name) or is_chunk_name(name))
-        data = None if named or response.status == 206 else payload.whole
-        if data is not None and checksum_of(data) != info.checksum:
-            raise Corrupt(f"{self.address} sent {name} with another checksum than it has")
-        return Blob(info, payload)
+        blob = Blob(info, payload_of(self.address, response.body))
+        if response.status != 206 and (wrong := self._wrong(blob)):
+            raise wrong
+        return blob
 
     async def stat(self, name: str) -> BlobInfo:
         response = await self._ask("HEAD", f"/blob/{check_name(name)}")
@@ -319,18 +309,25 @@ class DolmenServer(Asked, OneByOne):
             except Corrupt as error:
                 raise senseless(self.address, error, Unavailable) from error
 
-    async def get_many(self, names: Sequence[str]) -> AsyncIterator[Blob | Failed]:
+    def get_many(self, names: Sequence[str]) -> AsyncIterator[Blob | Failed]:
         """A blob at which the stream breaks off has failed; those behind it are asked for anew."""
+        return self._read(names)
+
+    async def _read(
+        self, names: Sequence[str], *, most: int | None = None
+    ) -> AsyncIterator[Blob | Failed]:
         done = 0
         while done < len(names):
             stop = min(done + _NAMES, len(names))
             failure: DolmenError = Unavailable(f"{self.address} did not answer for {names[done]}")
-            astray = False
-            async with await self._order("/records/read", {"names": [*names[done:stop]]}) as came:
+            astray, left = False, math.inf if most is None else most
+            order = {"names": [*names[done:stop]], "most": most}
+            async with await self._order("/records/read", order) as came:
                 try:
                     async for answer in record_reader.decode(aiter(came.body)):
                         name = answer.name if isinstance(answer, Failed) else answer.info.name
-                        if done == stop or name != names[done]:
+                        left -= 0 if isinstance(answer, Failed) else answer.payload.size
+                        if done == stop or name != names[done] or left < 0:
                             failure = Unavailable(f"{self.address} sent {name}, not what is next")
                             astray = True
                             break

@@ -7,12 +7,11 @@ may be kept, dropped, torn or garbled, page by page and in any order (SQLite's a
 of a crash: Pillai et al., "All File Systems Are Not Created Equal", OSDI 2014). Where data is
 lost the file may be as long as if it were there, with zeros or an old block of another file.
 
-The index is a dictionary with the guarantee RocksDB gives without its write-ahead log: after a
-kill or a power cut it is as some earlier `apply` left it, none older than the last `flush`.
-
 `cut_after(n)` makes the n-th change from now raise `PowerCut`, before or after it took effect, and
 every one behind it. `killed` is the disk after a `kill -9`. A volume on such
 a disk is given an `InlineExecutor`, so one seed gives one run. Undocumented methods: see `Disk`.
+
+Read first: `dolmen.testing.crash_index`.
 """
 
 from __future__ import annotations
@@ -29,7 +28,8 @@ from typing import Any, Literal, TypeVar
 
 from dolmen.record import data_in, record_size
 from dolmen.stores.volume.disk import Buffer, Disk
-from dolmen.stores.volume.index import Changes, Index, TailIndex
+from dolmen.stores.volume.index import Index
+from dolmen.testing.crash_index import Kept, SimulatedIndex
 
 T = TypeVar("T")
 _SECTOR = 512
@@ -95,46 +95,6 @@ class _NameChange:
         return False
 
 
-class _Kept:
-    """What is on disk of an index, and what was applied since."""
-
-    def __init__(self) -> None:
-        self.flushed = TailIndex()
-        self.applied: list[Changes] = []
-
-    def keep(self, batches: int) -> None:
-        """Let only so many of the batches be there, and on disk."""
-        for batch in self.applied[:batches]:
-            self.flushed.apply(batch)
-        self.applied.clear()
-
-    def crash(self, rng: random.Random) -> None:
-        """Be as of some earlier `apply`."""
-        self.keep(rng.randint(0, len(self.applied)))
-
-
-class SimulatedIndex(TailIndex):
-    """An open index, whose changes are operations of the disk."""
-
-    def __init__(self, disk: SimulatedDisk, kept: _Kept) -> None:
-        super().__init__(deepcopy(kept.flushed))
-        for batch in kept.applied:
-            super().apply(batch)
-        self._disk, self._kept = disk, kept
-
-    def apply(self, changes: Changes) -> None:
-        with self._disk.step():
-            super().apply(changes)
-            self._kept.applied.append(dict(changes))
-
-    def flush(self) -> None:
-        with self._disk.step():
-            self._kept.keep(len(self._kept.applied))
-
-    def close(self) -> None:
-        pass
-
-
 class SimulatedDisk(Disk):
     """A disk in memory, which is never full."""
 
@@ -162,7 +122,7 @@ class SimulatedDisk(Disk):
         after._names, after._platter_names = self._names, self._platter_names
         after._pending = self._pending
         for thing in self._names.values():
-            if isinstance(thing, _Kept):
+            if isinstance(thing, Kept):
                 thing.crash(self.rng)
         return after
 
@@ -180,7 +140,7 @@ class SimulatedDisk(Disk):
             if isinstance(thing, _File):
                 data = self._survive(thing)
                 thing = _File(data, bytearray(data))
-            elif isinstance(thing, _Kept):
+            elif isinstance(thing, Kept):
                 thing.crash(self.rng)
             after._names[path] = thing
         after._platter_names = dict(after._names)
@@ -382,12 +342,12 @@ class SimulatedDisk(Disk):
 
     def open_index(self, path: str, *, read_only: bool) -> Index:
         kept = self._names.get(path)
-        if not isinstance(kept, _Kept):
-            kept = self._names[path] = self._platter_names[path] = _Kept()
+        if not isinstance(kept, Kept):
+            kept = self._names[path] = self._platter_names[path] = Kept()
         if read_only:
             kept = deepcopy(kept)
             kept.crash(self.rng)
-        return SimulatedIndex(self, kept)
+        return SimulatedIndex(self.step, kept)
 
     def remove_index(self, path: str) -> None:
         self.unlink(path)

@@ -234,7 +234,7 @@ class Volume(OneByOne):
             for name in names[first : first + _READ_AT_ONCE]:
                 answer: Blob | Failed | None = None
                 try:
-                    entry = self._live(name)
+                    entry = self.catalog.found.get(name) or self._live(name)
                     if entry.length <= WHOLE:
                         data = self.reader.cached(name.encode(), entry)
                         if data is None:
