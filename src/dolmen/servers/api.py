@@ -28,10 +28,10 @@ from dolmen.http.conditional import refuse_conditions, selects
 from dolmen.names import check_name, is_object_id
 from dolmen.repeating import Repeating
 from dolmen.servers.answers import JSON, answer, body_of, selected
+from dolmen.servers.bulk import PAGE, limit_of
 from dolmen.servers.fields import describe
 from dolmen.servers.incoming import Checked, announced
 from dolmen.servers.metrics import Figure
-from dolmen.servers.records import PAGE, limit_of
 from dolmen.servers.routes import Application, Routes
 
 _HEED = 1.0

@@ -23,9 +23,9 @@ from dolmen.names import check_name
 from dolmen.payload import Bytes, Payload
 from dolmen.ready import Ready
 from dolmen.servers.answers import JSON, VOLATILE, VOLATILE_JSON, answer, body_of, selected
+from dolmen.servers.bulk import BulkRoutes, Note, order_of
 from dolmen.servers.fields import describe, entity_tag, stamp_of
 from dolmen.servers.incoming import Checked, announced
-from dolmen.servers.records import Note, Records, order_of
 from dolmen.servers.routes import Application, Routes
 from dolmen.stamps import format_stamp
 from dolmen.store import Blob, BlobInfo, BlobStore, Outcome, Range, Write
@@ -45,7 +45,7 @@ class BlobServer(Application):
         routes.add("POST PUT", "/blob/{name}", self.put)
         routes.add("GET", "/blob/{name}", self.get)
         routes.add("DELETE", "/blob/{name}", self.delete)
-        Records(store, routes)
+        BulkRoutes(store, routes)
         routes.add("GET", "/notes", self.notes)
         routes.add("POST", "/notes", self.note)
         routes.add("GET", "/status", self.status)

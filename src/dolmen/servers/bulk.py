@@ -85,7 +85,7 @@ class _Remove(_Form):
     epoch: int | None = None
 
 
-class Records:
+class BulkRoutes:
     """These routes over a store."""
 
     def __init__(self, store: BlobStore, routes: Routes) -> None:
